@@ -1,0 +1,68 @@
+"""Number handling shared by every module: float64 leaves, NumPy/JAX dispatch, 64-bit mode."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from flowsim.errors import FlowsimError
+
+
+def number(value: Any) -> Any:
+    """A numeric leaf: NumPy float64 unless it already is a JAX array.
+
+    NumPy arrays are traced by `equinox.filter_jit`, so that changing the number never recompiles, and,
+    unlike `jnp.asarray` outside 64-bit mode, they do not round 0.07 to single precision.
+    """
+    # Placeholders that JAX puts into modules while it rearranges trees pass through unchanged.
+    if isinstance(value, jax.Array) or type(value) is object:
+        return value
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise FlowsimError(f"Expected a number, but got {value!r}. Use an int or a float.") from None
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether `value` is a NumPy or Python number that can be checked now (not traced, not batched)."""
+    return isinstance(value, (int, float, np.ndarray, np.generic)) and np.ndim(value) == 0
+
+
+def check(condition: Any, message: str) -> None:
+    if not bool(condition):
+        raise FlowsimError(message)
+
+
+def check_number(
+    name: str, value: Any, *, positive: bool = False, minimum: float | None = None, cure: str
+) -> None:
+    """Refuse a number that is not finite, or not positive, or below `minimum`; traced values pass."""
+    if not is_concrete(value):
+        return
+    number_ = float(value)
+    wanted = "positive" if positive else (f"at least {minimum:g}" if minimum is not None else "finite")
+    good = np.isfinite(number_) and (not positive or number_ > 0) and (minimum is None or number_ >= minimum)
+    check(good, f"Argument `{name}` must be {wanted}, but is {number_:g}. {cure}")
+
+
+def namespace(*values: Any) -> Any:
+    """`jax.numpy` if any of the values is a JAX array or tracer, else `numpy`."""
+    return jnp if any(isinstance(v, jax.Array) for v in values) else np
+
+
+def to_device(tree: PyTree, dtype: Any = np.float64) -> PyTree:
+    """All floating NumPy leaves as JAX arrays of `dtype` (call it inside `jax.enable_x64(True)`)."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, (np.ndarray, np.generic, jax.Array)) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(leaf, dtype)
+        return leaf
+
+    return jax.tree.map(convert, tree)
+
+
+def to_numpy(tree: PyTree) -> PyTree:
+    """All JAX leaves as NumPy arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)

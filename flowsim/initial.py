@@ -1,0 +1,300 @@
+"""Starting states: recipes that draw a `Start` from a seed, and starts from your own arrays.
+
+    fs.initial.rings(pairs=5, height=0.309, twist=-144)
+    fs.initial.uniform(pairs=16, dim=8).draw(seed=3)
+    fs.initial.from_arrays(image, text)
+
+A recipe holds numbers (which a sweep may vary) and sizes; `draw(seed)` returns the arrays. With `gamma`, the
+arrays of a start are the directions H within two parallel cones at heights ±γ: `Sphere` lifts them to one
+more dimension, `Parallel` and `Reduced` take them as they are. Without, they are the rows themselves.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from flowsim._arrays import check, check_number, is_concrete, number
+from flowsim.errors import FlowsimError
+
+FIGURE_2_HEIGHT = (np.sqrt(5) - 1) / 4
+"""γ0 of Figure 2 of Yaras et al. 2025, 0.3090."""
+
+
+class Start(eqx.Module):
+    """A starting state.
+
+    - `image`, `text`: unit rows (n, d), or None if only `similarity` is known.
+    - `gamma`: signed cone height γ in (−1, 1), or None if the rows are not directions within cones.
+    - `log_gamma`: ln|γ| where γ itself underflows; otherwise None.
+    - `basis`: orthogonal (d+1, d+1) in which the lifted cones are expressed; None for the standard one.
+    - `similarity`: Z (n, n), only for `Reduced`.
+    """
+
+    image: Any = None
+    text: Any = None
+    gamma: Any = None
+    log_gamma: Any = None
+    basis: Any = None
+    similarity: Any = None
+
+    @property
+    def pairs(self) -> int:
+        """n, the number of pairs."""
+        return (self.image if self.image is not None else self.similarity).shape[0]
+
+    @property
+    def dim(self) -> int | None:
+        """d, the number of columns of `image`; None without rows."""
+        return None if self.image is None else self.image.shape[1]
+
+    def rows(self) -> tuple[Any, Any]:
+        """Unit rows (image, text) in the full space: lifted by one dimension if the start has γ."""
+        if self.image is None:
+            raise FlowsimError(
+                "This start holds only similarities, not rows. Use the geometry `Reduced`, or give rows."
+            )
+        if self.gamma is None:
+            return self.image, self.text
+        gamma = float(self.gamma)
+        radius, height = np.sqrt(1 - gamma**2), np.full((self.pairs, 1), gamma)
+        image = np.concatenate([radius * self.image, height], axis=1)
+        text = np.concatenate([radius * self.text, -height], axis=1)
+        return (image, text) if self.basis is None else (image @ self.basis.T, text @ self.basis.T)
+
+    def as_cones(self, geometry: str) -> "Start":
+        """This start in the form of two exact parallel cones, with γ.
+
+        Rows without γ are accepted only if an axis u exists with image·u = γ and text·u = −γ exactly.
+        Raises `FlowsimError` otherwise, saying what to do.
+        """
+        if self.gamma is not None:
+            return self
+        cure = f"Give `gamma` with rows H, use `fs.initial.cones`, or use the geometry `Sphere`, not `{geometry}`."
+        if self.image is None:
+            raise FlowsimError(f"The start has no `gamma`. {cure}")
+        stacked = np.concatenate([self.image, -self.text])
+        if np.linalg.matrix_rank(stacked) < stacked.shape[1]:
+            raise FlowsimError(f"The axis of the cones is not determined by these rows. {cure}")
+        axis = np.linalg.lstsq(stacked, np.ones(len(stacked)), rcond=None)[0]
+        length = np.linalg.norm(axis)
+        if np.max(np.abs(stacked @ axis - 1)) > 1e-9 or length <= 1:
+            raise FlowsimError(f"These rows are not two exact parallel cones. {cure}")
+        gamma, axis = 1 / length, axis / length
+        # Any orthogonal basis whose last column is the axis.
+        basis = np.linalg.qr(np.column_stack([axis, np.eye(len(axis))]))[0]
+        basis = np.column_stack([basis[:, 1:], axis])
+        scale = np.sqrt(1 - gamma**2)
+        h = [(rows @ basis)[:, :-1] / scale for rows in (self.image, self.text)]
+        return Start(h[0], h[1], gamma=np.asarray(gamma), basis=basis)
+
+
+class AbstractRecipe(eqx.Module):
+    """A way to draw starts."""
+
+    @abc.abstractmethod
+    def draw(self, seed: int = 0) -> Start:
+        """The start for this seed; deterministic recipes ignore it."""
+
+
+class Rings(AbstractRecipe):
+    """Two regular n-gons at heights +γ (image) and −γ (text), the text ring turned by `twist` degrees.
+
+    The defaults are the start of Figure 2 of Yaras et al. 2025: five pairs in three dimensions,
+    γ0 = (√5 − 1)/4, twist −144°.
+    """
+
+    pairs: int = eqx.field(static=True, default=5)
+    height: Any = eqx.field(converter=number, default=FIGURE_2_HEIGHT)
+    twist: Any = eqx.field(converter=number, default=-144.0)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_gamma("height", self.height)
+        check_number("twist", self.twist, cure="Use degrees, e.g. -144.")
+
+    def draw(self, seed: int = 0) -> Start:
+        angle = 2 * np.pi * np.arange(self.pairs) / self.pairs
+        turned = angle + np.deg2rad(self.twist)
+        return Start(
+            np.column_stack([np.cos(angle), np.sin(angle)]),
+            np.column_stack([np.cos(turned), np.sin(turned)]),
+            gamma=self.height,
+        )
+
+
+class Cones(AbstractRecipe):
+    """Two parallel cones with independent random directions, in `dim` dimensions including the axis.
+
+    With `random_basis` the axis points in a random direction, which matters to entry-wise swaps only.
+    """
+
+    pairs: int = eqx.field(static=True, default=16)
+    dim: int = eqx.field(static=True, default=8)
+    height: Any = eqx.field(converter=number, default=0.3)
+    random_basis: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim, minimum=3)
+        _check_gamma("height", self.height)
+
+    def draw(self, seed: int = 0) -> Start:
+        rng = np.random.default_rng(seed)
+        image, text = (_uniform_rows(rng, self.pairs, self.dim - 1) for _ in range(2))
+        basis = None
+        if self.random_basis:
+            q, r = np.linalg.qr(rng.standard_normal((self.dim, self.dim)))
+            basis = q * np.sign(np.diag(r))
+        return Start(image, text, gamma=self.height, basis=basis)
+
+
+class Uniform(AbstractRecipe):
+    """Rows of both modalities independent and uniform on S^{dim−1}; with `gamma`, as directions in cones."""
+
+    pairs: int = eqx.field(static=True, default=16)
+    dim: int = eqx.field(static=True, default=8)
+    gamma: Any = eqx.field(converter=lambda g: None if g is None else number(g), default=None)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim)
+        if self.gamma is not None:
+            _check_gamma("gamma", self.gamma)
+
+    def draw(self, seed: int = 0) -> Start:
+        rng = np.random.default_rng(seed)
+        image, text = (_uniform_rows(rng, self.pairs, self.dim) for _ in range(2))
+        return Start(image, text, gamma=self.gamma)
+
+
+class MatchedPairs(AbstractRecipe):
+    """Perfectly matched cones: identical random directions H_X = H_Y in R^dim, heights ±γ."""
+
+    pairs: int = eqx.field(static=True, default=16)
+    dim: int = eqx.field(static=True, default=8)
+    gamma: Any = eqx.field(converter=number, default=0.3)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim)
+        _check_gamma("gamma", self.gamma)
+
+    def draw(self, seed: int = 0) -> Start:
+        rows = _uniform_rows(np.random.default_rng(seed), self.pairs, self.dim)
+        return Start(rows, rows.copy(), gamma=self.gamma)
+
+
+class Orthonormal(AbstractRecipe):
+    """Matched cones with orthonormal directions, Z = I (margin 1)."""
+
+    pairs: int = eqx.field(static=True, default=16)
+    gamma: Any = eqx.field(converter=number, default=0.3)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_gamma("gamma", self.gamma)
+
+    def draw(self, seed: int = 0) -> Start:
+        return Start(np.eye(self.pairs), np.eye(self.pairs), gamma=self.gamma)
+
+
+class Simplex(AbstractRecipe):
+    """Matched cones with simplex directions, Z = (nI − J)/(n − 1) (margin n/(n − 1), the largest)."""
+
+    pairs: int = eqx.field(static=True, default=16)
+    gamma: Any = eqx.field(converter=number, default=0.3)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_gamma("gamma", self.gamma)
+
+    def draw(self, seed: int = 0) -> Start:
+        n = self.pairs
+        rows = np.sqrt(n / (n - 1)) * (np.eye(n) - 1 / n)
+        return Start(rows, rows.copy(), gamma=self.gamma)
+
+
+rings, cones, uniform, matched = Rings, Cones, Uniform, MatchedPairs
+orthonormal, simplex = Orthonormal, Simplex
+
+KINDS: dict[str, type] = {
+    cls.__name__: cls for cls in (Rings, Cones, Uniform, MatchedPairs, Orthonormal, Simplex)
+}
+
+
+def from_arrays(image: ArrayLike, text: ArrayLike, gamma: float | None = None) -> Start:
+    """A start from your own rows (n, d); rows are scaled to unit length.
+
+    With `gamma` the rows are directions H within cones at heights ±γ. Raises `FlowsimError` for arrays
+    that are not two finite matrices of the same shape with n >= 2, or contain a zero row.
+    """
+    arrays = []
+    for name, value in (("image", image), ("text", text)):
+        array = _matrix(name, value)
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        check(norms.min() > 0, f"Array `{name}` has a zero row, which has no direction. Remove it.")
+        arrays.append(array / norms)
+    check(
+        arrays[0].shape == arrays[1].shape,
+        f"`image` has shape {arrays[0].shape}, but `text` has {arrays[1].shape}. Give one text row per image row.",
+    )
+    if gamma is not None:
+        _check_gamma("gamma", number(gamma))
+    return Start(arrays[0], arrays[1], gamma=None if gamma is None else number(gamma))
+
+
+def from_similarity(similarity: ArrayLike, gamma: float) -> Start:
+    """A start for `Reduced` from Z = H_X H_Yᵀ (n, n) alone, entries in [−1, 1]."""
+    z = _matrix("similarity", similarity)
+    check(z.shape[0] == z.shape[1], f"`similarity` must be square, but has shape {z.shape}. Use H_X @ H_Y.T.")
+    check(
+        np.abs(z).max() <= 1 + 1e-9,
+        f"`similarity` has an entry of {np.abs(z).max():.4g}. Use cosines, between -1 and 1.",
+    )
+    _check_gamma("gamma", number(gamma))
+    return Start(similarity=z, gamma=number(gamma))
+
+
+def _matrix(name: str, value: ArrayLike) -> Float[np.ndarray, "n d"]:
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise FlowsimError(f"Array `{name}` is not numeric. Give a matrix of real numbers.") from None
+    check(array.ndim == 2, f"Array `{name}` must have shape (n, d), but has {array.shape}. Reshape it.")
+    check(np.isfinite(array).all(), f"Array `{name}` contains NaN or infinity. Remove those rows.")
+    _check_pairs(array.shape[0])
+    return array
+
+
+def _uniform_rows(rng: np.random.Generator, pairs: int, dim: int) -> Float[np.ndarray, "n d"]:
+    rows = rng.standard_normal((pairs, dim))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _check_pairs(pairs: int) -> None:
+    check(
+        isinstance(pairs, (int, np.integer)) and pairs >= 2,
+        f"Argument `pairs` must be a whole number of at least 2, but is {pairs}: "
+        "a contrastive loss needs a negative. Use e.g. pairs=5.",
+    )
+
+
+def _check_dim(dim: int, minimum: int = 2) -> None:
+    check(
+        isinstance(dim, (int, np.integer)) and dim >= minimum,
+        f"Argument `dim` must be a whole number of at least {minimum}, but is {dim}. Use e.g. dim=8.",
+    )
+
+
+def _check_gamma(name: str, gamma: Any) -> None:
+    if is_concrete(gamma):
+        value = float(gamma)
+        check(
+            abs(value) < 1,
+            f"Argument `{name}` must lie between -1 and 1 (heights ±γ on the unit sphere), but is {value:g}. "
+            "Use e.g. 0.3.",
+        )

@@ -1,0 +1,5 @@
+"""What diffrax lacks: a stabilised explicit method for large stiff problems."""
+
+from flowsim.numerics.chebyshev import RungeKuttaChebyshev
+
+__all__ = ["RungeKuttaChebyshev"]

@@ -1,0 +1,367 @@
+"""What a solve returns: labelled time series, snapshots of the embeddings, status, cost and provenance."""
+
+import dataclasses
+import enum
+import html
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowsim._arrays import check
+from flowsim.errors import FlowsimError
+from flowsim.initial import Start
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SCHEMA_VERSION = 1
+
+#: name -> (description, symbol for plots)
+VARIABLES: dict[str, tuple[str, str]] = {
+    "modality_gap": ("distance of the modality centres", r"modality gap $\Delta$"),
+    "temperature": ("temperature of the softmax", r"temperature $\tau$"),
+    "inverse_temperature": ("inverse temperature", r"inverse temperature $\beta$"),
+    "raw": ("raw parameter of the learnable temperature", r"raw temperature $\nu$"),
+    "gamma": ("signed cone height", r"cone height $\gamma$"),
+    "log_gamma": ("logarithm of the absolute cone height", r"$\ln|\gamma|$"),
+    "loss": ("loss that the flow descends", r"loss $\mathcal{L}$"),
+    "margin": ("smallest advantage of a pair over a non-pair", r"margin $\alpha$"),
+    "matched_fraction": ("fraction of pairs that are nearest in both directions", "matched fraction"),
+    "doubly_stochastic_defect": ("distance of the softmaxes from double stochasticity", "DS defect"),
+}
+
+
+class Status(enum.Enum):
+    """How a solve ended, as a sentence."""
+
+    COMPLETED = "Completed: reached the last output time."
+    STEADY = "Steady state: nothing changes any more; later slots hold the steady value."
+    GAMMA_ONE = (
+        "Stopped: the cone height γ reached 1, where parallel cones collapse to two points and the ansatz "
+        "ends; later slots are NaN. Use a smaller γ0, a larger temperature, a matched start, or `Sphere`."
+    )
+    TEMPERATURE_INFINITE = (
+        "Stopped: the inverse temperature β reached 0, where τ is infinite; later slots are NaN. "
+        "Use a parametrization that keeps β positive, such as Exp()."
+    )
+    MAX_STEPS = (
+        "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or "
+        "shorten `t1`."
+    )
+    NON_FINITE = (
+        "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
+    )
+    PREDICTED = "Predicted: closed form, not integrated."
+
+    @property
+    def covered(self) -> bool:
+        """Whether every output slot holds a value."""
+        return self in (Status.COMPLETED, Status.STEADY, Status.PREDICTED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Status of one solve: `code`, its `sentence`, and `stopped_at`, the flow time where it ended."""
+
+    code: Status
+    stopped_at: float
+    method: str
+
+    @property
+    def sentence(self) -> str:
+        return self.code.value
+
+    @property
+    def ok(self) -> bool:
+        return self.code.covered
+
+    def __repr__(self) -> str:
+        return f"{self.code.name} at t = {self.stopped_at:.6g} ({self.method}). {self.sentence}"
+
+
+class SimulationStopped(FlowsimError):
+    """A solve did not reach its last output time; `result` holds what was computed."""
+
+    def __init__(self, result: "Result") -> None:
+        self.result = result
+        super().__init__(
+            f"{result.status.sentence} (t = {result.status.stopped_at:.6g}; "
+            "`throw=False` returns the part before.)"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """The state at one time.
+
+    `image`, `text`: unit rows (n, D) as a model would output them (None if only similarities are known);
+    `gamma`: cone height or None; `start`: what continues the flow from here; `values`: observables.
+    """
+
+    time: float
+    start: Start
+    raw: float | None
+    values: dict[str, float]
+
+    @property
+    def image(self) -> np.ndarray | None:
+        return None if self.start.image is None else self.start.rows()[0]
+
+    @property
+    def text(self) -> np.ndarray | None:
+        return None if self.start.image is None else self.start.rows()[1]
+
+    @property
+    def gamma(self) -> float | None:
+        return None if self.start.gamma is None else float(self.start.gamma)
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self.values:
+            from flowsim.errors import unknown_name
+
+            raise unknown_name("observable", name, self.values)
+        return self.values[name]
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k}={v:.5g}" for k, v in self.values.items())
+        return f"Snapshot(t={self.time:.6g}, {inner})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Observables over time with the settings that produced them.
+
+    `result["modality_gap"]` is an `xarray.DataArray` over `time` (flow time); `result.at(t)` and
+    `result.final` are snapshots with embeddings; `result.to_xarray()` is everything. All arrays are NumPy.
+
+    - `time` (T,), `series` name -> (T,)
+    - `snapshot_time` (S,), `snapshots` name -> (S, ...), `constants` name -> array
+    - `status`, `stats` (steps, evaluations, seconds), `config` (flow, start, options), `versions`
+    - `reasons`: why an observable is NaN
+    """
+
+    time: np.ndarray
+    series: dict[str, np.ndarray]
+    status: Outcome
+    config: dict[str, Any]
+    stats: dict[str, float]
+    versions: dict[str, str]
+    snapshot_time: np.ndarray
+    snapshots: dict[str, np.ndarray]
+    constants: dict[str, np.ndarray]
+    reasons: dict[str, str] = dataclasses.field(default_factory=dict)
+    resolve: Callable[["Result", float], "Result"] | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the recorded observables."""
+        return list(self.series)
+
+    def __getitem__(self, name: str) -> "xr.DataArray":
+        if name not in self.series:
+            from flowsim.errors import unknown_name
+
+            raise unknown_name("observable", name, self.series)
+        return self.to_xarray()[name]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.names
+
+    def _snapshot(self, index: int) -> Snapshot:
+        t = float(self.snapshot_time[index])
+        get = {**self.constants, **{k: v[index] for k, v in self.snapshots.items()}}
+        raw = get.pop("raw", None)
+        slot = np.flatnonzero(self.time == t)
+        values = {k: float(v[slot[0]]) for k, v in self.series.items()} if slot.size else {}
+        return Snapshot(t, Start(**get), None if raw is None else float(raw), values)
+
+    def at(self, t: float) -> Snapshot:
+        """The state at flow time t: a stored snapshot, or integrated exactly from the one before.
+
+        Raises `FlowsimError` if t lies outside the run or the state cannot be had.
+        """
+        if not len(self.snapshot_time):
+            raise FlowsimError("This result holds no embeddings. Simulate with `snapshots=` to store some.")
+        if np.isnan(t) or not self.time[0] <= t <= self.time[-1]:
+            raise FlowsimError(
+                f"Time {t:g} lies outside the run, which covers {self.time[0]:g} to {self.time[-1]:g}. "
+                "Continue it with fs.simulate(flow, result, t1=...)."
+            )
+        exact = np.flatnonzero(self.snapshot_time == t)
+        if exact.size:
+            return self._snapshot(int(exact[0]))
+        if not self.status.ok and t > self.status.stopped_at:
+            raise FlowsimError(f"The run ended at t = {self.status.stopped_at:g}: {self.status.sentence}")
+        if self.resolve is None:
+            near = self.snapshot_time[np.argmin(np.abs(np.log1p(self.snapshot_time) - np.log1p(t)))]
+            raise FlowsimError(f"No snapshot is stored at t = {t:g}. The nearest is at t = {near:g}.")
+        return self.resolve(self, t).final
+
+    @property
+    def final(self) -> Snapshot:
+        """The last stored state."""
+        if not len(self.snapshot_time):
+            raise FlowsimError("This result holds no embeddings. Simulate with `snapshots=` to store some.")
+        return self._snapshot(len(self.snapshot_time) - 1)
+
+    def to_xarray(self) -> "xr.Dataset":
+        """Dataset with coordinate `time` and one variable per observable, snapshots and settings included."""
+        import xarray as xr
+
+        data: dict[str, Any] = {}
+        for name, values in self.series.items():
+            description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
+            attrs = {"long_name": symbol, "description": description, "units": "1"}
+            if name in self.reasons:
+                attrs["reason"] = self.reasons[name]
+            data[name] = ("time", values, attrs)
+        for name, values in self.snapshots.items():
+            dims = ("snapshot_time", "pair", "dim")[: values.ndim]
+            data[f"snapshot_{name}"] = (dims, values)
+        for name, values in self.constants.items():
+            data[f"constant_{name}"] = (tuple(f"{name}_{i}" for i in range(values.ndim)), values)
+        coords = {"time": ("time", self.time, {"long_name": "flow time $t$", "units": "flow time"})}
+        if len(self.snapshot_time):
+            coords["snapshot_time"] = ("snapshot_time", self.snapshot_time, {"long_name": "flow time $t$"})
+        attrs = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "flowsim result",
+            "status": self.status.code.name,
+            "status_sentence": self.status.sentence,
+            "stopped_at": self.status.stopped_at,
+            "method": self.status.method,
+            "config": json.dumps(self.config),
+            "stats": json.dumps(self.stats),
+            "versions": json.dumps(self.versions),
+        }
+        return xr.Dataset(data, coords, attrs)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write netCDF, atomically. Raises `FlowsimError` if the place is not writable."""
+        return write_netcdf(self.to_xarray(), path)
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = []
+        for name, values in self.series.items():
+            finite = values[np.isfinite(values)]
+            if not finite.size:
+                rows.append((name, "-", "-", self.reasons.get(name, "not finite")))
+                continue
+            rows.append(
+                (name, f"{finite[0]:.5g}", f"{finite[-1]:.5g}", f"{finite.min():.4g} .. {finite.max():.4g}")
+            )
+        return rows
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [
+            ("time", f"{self.time[0]:g} .. {self.time[-1]:g} ({len(self.time)} points)"),
+            ("status", f"{self.status.code.name} at t = {self.status.stopped_at:.6g}"),
+            ("method", self.status.method),
+        ]
+        s = self.stats
+        if "steps" in s:
+            seconds = f"{s['run_seconds']:.2f} s + {s['compile_seconds']:.2f} s compiling"
+            facts.append(("cost", f"{s['steps']:.0f} steps, {s['rejected']:.0f} rejected; {seconds}"))
+        if "conserved_residual" in s:
+            facts.append(("conserved quantity", f"relative residual {s['conserved_residual']:.1e}"))
+        if "loss_increase" in s:
+            facts.append(("loss", f"largest relative increase {s['loss_increase']:.1e}"))
+        return facts
+
+    def __repr__(self) -> str:
+        lines = ["Result"] + [f"  {k:<18} {v}" for k, v in self._facts()]
+        head = ("observable", "first", "last", "range")
+        lines += ["  " + "{:<26}{:>12}{:>12}  {}".format(*row) for row in [head, *self._rows()]]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        facts = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>"
+            f"{html.escape(v)}</td></tr>"
+            for k, v in self._facts()
+        )
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows()
+        )
+        head = "".join(f"<th>{c}</th>" for c in ("observable", "first", "last", "range"))
+        return f"<table>{facts}</table><table><tr>{head}</tr>{body}</table>"
+
+
+def write_netcdf(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Path:
+    """Write a dataset to netCDF so that a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. run.nc.")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        dataset.to_netcdf(temporary, engine="h5netcdf")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FlowsimError(
+            f"Cannot write {str(path)!r}: {error.strerror or error}. Choose a folder that you may write to."
+        ) from None
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
+
+
+def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
+    """Read a netCDF file whole. Raises `FlowsimError` for a missing, unreadable or foreign file."""
+    import xarray as xr
+
+    if not Path(path).is_file():
+        raise FlowsimError(f"There is no file {str(path)!r}. Give the path of a saved result (.nc).")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            return dataset.load()
+    except Exception as error:
+        raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
+                           "Give a file that flowsim saved.") from None  # fmt: skip
+
+
+def load_result(path: str | os.PathLike[str]) -> Result:
+    """The result that `Result.save` wrote. Raises `FlowsimError` for foreign or newer files."""
+    dataset = read_netcdf(path)
+    if dataset.attrs.get("kind") != "flowsim result":
+        raise FlowsimError(f"{str(path)!r} is not a flowsim result. Give a file written by `Result.save`.")
+    version = int(dataset.attrs["schema_version"])
+    check(
+        version <= SCHEMA_VERSION,
+        f"{str(path)!r} has schema version {version}, but this flowsim reads up to {SCHEMA_VERSION}. "
+        "Upgrade flowsim.",
+    )
+    series, snapshots, constants, reasons = {}, {}, {}, {}
+    for key, variable in dataset.data_vars.items():
+        name = str(key)
+        if name.startswith("snapshot_"):
+            snapshots[name.removeprefix("snapshot_")] = variable.to_numpy()
+        elif name.startswith("constant_"):
+            constants[name.removeprefix("constant_")] = variable.to_numpy()
+        else:
+            series[name] = variable.to_numpy()
+            if "reason" in variable.attrs:
+                reasons[name] = variable.attrs["reason"]
+    attrs = dataset.attrs
+    outcome = Outcome(Status[attrs["status"]], float(attrs["stopped_at"]), str(attrs["method"]))
+    has_snapshots = "snapshot_time" in dataset.coords
+    return Result(
+        time=dataset["time"].to_numpy(),
+        series=series,
+        status=outcome,
+        config=json.loads(attrs["config"]),
+        stats=json.loads(attrs["stats"]),
+        versions=json.loads(attrs["versions"]),
+        snapshot_time=dataset["snapshot_time"].to_numpy() if has_snapshots else np.empty(0),
+        snapshots=snapshots,
+        constants=constants,
+        reasons=reasons,
+    )

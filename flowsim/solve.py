@@ -1,0 +1,762 @@
+"""`simulate`: integrate a gradient flow with diffrax, in logarithmic time, with the right method.
+
+The flow is integrated in s = ln(1 + t): curvature decays like 1/t, so that an explicit method crosses
+thirty decades in a few hundred steps. Flows with a true equilibrium become stiff in s; they are noticed
+(the explicit method exhausts its budget) and continued with an implicit method for few unknowns and with a
+stabilised explicit one (Runge-Kutta-Chebyshev) for many. A solve is a chain of *segments*, each one compiled
+call; segments end at a switch of method, at a clamp of the temperature, or with the run.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix as optx
+from jaxtyping import Array
+from numpy.typing import ArrayLike
+
+from flowsim import observables as obs
+from flowsim import theory
+from flowsim._arrays import check, check_number, to_device, to_numpy
+from flowsim.config import to_config
+from flowsim.errors import FlowsimError, unknown_name
+from flowsim.flow import GradientFlow, Moving, State, as_start
+from flowsim.initial import AbstractRecipe, Start
+from flowsim.numerics import RungeKuttaChebyshev
+from flowsim.result import Outcome, Result, SimulationStopped, Status, load_result
+from flowsim.temperature import Identity, Learnable
+
+DEFAULT_OBSERVABLES = (
+    "modality_gap",
+    "temperature",
+    "inverse_temperature",
+    "raw",
+    "gamma",
+    "log_gamma",
+    "loss",
+    "margin",
+    "matched_fraction",
+    "doubly_stochastic_defect",
+)
+
+#: Output points, 0 included, when only `t1` is given: a fixed number, so that `t1` never recompiles.
+OUTPUT_POINTS = 257
+#: First log-spaced output time, relative to min(t1, 1).
+_FIRST_OUTPUT = 1e-3
+#: Steps of the explicit method before a problem counts as stiff.
+EXPLICIT_BUDGET = 2000
+#: Up to this many unknowns the stiff method is implicit with a dense Jacobian.
+DENSE_UNKNOWNS = 200
+#: Snapshots are stored at every output time while they fit into this many bytes.
+_SNAPSHOT_BYTES = 64 * 2**20
+
+Method = Literal["explicit", "implicit", "stabilised"]
+_METHODS: dict[str, Callable[[], diffrax.AbstractAdaptiveSolver]] = {
+    "explicit": diffrax.Dopri8,
+    "implicit": diffrax.Kvaerno5,
+    "stabilised": RungeKuttaChebyshev,
+}
+
+
+def simulate(
+    flow: GradientFlow,
+    start: Start | AbstractRecipe | Result,
+    t1: float | None = None,
+    ts: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    horizon: float | None = None,
+    rtol: float = 1e-9,
+    atol: float = 1e-12,
+    method: Method | None = None,
+    max_steps: int = 200_000,
+    snapshots: ArrayLike | None = None,
+    observables: Sequence[str] = DEFAULT_OBSERVABLES,
+    precision: Literal["float64", "float32"] = "float64",
+    throw: bool = True,
+) -> Result:
+    """Integrate dθ/dt = −∂L/∂θ, dν/dt = −r ∂L/∂ν from `start` and record observables.
+
+    - `start`: a `Start`, a recipe (drawn with `seed`), or a `Result`, which is continued on its own clock.
+    - `t1`, `ts`: last flow time, or all output times (increasing; returned exactly as given). Default: 0
+      and log-spaced points up to `t1`.
+    - `seed`: of the recipe's draw, noisy targets and swap masks.
+    - `horizon`: schedules run in progress u = t/`horizon`; default: the last output time.
+    - `rtol`, `atol`: tolerances of the step controller, on unit rows, ln γ and ν.
+    - `method`: "explicit" (Dopri8), "implicit" (Kvaerno5, dense), "stabilised" (Runge-Kutta-Chebyshev);
+      default: explicit, then a stiff one if needed. The result says which.
+    - `snapshots`: times among the outputs at which embeddings are stored; default all, if they fit.
+    - `observables`: names recorded at every output time; see `fs.observables.names()`.
+    - `precision`: "float32" is for speed on short horizons; it is refused beyond t1 = 1e6.
+    - `throw`: raise `SimulationStopped` unless every output time was covered; else return the part before.
+
+    64-bit mode is entered here and left again; results are NumPy. Raises `FlowsimError` for bad input.
+    """
+    wall = time.perf_counter()
+    _check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)
+    start_, t0, raw, seed, horizon = _resume(flow, start, seed, horizon)
+    ts_ = _output_times(t1, ts, t0)
+    horizon_ = float(ts_[-1]) if horizon is None else float(horizon)
+    check_number("horizon", horizon_, positive=True, cure="Use the flow time at which the schedule ends.")
+    if precision == "float32":
+        check(ts_[-1] <= 1e6, "`precision='float32'` cannot hold horizons beyond t1 = 1e6. Use 'float64'.")
+        rtol, atol = max(rtol, 1e-5), max(atol, 1e-7)
+    dtype = np.dtype(precision)
+
+    with jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
+        flow_ = to_device(flow, dtype)
+        state = flow_.initial_state(start_, seed, dtype)
+        if raw is not None:
+            state = eqx.tree_at(lambda s: s.moving.raw, state, jnp.asarray(raw, dtype))
+        kept = _snapshot_times(ts_, snapshots, state)
+        run = _chain(
+            flow_, state, t0, ts_, kept, horizon_, rtol, atol, method, max_steps, tuple(observables), dtype
+        )
+    options = {
+        "seed": seed, "horizon": horizon_, "rtol": rtol, "atol": atol, "precision": precision,
+        "method": method, "t0": t0,
+    }  # fmt: skip
+    start_config = to_config(start) if isinstance(start, AbstractRecipe) else {"kind": type(start).__name__}
+    result = _assemble(flow, run, ts_, kept, options, start_config)
+    total = time.perf_counter() - wall
+    result.stats.update(
+        compile_seconds=timer.seconds, run_seconds=max(total - timer.seconds, 0.0), wall_seconds=total
+    )
+    if throw and not result.status.ok:
+        raise SimulationStopped(result)
+    return result
+
+
+def load(path: str | os.PathLike[str]) -> Result:
+    """Read a result written by `Result.save`; `at(t)` works on it as before."""
+    return dataclasses.replace(load_result(path), resolve=_resolve)
+
+
+# --- checks and grids ---------------------------------------------------------------------------------
+
+
+def _check_options(
+    flow: Any, rtol: float, atol: float, method: str | None, max_steps: int, seed: int, precision: str,
+    observables: Sequence[str],
+) -> None:  # fmt: skip
+    check(
+        isinstance(flow, GradientFlow),
+        f"Expected a GradientFlow, but got {type(flow).__name__}. Use fs.GradientFlow.from_preset('Baseline').",
+    )
+    check_number("rtol", rtol, positive=True, cure="Use e.g. 1e-9.")
+    check_number("atol", atol, positive=True, cure="Use e.g. 1e-12.")
+    check(rtol < 1, f"Argument `rtol` must be below 1, but is {rtol:g}. Use e.g. 1e-9.")
+    check(max_steps >= 1, f"Argument `max_steps` must be at least 1, but is {max_steps}. Use e.g. 200000.")
+    check(
+        isinstance(seed, (int, np.integer)) and seed >= 0,
+        f"Argument `seed` must be a whole number of at least 0, but is {seed!r}. Use e.g. 0.",
+    )
+    if method is not None and method not in _METHODS:
+        raise unknown_name("method", method, _METHODS)
+    if precision not in ("float64", "float32"):
+        raise unknown_name("precision", precision, ("float64", "float32"))
+    for name in observables:
+        if name not in _STATE_OBSERVABLES and name not in obs.REGISTRY:
+            raise unknown_name("observable", name, [*_STATE_OBSERVABLES, *obs.REGISTRY])
+
+
+def _resume(
+    flow: GradientFlow, start: Any, seed: int, horizon: float | None
+) -> tuple[Start, float, float | None, int, float | None]:
+    """(start, t0, raw ν or None, seed, horizon), continuing the clock of a `Result`."""
+    if not isinstance(start, Result):
+        return as_start(start, seed), 0.0, None, seed, horizon
+    if not start.status.ok:
+        raise FlowsimError(f"This run cannot be continued. {start.status.sentence}")
+    last = start.final
+    options = start.config["options"]
+    raw = None
+    policy = flow.schedule.temperature
+    if isinstance(policy, Learnable):
+        before = start.config["flow"]["schedule"]["temperature"].get("parametrization")
+        if last.raw is not None and before == to_config(policy.parametrization):
+            raw = last.raw
+        else:  # another parametrization goes on from the same temperature
+            raw = float(policy.parametrization.raw(np.asarray(last["inverse_temperature"])))
+    if horizon is None:
+        horizon = options["horizon"]
+    return last.start, last.time, raw, options["seed"], horizon
+
+
+def _output_times(t1: float | None, ts: ArrayLike | None, t0: float) -> np.ndarray:
+    if ts is None:
+        check(t1 is not None, "Give `t1` (the last flow time) or `ts` (all output times).")
+        check_number("t1", t1, cure="Use e.g. t1=1e5.")
+        assert t1 is not None
+        check(t1 > t0, f"Argument `t1` must be greater than {t0:g}, but is {t1:g}. Use e.g. t1={t0 + 1e5:g}.")
+        if t0 > 0:
+            grid = np.geomspace(t0, t1, OUTPUT_POINTS)
+            grid[0], grid[-1] = t0, t1
+            return grid
+        grid = np.geomspace(_FIRST_OUTPUT * min(t1, 1.0), t1, OUTPUT_POINTS - 1)
+        grid[-1] = t1
+        return np.concatenate([[0.0], grid])
+    times = np.atleast_1d(np.asarray(ts, np.float64))
+    check(
+        times.ndim == 1 and times.size >= 1 and np.isfinite(times).all(),
+        "Argument `ts` must be a list of finite times. Use e.g. np.geomspace(1e-2, 1e5, 100).",
+    )
+    check((np.diff(times) > 0).all(), "Argument `ts` must increase strictly. Sort it and drop duplicates.")
+    check(times[0] >= t0, f"Argument `ts` starts at {times[0]:g}, before the clock at {t0:g}. Start later.")
+    check(times[-1] > t0, f"Argument `ts` ends at {times[-1]:g}. Give a time after {t0:g}.")
+    if t1 is not None:
+        check(t1 == times[-1], f"`t1` = {t1:g} differs from the last of `ts`, {times[-1]:g}. Leave `t1` out.")
+    return times
+
+
+def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -> np.ndarray:
+    if snapshots is not None:
+        wanted = np.atleast_1d(np.asarray(snapshots, np.float64))
+        missing = wanted[~np.isin(wanted, ts)]
+        check(
+            missing.size == 0,
+            f"Snapshot time {missing[0] if missing.size else 0:g} is not an output time. Add it to `ts`.",
+        )
+        return np.sort(wanted)
+    size = 8 * sum(x.size for x in jax.tree.leaves(state.moving))
+    count = int(min(len(ts), max(2, _SNAPSHOT_BYTES // max(size, 1))))
+    return ts[np.unique(np.linspace(0, len(ts) - 1, count).round().astype(int))]
+
+
+# --- observables of a state ---------------------------------------------------------------------------
+
+
+def _nan(state: State) -> Array:
+    return jnp.full((), jnp.nan, state.moving.raw.dtype if state.moving.raw is not None else None)
+
+
+#: name -> f(flow, t, state, β, horizon); None where the flow has no such quantity.
+_STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any]] = {
+    "temperature": lambda f, t, s, b, h: 1 / b,
+    "inverse_temperature": lambda f, t, s, b, h: b,
+    "raw": lambda f, t, s, b, h: s.moving.raw,
+    "gamma": lambda f, t, s, b, h: (
+        None if not f.geometry.has_gamma
+        else s.constants.sign * jnp.exp(f.geometry.log_gamma(s.moving.position))
+    ),
+    "log_gamma": lambda f, t, s, b, h: (
+        None if not f.geometry.has_gamma
+        else jnp.where(s.constants.sign == 0, -jnp.inf, f.geometry.log_gamma(s.moving.position))
+    ),
+    "loss": lambda f, t, s, b, h: f.loss_value(t, s, h),
+    "margin": lambda f, t, s, b, h: obs.margin_of_similarity(_pair_similarity(f, s)),
+    "matched_fraction": lambda f, t, s, b, h: obs.matched_fraction_of_similarity(_pair_similarity(f, s)),
+    "doubly_stochastic_defect": lambda f, t, s, b, h: obs.doubly_stochastic_defect_of_logits(
+        b * f.geometry.similarity(s.moving.position, s.constants)
+    ),
+}  # fmt: skip
+
+
+def _pair_similarity(flow: GradientFlow, state: State) -> Array:
+    return flow.geometry.pair_similarity(state.moving.position, state.constants)
+
+
+def _observe(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Named scalars of a state; quantities that this flow does not have are left out."""
+    beta = flow.inverse_temperature(t, state, horizon)
+    values: dict[str, Any] = {}
+    for name in names:
+        if name in _STATE_OBSERVABLES:
+            value = _STATE_OBSERVABLES[name](flow, t, state, beta, horizon)
+        else:
+            rows = flow.geometry.rows(state.moving.position, state.constants)
+            if rows is None:
+                value = jnp.full_like(beta, jnp.nan)
+            else:
+                item = obs.REGISTRY[name]
+                value = item.function(*rows, 1 / beta) if item.needs_temperature else item.function(*rows)
+        if value is not None:
+            values[name] = value
+    return values
+
+
+# --- one segment --------------------------------------------------------------------------------------
+
+
+class _Task(eqx.Module):
+    """The numbers of a segment; changing them never recompiles.
+
+    `pinned` is 0 while the temperature moves freely, −1/+1 while it is held at the lower/upper bound of ν.
+    """
+
+    state: State
+    t0: Any
+    ts: Any
+    snapshot_ts: Any
+    horizon: Any
+    rtol: Any
+    atol: Any
+    pinned: Any
+    steady: Any
+
+
+class _Segment(eqx.Module):
+    """What a segment returns."""
+
+    series: dict[str, Any]
+    snapshots: Moving
+    moving: Moving
+    log_time: Any
+    events: dict[str, Any]
+    finished: Any
+    accepted: Any
+    rejected: Any
+
+
+def _norm(error: Moving) -> Array:
+    """Largest root mean square over the leaves: a scalar ν or ln γ counts as much as all rows."""
+    return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in jax.tree.leaves(error)]))
+
+
+def _field_in_log_time(s: Any, moving: Moving, args: tuple[GradientFlow, _Task]) -> Moving:
+    flow, task = args
+    state = dataclasses.replace(task.state, moving=moving)
+    velocity = _velocity(flow, jnp.expm1(s), state, task)
+    return jax.tree.map(lambda v: jnp.exp(s) * v, velocity)
+
+
+def _velocity(flow: GradientFlow, t: Any, state: State, task: _Task) -> Moving:
+    velocity = flow.vector_field(t, state, task.horizon)
+    if _clamped(flow):
+        held = jnp.where(task.pinned == 0, velocity.raw, jnp.zeros_like(velocity.raw))
+        velocity = dataclasses.replace(velocity, raw=held)
+    return velocity
+
+
+def _clamped(flow: GradientFlow) -> bool:
+    temperature = flow.schedule.temperature
+    return isinstance(temperature, Learnable) and temperature.clamp is not None
+
+
+def _crossings(flow: GradientFlow, t: Any, state: State, task: _Task) -> dict[str, Any]:
+    """Quantities that are positive until they end the segment; their zeros are located."""
+    found: dict[str, Any] = {}
+    log_gamma = flow.geometry.log_gamma(state.moving.position)
+    if log_gamma is not None:
+        found["gamma_one"] = -log_gamma
+    temperature = flow.schedule.temperature
+    raw = state.moving.raw
+    if isinstance(temperature, Learnable) and isinstance(temperature.parametrization, Identity):
+        found["temperature_infinite"] = raw
+    if isinstance(temperature, Learnable) and temperature.clamp is not None:
+        assert raw is not None
+        low, high = temperature.raw_bounds()
+        # The slack lets a trajectory start from the bound itself.
+        free = jnp.minimum(raw - low, high - raw) + 1e-12 * (1 + jnp.abs(raw))
+        outward = task.pinned * flow.vector_field(t, state, task.horizon).raw
+        found["clamp"] = jnp.where(task.pinned == 0, free, outward)
+    return found
+
+
+def _event(t: Any, y: Moving, args: tuple[GradientFlow, _Task], **_: Any) -> Any:
+    """Ends a segment: a boolean, or a real number whose sign changes, which diffrax locates."""
+    flow, task = args
+    state = dataclasses.replace(task.state, moving=y)
+    steady = _is_steady(flow, jnp.expm1(t), state, task)
+    crossings = _crossings(flow, jnp.expm1(t), state, task)
+    if not crossings:
+        return steady
+    nearest = jnp.min(jnp.stack(list(crossings.values())))
+    return jnp.where(steady, -jnp.ones_like(nearest), nearest)
+
+
+def _cause(flow: GradientFlow, t: Any, state: State, task: _Task) -> dict[str, Any]:
+    """Which condition ended the segment, given its last state."""
+    crossings = _crossings(flow, t, state, task)
+    causes = {k: v < 1e-9 for k, v in crossings.items() if k != "clamp"}
+    causes["steady"] = _is_steady(flow, t, state, task)
+    if "clamp" in crossings:
+        causes["clamp"] = ~jnp.any(jnp.stack(list(causes.values())))
+    return causes
+
+
+def _is_steady(flow: GradientFlow, t: Any, state: State, task: _Task) -> Any:
+    """Whether nothing changes any more up to the last output time.
+
+    All of: the schedule has ended; t1·‖field‖ < tolerance, or the field is rounding noise of the forces it
+    is the difference of; γ, if it still moves, no longer matters to the rest.
+    """
+    velocity = _velocity(flow, t, state, task)
+    dtype = task.ts.dtype
+    eps = jnp.finfo(dtype).eps
+    t1 = task.ts[-1]
+    moving = state.moving
+    beta = flow.inverse_temperature(t, state, task.horizon)
+    similarity = flow.geometry.similarity(moving.position, state.constants)
+    force = beta * jnp.linalg.norm(flow.loss.gradient(beta * similarity, state.targets))
+    if state.targets.rows is not None:
+        force = force + beta / similarity.shape[0]
+    size = jnp.zeros((), dtype)
+    for leaf in jax.tree.leaves((velocity.position, velocity.raw)):
+        size = jnp.maximum(size, jnp.max(jnp.abs(leaf)))
+    log_gamma = flow.geometry.log_gamma(moving.position)
+    if log_gamma is not None:
+        # ln γ falls for ever at fixed temperature; what must be steady is γ².
+        rest = jax.tree.leaves(
+            (velocity.position.image, velocity.position.text, velocity.raw)
+        )
+        others = jnp.zeros((), dtype)
+        for leaf in rest:
+            others = jnp.maximum(others, jnp.max(jnp.abs(leaf)))
+        still = jnp.abs(velocity.position.log_gamma) * t1 < task.steady
+        gone = (log_gamma < -40) | (state.constants.sign == 0)
+        gamma_settled = still | (gone & (len(rest) > 0))
+        size = others
+    else:
+        gamma_settled = jnp.asarray(True)
+    small = (size * t1 < task.steady) | (size < 64 * eps * force)
+    ended = jnp.asarray(flow.schedule.temperature.constant) | (t >= task.horizon)
+    return small & gamma_settled & ended & (t > task.t0)
+
+
+@eqx.filter_jit
+def _segment(
+    flow: GradientFlow, task: _Task, *, method: str, max_steps: int, names: tuple[str, ...]
+) -> _Segment:
+    s0, s1 = jnp.log1p(task.t0), jnp.log1p(task.ts[-1])
+
+    def observe(s: Any, moving: Moving, args: Any) -> dict[str, Any]:
+        state = dataclasses.replace(task.state, moving=moving)
+        return _observe(flow, jnp.expm1(s), state, task.horizon, names)
+
+    def clip(ts: Array) -> Array:
+        return jnp.clip(jnp.log1p(ts), s0, s1)
+
+    controller: Any = diffrax.PIDController(rtol=task.rtol, atol=task.atol, norm=_norm)
+    if not flow.schedule.temperature.constant:
+        # The schedule has a kink where it ends.
+        controller = diffrax.ClipController(controller, jump_ts=jnp.log1p(task.horizon)[None])
+    boolean = not _crossings(flow, task.t0, task.state, task)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(_field_in_log_time),
+        _METHODS[method](),
+        t0=s0,
+        t1=s1,
+        dt0=None,
+        y0=task.state.moving,
+        args=(flow, task),
+        saveat=diffrax.SaveAt(
+            subs=[
+                diffrax.SubSaveAt(ts=clip(task.ts), fn=observe),
+                diffrax.SubSaveAt(ts=clip(task.snapshot_ts)),
+                diffrax.SubSaveAt(t1=True),
+            ]
+        ),
+        stepsize_controller=controller,
+        event=diffrax.Event(_event, None if boolean else optx.Bisection(1e-12, 1e-12, flip="detect")),
+        max_steps=max_steps,
+        throw=False,
+    )
+    series, snapshots, last = solution.ys
+    assert solution.ts is not None
+    moving = jax.tree.map(lambda x: x[-1], last)
+    log_time = solution.ts[2][-1]
+    ended = dataclasses.replace(task.state, moving=moving)
+    occurred = solution.result == diffrax.RESULTS.event_occurred
+    causes = _cause(flow, jnp.expm1(log_time), ended, task)
+    return _Segment(
+        series=series,
+        snapshots=snapshots,
+        moving=moving,
+        log_time=log_time,
+        events={name: occurred & cause for name, cause in causes.items()},
+        finished=solution.result == diffrax.RESULTS.successful,
+        accepted=solution.stats["num_accepted_steps"],
+        rejected=solution.stats["num_rejected_steps"],
+    )
+
+
+# --- the chain of segments ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Run:
+    """Output of a chain: filled slots, and how it ended."""
+
+    series: dict[str, np.ndarray]
+    snapshots: Moving
+    state: State
+    status: Status
+    stopped_at: float
+    method: str
+    stats: dict[str, float]
+
+
+def _chain(
+    flow: GradientFlow, state: State, t0: float, ts: np.ndarray, kept: np.ndarray, horizon: float,
+    rtol: float, atol: float, method: Method | None, max_steps: int, names: tuple[str, ...], dtype: Any,
+) -> _Run:  # fmt: skip
+    current: str = method or "explicit"
+    unknowns = sum(x.size for x in jax.tree.leaves(state.moving))
+    stiff = "implicit" if unknowns <= DENSE_UNKNOWNS else "stabilised"
+    used: list[str] = []
+    series: dict[str, np.ndarray] = {}
+    snapshots: Any = None
+    steps = rejected = segments = 0
+    t, pinned = t0, _initially_pinned(flow, state, t0, horizon)
+    first = True
+    while True:
+        task = to_device(
+            _Task(
+                state, np.asarray(t), np.asarray(ts), np.asarray(kept), np.asarray(horizon), np.asarray(rtol),
+                np.asarray(atol), np.asarray(float(pinned)), np.asarray(1e-3 * rtol),
+            ),
+            dtype,
+        )  # fmt: skip
+        budget = EXPLICIT_BUDGET if method is None and current == "explicit" else max_steps
+        out = _segment(flow, task, method=current, max_steps=budget, names=names)
+        out = to_numpy(out)
+        segments += 1
+        steps += int(out.accepted)
+        rejected += int(out.rejected)
+        end = float(np.expm1(out.log_time))
+        occurred = [k for k, v in out.events.items() if bool(v)]
+        done = bool(out.finished) and not occurred
+        if done:
+            end = float(ts[-1])
+        _merge(series, out.series, (ts >= t) if first else (ts > t), ts <= end)
+        taken = ((kept >= t) if first else (kept > t)) & (kept <= end)
+        if snapshots is None:
+            snapshots = jax.tree.map(lambda x: np.full_like(x, np.nan), out.snapshots)
+        jax.tree.map(lambda into, x, m=taken: into.__setitem__(m, x[m]), snapshots, out.snapshots)
+        label = type(_METHODS[current]()).__name__
+        if not used or not used[-1].startswith(label):
+            used.append(label if first or t == t0 else f"{label} from t = {t:.3g}")
+        first = False
+        state = dataclasses.replace(state, moving=jax.tree.map(jnp.asarray, out.moving))
+        finite = all(np.isfinite(x).all() for x in jax.tree.leaves(out.moving))
+
+        def ended(status: Status, at: float) -> _Run:
+            stats = {"steps": steps, "rejected": rejected, "segments": segments, "unknowns": unknowns}
+            return _Run(series, snapshots, state, status, at, ", then ".join(used), stats)
+
+        if done:
+            return ended(Status.COMPLETED, end)
+        if "steady" in occurred:
+            _hold(flow, state, series, snapshots, ts, kept, end, horizon, names)
+            return ended(Status.STEADY, end)
+        if "gamma_one" in occurred:
+            return ended(Status.GAMMA_ONE, end)
+        if "temperature_infinite" in occurred:
+            return ended(Status.TEMPERATURE_INFINITE, end)
+        if not finite:
+            return ended(Status.NON_FINITE, end)
+        if "clamp" in occurred:
+            state, pinned = _toggle(flow, state, pinned)
+            t = end
+            continue
+        if method is None and current == "explicit":
+            current, t = stiff, end
+            continue
+        return ended(Status.MAX_STEPS, end)
+
+
+def _merge(
+    series: dict[str, np.ndarray], new: dict[str, np.ndarray], started: np.ndarray, reached: np.ndarray
+) -> None:
+    for name, values in new.items():
+        into = series.setdefault(name, np.full(values.shape, np.nan, values.dtype))
+        into[started & reached] = values[started & reached]
+
+
+def _hold(
+    flow: GradientFlow, state: State, series: dict[str, np.ndarray], snapshots: Any, ts: np.ndarray,
+    kept: np.ndarray, end: float, horizon: float, names: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Fill the slots after a steady state."""
+    values = to_numpy(_observe_jit(flow, jnp.asarray(end), state, jnp.asarray(horizon), names))
+    for name, value in values.items():
+        series[name][ts > end] = value
+    later = kept > end
+    jax.tree.map(lambda into, x: into.__setitem__(later, np.asarray(x)), snapshots, state.moving)
+    if flow.geometry.has_gamma and "log_gamma" in series:
+        # With everything else at rest ln γ goes on at a constant rate.
+        velocity = flow.vector_field(jnp.asarray(end), state, jnp.asarray(horizon)).position.log_gamma
+        after = ts > end
+        series["log_gamma"][after] += float(velocity) * (ts[after] - end)
+        snapshots.position.log_gamma[later] += float(velocity) * (kept[later] - end)
+        if "gamma" in series:
+            series["gamma"][after] = np.asarray(state.constants.sign) * np.exp(series["log_gamma"][after])
+
+
+@eqx.filter_jit
+def _observe_jit(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]) -> dict:
+    return _observe(flow, t, state, horizon, names)
+
+
+def _initially_pinned(flow: GradientFlow, state: State, t0: float, horizon: float) -> int:
+    if not _clamped(flow):
+        return 0
+    low, high = (float(b) for b in flow.schedule.temperature.raw_bounds())  # pyright: ignore
+    raw = float(state.moving.raw)  # pyright: ignore[reportArgumentType]
+    velocity = float(flow.vector_field(t0, state, horizon).raw)  # pyright: ignore[reportArgumentType]
+    tiny = 1e-12 * (1 + abs(raw))
+    return int(raw >= high - tiny and velocity > 0) - int(raw <= low + tiny and velocity < 0)
+
+
+def _toggle(flow: GradientFlow, state: State, pinned: int) -> tuple[State, int]:
+    """Reaching a bound pins ν exactly there; an inward velocity sets it free again."""
+    if pinned:
+        return state, 0
+    low, high = flow.schedule.temperature.raw_bounds()  # pyright: ignore[reportAttributeAccessIssue]
+    raw = state.moving.raw
+    assert raw is not None
+    upper = bool(abs(high - raw) < abs(raw - low))
+    bound = jnp.asarray(high if upper else low, raw.dtype)
+    return eqx.tree_at(lambda s: s.moving.raw, state, bound), 1 if upper else -1
+
+
+# --- results ------------------------------------------------------------------------------------------
+
+
+def _assemble(
+    flow: GradientFlow, run: _Run, ts: np.ndarray, kept: np.ndarray, options: dict[str, Any],
+    start_config: dict[str, Any],
+) -> Result:  # fmt: skip
+    reached = np.flatnonzero(
+        [all(np.isfinite(x[i]).all() for x in jax.tree.leaves(run.snapshots)) for i in range(len(kept))]
+    )
+    constants = to_numpy(run.state.constants)
+    starts = [
+        flow.geometry.to_start(jax.tree.map(lambda x, i=i: x[i], run.snapshots.position), constants)
+        for i in reached
+    ]
+    stored: dict[str, np.ndarray] = {}
+    fixed: dict[str, np.ndarray] = {}
+    flowing = {
+        f.name for f in dataclasses.fields(run.snapshots.position) if getattr(run.snapshots.position, f.name) is not None
+    }  # fmt: skip
+    for field in dataclasses.fields(Start):
+        values = [getattr(s, field.name) for s in starts]
+        if not values or values[0] is None:
+            continue
+        if field.name in flowing or field.name == "gamma":
+            stored[field.name] = np.stack([np.asarray(v) for v in values])
+        else:
+            fixed[field.name] = np.asarray(values[0])
+    if run.snapshots.raw is not None:
+        stored["raw"] = run.snapshots.raw[reached]
+    reasons = {}
+    if run.state.constants is not None and getattr(run.state.constants, "similarity", None) is not None:
+        if run.state.constants.image is None:
+            for name, values in run.series.items():
+                if np.isnan(values).all():
+                    reasons[name] = "needs rows, but the start holds only similarities"
+    result = Result(
+        time=ts,
+        series=run.series,
+        status=Outcome(run.status, run.stopped_at, run.method),
+        config={"flow": flow.to_config(), "start": start_config, "options": options},
+        stats=dict(run.stats),
+        versions=_versions(),
+        snapshot_time=kept[reached],
+        snapshots=stored,
+        constants=fixed,
+        reasons=reasons,
+        resolve=_resolve,
+    )
+    result.stats.update(_diagnose(flow, result))
+    return result
+
+
+def _diagnose(flow: GradientFlow, result: Result) -> dict[str, float]:
+    """Residual of the conserved quantity and largest relative increase of the loss, where they apply."""
+    found: dict[str, float] = {}
+    temperature = flow.schedule.temperature
+    s = result.series
+    finite = np.isfinite(s["loss"]) if "loss" in s else np.zeros(0, bool)
+    if finite.sum() > 1 and temperature.constant:
+        loss = s["loss"][finite]
+        found["loss_increase"] = float(np.max(np.diff(loss) / np.maximum(loss[:-1], 1e-300), initial=0.0))
+    conserved = (
+        flow.geometry.has_gamma
+        and isinstance(temperature, Learnable)
+        and temperature.clamp is None
+        and not flow.schedule.swap.active
+        and {"log_gamma", "inverse_temperature"} <= s.keys()
+        and float(temperature.lr_ratio) > 0
+    )
+    if conserved:
+        assert isinstance(temperature, Learnable)
+        good = np.isfinite(s["log_gamma"]) & np.isfinite(s["inverse_temperature"])
+        if good.sum() > 1:
+            residual = theory.conserved_residual(
+                s["log_gamma"][good],
+                s["inverse_temperature"][good],
+                temperature.parametrization.name,
+                float(getattr(temperature.parametrization, "scale", 1.0)),
+                float(temperature.lr_ratio),
+            )
+            found["conserved_residual"] = float(np.max(np.abs(residual)))
+    return found
+
+
+def _resolve(result: Result, t: float) -> Result:
+    """Integrate from the last snapshot before t to t, with the settings of the run."""
+    flow = GradientFlow.from_config(result.config["flow"])
+    index = int(np.searchsorted(result.snapshot_time, t)) - 1
+    keep = slice(0, index + 1)
+    head = dataclasses.replace(
+        result,
+        time=result.snapshot_time[keep],
+        series={k: v[np.isin(result.time, result.snapshot_time[keep])] for k, v in result.series.items()},
+        snapshot_time=result.snapshot_time[keep],
+        snapshots={k: v[keep] for k, v in result.snapshots.items()},
+        status=dataclasses.replace(result.status, code=Status.COMPLETED),
+    )
+    options = result.config["options"]
+    return simulate(
+        flow, head, ts=[t], rtol=options["rtol"], atol=options["atol"], method=options["method"],
+        precision=options["precision"], observables=tuple(result.series),
+    )  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    names = ("flowsim", "jax", "diffrax", "equinox", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+class _CompileTimer:
+    """Seconds that JAX spends tracing and compiling while this is open."""
+
+    _open: "list[_CompileTimer]" = []  # noqa: RUF012
+    _listening = False
+
+    def __enter__(self) -> "_CompileTimer":
+        self.seconds = 0.0
+        if not _CompileTimer._listening:
+            jax.monitoring.register_event_duration_secs_listener(_CompileTimer._heard)
+            _CompileTimer._listening = True
+        _CompileTimer._open.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _CompileTimer._open.remove(self)
+
+    @staticmethod
+    def _heard(event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            for timer in _CompileTimer._open:
+                timer.seconds += duration
+
+
+__all__ = ["DEFAULT_OBSERVABLES", "load", "simulate"]

@@ -1,0 +1,118 @@
+"""Modality swapping: parts of the image and text features are exchanged before the loss is taken.
+
+In a fraction p of training the loss sees swapped features; the result goes into the loss as it is, without
+renormalisation. In continuous time a swap acts on the loss, not on the state: the small-step limit of
+training is the flow of
+
+    (1 − p) L(X, Y) + p E_w[ L(X', Y') ],    X' = wX + (1 − w)Y,  Y' = (1 − w)X + wY,
+
+with random weights w. The expectation is a sample average over `masks` fixed draws, so that the vector
+field is deterministic. Source: Yaras et al. 2025, section 5; continuous-time form derived here.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox import AbstractClassVar
+from jaxtyping import Array, Float
+
+from flowsim._arrays import check, check_number, is_concrete, number
+from flowsim.errors import unknown_name
+
+
+class AbstractSwap(eqx.Module):
+    """A rule for exchanging features between modalities."""
+
+    active: AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
+        """Weights w of shape (masks, pairs, dim) or (masks, pairs, 1); None without a swap."""
+
+    @abc.abstractmethod
+    def apply(
+        self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
+    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+        """(X', Y') for one draw of weights, (n, d) or (n, 1)."""
+
+
+class NoSwap(AbstractSwap):
+    """Features go into the loss as they are."""
+
+    active: ClassVar[bool] = False
+
+    def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
+        return None
+
+    def apply(
+        self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
+    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+        return image, text
+
+
+class HardSwap(AbstractSwap):
+    """HS: each entry (`by="entry"`) or whole row (`by="row"`) is exchanged with probability one half.
+
+    - `fraction`: p, the fraction of training with a swap.
+    - `masks`: K, the number of fixed draws that stand for the expectation.
+    """
+
+    fraction: Any = eqx.field(converter=number, default=0.001)
+    by: str = eqx.field(static=True, default="entry")
+    masks: int = eqx.field(static=True, default=64)
+    active: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        _check_fraction(self.fraction, self.masks)
+        if self.by not in ("entry", "row"):
+            raise unknown_name("swap unit", self.by, ("entry", "row"))
+
+    def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
+        shape = (self.masks, pairs, dim if self.by == "entry" else 1)
+        return jax.random.bernoulli(key, 0.5, shape).astype(dtype)
+
+    def apply(
+        self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
+    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+        return weights * image + (1 - weights) * text, (1 - weights) * image + weights * text
+
+
+class SoftSwap(AbstractSwap):
+    """SS: each entry is mixed with its partner, X' = λX + (1−λ)Y, λ_ij ~ U[0, 1].
+
+    `reading="old"`: Y' = λY + (1−λ)X, both from the old features. `reading="updated"`: the paper's second
+    line read literally, Y' = λY + (1−λ)X'.
+    """
+
+    fraction: Any = eqx.field(converter=number, default=0.05)
+    reading: str = eqx.field(static=True, default="old")
+    masks: int = eqx.field(static=True, default=64)
+    active: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        _check_fraction(self.fraction, self.masks)
+        if self.reading not in ("old", "updated"):
+            raise unknown_name("reading of the soft swap", self.reading, ("old", "updated"))
+
+    def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
+        return jax.random.uniform(key, (self.masks, pairs, dim), dtype)
+
+    def apply(
+        self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
+    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+        new_image = weights * image + (1 - weights) * text
+        source = image if self.reading == "old" else new_image
+        return new_image, weights * text + (1 - weights) * source
+
+
+def _check_fraction(fraction: Any, masks: int) -> None:
+    check_number("fraction", fraction, minimum=0.0, cure="Use a fraction between 0 and 1.")
+    if is_concrete(fraction):
+        value = float(fraction)
+        check(
+            value <= 1, f"Argument `fraction` must be at most 1, but is {value:g}. Use a number from 0 to 1."
+        )
+    check(masks >= 1, f"Argument `masks` must be at least 1, but is {masks}. Use e.g. 64.")

@@ -1,0 +1,260 @@
+"""Temperature policies: how the temperature τ = 1/β of the softmax behaves during training.
+
+A policy is a pure function of training progress u in [0, 1] and, if the temperature is learnable, of its
+raw parameter ν. The very same objects drive the simulator (JAX arrays), real training (plain floats) and
+plots (NumPy arrays). Temperatures are dimensionless.
+
+Learnable temperatures are written β = β(ν) with one of four parametrizations; gradient flow moves ν by
+dν/dt = −r ∂L/∂ν = −r β'(ν) ∂L/∂β, r the learning-rate ratio.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import numpy as np
+from equinox import AbstractClassVar
+
+from flowsim._arrays import check, check_number, is_concrete, namespace, number
+
+
+class AbstractParametrization(eqx.Module):
+    """How the inverse temperature β depends on the raw parameter ν that is trained."""
+
+    name: AbstractClassVar[str]
+
+    @abc.abstractmethod
+    def inverse_temperature(self, raw: Any) -> Any:
+        """β(ν), elementwise; same kind of array as `raw`."""
+
+    @abc.abstractmethod
+    def raw(self, inverse_temperature: Any) -> Any:
+        """ν(β), the inverse function."""
+
+    @abc.abstractmethod
+    def derivative(self, raw: Any) -> Any:
+        """β'(ν)."""
+
+
+class Exp(AbstractParametrization):
+    """β = exp(ν): CLIP's own (its parameter `logit_scale` is ν)."""
+
+    name: ClassVar[str] = "exp"
+
+    def inverse_temperature(self, raw: Any) -> Any:
+        return namespace(raw).exp(raw)
+
+    def raw(self, inverse_temperature: Any) -> Any:
+        return namespace(inverse_temperature).log(inverse_temperature)
+
+    def derivative(self, raw: Any) -> Any:
+        return namespace(raw).exp(raw)
+
+
+class ScaledExp(AbstractParametrization):
+    """β = exp(ν/s): the paper's "TR scale s" (its appendix prints τ where β is meant)."""
+
+    scale: Any = eqx.field(converter=number, default=10.0)
+    name: ClassVar[str] = "exp"
+
+    def __check_init__(self) -> None:
+        check_number("scale", self.scale, positive=True, cure="Use e.g. ScaledExp(10).")
+
+    def inverse_temperature(self, raw: Any) -> Any:
+        return namespace(raw, self.scale).exp(raw / self.scale)
+
+    def raw(self, inverse_temperature: Any) -> Any:
+        return self.scale * namespace(inverse_temperature, self.scale).log(inverse_temperature)
+
+    def derivative(self, raw: Any) -> Any:
+        return namespace(raw, self.scale).exp(raw / self.scale) / self.scale
+
+
+class Softplus(AbstractParametrization):
+    """β = log(1 + e^ν): the paper's "TR softplus"."""
+
+    name: ClassVar[str] = "softplus"
+
+    def inverse_temperature(self, raw: Any) -> Any:
+        # Not `logaddexp(0, ν)`: a literal zero would change dtype under strict promotion.
+        xp = namespace(raw)
+        return xp.maximum(raw, 0 * raw) + xp.log1p(xp.exp(-abs(raw)))
+
+    def raw(self, inverse_temperature: Any) -> Any:
+        xp = namespace(inverse_temperature)
+        return inverse_temperature + xp.log(-xp.expm1(-inverse_temperature))
+
+    def derivative(self, raw: Any) -> Any:
+        xp = namespace(raw)
+        small = xp.exp(-abs(raw))
+        return xp.where(raw >= 0, 1 / (1 + small), small / (1 + small))
+
+
+class Identity(AbstractParametrization):
+    """β = ν: the inverse temperature itself is trained; it may reach 0, where τ is infinite."""
+
+    name: ClassVar[str] = "identity"
+
+    def inverse_temperature(self, raw: Any) -> Any:
+        return raw
+
+    def raw(self, inverse_temperature: Any) -> Any:
+        return inverse_temperature
+
+    def derivative(self, raw: Any) -> Any:
+        return namespace(raw).ones_like(raw)
+
+
+class AbstractTemperature(eqx.Module):
+    """A temperature policy.
+
+    `learnable` says whether the flow moves the raw parameter ν. `constant` says whether the policy is
+    independent of progress.
+    """
+
+    learnable: AbstractClassVar[bool]
+    constant: AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        """β at training progress u (clipped to [0, 1]) and raw parameter ν (learnable policies only)."""
+
+    @abc.abstractmethod
+    def initial_raw(self) -> Any:
+        """ν at the start; None for policies that are not learnable."""
+
+    @abc.abstractmethod
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        """dν/dt given the force −∂L/∂β; None for policies that are not learnable."""
+
+    def temperature(self, progress: Any, raw: Any = None) -> Any:
+        """τ = 1/β at training progress u and raw parameter ν."""
+        return 1.0 / self.inverse_temperature(progress, raw)
+
+
+class Fixed(AbstractTemperature):
+    """A constant temperature: the paper's "FLT" (fixed large temperature)."""
+
+    tau: Any = eqx.field(converter=number, default=0.07)
+    learnable: ClassVar[bool] = False
+    constant: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        check_number("temperature", self.tau, positive=True, cure="Use e.g. Fixed(0.07).")
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        return 1.0 / (self.tau + 0.0 * progress)
+
+    def initial_raw(self) -> Any:
+        return None
+
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        return None
+
+
+class Linear(AbstractTemperature):
+    """τ(u) = start + (end − start) u: the paper's "TS S0 .. S3". Linear in τ, not in β."""
+
+    start: Any = eqx.field(converter=number, default=0.01)
+    end: Any = eqx.field(converter=number, default=0.05)
+    learnable: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        for name in ("start", "end"):
+            check_number(name, getattr(self, name), positive=True, cure="Use e.g. Linear(0.01, 0.05).")
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        return 1.0 / (self.start + (self.end - self.start) * _clip(progress))
+
+    def initial_raw(self) -> Any:
+        return None
+
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        return None
+
+
+class Cosine(AbstractTemperature):
+    """τ(u) = low + (high − low)(1 + cos 2πcu)/2: cosine alternation, the paper's "TS A0, A1".
+
+    It starts at `high`, as in Kukleva et al. (ICLR 2023), and makes `cycles` = c full turns. The paper does
+    not state the period: c is a parameter.
+    """
+
+    low: Any = eqx.field(converter=number, default=0.01)
+    high: Any = eqx.field(converter=number, default=0.04)
+    cycles: Any = eqx.field(converter=number, default=5.0)
+    learnable: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        for name in ("low", "high", "cycles"):
+            check_number(
+                name, getattr(self, name), positive=True, cure="Use e.g. Cosine(0.01, 0.04, cycles=5)."
+            )
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        turn = namespace(progress, self.cycles).cos(2 * np.pi * self.cycles * _clip(progress))
+        return 1.0 / (self.low + (self.high - self.low) * (1 + turn) / 2)
+
+    def initial_raw(self) -> Any:
+        return None
+
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        return None
+
+
+class Learnable(AbstractTemperature):
+    """A trained temperature: β = β(ν), dν/dt = −r ∂L/∂ν. The paper's "Baseline" with its defaults.
+
+    - `init`: the starting temperature τ0.
+    - `parametrization`: β(ν); `Exp()` is CLIP's.
+    - `lr_ratio`: r, the learning rate of ν relative to that of the embeddings ("SLRT" is 0.1).
+    - `clamp`: None, or (τ_min, τ_max): a projected flow that stops ν at the bound (open_clip: (0.01, 1)).
+    """
+
+    init: Any = eqx.field(converter=number, default=0.07)
+    parametrization: AbstractParametrization = Exp()
+    lr_ratio: Any = eqx.field(converter=number, default=1.0)
+    clamp: tuple[Any, Any] | None = eqx.field(
+        converter=lambda c: None if c is None else tuple(number(x) for x in c), default=None
+    )
+    learnable: ClassVar[bool] = True
+    constant: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        check_number("temperature", self.init, positive=True, cure="Use e.g. Learnable(init=0.07).")
+        check_number("lr_ratio", self.lr_ratio, cure="Use e.g. Learnable(lr_ratio=1.0).")
+        if self.clamp is not None:
+            check(len(self.clamp) == 2, "Argument `clamp` must be (tau_min, tau_max). Use e.g. (0.01, 1.0).")
+            low, high = self.clamp
+            for name, bound in (("clamp[0]", low), ("clamp[1]", high)):
+                check_number(name, bound, positive=True, cure="Use e.g. clamp=(0.01, 1.0).")
+            if is_concrete(low) and is_concrete(high) and is_concrete(self.init):
+                check(
+                    low < high and low <= self.init <= high,
+                    f"The clamp ({float(low):g}, {float(high):g}) must be increasing and contain the initial "
+                    f"temperature {float(self.init):g}. Widen the clamp or change `init`.",
+                )
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        # Without a raw value: the curve that is known before training, its starting value.
+        if raw is None:
+            return 1.0 / (self.init + 0.0 * progress)
+        return self.parametrization.inverse_temperature(raw)
+
+    def initial_raw(self) -> Any:
+        return self.parametrization.raw(1.0 / self.init)
+
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        return self.lr_ratio * self.parametrization.derivative(raw) * inverse_temperature_force
+
+    def raw_bounds(self) -> tuple[Any, Any]:
+        """(ν_min, ν_max) of the clamp. ν grows with β, so that ν_max belongs to τ_min."""
+        assert self.clamp is not None
+        low, high = self.clamp
+        return self.parametrization.raw(1.0 / high), self.parametrization.raw(1.0 / low)
+
+
+def _clip(progress: Any) -> Any:
+    return namespace(progress).clip(progress, 0.0, 1.0)

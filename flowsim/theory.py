@@ -1,0 +1,837 @@
+"""Closed forms, bounds and rates of the modality gap under gradient flow.
+
+Notation: γ is half the modality gap of two parallel cones, β = 1/τ the inverse temperature, ν its raw
+parameter, r the learning rate of ν relative to that of the embeddings, n the number of pairs and α the
+margin. For "frozen" directions, Z = H_X H_Yᵀ has a constant diagonal that exceeds its constant off-diagonal
+by α. Time is flow time; γ, β and τ are dimensionless. Everything is float64; arguments broadcast against one
+another unless a shape is given. NaN in a series is passed on, because a run that ended early records NaN.
+
+`parametrization` is one of "exp" (β = exp(ν/s), with `scale` s), "softplus" (β = ln(1 + e^ν)) and "identity"
+(β = ν).
+
+Source, where one is named: C. Yaras, S. Chen, P. Wang, Q. Qu, "Explaining and Mitigating the Modality Gap in
+Contrastive Multimodal Learning", CPAL 2025. "Derived here" marks what is not in it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.integrate import solve_ivp
+from scipy.special import gammaln, ive, log_expit, spence
+
+from flowsim.errors import FlowsimError, unknown_name
+
+Input = ArrayLike | Sequence[float]
+Values = np.ndarray | float
+Flags = np.ndarray | np.bool_
+
+_PARAMETRIZATIONS = ("exp", "softplus", "identity")
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+def _inside(name: str, value: Input, low: float, high: float, cure: str, closed: bool = False) -> np.ndarray:
+    """`value` as float64, with every entry strictly between `low` and `high` (or at `low`, if `closed`)."""
+    array = np.asarray(value, np.float64)
+    wrong = (array < low if closed else array <= low) | (array >= high)
+    if np.any(wrong):
+        if high == math.inf:
+            rule = (
+                "be positive"
+                if (low, closed) == (0, False)
+                else f"be {'at least' if closed else 'above'} {low:g}"
+            )
+        else:
+            rule = f"be below {high:g}" if low == -math.inf else f"lie between {low:g} and {high:g}"
+        raise FlowsimError(f"Argument `{name}` must {rule}, but is {array[wrong].flat[0]:g}. Use {cure}.")
+    return array
+
+
+def _positive(name: str, value: Input) -> np.ndarray:
+    return _inside(name, value, 0.0, math.inf, f"a positive `{name}`")
+
+
+def _pairs(pairs: Input) -> np.ndarray:
+    return _inside("pairs", pairs, 2.0, math.inf, "two or more pairs", closed=True)
+
+
+def _gamma0(gamma0: Input) -> np.ndarray:
+    return _inside("gamma0", gamma0, 0.0, 1.0, "the height of the cones, half the initial gap")
+
+
+def _log_gamma0(log_gamma0: Input) -> np.ndarray:
+    return _inside("log_gamma0", log_gamma0, -math.inf, 0.0, "the logarithm of a height below 1", closed=True)
+
+
+def _scale(parametrization: str, scale: float) -> float:
+    if parametrization not in _PARAMETRIZATIONS:
+        raise unknown_name("parametrization", parametrization, _PARAMETRIZATIONS)
+    if parametrization != "exp" and scale != 1.0:
+        raise FlowsimError(
+            f"Argument `scale` must be 1 for the parametrization {parametrization!r}, but is {scale:g}. "
+            "Use 'exp' to scale the raw parameter."
+        )
+    return float(_positive("scale", scale))
+
+
+def _single(**values: Input) -> None:
+    """One trajectory at a time: its arguments are numbers."""
+    for name, value in values.items():
+        if np.ndim(value) or np.isnan(np.asarray(value, np.float64)):
+            raise FlowsimError(
+                f"Argument `{name}` must be one number, but is {value}. Use one call per trajectory."
+            )
+
+
+# --- the temperature's potential ----------------------------------------------------------------------------
+
+
+def raw_derivative(inverse_temperature: Input, parametrization: str = "exp", scale: float = 1.0) -> Values:
+    """β'(ν) as a function of β: β/s ("exp"), 1 − e^{−β} ("softplus"), 1 ("identity").
+
+    Any shape. Raises `FlowsimError` for β ≤ 0 or an unknown parametrization. Derived here.
+    """
+    scale = _scale(parametrization, scale)
+    beta = _positive("inverse_temperature", inverse_temperature)
+    if parametrization == "exp":
+        return (beta / scale)[()]
+    return (-np.expm1(-beta) if parametrization == "softplus" else np.ones_like(beta))[()]
+
+
+def _potential(beta: Values, parametrization: str, scale: float) -> Values:
+    if parametrization == "exp":
+        return scale**2 * np.log(beta)
+    if parametrization == "identity":
+        return beta**2 / 2
+    one_minus = -np.expm1(-beta)  # 1 − e^{−β}; SciPy's spence(1 − x) is Li₂(x)
+    return beta**2 / 2 + (beta + 1) * np.log(one_minus) - spence(one_minus) - beta * np.exp(-beta) / one_minus
+
+
+def potential(inverse_temperature: Input, parametrization: str = "exp", scale: float = 1.0) -> Values:
+    """F(β) = ∫ β/β'(ν)² dβ, the temperature's term in the conserved quantity.
+
+    "exp": s² ln β; "identity": β²/2; "softplus": β²/2 + (β+1) ln(1−e^{−β}) − Li₂(e^{−β}) − β/(e^β−1).
+
+    Any shape. Raises `FlowsimError` for β ≤ 0 or an unknown parametrization. Derived here.
+    """
+    scale = _scale(parametrization, scale)
+    return _potential(_positive("inverse_temperature", inverse_temperature), parametrization, scale)[()]
+
+
+def _inverse_potential(value: Values, parametrization: str, scale: float) -> Values:
+    if parametrization == "exp":
+        with np.errstate(over="ignore", under="ignore"):
+            return np.exp(value / scale**2)
+    if parametrization == "identity":
+        return np.sqrt(np.where(value >= 0, 2 * value, np.nan))
+    # F is convex and increasing in ln β, so Newton's method descends to the root from any upper bound on it.
+    small = value + math.pi**2 / 6 + 1  # ln β ≤ small, with equality as β → 0
+    clipped = np.maximum(value, -40.0)
+    log_beta = np.minimum(clipped + math.pi**2 / 6 + 1, np.log(np.sqrt(2 * np.maximum(clipped, 0)) + 2))
+    for _ in range(12):
+        beta = np.exp(log_beta)
+        log_beta = log_beta - (_potential(beta, "softplus", 1.0) - clipped) * (np.expm1(-beta) / beta) ** 2
+    with np.errstate(under="ignore"):
+        return np.where(value < -40.0, np.exp(np.minimum(small, 0.0)), np.exp(log_beta))
+
+
+def inverse_potential(value: Input, parametrization: str = "exp", scale: float = 1.0) -> Values:
+    """β with F(β) = `value`: the inverse of `potential`.
+
+    Any shape. β beyond float64 is 0 or inf; a negative `value` has no β under "identity": NaN. Raises
+    `FlowsimError` for an unknown parametrization. Derived here.
+    """
+    scale = _scale(parametrization, scale)
+    return _inverse_potential(np.asarray(value, np.float64), parametrization, scale)[()]
+
+
+def _temperature_after(
+    drop: Values, gamma0: Input, beta0: Input, parametrization: str, scale: float, lr_ratio: Input
+) -> Values:
+    """β once ln γ has dropped by `drop` from ln γ0: F(β) − F(β0) = (r/2)[drop − (γ0² − γ²)/2]."""
+    change = np.asarray(lr_ratio) / 2 * (drop + np.square(gamma0) * np.expm1(-2 * drop) / 2)
+    if parametrization == "exp":
+        return beta0 * _inverse_potential(change, parametrization, scale)
+    return _inverse_potential(
+        _potential(np.asarray(beta0), parametrization, scale) + change, parametrization, scale
+    )
+
+
+# --- conserved quantities -----------------------------------------------------------------------------------
+
+
+def _terms(
+    log_gamma: Input, inverse_temperature: Input, parametrization: str, scale: float, lr_ratio: Input
+) -> tuple[Values, Values, Values]:
+    log_gamma = np.asarray(log_gamma, np.float64)
+    with np.errstate(under="ignore"):
+        square = np.exp(2 * log_gamma)
+    force = 2 / _positive("lr_ratio", lr_ratio) * potential(inverse_temperature, parametrization, scale)
+    return log_gamma, -square / 2, force
+
+
+def conserved_quantity(
+    log_gamma: Input,
+    inverse_temperature: Input,
+    parametrization: str = "exp",
+    scale: float = 1.0,
+    lr_ratio: Input = 1.0,
+) -> Values:
+    """ln γ − γ²/2 + (2/r) F(β), constant along the flow of parallel cones with a learnable temperature.
+
+    Holds for any Z(t), as long as no clamp is active. Any shape. Raises `FlowsimError` for β ≤ 0, r ≤ 0 or an
+    unknown parametrization. Lemma 3.1 generalised (derived here).
+    """
+    return sum(_terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio))
+
+
+def conserved_residual(
+    log_gamma: Input,
+    inverse_temperature: Input,
+    parametrization: str = "exp",
+    scale: float = 1.0,
+    lr_ratio: Input = 1.0,
+) -> Values:
+    """Deviation of `conserved_quantity` from its first entry, relative to the sum of its terms' magnitudes.
+
+    Shapes (time, ...) with time first; the same shape is returned. Raises as `conserved_quantity`. Derived
+    here.
+    """
+    terms = np.stack(
+        np.broadcast_arrays(*_terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio))
+    )
+    if terms.ndim == 1:
+        raise FlowsimError(
+            "Argument `log_gamma` must be a series, but is one number. Use an array with time first."
+        )
+    total = terms.sum(0)
+    return (total - total[0]) / np.abs(terms).sum(0)
+
+
+def sphere_exponent(
+    pairs: Input, scale: float = 1.0, lr_ratio: Input = 1.0, embedding_rate: Input = 1.0
+) -> Values:
+    """−k s²/(r n), the power of β that γ follows on the free sphere if both softmaxes are doubly stochastic.
+
+    Also the power of ln t with which that gap closes. k is the embeddings' speed relative to ν's unit. Any
+    shape. Raises `FlowsimError` for n < 2 or a non-positive argument. Derived here.
+    """
+    rate = _positive("embedding_rate", embedding_rate) / (_positive("lr_ratio", lr_ratio) * _pairs(pairs))
+    return (-rate * _scale("exp", scale) ** 2)[()]
+
+
+def sphere_conserved_quantity(
+    log_gamma: Input,
+    inverse_temperature: Input,
+    pairs: Input,
+    parametrization: str = "exp",
+    scale: float = 1.0,
+    lr_ratio: Input = 1.0,
+    embedding_rate: Input = 1.0,
+) -> Values:
+    """ln γ + k/(r n) F(β), constant on the free sphere for equal heights and doubly stochastic softmaxes.
+
+    The case of Figure 2 (twisted regular rings), where Lemma 3.1 does not apply. Any shape. Raises as
+    `sphere_exponent` and `potential`. Derived here.
+    """
+    power = sphere_exponent(pairs, 1.0, lr_ratio, embedding_rate)
+    return (
+        np.asarray(log_gamma, np.float64) - power * potential(inverse_temperature, parametrization, scale)
+    )[()]
+
+
+def lemma_3_1(gamma: Input, gamma0: Input, beta0: Input) -> Values:
+    """β = β0 √(γ0/γ) exp((γ² − γ0²)/4), for β = exp(ν) and r = 1.
+
+    Any shape. Raises `FlowsimError` for a non-positive argument. Yaras et al. 2025, Lemma 3.1.
+    """
+    gamma, gamma0 = _positive("gamma", gamma), _positive("gamma0", gamma0)
+    return (_positive("beta0", beta0) * np.sqrt(gamma0 / gamma) * np.exp((gamma**2 - gamma0**2) / 4))[()]
+
+
+def inverse_temperature_of_gamma(
+    log_gamma: Input,
+    log_gamma0: Input,
+    beta0: Input,
+    parametrization: str = "exp",
+    scale: float = 1.0,
+    lr_ratio: Input = 1.0,
+) -> Values:
+    """β once ln γ is reached from (ln γ0, β0): F(β) = F(β0) + (r/2)[ln γ0 − ln γ − (γ0² − γ²)/2].
+
+    Any shape. β beyond float64 is inf; NaN where "identity" would need β² < 0. Raises `FlowsimError` for β0 ≤
+    0, r ≤ 0 or an unknown parametrization. Lemma 3.1 generalised (derived here).
+    """
+    scale = _scale(parametrization, scale)
+    beta0, lr_ratio = _positive("beta0", beta0), _positive("lr_ratio", lr_ratio)
+    log_gamma0 = np.asarray(log_gamma0, np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        drop = log_gamma0 - np.asarray(log_gamma, np.float64)
+        return _temperature_after(drop, np.exp(log_gamma0), beta0, parametrization, scale, lr_ratio)[()]
+
+
+def log_gamma_of_inverse_temperature(
+    inverse_temperature: Input,
+    log_gamma0: Input,
+    beta0: Input,
+    parametrization: str = "exp",
+    scale: float = 1.0,
+    lr_ratio: Input = 1.0,
+) -> Values:
+    """ln γ ≤ 0 once β is reached from (ln γ0, β0): the inverse of `inverse_temperature_of_gamma`.
+
+    Any shape; accurate where γ itself underflows. NaN where β is too low to be reached with γ ≤ 1. Raises
+    `FlowsimError` for γ0 ≥ 1, β ≤ 0, β0 ≤ 0, r ≤ 0 or an unknown parametrization. Derived here.
+    """
+    scale = _scale(parametrization, scale)
+    log_gamma0, beta0 = _log_gamma0(log_gamma0), _positive("beta0", beta0)
+    beta = _positive("inverse_temperature", inverse_temperature)
+    if parametrization == "exp":
+        change = scale**2 * np.log(beta / beta0)
+    elif parametrization == "identity":
+        change = (beta - beta0) * (beta + beta0) / 2
+    else:
+        change = _potential(beta, parametrization, scale) - _potential(beta0, parametrization, scale)
+    # Solve D + γ0² expm1(−2D)/2 = Q for the drop D = ln γ0 − ln γ: convex, so Newton descends from an upper
+    # bound.
+    with np.errstate(under="ignore", divide="ignore", invalid="ignore"):
+        square = np.exp(2 * log_gamma0)
+        target = 2 / _positive("lr_ratio", lr_ratio) * change
+        drop = target / -np.expm1(2 * log_gamma0)
+        drop = np.where(target > 0, np.minimum(drop, target + square / 2), drop)
+        for _ in range(80):
+            slope = -np.expm1(2 * (log_gamma0 - drop))
+            step = np.where(slope > 0, (drop + square * np.expm1(-2 * drop) / 2 - target) / slope, 0.0)
+            drop = np.maximum(drop - step, log_gamma0)
+            if not np.any(np.abs(step) > 1e-15 * np.abs(drop)):
+                break
+        reachable = target >= log_gamma0 + (1 - square) / 2
+    return np.where(reachable | np.isneginf(log_gamma0), log_gamma0 - drop, np.nan)[()]
+
+
+# --- frozen directions --------------------------------------------------------------------------------------
+
+
+def log_gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input) -> Values:
+    """ln g(a) for frozen directions of positive margin; see `gap_force`. Finite where g underflows.
+
+    Any shape. Raises `FlowsimError` for α ≤ 0 or n < 2. Derived here.
+    """
+    margin, a = _positive("margin", margin), np.asarray(inverse_temperature_effective, np.float64)
+    return (np.log(margin) + log_expit(np.log(_pairs(pairs) - 1) - margin * a))[()]
+
+
+def gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input) -> Values:
+    """g(a) = −⟨Z, ∇ℓ(aZ)⟩ = α (n−1)/(n−1 + e^{αa}) for frozen directions; a = β(1−γ²), α of either sign.
+
+    Any shape. Raises `FlowsimError` for n < 2. Derived here.
+    """
+    margin, a = np.asarray(margin, np.float64), np.asarray(inverse_temperature_effective, np.float64)
+    with np.errstate(under="ignore"):
+        return (margin * np.exp(log_expit(np.log(_pairs(pairs) - 1) - margin * a)))[()]
+
+
+def fixed_temperature_rate(
+    inverse_temperature: Input, margin: Input, pairs: Input, gamma: Input = 0.0
+) -> Values:
+    """2β g(β(1−γ²)) = −d ln γ/dt at fixed temperature: decay if the margin is positive, growth if negative.
+
+    Any shape; per unit of flow time. Raises `FlowsimError` for β ≤ 0 or n < 2. Derived here.
+    """
+    beta = _positive("inverse_temperature", inverse_temperature)
+    return (2 * beta * gap_force(beta * (1 - np.square(np.asarray(gamma, np.float64))), margin, pairs))[()]
+
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
+_NODES, _LOG_WEIGHTS = (1 + _NODES) / 2, np.log(_WEIGHTS / 2)
+
+
+def _drop_at(ts: Input, log_slowness: Callable[[Values], Values]) -> np.ndarray:
+    """D(t) of dD/dt = exp(−log_slowness(D)), D(0) = 0: Gauss-Legendre quadrature of t(D), inverted by Newton.
+
+    Panels adapt to the integrand, which may grow by hundreds of orders of magnitude, so all sums are in
+    logarithms.
+    """
+    ts = _inside("ts", ts, 0.0, math.inf, "finite times from 0 on", closed=True)
+    if np.any(np.isnan(ts)):
+        raise FlowsimError("Argument `ts` must hold numbers, but holds nan. Use finite times from 0 on.")
+
+    def log_integral(left: np.ndarray, log_width: np.ndarray) -> Values:
+        values = log_slowness(left[..., None] + np.exp(log_width)[..., None] * _NODES) + _LOG_WEIGHTS
+        top = values.max(-1)
+        return log_width + top + np.log(np.exp(values - top[..., None]).sum(-1))
+
+    with np.errstate(all="ignore"):
+        log_t = np.log(ts.ravel())
+        target = np.max(log_t, initial=-math.inf)
+        left, log_width, total = 0.0, 0.0, -math.inf
+        lefts, log_widths, totals = [left], [log_width], [total]
+        while total < target:
+            width = math.exp(log_width)
+            halves = log_integral(np.array([left, left + width / 2]), np.full(2, log_width - math.log(2)))
+            fine = float(np.logaddexp(*halves))
+            whole = float(log_integral(np.array(left), np.array(log_width)))
+            # Written so that a panel reaching into overflow (NaN) is halved too.
+            if not abs(fine - whole) <= 1e-11 + 1e-14 * abs(fine):
+                log_width -= math.log(2)
+                continue
+            total = float(np.logaddexp(total, fine))
+            lefts.append(left)
+            log_widths.append(log_width)
+            totals.append(total)
+            left, log_width = left + width, log_width + math.log(2)
+        panel = np.searchsorted(totals, log_t)  # the first panel that ends at or after t
+        start, longest = np.asarray(lefts)[panel], np.asarray(log_widths)[panel]
+        base = np.asarray(totals)[np.maximum(panel - 1, 0)]
+        goal = log_t + np.log(-np.expm1(base - log_t))
+        log_x = longest
+        for _ in range(60):
+            reached = log_integral(start, log_x)
+            step = (reached - goal) * np.exp(reached - log_x - log_slowness(start + np.exp(log_x)))
+            log_x = np.minimum(log_x - step, longest)
+            if not np.any(np.abs(step) > 1e-11):
+                break
+        # At t = 0 and at the start of a panel nothing is left to invert, and the goal is −inf or NaN.
+        return (start + np.where(np.isfinite(goal), np.exp(log_x), 0.0)).reshape(ts.shape)
+
+
+def reduced_trajectory(
+    ts: Input,
+    log_gamma0: float,
+    inverse_temperature0: float,
+    margin: float,
+    pairs: float,
+    parametrization: str = "exp",
+    scale: float = 1.0,
+    lr_ratio: float = 1.0,
+) -> tuple[Values, Values]:
+    """(ln γ, β) at the times `ts`, for frozen directions of constant margin and a learnable temperature.
+
+    The flow dβ/dt = r β'² (1−γ²) g, d ln γ/dt = −2βg with g at β(1−γ²) has the conserved quantity, which
+    leaves one quadrature t = ∫ dD/(2β g) over the drop D = ln γ0 − ln γ; it is evaluated to rounding and
+    inverted.
+
+    `ts` has any shape and order, in flow time from 0 to 1e300; both results have its shape. ln γ0 = −inf is γ
+    = 0. Raises `FlowsimError` for γ0 ≥ 1, a non-positive or non-scalar argument, n < 2 or an unknown
+    parametrization. Derived here.
+    """
+    _single(log_gamma0=log_gamma0, inverse_temperature0=inverse_temperature0, margin=margin, pairs=pairs)
+    _single(scale=scale, lr_ratio=lr_ratio)
+    scale, start = _scale(parametrization, scale), float(_log_gamma0(log_gamma0))
+    beta0 = float(_positive("inverse_temperature0", inverse_temperature0))
+    ratio = float(_positive("lr_ratio", lr_ratio))
+    margin, pairs = float(_positive("margin", margin)), float(_pairs(pairs))
+
+    def inverse_temperature(drop: Values) -> Values:
+        return _temperature_after(drop, math.exp(start), beta0, parametrization, scale, ratio)
+
+    def log_slowness(drop: Values) -> Values:
+        beta = inverse_temperature(drop)
+        return -np.log(2 * beta) - log_gap_force(-beta * np.expm1(2 * (start - drop)), margin, pairs)
+
+    drop = _drop_at(ts, log_slowness)
+    return (start - drop)[()], inverse_temperature(drop)[()]
+
+
+def fixed_temperature_trajectory(
+    ts: Input, log_gamma0: float, inverse_temperature: float, margin: float, pairs: float
+) -> Values:
+    """ln γ at the times `ts` for frozen directions at fixed β: γ' = −2βγ g(β(1−γ²)).
+
+    `ts` has any shape and order, in flow time; the result has its shape. Raises `FlowsimError` for γ0 ≥ 1, a
+    non-positive or non-scalar argument, or n < 2. Derived here.
+    """
+    _single(log_gamma0=log_gamma0, inverse_temperature=inverse_temperature, margin=margin, pairs=pairs)
+    start, beta = float(_log_gamma0(log_gamma0)), float(_positive("inverse_temperature", inverse_temperature))
+
+    def log_slowness(drop: Values) -> Values:
+        return -np.log(2 * beta) - log_gap_force(-beta * np.expm1(2 * (start - drop)), margin, pairs)
+
+    return (start - _drop_at(ts, log_slowness))[()]
+
+
+def closing_exponent(scale: float = 1.0, lr_ratio: Input = 1.0) -> Values:
+    """−2s²/r, the power of ln t with which the gap of parallel cones closes for β = exp(ν/s).
+
+    Any shape. Raises `FlowsimError` for a non-positive argument. s = r = 1: Yaras et al. 2025, Theorem 3.2;
+    in general derived here.
+    """
+    return (-2 * _scale("exp", scale) ** 2 / _positive("lr_ratio", lr_ratio))[()]
+
+
+def identity_law_coefficient(margin: Input, lr_ratio: Input = 1.0) -> Values:
+    """−1/(r α²), the limit of ln γ/(ln t)² for β = ν (and softplus) once Z has converged with margin α.
+
+    Any shape. Raises `FlowsimError` for a non-positive argument. Derived here.
+    """
+    return (-1 / (_positive("lr_ratio", lr_ratio) * np.square(_positive("margin", margin))))[()]
+
+
+def local_slope(log_gamma: Input, log_time: Input) -> np.ndarray:
+    """d ln γ/d ln ln t by second-order differences, centred inside and one-sided at the two ends.
+
+    Shapes (time,) with at least three times; `log_time` is ln t > 0 and increasing. Raises `FlowsimError`
+    otherwise. Derived here.
+    """
+    log_time = _inside("log_time", log_time, 0.0, math.inf, "times above 1, where ln ln t exists")
+    if log_time.ndim != 1 or log_time.size < 3 or np.any(np.diff(log_time) <= 0):
+        raise FlowsimError("Argument `log_time` must be one increasing series. Use three times or more.")
+    return np.gradient(np.asarray(log_gamma, np.float64), np.log(log_time), edge_order=2)
+
+
+# --- Theorem 3.2 --------------------------------------------------------------------------------------------
+
+
+class Theorem32Assumption(NamedTuple):
+    """Smallest β0 that Theorem 3.2 admits, its constant c4 (the proof needs c4 > 0), whether both hold."""
+
+    minimum_inverse_temperature: Values
+    c4: Values
+    holds: Flags
+
+
+def _theorem_3_2_constants(
+    gamma0: Input, beta0: Input, margin: Input, pairs: Input
+) -> tuple[Values, Values, Values]:
+    gamma0, margin = _gamma0(gamma0), _positive("margin", margin)
+    common = margin * _positive("beta0", beta0) * np.sqrt(gamma0)
+    c2 = common * (1 - gamma0**2) * np.exp(-(gamma0**2) / 4)
+    return c2, 55 * (_pairs(pairs) - 1) * common, c2 - 0.1
+
+
+def theorem_3_2_assumption(gamma0: Input, beta0: Input, margin: Input, pairs: Input) -> Theorem32Assumption:
+    """β0 ≥ ln(4(n−1))/(α(1−γ0²)) and c4 > 0, under which the lower bound on the gap is proved.
+
+    Any shape. Raises `FlowsimError` for γ0 outside (0, 1), a non-positive argument or n < 2. Yaras et al.
+    2025, Theorem 3.2.
+    """
+    _, _, c4 = _theorem_3_2_constants(gamma0, beta0, margin, pairs)
+    minimum = np.log(4 * (_pairs(pairs) - 1)) / (np.asarray(margin) * (1 - np.square(np.asarray(gamma0))))
+    return Theorem32Assumption(minimum[()], c4[()], np.asarray((np.asarray(beta0) >= minimum) & (c4 > 0))[()])
+
+
+def log_theorem_3_2_bound(
+    log_ts: Input,
+    gamma0: Input,
+    beta0: Input,
+    margin: Input,
+    pairs: Input,
+    constants: str = "corrected",
+) -> Values:
+    """Logarithm of `theorem_3_2_bound` at ln t (−inf at t = 0), stable at any time. Arguments broadcast."""
+    c2, c3, c4 = _theorem_3_2_constants(gamma0, beta0, margin, pairs)
+    if np.any(c4 <= 0):
+        raise FlowsimError(
+            f"Argument `beta0` must give c4 > 0, but gives c4 = {np.min(c4):g}. Use a larger `beta0` or `margin`."
+        )
+    if constants not in ("corrected", "printed"):
+        raise unknown_name("choice of constants", constants, ("corrected", "printed"))
+    corrected = constants == "corrected"
+    log_rate = np.log(c3) + (np.log(c4) if corrected else 0.0)
+    with np.errstate(under="ignore"):
+        growth = np.logaddexp(log_rate + np.asarray(log_ts, np.float64), c4 / np.sqrt(np.asarray(gamma0)))
+    return ((2 * np.log(c4) if corrected else np.log(c2)) - 2 * np.log(growth))[()]
+
+
+def theorem_3_2_bound(
+    ts: Input,
+    gamma0: Input,
+    beta0: Input,
+    margin: Input,
+    pairs: Input,
+    constants: str = "corrected",
+) -> Values:
+    """Lower bound on γ(t) = Δ/2 for matched pairs, β = exp(ν), r = 1: c4²/ln(c3 c4 t + e^{c4/√γ0})².
+
+    c2 = αβ0√γ0(1−γ0²)e^{−γ0²/4}, c3 = 55α(n−1)β0√γ0, c4 = c2 − 1/10, α a lower bound on the margin. It equals
+    γ0 at t = 0. The "printed" constants, c2 for c4² and c3 t for c3 c4 t, do not bound γ: the integration of
+    the paper's own inequality gives the "corrected" ones. The assumption is not checked here: see
+    `theorem_3_2_assumption`.
+
+    Arguments broadcast; `ts` in flow time. Raises `FlowsimError` for t < 0, γ0 outside (0, 1), a non-positive
+    argument, n < 2, c4 ≤ 0 or unknown constants. Yaras et al. 2025, Theorem 3.2; the correction is derived
+    here.
+    """
+    ts = _inside("ts", ts, 0.0, math.inf, "times from 0 on", closed=True)
+    with np.errstate(divide="ignore", under="ignore"):
+        return np.exp(log_theorem_3_2_bound(np.log(ts), gamma0, beta0, margin, pairs, constants))[()]
+
+
+# --- Theorem 3.3 --------------------------------------------------------------------------------------------
+
+
+def bessel_ratio(order: Input, a: Input) -> Values:
+    """I_{order+1}(a)/I_order(a) of the modified Bessel functions, for order ≥ 0 and a ≥ 0.
+
+    Gauss's continued fraction while it is short, then the quotient of the functions, and for a > 1e6 the
+    expansion in 1/a at fixed q = (order + 1/2)/a. Arguments broadcast. Raises `FlowsimError` for a negative one.
+    Derived here.
+    """
+    order = _inside("order", order, 0.0, math.inf, "an order from 0 on", closed=True)
+    a = _inside("a", a, 0.0, math.inf, "a finite argument from 0 on", closed=True)
+    order, a = np.broadcast_arrays(order, a)
+    out = np.array(a / (2 * (order + 1)))  # exact to rounding for tiny a, where the fraction would overflow
+    fraction = (a >= 1e-9 * (order + 1)) & (a <= 100 * (order + 1))
+    quotient = (a > 100 * (order + 1)) & (a <= 1e6)
+    out[fraction] = _gauss_fraction(order[fraction], a[fraction])
+    out[quotient] = ive(order[quotient] + 1, a[quotient]) / ive(order[quotient], a[quotient])
+    large = ~quotient & (a > 100 * (order + 1))
+    q = (order[large] + 0.5) / a[large]
+    root = np.hypot(1, q)
+    out[large] = (1 - q / (2 * a[large] * root**2)) / (root + q)  # the next term is below q/a²
+    return out[()]
+
+
+def _gauss_fraction(order: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """1/(b₁ + 1/(b₂ + ...)) with b_k = 2(order + k)/a, by Lentz's method; every term is positive."""
+    value = front = 2 * (order + 1) / a
+    back = np.zeros_like(value)
+    for k in itertools.count(2):
+        b = 2 * (order + k) / a
+        back, front = 1 / (b + back), b + 1 / front
+        factor = front * back
+        value = value * factor
+        if not np.any(np.abs(factor - 1) > 4e-16):
+            break
+    return 1 / value
+
+
+def log_mean_exponential(a: Input, dim: Input) -> Values:
+    """ln ξ2 with ξ2 = E[e^{a u·v}] = Γ(d/2)(2/a)^ρ I_ρ(a), u uniform on the unit sphere of R^d, ρ = (d−2)/2.
+
+    ξ1 = ξ2' = ξ2 I_{ρ+1}/I_ρ. Arguments broadcast. Raises `FlowsimError` for a ≤ 0 or d < 2. Yaras et al.
+    2025, proof of Theorem 3.3.
+    """
+    a = _inside("a", a, 0.0, 1.0001e8, "an argument from 0 to 1e8")
+    order = (_inside("dim", dim, 2.0, math.inf, "two or more dimensions", closed=True) - 2) / 2
+    a, order = np.broadcast_arrays(a, order)
+    out = np.empty(a.shape)
+    direct = (order**2 <= 1000 * a) & (a > 1)
+    nu, x = order[direct], a[direct]
+    out[direct] = gammaln(nu + 1) + nu * np.log(2 / x) + np.log(ive(nu, x)) + x
+    for index in [i for i in np.ndindex(a.shape) if not direct[i]]:
+        # I_ρ underflows here, but ξ2 = Σ (a²/4)^k / (k! (ρ+1)_k) has only positive terms, the largest near
+        # `peak`.
+        nu, x = order[index], a[index]
+        peak = x * x / (2 * (nu + np.hypot(nu, x)))
+        k = np.arange(1, int(peak + 12 * math.sqrt(peak) + 40))
+        terms = k * 2 * np.log(x / 2) - gammaln(k + 1) - (gammaln(k + nu + 1) - gammaln(nu + 1))
+        top = max(terms.max(), 0.0)
+        with np.errstate(under="ignore"):
+            rest = np.exp(terms - top).sum()
+        out[index] = np.log1p(rest) if top == 0 else top + np.log(math.exp(-top) + rest)
+    return out[()]
+
+
+class Theorem33Bound(NamedTuple):
+    """Lower bound on dΔ/dt(0), its ε, whether it is proved (ξ1 ≥ 2e^a ε), and its limit for n → ∞."""
+
+    bound: Values
+    epsilon: Values
+    proved: Flags
+    limit: Values
+
+
+def _theorem_3_3_scaled(dim: Input, beta0: Input, gamma0: Input) -> tuple[Values, Values, Values, Values]:
+    """a, ln(ξ2 e^{−a}), ξ1/ξ2 and 4β0γ0. ξ2 overflows and e^{−a} underflows; their product need not."""
+    gamma0, beta0 = _gamma0(gamma0), _positive("beta0", beta0)
+    a = beta0 * (1 - gamma0**2)
+    log_xi2 = np.asarray(log_mean_exponential(a, dim)) - a
+    return a, log_xi2, np.asarray(bessel_ratio((np.asarray(dim) - 2) / 2, a)), 4 * beta0 * gamma0
+
+
+def theorem_3_3_limit(beta0: Input, gamma0: Input, dim: Input) -> Values:
+    """4β0γ0 I_{ρ+1}(a)/I_ρ(a), a = β0(1−γ0²), ρ = (d−2)/2: initial speed of the gap for n → ∞ uniform pairs.
+
+    Arguments broadcast; per unit of flow time, for unit learning rates. Raises `FlowsimError` for γ0 outside
+    (0, 1), β0 ≤ 0 or d < 2. Yaras et al. 2025, Theorem 3.3.
+    """
+    gamma0, beta0 = _gamma0(gamma0), _positive("beta0", beta0)
+    order = (_inside("dim", dim, 2.0, math.inf, "two or more dimensions", closed=True) - 2) / 2
+    return (4 * beta0 * gamma0 * bessel_ratio(order, beta0 * (1 - gamma0**2)))[()]
+
+
+def theorem_3_3_bound(
+    pairs: Input, dim: Input, beta0: Input, gamma0: Input, delta: Input = 0.05
+) -> Theorem33Bound:
+    """Lower bound on dΔ/dt(0) with probability 1 − δ, for rows uniform on the sphere.
+
+    4β0γ0 [(ξ1 − 2e^a ε)/(ξ2 + (e^a − e^{−a})ε) − 2ε], ε = √(ln((4n+1)/δ)/(2n)), ξ2 as in
+    `log_mean_exponential`.
+
+    Arguments broadcast. Raises as `theorem_3_3_limit`, and for n < 2 or δ outside (0, 1). Yaras et al. 2025,
+    Theorem 3.3; its proof bounds 2 dγ/dt, which is not dΔ/dt.
+    """
+    a, log_xi2, ratio, speed = _theorem_3_3_scaled(dim, beta0, gamma0)
+    delta, pairs = _inside("delta", delta, 0.0, 1.0, "a probability of failure such as 0.05"), _pairs(pairs)
+    epsilon = np.sqrt(np.log((4 * pairs + 1) / delta) / (2 * pairs))
+    with np.errstate(under="ignore"):
+        xi2 = np.exp(log_xi2)
+        bracket = (ratio * xi2 - 2 * epsilon) / (xi2 - np.expm1(-2 * a) * epsilon) - 2 * epsilon
+    proved = np.asarray(np.log(ratio) + log_xi2 >= np.log(2 * epsilon))
+    return Theorem33Bound((speed * bracket)[()], epsilon[()], proved[()], (speed * ratio)[()])
+
+
+def theorem_3_3_pairs_needed(dim: Input, beta0: Input, gamma0: Input, delta: Input = 0.05) -> Values:
+    """log10 of the smallest n at which `theorem_3_3_bound` is positive.
+
+    Positivity is a quadratic inequality in ε, solved in closed form; n then solves 2nε² = ln((4n+1)/δ). n is
+    rounded up to a whole number while float64 tells whole numbers apart. Arguments broadcast. Raises as
+    `theorem_3_3_bound`. Derived here.
+    """
+    a, log_xi2, ratio, _ = _theorem_3_3_scaled(dim, beta0, gamma0)
+    delta = _inside("delta", delta, 0.0, 1.0, "a probability of failure such as 0.05")
+    with np.errstate(under="ignore"):
+        xi2 = np.exp(log_xi2)
+        root = 1 + xi2 + np.sqrt((1 + xi2) ** 2 - 2 * np.expm1(-2 * a) * ratio * xi2)
+        log_epsilon = np.log(ratio) + log_xi2 - np.log(root)
+        log_n = -2 * log_epsilon
+        for _ in range(200):
+            log_n = np.log(log_n + math.log(4) + np.log1p(np.exp(-log_n) / 4) - np.log(delta)) - (
+                math.log(2) + 2 * log_epsilon
+            )
+    whole = np.ceil(np.exp(np.minimum(log_n, 36.0)))
+    return (np.where(log_n < 36.0, np.log(whole), log_n) / math.log(10))[()]
+
+
+# --- the exponential loss (Appendix C) ----------------------------------------------------------------------
+
+
+def exponential_loss_log_gamma(
+    ts: Input,
+    inverse_temperature_schedule: Callable[[float], float],
+    log_gamma0: float,
+    leading_order: bool = False,
+) -> np.ndarray:
+    """ln γ at the times `ts` for the loss ℓ(m) = e^{−m} and a schedule β(t): γ = γ0 exp(−2∫βe^{−β(1−γ²)} ds).
+
+    With `leading_order` the γ² is dropped, which is exact up to a constant factor when ∫β²γ²e^{−β} converges.
+
+    `ts` has shape (time,), increasing from 0 on, in flow time; the result has its shape. Raises
+    `FlowsimError` otherwise. Yaras et al. 2025, Appendix C, with the factor 2 that it omits.
+    """
+    _single(log_gamma0=log_gamma0)
+    start = float(_log_gamma0(log_gamma0))
+    ts = _inside("ts", ts, 0.0, math.inf, "times from 0 on", closed=True)
+    if ts.ndim != 1 or np.any(np.diff(ts) < 0):
+        raise FlowsimError("Argument `ts` must be one increasing series. Use np.sort.")
+
+    def drop_rate(s: float, drop: np.ndarray) -> np.ndarray:  # in s = ln(1 + t), to reach long times
+        beta = inverse_temperature_schedule(math.expm1(s))
+        square = 0.0 if leading_order else np.exp(2 * (start - drop))
+        return 2 * beta * np.exp(s - beta * (1 - square)) + 0 * drop
+
+    s = np.log1p(ts)
+    if s.size == 0 or s[-1] == 0:
+        return np.full(s.shape, start)
+    with np.errstate(under="ignore"):
+        solution = solve_ivp(
+            drop_rate, (0.0, s[-1]), [0.0], "DOP853", s, rtol=1e-12, atol=1e-14, max_step=0.25
+        )
+    if not solution.success:
+        raise FlowsimError(
+            f"The schedule could not be integrated: {solution.message} Use a smoother schedule."
+        )
+    return start - solution.y[0]
+
+
+def linear_inverse_temperature_rate(beta0: Input, beta1: Input) -> Values:
+    """2c with c = [(β0+1)e^{−β0} − (β1+1)e^{−β1}]/(β1−β0), for a schedule linear in β (not τ).
+
+    Over its length T, γ falls from γ0 to about γ0 e^{−2cT}.
+
+    Any shape; per unit of flow time; the limit 2β0e^{−β0} where β1 = β0. Raises `FlowsimError` for a
+    non-positive β. Yaras et al. 2025, Appendix C, with the factor 2 that it omits.
+    """
+    beta0, beta1 = _positive("beta0", beta0), _positive("beta1", beta1)
+    low, width = np.minimum(beta0, beta1), np.abs(beta1 - beta0)
+    with np.errstate(under="ignore"):
+        mean = np.where(width > 0, -np.expm1(-width) / np.where(width > 0, width, 1.0), 1.0)
+        return (2 * np.exp(-low) * ((low + 1) * mean - np.exp(-width)))[()]
+
+
+# --- label noise: the gap as a second temperature -----------------------------------------------------------
+
+
+def _noise(noise: Input) -> np.ndarray:
+    return _inside("noise", noise, 0.0, 1.0, "the probability of a wrong label")
+
+
+def effective_noise(noise: Input, pairs: Input) -> Values:
+    """p' = p(1 − 1/N): targets (1−p)I + (p/N)J, which may hit the true label, as noise over the wrong labels.
+
+    Any shape. Raises `FlowsimError` for p outside (0, 1) or N < 2. Derived here.
+    """
+    return (_noise(noise) * (1 - 1 / _pairs(pairs)))[()]
+
+
+def noise_logit_gap(noise: Input, pairs: Input) -> Values:
+    """b* = ln[(1−p)(N−1)/p]: β × (mean cos of pairs − mean cos of non-pairs) at an interior equilibrium.
+
+    For targets (1−p)I + p/(N−1)(J−I). Any shape. Raises `FlowsimError` for p outside (0, 1) or N < 2. Derived
+    here.
+    """
+    noise = _noise(noise)
+    return (np.log1p(-noise) - np.log(noise) + np.log(_pairs(pairs) - 1))[()]
+
+
+def critical_temperature(noise: Input, pairs: Input, kind: str = "simplex") -> Values:
+    """τ* = α/b*, above which the gap closes.
+
+    α is N/(N−1) for a simplex (also for free rows with d ≥ N) and 1 for orthonormal pairs.
+
+    Any shape. Raises `FlowsimError` for p outside (0, 1 − 1/N), N < 2 or an unknown kind. Derived here.
+    """
+    if kind not in ("simplex", "orthonormal"):
+        raise unknown_name("kind", kind, ("simplex", "orthonormal"))
+    logit_gap, pairs = np.asarray(noise_logit_gap(noise, pairs)), _pairs(pairs)
+    if np.any(logit_gap <= 0):
+        raise FlowsimError("Argument `noise` must favour the true pair. Use a `noise` below 1 - 1/pairs.")
+    return ((pairs / (pairs - 1) if kind == "simplex" else 1.0) / logit_gap)[()]
+
+
+def equilibrium_gap_bound(temperature: Input, critical: Input) -> Values:
+    """Δ ≤ 2√(1 − τ/τ*) at an interior equilibrium with label noise, 0 above τ*.
+
+    Attained by parallel simplex cones.
+
+    Any shape. Raises `FlowsimError` for a non-positive temperature. Derived here.
+    """
+    ratio = _positive("temperature", temperature) / _positive("critical", critical)
+    return (2 * np.sqrt(np.maximum(1 - ratio, 0)))[()]
+
+
+# --- Figure 2 -----------------------------------------------------------------------------------------------
+
+
+def ring_height() -> float:
+    """(√5 − 1)/4, the height γ0 of the two pentagons that Figure 2 of Yaras et al. 2025 starts from."""
+    return (math.sqrt(5) - 1) / 4
+
+
+#: The run behind Figure 2 of Yaras et al. 2025: two twisted regular pentagons on the free sphere, β = exp(ν),
+#: r = 1. The start and "shown_*" are read off the paper; the other milestones are derived here by two
+#: independent integrations.
+FIGURE_2: dict[str, float | tuple[float, ...] | dict[float, float]] = {
+    "pairs": 5,
+    "dim": 3,
+    "height": ring_height(),
+    "twist_degrees": -144.0,
+    "temperature0": 0.07,
+    "initial_gap": 2 * ring_height(),
+    "peak_time": 2.0639,
+    "peak_gap": 1.0568,
+    "peak_temperature": 1.0234,
+    "matching_time": 3.8328,  # the margin turns positive; shown as "matched at 4.0"
+    "final_time": 1e5,
+    "final_gap": 0.54055,
+    "final_temperature": 0.0358,
+    "later_gaps": {1e6: 0.5265, 1e12: 0.4732},  # the paper's run, continued
+    "shown_time_shift": 0.1,  # the paper's time axis shows t + 0.1
+    "shown_snapshots": (0.0, 0.4, 2.3, 4.0, 1e2, 1e5),
+}
