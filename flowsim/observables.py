@@ -210,6 +210,12 @@ def _eps(array: Any) -> float:
     return float(jnp.finfo(array.dtype).eps)
 
 
+def _fraction(hits: Any, like: Any) -> Float[Array, ""]:
+    """Share of true entries. The size is counted: XLA turns n/n into n·(1/n), which is not 1 for n = 49."""
+    yes, no = jnp.sum(hits, dtype=like.dtype), jnp.sum(~hits, dtype=like.dtype)
+    return yes / (yes + no)
+
+
 def _spread(unit: MoreRows) -> Float[Array, ""]:
     """Mean of (1 − cosine)/2 over distinct rows, from distances to their mean: no n×n matrix."""
     return jnp.sum((unit - jnp.mean(unit, axis=0, keepdims=True)) ** 2) / (2 * (unit.shape[0] - 1))
@@ -315,10 +321,10 @@ def linear_separability(image: Any, text: Any, seed: int = 0) -> float:
 
     Each modality is split at random (by `seed`) into halves: one to fit on, one to judge on; equal row
     numbers get the same split, so that pairs stay together. The fit is with intercept, weights 1/n per
-    modality and a small L2 penalty; the accuracy is the mean of the two modalities' accuracies.
-    Because of the penalty a gap below about 0.01 may count as closed. Normalisation: unit rows. Sample: all rows, unpaired. Range: [0, 1]; 1 open gap, 0.5 closed. Source: cf.
-    arXiv 2405.18570. Raises `FlowsimError` inside jit: it is a fit, for stored
-    embeddings.
+    modality and a small L2 penalty, which may count a gap below about 0.01 as closed; the accuracy is the
+    mean of the two modalities' accuracies. Normalisation: unit rows. Sample: all rows, unpaired. Range:
+    [0, 1]; 1 open gap, 0.5 closed. Source: cf. arXiv 2405.18570. Raises `FlowsimError` inside jit: it is a
+    fit, for stored embeddings.
     """
     if isinstance(image, Tracer) or isinstance(text, Tracer):
         raise FlowsimError(
@@ -385,7 +391,7 @@ def matched_fraction(image: Rows, text: Rows) -> Number:
     """
     x, y = _unit(image), _unit(text)
     least = jnp.minimum(_pair_gaps(x, y), _pair_gaps(y, x))
-    return jnp.mean(least > _TIES * _eps(x), dtype=x.dtype)
+    return _fraction(least > _TIES * _eps(x), x)
 
 
 @_metric(pairs=True)
@@ -408,7 +414,7 @@ def matched_fraction_of_similarity(similarity: Square) -> Number:
     """
     diagonal, others = _off_diagonal(similarity)
     hits = diagonal > jnp.maximum(jnp.max(others, axis=1), jnp.max(others, axis=0))
-    return jnp.mean(hits, dtype=similarity.dtype)
+    return _fraction(hits, similarity)
 
 
 @_metric(pairs=True)
@@ -480,9 +486,8 @@ def retrieval_at_k(image: Rows, text: MoreRows, k: int = 1, captions_per_image: 
     chance is k/n for c = 1. Range: [0, 1]. Source: the COCO/Flickr30k protocols, Karpathy & Fei-Fei, CVPR
     2015.
     """
-    dtype = image.dtype
     ranks = retrieval_ranks(image, text, captions_per_image=captions_per_image)
-    return Retrieval(*(jnp.mean(r <= k, dtype=dtype) for r in ranks))
+    return Retrieval(*(_fraction(r <= k, image) for r in ranks))
 
 
 # --- shape of each modality ------------------------------------------------------------------------------

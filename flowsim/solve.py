@@ -122,7 +122,7 @@ def simulate(
         )
     options = {
         "seed": seed, "horizon": horizon_, "rtol": rtol, "atol": atol, "precision": precision,
-        "method": method, "t0": t0,
+        "method": method, "t0": t0, "observables": list(observables),
     }  # fmt: skip
     start_config = to_config(start) if isinstance(start, AbstractRecipe) else {"kind": type(start).__name__}
     result = _assemble(flow, run, ts_, kept, options, start_config)
@@ -232,10 +232,6 @@ def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -
 
 
 # --- observables of a state ---------------------------------------------------------------------------
-
-
-def _nan(state: State) -> Array:
-    return jnp.full((), jnp.nan, state.moving.raw.dtype if state.moving.raw is not None else None)
 
 
 #: name -> f(flow, t, state, β, horizon); None where the flow has no such quantity.
@@ -361,20 +357,36 @@ def _crossings(flow: GradientFlow, t: Any, state: State, task: _Task) -> dict[st
     return found
 
 
-def _event(t: Any, y: Moving, args: tuple[GradientFlow, _Task], **_: Any) -> Any:
-    """Ends a segment: a boolean, or a real number whose sign changes, which diffrax locates."""
-    flow, task = args
-    state = dataclasses.replace(task.state, moving=y)
-    steady = _is_steady(flow, jnp.expm1(t), state, task)
-    crossings = _crossings(flow, jnp.expm1(t), state, task)
-    if not crossings:
-        return steady
-    nearest = jnp.min(jnp.stack(list(crossings.values())))
-    return jnp.where(steady, -jnp.ones_like(nearest), nearest)
+def _on_state(
+    condition: Callable[[GradientFlow, Any, State, _Task], Any],
+) -> Callable[..., Any]:
+    """A condition on states as diffrax wants it."""
+
+    def cond_fn(t: Any, y: Moving, args: tuple[GradientFlow, _Task], **_: Any) -> Any:
+        flow, task = args
+        return condition(flow, jnp.expm1(t), dataclasses.replace(task.state, moving=y), task)
+
+    return cond_fn
+
+
+def _event(flow: GradientFlow, task: _Task, locate: bool) -> diffrax.Event:
+    """What ends a segment early: at the end of a step, or (`locate`) at the zero of a crossing."""
+    names = list(_crossings(flow, task.t0, task.state, task))
+
+    def crossed(name: str) -> Callable[..., Any]:
+        return _on_state(lambda f, t, s, k: _crossings(f, t, s, k)[name] <= 0)
+
+    def nearest(flow: GradientFlow, t: Any, state: State, task: _Task) -> Any:
+        zero = jnp.min(jnp.stack(list(_crossings(flow, t, state, task).values())))
+        return jnp.where(_is_steady(flow, t, state, task), -jnp.ones_like(zero), zero)
+
+    if locate:
+        return diffrax.Event(_on_state(nearest), optx.Bisection(1e-12, 1e-12, flip="detect"))
+    return diffrax.Event({"steady": _on_state(_is_steady), **{name: crossed(name) for name in names}})
 
 
 def _cause(flow: GradientFlow, t: Any, state: State, task: _Task) -> dict[str, Any]:
-    """Which condition ended the segment, given its last state."""
+    """Which condition ended a located segment, given its last state."""
     crossings = _crossings(flow, t, state, task)
     causes = {k: v < 1e-9 for k, v in crossings.items() if k != "clamp"}
     causes["steady"] = _is_steady(flow, t, state, task)
@@ -424,13 +436,23 @@ def _is_steady(flow: GradientFlow, t: Any, state: State, task: _Task) -> Any:
 
 @eqx.filter_jit
 def _segment(
-    flow: GradientFlow, task: _Task, *, method: str, max_steps: int, names: tuple[str, ...]
+    flow: GradientFlow,
+    task: _Task,
+    *,
+    method: str,
+    max_steps: int,
+    locate: bool,
+    streamed: tuple[str, ...],
 ) -> _Segment:
+    """Integrate from `task.t0` to the last output time or the first event.
+
+    `streamed` observables are recorded on the way, for problems whose states are too many to keep.
+    """
     s0, s1 = jnp.log1p(task.t0), jnp.log1p(task.ts[-1])
 
     def observe(s: Any, moving: Moving, args: Any) -> dict[str, Any]:
         state = dataclasses.replace(task.state, moving=moving)
-        return _observe(flow, jnp.expm1(s), state, task.horizon, names)
+        return _observe(flow, jnp.expm1(s), state, task.horizon, streamed)
 
     def clip(ts: Array) -> Array:
         return jnp.clip(jnp.log1p(ts), s0, s1)
@@ -439,7 +461,9 @@ def _segment(
     if not flow.schedule.temperature.constant:
         # The schedule has a kink where it ends.
         controller = diffrax.ClipController(controller, jump_ts=jnp.log1p(task.horizon)[None])
-    boolean = not _crossings(flow, task.t0, task.state, task)
+    subs = [diffrax.SubSaveAt(ts=clip(task.snapshot_ts)), diffrax.SubSaveAt(t1=True)]
+    if streamed:
+        subs.append(diffrax.SubSaveAt(ts=clip(task.ts), fn=observe))
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_field_in_log_time),
         _METHODS[method](),
@@ -448,35 +472,43 @@ def _segment(
         dt0=None,
         y0=task.state.moving,
         args=(flow, task),
-        saveat=diffrax.SaveAt(
-            subs=[
-                diffrax.SubSaveAt(ts=clip(task.ts), fn=observe),
-                diffrax.SubSaveAt(ts=clip(task.snapshot_ts)),
-                diffrax.SubSaveAt(t1=True),
-            ]
-        ),
+        saveat=diffrax.SaveAt(subs=subs),
         stepsize_controller=controller,
-        event=diffrax.Event(_event, None if boolean else optx.Bisection(1e-12, 1e-12, flip="detect")),
+        event=_event(flow, task, locate),
         max_steps=max_steps,
         throw=False,
     )
-    series, snapshots, last = solution.ys
-    assert solution.ts is not None
-    moving = jax.tree.map(lambda x: x[-1], last)
-    log_time = solution.ts[2][-1]
-    ended = dataclasses.replace(task.state, moving=moving)
-    occurred = solution.result == diffrax.RESULTS.event_occurred
-    causes = _cause(flow, jnp.expm1(log_time), ended, task)
+    assert solution.ts is not None and solution.ys is not None
+    log_time = solution.ts[1][-1]
+    moving = jax.tree.map(lambda x: x[-1], solution.ys[1])
+    events = solution.event_mask
+    if locate:
+        ended = dataclasses.replace(task.state, moving=moving)
+        occurred = solution.result == diffrax.RESULTS.event_occurred
+        events = {k: occurred & v for k, v in _cause(flow, jnp.expm1(log_time), ended, task).items()}
+    assert isinstance(events, dict)
     return _Segment(
-        series=series,
-        snapshots=snapshots,
+        series=solution.ys[2] if streamed else {},
+        snapshots=solution.ys[0],
         moving=moving,
         log_time=log_time,
-        events={name: occurred & cause for name, cause in causes.items()},
+        events=events,
         finished=solution.result == diffrax.RESULTS.successful,
         accepted=solution.stats["num_accepted_steps"],
         rejected=solution.stats["num_rejected_steps"],
     )
+
+
+@eqx.filter_jit
+def _observe_all(
+    flow: GradientFlow, ts: Any, moving: Moving, state: State, horizon: Any, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Observables of the states `moving`, stacked along time."""
+
+    def one(item: tuple[Any, Moving]) -> dict[str, Any]:
+        return _observe(flow, item[0], dataclasses.replace(state, moving=item[1]), horizon, names)
+
+    return jax.lax.map(one, (ts, moving))
 
 
 # --- the chain of segments ----------------------------------------------------------------------------
@@ -502,99 +534,114 @@ def _chain(
     current: str = method or "explicit"
     unknowns = sum(x.size for x in jax.tree.leaves(state.moving))
     stiff = "implicit" if unknowns <= DENSE_UNKNOWNS else "stabilised"
-    used: list[str] = []
+    # Observables are computed afterwards where every state is kept: that compiles in half the time.
+    stream = len(kept) < len(ts)
+    locate = _clamped(flow)
+    stats = {"steps": 0, "rejected": 0, "segments": 0, "unknowns": unknowns}
+    labels: list[str] = []
     series: dict[str, np.ndarray] = {}
-    snapshots: Any = None
-    steps = rejected = segments = 0
+    states: Any = None
     t, pinned = t0, _initially_pinned(flow, state, t0, horizon)
-    first = True
-    while True:
+    numbers = [np.asarray(x) for x in (ts, kept, horizon, rtol, atol)]
+    status = None
+    while status is None:
         task = to_device(
-            _Task(
-                state, np.asarray(t), np.asarray(ts), np.asarray(kept), np.asarray(horizon), np.asarray(rtol),
-                np.asarray(atol), np.asarray(float(pinned)), np.asarray(1e-3 * rtol),
-            ),
-            dtype,
-        )  # fmt: skip
+            _Task(state, np.asarray(t), *numbers, np.asarray(float(pinned)), np.asarray(1e-3 * rtol)), dtype
+        )
         budget = EXPLICIT_BUDGET if method is None and current == "explicit" else max_steps
-        out = _segment(flow, task, method=current, max_steps=budget, names=names)
-        out = to_numpy(out)
-        segments += 1
-        steps += int(out.accepted)
-        rejected += int(out.rejected)
-        end = float(np.expm1(out.log_time))
-        occurred = [k for k, v in out.events.items() if bool(v)]
-        done = bool(out.finished) and not occurred
-        if done:
-            end = float(ts[-1])
-        _merge(series, out.series, (ts >= t) if first else (ts > t), ts <= end)
-        taken = ((kept >= t) if first else (kept > t)) & (kept <= end)
-        if snapshots is None:
-            snapshots = jax.tree.map(lambda x: np.full_like(x, np.nan), out.snapshots)
-        jax.tree.map(lambda into, x, m=taken: into.__setitem__(m, x[m]), snapshots, out.snapshots)
+        out = to_numpy(
+            _segment(
+                flow, task, method=current, max_steps=budget, locate=locate,
+                streamed=names if stream else (),
+            )
+        )  # fmt: skip
+        occurred = {k for k, v in out.events.items() if bool(v)}
+        if not locate and occurred - {"steady"}:
+            # A crossing ended the step; do the segment again, finding its time.
+            locate = True
+            continue
+        stats["segments"] += 1
+        stats["steps"] += int(out.accepted)
+        stats["rejected"] += int(out.rejected)
         label = type(_METHODS[current]()).__name__
-        if not used or not used[-1].startswith(label):
-            used.append(label if first or t == t0 else f"{label} from t = {t:.3g}")
-        first = False
+        if not labels or label not in labels[-1]:
+            labels.append(f"{label} from t = {t:.3g}" if labels else label)
+        done = bool(out.finished) and not occurred
+        end = float(ts[-1]) if done else float(np.expm1(out.log_time))
+        for name, values in out.series.items():
+            into = series.setdefault(name, np.full(values.shape, np.nan, values.dtype))
+            _fill(into, values, ts, t, end, t == t0)
+        if states is None:
+            states = jax.tree.map(lambda x: np.full_like(x, np.nan), out.snapshots)
+        for into, values in zip(jax.tree.leaves(states), jax.tree.leaves(out.snapshots), strict=True):
+            _fill(into, values, kept, t, end, t == t0)
         state = dataclasses.replace(state, moving=jax.tree.map(jnp.asarray, out.moving))
-        finite = all(np.isfinite(x).all() for x in jax.tree.leaves(out.moving))
-
-        def ended(status: Status, at: float) -> _Run:
-            stats = {"steps": steps, "rejected": rejected, "segments": segments, "unknowns": unknowns}
-            return _Run(series, snapshots, state, status, at, ", then ".join(used), stats)
-
+        t = end
         if done:
-            return ended(Status.COMPLETED, end)
-        if "steady" in occurred:
-            _hold(flow, state, series, snapshots, ts, kept, end, horizon, names)
-            return ended(Status.STEADY, end)
-        if "gamma_one" in occurred:
-            return ended(Status.GAMMA_ONE, end)
-        if "temperature_infinite" in occurred:
-            return ended(Status.TEMPERATURE_INFINITE, end)
-        if not finite:
-            return ended(Status.NON_FINITE, end)
-        if "clamp" in occurred:
+            status = Status.COMPLETED
+        elif occurred & _ENDINGS.keys():
+            status = next(_ENDINGS[k] for k in _ENDINGS if k in occurred)
+        elif not all(np.isfinite(x).all() for x in jax.tree.leaves(out.moving)):
+            status = Status.NON_FINITE
+        elif "clamp" in occurred:
             state, pinned = _toggle(flow, state, pinned)
-            t = end
-            continue
-        if method is None and current == "explicit":
-            current, t = stiff, end
-            continue
-        return ended(Status.MAX_STEPS, end)
+        elif method is None and current == "explicit":
+            current = stiff
+        else:
+            status = Status.MAX_STEPS
+    if status is Status.STEADY:
+        _hold(flow, state, series, states, ts, kept, t, horizon, names)
+    if not stream:
+        arguments = (jnp.asarray(ts, dtype), jax.tree.map(jnp.asarray, states), state)
+        computed = _observe_all(flow, *arguments, jnp.asarray(horizon, dtype), names)
+        series = {name: np.where(_is_filled(states), x, np.nan) for name, x in computed.items()}
+    return _Run(series, states, state, status, t, ", then ".join(labels), stats)
 
 
-def _merge(
-    series: dict[str, np.ndarray], new: dict[str, np.ndarray], started: np.ndarray, reached: np.ndarray
-) -> None:
-    for name, values in new.items():
-        into = series.setdefault(name, np.full(values.shape, np.nan, values.dtype))
-        into[started & reached] = values[started & reached]
+_ENDINGS = {
+    "steady": Status.STEADY,
+    "gamma_one": Status.GAMMA_ONE,
+    "temperature_infinite": Status.TEMPERATURE_INFINITE,
+}
+
+
+def _fill(into: np.ndarray, new: np.ndarray, ts: np.ndarray, begin: float, end: float, first: bool) -> None:
+    """Copy the output slots that a segment from `begin` to `end` reached."""
+    slots = ((ts >= begin) if first else (ts > begin)) & (ts <= end)
+    into[slots] = new[slots]
+
+
+def _is_filled(states: Moving) -> np.ndarray:
+    leaves = jax.tree.leaves(states)
+    return np.array([all(np.isfinite(x[i]).all() for x in leaves) for i in range(len(leaves[0]))])
 
 
 def _hold(
-    flow: GradientFlow, state: State, series: dict[str, np.ndarray], snapshots: Any, ts: np.ndarray,
+    flow: GradientFlow, state: State, series: dict[str, np.ndarray], states: Moving, ts: np.ndarray,
     kept: np.ndarray, end: float, horizon: float, names: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Fill the slots after a steady state."""
-    values = to_numpy(_observe_jit(flow, jnp.asarray(end), state, jnp.asarray(horizon), names))
-    for name, value in values.items():
-        series[name][ts > end] = value
-    later = kept > end
-    jax.tree.map(lambda into, x: into.__setitem__(later, np.asarray(x)), snapshots, state.moving)
-    if flow.geometry.has_gamma and "log_gamma" in series:
+    rate = 0.0
+    if flow.geometry.has_gamma:
         # With everything else at rest ln γ goes on at a constant rate.
-        velocity = flow.vector_field(jnp.asarray(end), state, jnp.asarray(horizon)).position.log_gamma
-        after = ts > end
-        series["log_gamma"][after] += float(velocity) * (ts[after] - end)
-        snapshots.position.log_gamma[later] += float(velocity) * (kept[later] - end)
-        if "gamma" in series:
-            series["gamma"][after] = np.asarray(state.constants.sign) * np.exp(series["log_gamma"][after])
-
-
-@eqx.filter_jit
-def _observe_jit(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]) -> dict:
-    return _observe(flow, t, state, horizon, names)
+        rate = float(flow.vector_field(jnp.asarray(end), state, jnp.asarray(horizon)).position.log_gamma)
+    later = kept > end
+    for into, value in zip(jax.tree.leaves(states), jax.tree.leaves(state.moving), strict=True):
+        into[later] = np.asarray(value)
+    if flow.geometry.has_gamma:
+        states.position.log_gamma[later] += rate * (kept[later] - end)
+    if not series:
+        return
+    one = jax.tree.map(lambda x: x[None], state.moving)
+    values = to_numpy(_observe_all(flow, jnp.asarray([end]), one, state, jnp.asarray(horizon), names))
+    after = ts > end
+    for name, value in values.items():
+        series[name][after] = value[0]
+    if "log_gamma" in series:
+        series["log_gamma"][after] += rate * (ts[after] - end)
+    if "gamma" in series:
+        sign = np.asarray(state.constants.sign)
+        series["gamma"][after] = sign * np.exp(values["log_gamma"][0] + rate * (ts[after] - end))
 
 
 def _initially_pinned(flow: GradientFlow, state: State, t0: float, horizon: float) -> int:
@@ -626,9 +673,7 @@ def _assemble(
     flow: GradientFlow, run: _Run, ts: np.ndarray, kept: np.ndarray, options: dict[str, Any],
     start_config: dict[str, Any],
 ) -> Result:  # fmt: skip
-    reached = np.flatnonzero(
-        [all(np.isfinite(x[i]).all() for x in jax.tree.leaves(run.snapshots)) for i in range(len(kept))]
-    )
+    reached = np.flatnonzero(_is_filled(run.snapshots))
     constants = to_numpy(run.state.constants)
     starts = [
         flow.geometry.to_start(jax.tree.map(lambda x, i=i: x[i], run.snapshots.position), constants)
@@ -657,7 +702,7 @@ def _assemble(
                     reasons[name] = "needs rows, but the start holds only similarities"
     result = Result(
         time=ts,
-        series=run.series,
+        series={name: run.series[name] for name in options["observables"] if name in run.series},
         status=Outcome(run.status, run.stopped_at, run.method),
         config={"flow": flow.to_config(), "start": start_config, "options": options},
         stats=dict(run.stats),
@@ -720,7 +765,7 @@ def _resolve(result: Result, t: float) -> Result:
     options = result.config["options"]
     return simulate(
         flow, head, ts=[t], rtol=options["rtol"], atol=options["atol"], method=options["method"],
-        precision=options["precision"], observables=tuple(result.series),
+        precision=options["precision"], observables=tuple(options["observables"]),
     )  # fmt: skip
 
 

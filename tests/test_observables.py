@@ -1,4 +1,4 @@
-"""The metrics against known values, plain loops, invariances, published numbers, and every kind of bad input."""
+"""The metrics against known values, plain loops, invariances, published numbers; and every bad input."""
 
 import json
 import os
@@ -7,15 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flowsim.observables as obs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flowsim.errors import FlowsimError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+
+import flowsim.observables as obs
+from flowsim.errors import FlowsimError
 
 ATOL = 1e-12
 PAIRED_VECTORS = [n for n, o in obs.REGISTRY.items() if o.traceable]
@@ -168,7 +169,7 @@ def test_antipodal_cones_at_the_poles():
     assert r["linear_separability"] == 1
 
 
-@pytest.mark.parametrize("n", [2, 3, 8])
+@pytest.mark.parametrize("n", [2, 6])
 def test_simplex(n):
     s = simplex(n)
     assert obs.margin(s, s) == pytest.approx(n / (n - 1), abs=ATOL)
@@ -176,7 +177,6 @@ def test_simplex(n):
     assert obs.centre_norms(s, s) == pytest.approx((0, 0), abs=ATOL)
     assert np.isnan(obs.gap_angle(s, s))
     assert obs.doubly_stochastic_defect(s, s, 0.2) == pytest.approx(0, abs=ATOL)
-    assert obs.report(s, s).reasons["gap_angle"] == "undefined: a centre vanishes, so it has no direction"
 
 
 @pytest.mark.parametrize("gamma", [0.05, 0.3, 0.9])
@@ -216,7 +216,9 @@ def test_defect_of_one_popular_text():
 
 
 def test_doubly_stochastic_rows_do_not_imply_doubly_stochastic_columns():
-    m = np.log(np.array([[0.5, 0.25, 0.25], [0.3, 0.3, 0.4], [0.2, 0.45, 0.35]])) + np.array([[2.0], [0], [-1]])
+    m = np.log(np.array([[0.5, 0.25, 0.25], [0.3, 0.3, 0.4], [0.2, 0.45, 0.35]])) + np.array(
+        [[2.0], [0], [-1]]
+    )
     assert np.allclose(jax.nn.softmax(m, axis=1).sum(0), 1, atol=1e-6)
     assert obs.doubly_stochastic_defect_of_logits(m) > 0.1
 
@@ -227,7 +229,7 @@ def test_margin_and_matched_fraction_of_similarity_need_no_scale():
     assert obs.matched_fraction_of_similarity(z) == 1
     z[0, 1] = -4.5
     assert obs.margin_of_similarity(z) == -0.5
-    assert obs.matched_fraction_of_similarity(z) == 0
+    assert obs.matched_fraction_of_similarity(z) == 0.5
     assert obs.margin_of_similarity(100 * np.eye(3) + 1000) == 100
     z = np.array([[2, 1, 1], [0, 2, 0], [0, 0, 0]])
     assert obs.matched_fraction_of_similarity(z) == pytest.approx(2 / 3)
@@ -297,7 +299,12 @@ def test_collapsed_embeddings_do_not_retrieve_by_luck():
     assert obs.retrieval_at_k(image, rows, k=32) == (0, 0)
     assert obs.matched_fraction(image, rows) == 0
     assert list(obs.retrieval_ranks(image, rows).image_to_text) == [33] * 33
-    r = obs.report(image, rows)
+
+
+def test_undefined_values_have_reasons():
+    r = obs.report(simplex(6), simplex(6), temperature=0.5)
+    assert r.reasons["gap_angle"] == "undefined: a centre vanishes, so it has no direction"
+    r = obs.report(np.ones((6, 6)), np.ones((6, 6)), temperature=0.5)
     assert r.reasons["relative_modality_gap"] == "undefined: all rows coincide"
 
 
@@ -326,11 +333,11 @@ def exchanged(name):
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_rotation_permutation_scale_and_exchange_leave_the_metrics_alone(seed):
-    image, text = draw(seed, n=11, d=4)
+    image, text = draw(seed)
     rng = np.random.default_rng(seed)
-    rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
-    order = rng.permutation(11)
-    scale = rng.uniform(1e-3, 1e3, size=(11, 1))
+    rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    order = rng.permutation(12)
+    scale = rng.uniform(1e-3, 1e3, size=(12, 1))
     base = obs.report(image, text, temperature=0.3)
     rotated = obs.report(image @ rotation, text @ rotation, temperature=0.3)
     permuted = obs.report(image[order], text[order], temperature=0.3)
@@ -347,7 +354,7 @@ def test_rotation_permutation_scale_and_exchange_leave_the_metrics_alone(seed):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_ranges_and_identities(seed):
-    image, text = draw(seed, n=11, d=4)
+    image, text = draw(seed)
     r = obs.report(image, text, temperature=0.3)
     assert 0 <= r["modality_gap"] <= r["pair_distance"] <= 2
     assert r["alignment"] == pytest.approx(2 - 2 * r["mean_pair_cosine"], abs=ATOL)
@@ -357,38 +364,48 @@ def test_ranges_and_identities(seed):
     assert -8 <= r["image_uniformity"] <= 0
     assert -8 <= r["cross_uniformity"] <= 0
     assert -1.5 < r["wasserstein_uniformity"] <= 0
-    assert 1 <= r["image_effective_rank"] <= 4
+    assert 1 <= r["image_effective_rank"] <= 5
+
+
+def test_fractions_are_correctly_rounded():
+    rows = np.eye(49)
+    assert obs.matched_fraction(rows, rows) == obs.matched_fraction_of_similarity(rows) == 1
+    assert obs.retrieval_at_k(rows, rows) == (1, 1)
 
 
 def test_huge_and_tiny_rows_have_a_direction():
     image, text = draw()
-    assert obs.modality_gap(image * 1e200, text * 1e-200) == pytest.approx(obs.modality_gap(image, text), abs=ATOL)
+    assert obs.modality_gap(image * 1e200, text * 1e-200) == pytest.approx(
+        obs.modality_gap(image, text), abs=ATOL
+    )
 
 
 # --- blocks, traces and precision ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["margin", "matched_fraction", "image_uniformity", "cross_uniformity", "doubly_stochastic_defect"]
-)
-def test_blocks_equal_the_dense_version(name, monkeypatch):
-    image, text = draw(1, n=23)
-    dense = value(name, image, text)
+def test_blocks_agree_with_plain_loops(monkeypatch):
     monkeypatch.setattr(obs, "_BLOCK", 23 * 5)  # blocks of 5 rows and a remainder of 3
-    jax.clear_caches()
-    assert value(name, image, text) == pytest.approx(dense, abs=1e-13)
-    jax.clear_caches()
+    image, text = draw(1, n=23)  # a shape of its own: compiled code is kept by shape
+    expected = reference(image, text, 0.1)
+    r = obs.report(image, text, temperature=0.1)
+    for name in PAIRED_VECTORS:
+        assert r[name] == pytest.approx(expected[name], abs=1e-11), name
 
 
-def test_retrieval_in_blocks_equals_the_dense_version(monkeypatch):
+def test_blocks_equal_the_dense_version(monkeypatch):
     image, text = draw(2, n=9, m=27)
-    dense = obs.retrieval_ranks(image, text, captions_per_image=3)
-    monkeypatch.setattr(obs, "_BLOCK", 54)
-    jax.clear_caches()
-    blocks = obs.retrieval_ranks(image, text, captions_per_image=3)
-    jax.clear_caches()
-    assert np.array_equal(dense[0], blocks[0])
-    assert np.array_equal(dense[1], blocks[1])
+    pairs = draw(3, n=9)
+
+    def compute(x, y, a, b):
+        ranks = obs.retrieval_ranks(x, y, captions_per_image=3)
+        return ranks, obs.margin(a, b), obs.uniformity(a, b), obs.doubly_stochastic_defect(a, b, 0.07)
+
+    with jax.enable_x64(True):
+        dense = jax.jit(compute)(image, text, *pairs)
+        monkeypatch.setattr(obs, "_BLOCK", 54)
+        blocks = jax.jit(lambda *a: compute(*a))(image, text, *pairs)
+    for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(blocks), strict=True):
+        assert np.allclose(a, b, rtol=0, atol=1e-14)
 
 
 def test_no_square_matrix_at_large_n():
@@ -410,25 +427,30 @@ def test_no_square_matrix_at_large_n():
     assert max(sizes(jax.make_jaxpr(obs.margin)(small, small).jaxpr)) >= 300 * 300  # the counting counts
 
 
-@pytest.mark.parametrize("name", PAIRED_VECTORS)
-def test_jit_and_vmap_agree_with_the_plain_call(name):
+def test_jit_and_vmap_agree_with_the_plain_call():
     batch = [draw(s) for s in range(3)]
     images, texts = np.stack([b[0] for b in batch]), np.stack([b[1] for b in batch])
-    expected = [value(name, *b) for b in batch]
+
+    def everything(a, b):
+        return {name: value(name, a, b) for name in PAIRED_VECTORS}
+
     with jax.enable_x64(True):
-        many = jax.jit(jax.vmap(lambda a, b: value(name, a, b)))(images, texts)
-        assert many.dtype == jnp.float64
-    assert np.asarray(many) == pytest.approx(np.array(expected), abs=1e-11)
-    single = jax.jit(lambda a, b: value(name, a, b))(images[0].astype(np.float32), texts[0].astype(np.float32))
-    assert single.dtype == jnp.float32
-    assert float(single) == pytest.approx(expected[0], abs=2e-3)
+        many = jax.jit(jax.vmap(everything))(images, texts)
+    single = jax.jit(everything)(images[0].astype(np.float32), texts[0].astype(np.float32))
+    for name in PAIRED_VECTORS:
+        assert many[name].dtype == jnp.float64
+        assert np.asarray(many[name]) == pytest.approx([value(name, *b) for b in batch], abs=1e-11)
+        assert single[name].dtype == jnp.float32
+        assert float(single[name]) == pytest.approx(value(name, *batch[0]), abs=2e-3)
 
 
 def test_traced_arguments_of_mixed_kinds():
     image, text = draw()
     f = jax.jit(lambda tau: obs.doubly_stochastic_defect(image, text, tau))
     assert float(f(0.1)) == pytest.approx(obs.doubly_stochastic_defect(image, text, 0.1), rel=1e-4)
-    g = jax.jit(lambda a: obs.retrieval_at_k(a, text.astype(np.float16), k=2))(jnp.asarray(image, jnp.bfloat16))
+    g = jax.jit(lambda a: obs.retrieval_at_k(a, text.astype(np.float16), k=2))(
+        jnp.asarray(image, jnp.bfloat16)
+    )
     assert g.image_to_text.dtype == jnp.float32
     constant = jax.jit(lambda a: a * obs.modality_gap(image, text))(jnp.float32(2))  # nothing traced inside
     assert float(constant) == pytest.approx(2 * obs.modality_gap(image, text), rel=1e-6)
@@ -445,7 +467,6 @@ def test_float64_results_in_a_default_32_bit_session_and_no_recompilation():
 import numpy as np, jax, jax.numpy as jnp
 import flowsim.observables as obs
 assert not jax.config.jax_enable_x64
-assert "scipy.optimize" not in __import__("sys").modules
 h = np.eye(4)[:, :4]
 s, g = np.sqrt(1 - 1e-18), 1e-9
 x = np.hstack([s * h, np.full((4, 1), g)]); y = np.hstack([s * h, np.full((4, 1), -g)])
@@ -473,11 +494,11 @@ with jax.log_compiles():
 
 
 def test_report_agrees_with_the_functions_and_covers_the_registry():
-    image, text = draw(5, n=30)
+    image, text = draw(5)
     r = obs.report(image, text, temperature=0.1, seed=3)
     assert list(r.values) == obs.names() == list(obs.REGISTRY)
     assert r.reasons == {}
-    assert (r.pairs, r.dim, r.temperature, r.seed) == (30, 5, 0.1, 3)
+    assert (r.pairs, r.dim, r.temperature, r.seed) == (12, 5, 0.1, 3)
     for name in PAIRED_VECTORS:
         assert r[name] == pytest.approx(value(name, image, text), abs=1e-12)
         assert type(r[name]) is float
@@ -486,9 +507,9 @@ def test_report_agrees_with_the_functions_and_covers_the_registry():
 
 
 def test_report_is_readable_and_strict_json():
-    r = obs.report(*draw(m=9))
+    r = obs.report(*draw(m=24))
     text = repr(r)
-    assert "12 images, 9 texts, dimension 5" in text
+    assert "12 images, 24 texts, dimension 5" in text
     assert len({line.index("  ") for line in text.splitlines()[1:]}) > 1
     assert all(name in text and name in r._repr_html_() for name in obs.names())
     assert "<table>" in r._repr_html_()
@@ -502,24 +523,24 @@ def test_report_is_readable_and_strict_json():
     assert content["values"]["modality_gap"] == r["modality_gap"]
     assert content["reasons"]["margin"].startswith("needs pairs")
     assert content["pairs"] is None
-    with pytest.raises(FlowsimError, match="Unknown observable 'modality_gp'. Did you mean 'modality_gap'"):
+    with pytest.raises(FlowsimError, match=r"Unknown observable 'modality_gp'\. Did you mean 'modality_gap'"):
         r["modality_gp"]
 
 
 def test_unequal_rows_give_the_unpaired_metrics_and_a_reason_for_the_rest():
-    image, text = draw(m=9)
-    r = obs.report(image, text, temperature=0.1)
+    image, text = draw(m=24)
+    r = obs.report(image, text)
     assert {n for n in obs.names() if n not in r.reasons} == set(UNPAIRED)
     assert all(np.isnan(r[name]) for name in r.reasons)
-    assert r.reasons["margin"] == "needs pairs: image has 12 rows, text 9; row i of both must be a pair"
+    assert r.reasons["margin"] == "needs pairs: image has 12 rows, text 24; row i of both must be a pair"
     for name in UNPAIRED:
         assert r[name] == pytest.approx(value(name, image, text), abs=ATOL)
 
 
 def test_missing_temperature_and_small_pools_have_reasons():
-    r = obs.report(*draw(n=7))
+    r = obs.report(simplex(6), simplex(6))
     assert r.reasons["doubly_stochastic_defect"] == "needs a temperature: pass temperature=τ"
-    assert "needs more than 10 candidates, but has 7" in r.reasons["image_to_text_at_10"]
+    assert "needs more than 10 candidates, but has 6" in r.reasons["image_to_text_at_10"]
     assert np.isfinite(r["image_to_text_at_5"])
 
 
@@ -545,7 +566,9 @@ def test_registry_describes_every_metric():
 
 
 def test_published_clip_features():
-    folder = Path(os.environ.get("FLOWSIM_DATA", Path(__file__).parents[2] / "shared" / "data")) / "mind-the-gap"
+    folder = (
+        Path(os.environ.get("FLOWSIM_DATA", Path(__file__).parents[2] / "shared" / "data")) / "mind-the-gap"
+    )
     path = folder / "features_clip.npy"
     if not path.exists():
         pytest.skip(f"no public CLIP features at {path}; set FLOWSIM_DATA")
@@ -599,9 +622,9 @@ def test_bad_arrays(function, image, text, match):
 
 
 def test_bad_options():
-    with pytest.raises(FlowsimError, match="has 4 rows and `text` has 3. Pass pairs: one text row for each"):
+    with pytest.raises(FlowsimError, match=r"has 4 rows and `text` has 3\. Pass pairs: one text row"):
         obs.margin(GOOD, GOOD[:3])
-    with pytest.raises(FlowsimError, match="6 caption|but 6 caption"):
+    with pytest.raises(FlowsimError, match=r"but 6 caption\(s\) per image need 24 text rows"):
         obs.retrieval_at_k(GOOD, GOOD, captions_per_image=6)
     with pytest.raises(FlowsimError, match=r"but 2 caption\(s\) per image need 8 text rows"):
         obs.report(GOOD, GOOD, captions_per_image=2)

@@ -44,7 +44,7 @@ def temperature(nu, parametrization, scale):
     return np.logaddexp(0, nu) if parametrization == "softplus" else nu
 
 
-# --- the potential -------------------------------------------------------------------------------------------
+# --- the potential ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("parametrization", "scale"), PARAMETRIZATIONS)
@@ -94,7 +94,7 @@ def test_inverse_potential_at_its_ends():
     assert math.isnan(theory.inverse_potential(-1.0, "identity"))
 
 
-# --- conserved quantities and their inverses -------------------------------------------------------------------
+# --- conserved quantities and their inverses ----------------------------------------------------------------
 
 
 @few
@@ -148,7 +148,7 @@ def test_residual_passes_nan_of_ended_runs_on():
     assert np.isnan(residual[1])
 
 
-# --- frozen directions -----------------------------------------------------------------------------------------
+# --- frozen directions --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("margin", [1.0, 0.3, 12 / 11, -0.4])
@@ -205,14 +205,14 @@ def test_reduced_trajectory_to_the_far_future(parametrization, scale, lr_ratio, 
 
 
 def test_time_along_the_reduced_trajectory_against_high_precision():
-    ts = np.array([1e-3, 1.0, 1e4, 1e30, 1e100])
+    ts = np.array([1e-3, 1e4, 1e100])
     log_gamma, _ = theory.reduced_trajectory(ts, math.log(0.5), 2.0, 1.0, 32)
 
     def slowness(drop):  # dt/dD by Lemma 3.1
         beta = 2 * mpmath.exp((drop + mpmath.expm1(-2 * drop) / 8) / 2)
         return (1 + mpmath.exp(beta * (1 - mpmath.exp(-2 * drop) / 4)) / 31) / (2 * beta)
 
-    with mpmath.workdps(25):
+    with mpmath.workdps(20):
         for t, value in zip(ts, log_gamma, strict=True):
             drop = mpmath.mpf(math.log(0.5)) - mpmath.mpf(value)
             assert float(mpmath.quad(slowness, mpmath.linspace(0, drop, 25)) / t - 1) == pytest.approx(
@@ -292,7 +292,7 @@ def test_local_slope_of_a_pure_power_of_the_logarithm():
     np.testing.assert_allclose(theory.local_slope(-1.5 * np.log(log_time) + 3, log_time), -1.5, rtol=1e-9)
 
 
-# --- Theorem 3.2 -------------------------------------------------------------------------------------------------
+# --- Theorem 3.2 --------------------------------------------------------------------------------------------
 
 
 @few
@@ -326,7 +326,7 @@ def test_printed_bound_is_crossed_where_c4_squared_is_below_c2():
     assert printed[0] / gamma0 == pytest.approx((assumption.c4 + 0.1) / assumption.c4**2)
 
 
-# --- Theorem 3.3 -------------------------------------------------------------------------------------------------
+# --- Theorem 3.3 --------------------------------------------------------------------------------------------
 
 
 def test_bessel_ratio_against_high_precision():
@@ -334,7 +334,7 @@ def test_bessel_ratio_against_high_precision():
     a = np.array([1e-8, 1e-3, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8])
     for order in orders:
         exact = [float(mpmath.besseli(order + 1, x) / mpmath.besseli(order, x)) for x in a]
-        np.testing.assert_allclose(theory.bessel_ratio(order, a), exact, rtol=1e-13)
+        np.testing.assert_allclose(theory.bessel_ratio(order, a), exact, rtol=1e-14)
 
 
 def test_bessel_ratio_satisfies_its_recurrence():
@@ -342,7 +342,7 @@ def test_bessel_ratio_satisfies_its_recurrence():
         [0.5, 30.0, 511.0, 1e4, 1e5], [1e-8, 1.0, 99.0, 1e3, 1e5, 1e6, 1.1e6, 1e7, 1e8], indexing="ij"
     )
     now, after = theory.bessel_ratio(order, a), theory.bessel_ratio(order + 1, a)
-    np.testing.assert_allclose(1 / (2 * (order + 1) / a + after), now, rtol=1e-13)
+    np.testing.assert_allclose(1 / (2 * (order + 1) / a + after), now, rtol=1e-14)
     assert theory.bessel_ratio(0.0, 0.0) == 0.0
     assert theory.bessel_ratio(0.5, 1e12) == pytest.approx(1 - 1e-12, rel=1e-15)
 
@@ -412,14 +412,14 @@ def test_theorem_3_3_at_extreme_arguments():
     assert 1000 < theory.theorem_3_3_pairs_needed(1024, 1e4, 0.01) < 2000
 
 
-# --- the exponential loss ----------------------------------------------------------------------------------------
+# --- the exponential loss -----------------------------------------------------------------------------------
 
 
 def test_exponential_loss_with_its_gap_dependence():
     ts = np.array([0.0, 1.0, 100.0, 1e4])
     exact = solve_ivp(
-        lambda t, y: -2 * 3.0 * np.exp(-3.0 * (1 - np.exp(2 * y))), (0, ts[-1]), [math.log(0.6)], "DOP853", ts,
-        rtol=1e-11, atol=1e-12,
+        lambda t, y: -2 * 3.0 * np.exp(-3.0 * (1 - np.exp(2 * y))), (0, ts[-1]), [math.log(0.6)], "DOP853",
+        ts, rtol=1e-11, atol=1e-12,
     )  # fmt: skip
     result = theory.exponential_loss_log_gamma(ts, lambda t: 3.0, math.log(0.6))
     np.testing.assert_allclose(result, exact.y[0], rtol=1e-8)
@@ -448,7 +448,7 @@ def test_linear_schedule_of_the_inverse_temperature():
     assert theory.exponential_loss_log_gamma([0.0], lambda t: 2.0, -1.0) == pytest.approx([-1.0])
 
 
-# --- label noise -------------------------------------------------------------------------------------------------
+# --- label noise --------------------------------------------------------------------------------------------
 
 
 def test_critical_temperatures():
@@ -469,7 +469,7 @@ def test_softmax_equals_the_targets_at_the_logit_gap(noise, pairs):
     assert softmax[0, 1] == pytest.approx(noise / (pairs - 1), rel=1e-12)
 
 
-# --- Figure 2 ----------------------------------------------------------------------------------------------------
+# --- Figure 2 -----------------------------------------------------------------------------------------------
 
 
 def test_figure_2_conserves_beta_times_gap_to_the_fifth():
@@ -503,7 +503,7 @@ def test_sphere_conserved_quantity_has_the_right_derivative(beta, lr_ratio, rate
     assert theory.sphere_exponent(pairs, 2.0, lr_ratio, rate) == pytest.approx(-rate * 4 / (lr_ratio * pairs))
 
 
-# --- errors and hygiene ------------------------------------------------------------------------------------------
+# --- errors and hygiene -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
