@@ -460,7 +460,7 @@ def _segment(
     controller: Any = diffrax.PIDController(rtol=task.rtol, atol=task.atol, norm=_norm)
     if not flow.schedule.temperature.constant:
         # The schedule has a kink where it ends.
-        controller = diffrax.ClipController(controller, jump_ts=jnp.log1p(task.horizon)[None])
+        controller = diffrax.ClipStepSizeController(controller, jump_ts=jnp.log1p(task.horizon)[None])
     subs = [diffrax.SubSaveAt(ts=clip(task.snapshot_ts)), diffrax.SubSaveAt(t1=True)]
     if streamed:
         subs.append(diffrax.SubSaveAt(ts=clip(task.ts), fn=observe))

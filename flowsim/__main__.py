@@ -1,0 +1,7 @@
+"""`python -m flowsim`."""
+
+import sys
+
+from flowsim.cli import main
+
+sys.exit(main())

@@ -1,0 +1,614 @@
+"""The command line: `flowsim reproduce | claims | simulate | measure`.
+
+Commands are dataclasses that tyro fills; each imports what it needs when it runs, so that help is fast. Bad
+input is one sentence on stderr and exit code 2, with nothing written.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro import conf
+from tyro.constructors import PrimitiveConstructorSpec
+
+from flowsim.errors import FlowsimError, unknown_name
+
+if TYPE_CHECKING:
+    from flowsim.flow import GradientFlow
+    from flowsim.initial import AbstractRecipe, Start
+    from flowsim.result import Result
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+class _UsageError(Exception):
+    """A FlowsimError that tyro must not catch (it catches every ValueError)."""
+
+
+# --- values of options ----------------------------------------------------------------------------------
+
+
+def _value(
+    option: str, convert: Callable[[str], Any], metavar: str, wanted: str, example: str
+) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads one value; a wrong one is refused in flowsim's words."""
+
+    def read(tokens: list[str]) -> Any:
+        try:
+            return convert(tokens[0])
+        except ValueError:
+            raise _UsageError(
+                f"Option `{option}` must be {wanted}, but is {tokens[0]!r}. Use e.g. {option} {example}."
+            ) from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [f"{value:g}" if isinstance(value, float) else str(value)],
+    )
+
+
+def _number(option: str, example: str) -> PrimitiveConstructorSpec[Any]:
+    return _value(option, float, "NUMBER", "a number", example)
+
+
+def _whole(option: str, example: str) -> PrimitiveConstructorSpec[Any]:
+    return _value(option, int, "N", "a whole number", example)
+
+
+def _text(option: str, metavar: str) -> PrimitiveConstructorSpec[Any]:
+    return _value(option, str, metavar, "text", metavar)
+
+
+def _choice(option: str, known: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
+    def convert(token: str) -> str:
+        if token not in known:
+            raise _UsageError(str(unknown_name(option.removeprefix("--"), token, known)))
+        return token
+
+    return _value(option, convert, "|".join(known), "one of these", known[0])
+
+
+def _hint(text: str = "") -> Any:
+    """The remark in parentheses after an option's help; by default none."""
+    return conf.arg(help_behavior_hint=text)
+
+
+Flag = Annotated[bool, _hint()]
+
+_GEOMETRIES = ("sphere", "parallel", "reduced")
+_METHODS = ("explicit", "implicit", "stabilised")
+#: start -> the options it takes; `height` is called `gamma` by some recipes.
+_STARTS = {
+    "rings": ("pairs", "height", "twist"),
+    "cones": ("pairs", "dim", "height"),
+    "uniform": ("pairs", "dim", "gamma"),
+    "matched": ("pairs", "dim", "gamma"),
+    "orthonormal": ("pairs", "gamma"),
+    "simplex": ("pairs", "gamma"),
+}
+
+
+# --- commands -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Compute and draw the paper's figures and the table of claims: all of them, or those named.
+
+    Finished computations are kept in records; the same command reuses them.
+    """
+
+    names: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
+    """Experiments to run, e.g. fig2; default all."""
+    quick: Flag = False
+    """Smaller sizes at the same tolerances, into a folder `quick`."""
+    force: Flag = False
+    """Compute again even if a record is there."""
+    out: Annotated[str | None, _text("--out", "DIR"), _hint("(default: figures)")] = None
+    """Folder for figures and records."""
+
+    def run(self) -> int:
+        if self.out is not None:
+            check_writable_folder(Path(self.out))
+        from flowsim import reproduce
+
+        known = reproduce.experiment_names()
+        for name in self.names:
+            if name not in known:
+                raise unknown_name("experiment", name, known)
+        options = {} if self.out is None else {"out": Path(self.out)}
+        reproduce.run(list(self.names) or None, quick=self.quick, force=self.force, **options)
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """Check the paper's claims: statement, measured numbers, verdict; all of them, or those named.
+
+    The exit code is 0 if every verdict is the expected one, else 1.
+    """
+
+    names: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
+    """Claims to check, e.g. lemma-3.1; default all."""
+    json: Flag = False
+    """JSON alone on stdout: a list of {id, statement, source, assumptions, numbers, expected, verdict}."""
+    quick: Flag = False
+    """Smaller samples at the same tolerances."""
+
+    def run(self) -> int:
+        from flowsim import claims
+
+        known = claims.names()
+        for name in self.names:
+            if name not in known:
+                raise unknown_name("claim", name, known)
+        chosen = list(self.names) or list(known)
+        verdicts = []
+        with _progress("Claims", len(chosen)) as step:
+            for name in chosen:
+                step(name)
+                verdicts.append(claims.run(name, quick=self.quick))
+        if self.json:
+            _print_json([_plain(v) for v in verdicts])
+        else:
+            print(claims.table(verdicts))
+        return 0 if all(v.verdict == v.expected for v in verdicts) else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulate:
+    """Integrate one gradient flow and print its observables.
+
+    Example: flowsim simulate --preset Baseline --start rings --t1 1e5 --set schedule.temperature.init=0.1
+    """
+
+    preset: Annotated[str | None, _text("--preset", "NAME"), _hint("(default: Baseline)")] = None
+    """Schedule of the paper by name."""
+    schedule: Annotated[str | None, _text("--schedule", "FILE.json"), _hint()] = None
+    """Schedule from a JSON file instead."""
+    geometry: Annotated[str, _choice("--geometry", _GEOMETRIES)] = "sphere"
+    """How the rows move."""
+    start: Annotated[str | None, _choice("--start", tuple(_STARTS)), _hint("(default: rings)")] = None
+    """Recipe for the starting state."""
+    pairs: Annotated[int | None, _whole("--pairs", "5"), _hint()] = None
+    """Number of pairs, at least 2."""
+    dim: Annotated[int | None, _whole("--dim", "8"), _hint()] = None
+    """Dimension of the rows."""
+    height: Annotated[
+        float | None,
+        _number("--height", "0.3"),
+        conf.arg(aliases=("--gamma",), help_behavior_hint=""),
+    ] = None
+    """Cone height γ0, between -1 and 1."""
+    twist: Annotated[float | None, _number("--twist", "-144"), _hint()] = None
+    """Turn of the text ring in degrees (rings)."""
+    embeddings: Annotated[str | None, _text("--embeddings", "FILE"), _hint()] = None
+    """Start from your own rows: npy of shape (2, n, d), or npz with `image` and `text`."""
+    resume: Annotated[str | None, _text("--resume", "RUN.nc"), _hint()] = None
+    """Continue a saved run with its own flow and clock."""
+    t1: Annotated[float | None, _number("--t1", "1e5"), _hint("(default: 1e5)")] = None
+    """Last flow time."""
+    seed: Annotated[int, _whole("--seed", "0")] = 0
+    """Seed of the start and of swaps."""
+    changes: Annotated[
+        conf.UseAppendAction[tuple[Annotated[str, _text("--set", "PATH=VALUE")], ...]],
+        conf.arg(name="set", help_behavior_hint="(repeatable)"),
+    ] = ()
+    """Change one value of the flow, e.g. schedule.temperature.init=0.1."""
+    method: Annotated[str | None, _choice("--method", _METHODS), _hint("(default: chosen)")] = None
+    """Integrator."""
+    rtol: Annotated[float, _number("--rtol", "1e-9")] = 1e-9
+    """Relative tolerance."""
+    out: Annotated[str | None, _text("--out", "RUN.nc"), _hint()] = None
+    """Save the run as netCDF; `fs.load` and --resume read it."""
+    json: Flag = False
+    """Status and final observables as JSON on stdout."""
+
+    def run(self) -> int:
+        if self.out is not None:
+            check_writable_file(Path(self.out), ".nc")
+        from flowsim.solve import simulate
+
+        flow, start = self._flow_and_start()
+        t1 = 1e5 if self.t1 is None and self.resume is None else self.t1
+        if t1 is None:
+            raise FlowsimError("Option `--resume` needs the new last time. Add e.g. --t1 1e8.")
+        with _progress("Integrating"):
+            result = simulate(
+                flow,
+                start,
+                t1=t1,
+                seed=self.seed,
+                rtol=self.rtol,
+                method=self.method,  # pyright: ignore[reportArgumentType]
+                throw=False,
+            )
+        if self.out is not None:
+            result.save(self.out)
+        if self.json:
+            _print_json(_summary(result))
+        else:
+            print(result)
+        sys.stdout.flush()
+        if result.status.ok:
+            if self.out is not None:
+                _say(f"Saved {self.out}.")
+            return 0
+        saved = "" if self.out is None else f" The part that was computed is saved in {self.out}."
+        _say(f"{result.status.sentence} This happened at t = {result.status.stopped_at:.6g}.{saved}")
+        return EXIT_BAD_INPUT
+
+    def _flow_and_start(self) -> "tuple[GradientFlow, Start | AbstractRecipe | Result]":
+        from flowsim import geometry, schedules, solve
+        from flowsim.flow import GradientFlow
+
+        if self.preset is not None and self.schedule is not None:
+            raise FlowsimError("Options `--preset` and `--schedule` exclude each other. Give one of them.")
+        schedule = None
+        if self.schedule is not None:
+            if not self.schedule.endswith(".json"):
+                raise FlowsimError(
+                    f"A schedule file ends in .json, but got {self.schedule!r}. "
+                    "Use --preset for a schedule of the paper."
+                )
+            schedule = schedules.load(self.schedule)
+        elif self.preset is not None:
+            schedule = schedules.get(self.preset)
+        if self.resume is not None:
+            given = [o for o in ("start", "embeddings", *_START_OPTIONS) if getattr(self, o) is not None]
+            if given or self.geometry != "sphere":
+                raise FlowsimError(
+                    f"Option `--{(given or ['geometry'])[0]}` does not go with `--resume`, "
+                    "which brings its own start and geometry. Leave it out."
+                )
+            start = solve.load(self.resume)
+            flow = GradientFlow.from_config(start.config["flow"])
+            flow = flow if schedule is None else flow.replace(schedule=schedule)
+        else:
+            kind = {"sphere": geometry.Sphere, "parallel": geometry.Parallel, "reduced": geometry.Reduced}
+            flow = GradientFlow(kind[self.geometry](), schedule or schedules.get("Baseline"))
+            start = self._start()
+        changes: dict[str, Any] = {}
+        for change in self.changes:
+            path, value = parse_change(flow, change)
+            changes[path] = value
+        return (flow.replace(**changes) if changes else flow), start
+
+    def _start(self) -> "Start | AbstractRecipe":
+        from flowsim import initial, observables
+
+        given = {o: getattr(self, o) for o in _START_OPTIONS if getattr(self, o) is not None}
+        if self.embeddings is not None:
+            if self.start is not None:
+                raise FlowsimError("Options `--start` and `--embeddings` exclude each other. Give one of them.")
+            for option in given.keys() - {"height"}:
+                raise FlowsimError(f"Option `--{option}` does not go with `--embeddings`. Leave it out.")
+            image, text = observables.load_embeddings(self.embeddings)
+            return initial.from_arrays(image, text, self.height)
+        name = self.start or "rings"
+        takes = {"height" if o == "gamma" else o: o for o in _STARTS[name]}
+        for option in given:
+            if option not in takes:
+                raise FlowsimError(
+                    f"Start {name!r} has no option `--{option}`. It takes "
+                    f"{', '.join(f'--{o}' for o in takes)}."
+                )
+        return getattr(initial, name)(**{takes[o]: v for o, v in given.items()})
+
+
+_START_OPTIONS = ("pairs", "dim", "height", "twist")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Print every observable of two embedding sets: gap, alignment, uniformity, retrieval and more."""
+
+    file: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="FILE", help_behavior_hint="")] = ()
+    """npy of shape (2, n, d), images first, or npz with arrays `image` and `text`."""
+    temperature: Annotated[float | None, _number("--temperature", "0.07"), _hint()] = None
+    """Softmax temperature, for the observables that need one."""
+    captions_per_image: Annotated[int, _whole("--captions-per-image", "5")] = 1
+    """Number of text rows for each image row."""
+    json: Flag = False
+    """JSON on stdout; a value that is missing is null, with its reason."""
+
+    def run(self) -> int:
+        if len(self.file) != 1:
+            raise FlowsimError(
+                f"Command `measure` takes one FILE, but got {len(self.file)}. Use e.g. flowsim measure run.npz."
+            )
+        from flowsim import observables
+
+        image, text = observables.load_embeddings(self.file[0])
+        report = observables.report(
+            image, text, temperature=self.temperature, captions_per_image=self.captions_per_image
+        )
+        print(report.to_json() if self.json else report)
+        return 0
+
+
+_COMMANDS: dict[str, type[Reproduce] | type[Claims] | type[Simulate] | type[Measure]] = {
+    "reproduce": Reproduce,
+    "claims": Claims,
+    "simulate": Simulate,
+    "measure": Measure,
+}
+
+
+# --- pieces that commands share -------------------------------------------------------------------------
+
+
+def parse_change(flow: "GradientFlow", change: str) -> tuple[str, Any]:
+    """(path, value) of "PATH=VALUE": a number, JSON, a preset's name, or the name of a kind of object.
+
+    Raises `FlowsimError` if the path does not exist or the value is of another sort than the one there.
+    """
+    from flowsim import config, schedules
+    from flowsim.flow import KINDS
+
+    path, equals, text = change.partition("=")
+    if not (path and equals and text):
+        raise FlowsimError(
+            f"Option `--set` takes PATH=VALUE, but got {change!r}. Use e.g. --set schedule.temperature.init=0.1."
+        )
+    old = config.get(flow, path)
+    value = _parse_value(text)
+    is_object = dataclasses.is_dataclass(old)
+    if path == "schedule" and isinstance(value, str):
+        return path, schedules.load(value)
+    if isinstance(value, dict):
+        value = config.from_config(value, KINDS)
+    elif isinstance(value, str) and is_object:
+        alike = [k for k, cls in KINDS.items() if issubclass(cls, type(old).__mro__[1])]
+        if value not in alike:
+            raise unknown_name(f"value of {path}", value, alike)
+        value = KINDS[value]()
+    if isinstance(value, list):
+        value = tuple(value)
+    if is_object != dataclasses.is_dataclass(value):
+        raise FlowsimError(f"Path {path!r} cannot be {text!r}: there is {_describe(old)}. Give another one.")
+    for kind, wanted in ((bool, "true or false"), (int, "a whole number"), (str, "a word")):
+        if isinstance(old, kind):
+            if type(value) is not kind:
+                raise FlowsimError(f"Path {path!r} must be {wanted}, but is {text!r}. Now it is {old}.")
+            break
+    else:
+        if hasattr(old, "shape") and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise FlowsimError(f"Path {path!r} must be a number, but is {text!r}. Now it is {float(old):g}.")
+    return path, value
+
+
+def _parse_value(text: str) -> Any:
+    for convert in (int, float):
+        with contextlib.suppress(ValueError):
+            return convert(text)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _describe(value: Any) -> str:
+    return type(value).__name__ if dataclasses.is_dataclass(value) else "a plain value"
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before any time is spent; leaves nothing behind."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(0, f"{str(existing)!r} is a file, not a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise FlowsimError(
+            f"Cannot write to {str(folder)!r}: {error.strerror or error}. Choose another folder with --out."
+        ) from None
+
+
+def check_writable_file(path: Path, suffix: str) -> None:
+    """Refuse a file that cannot be written, before any time is spent; leaves nothing behind."""
+    if path.suffix != suffix:
+        raise FlowsimError(f"Option `--out` takes a {suffix} file, but got {path.name!r}. Use e.g. run{suffix}.")
+    if path.is_dir():
+        raise FlowsimError(f"Cannot write {str(path)!r}: it is a folder. Choose another name with --out.")
+    check_writable_folder(path.parent)
+
+
+def _summary(result: "Result") -> dict[str, Any]:
+    """Status and the observables at the last time that was reached."""
+    time, status = result.time, result.status
+    last = len(time) - 1
+    if not status.ok:
+        last = max((i for i, t in enumerate(time) if t <= status.stopped_at), default=0)
+    return {
+        "status": status.code.name,
+        "sentence": status.sentence,
+        "stopped_at": status.stopped_at,
+        "method": status.method,
+        "time": time[last],
+        "observables": {name: values[last] for name, values in result.series.items()},
+        "reasons": result.reasons,
+        "stats": result.stats,
+        "config": result.config,
+        "versions": result.versions,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Strict JSON: what is not a finite number is null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _say(sentence: str) -> None:
+    """One line on stderr."""
+    print("flowsim: " + " ".join(sentence.split()), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A spinner (or bar, with `total`) on stderr if that is a terminal; yields a function that steps."""
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
+    if total is not None:
+        columns[2:2] = [BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        begun = False
+
+        def step(name: str) -> None:
+            nonlocal begun
+            bar.update(task, description=f"{title}: {name}", advance=1 if begun else 0)
+            begun = True
+
+        yield step
+
+
+# --- parsing and errors ---------------------------------------------------------------------------------
+
+
+def _parse(argv: Sequence[str]) -> Reproduce | Claims | Simulate | Measure:
+    """The command with its options; SystemExit after help, `FlowsimError` for anything wrong."""
+    if not argv:
+        raise FlowsimError(f"Give a command: {', '.join(_COMMANDS)}. See flowsim --help.")
+    head = argv[0]
+    if head not in _COMMANDS and not head.startswith("-"):
+        raise unknown_name("command", head, _COMMANDS)
+    if head.startswith("-") and head not in ("-h", "--help") and not head.startswith("--tyro"):
+        raise FlowsimError(f"Option {head!r} stands before the command. Write flowsim COMMAND {head}.")
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            command, unknown = _tyro(argv)
+    except _UsageError as error:
+        raise FlowsimError(str(error)) from None
+    except SystemExit as stop:
+        if stop.code:
+            raise FlowsimError(f"{_unboxed(boxes.getvalue())} See flowsim {head} --help.") from None
+        raise
+    for token in unknown:
+        if token.startswith("-"):
+            raise unknown_name(f"option of {head}", token.partition("=")[0], _options(head))
+        raise FlowsimError(f"Unexpected argument {token!r}. See flowsim {head} --help.")
+    return command
+
+
+def _tyro(argv: Sequence[str]) -> tuple[Any, list[str]]:
+    commands: Any = None
+    for name, cls in _COMMANDS.items():
+        summary = (cls.__doc__ or "").partition("\n")[0]
+        command = Annotated[cls, conf.subcommand(name, description=_description(cls, summary, argv))]
+        commands = command if commands is None else commands | command
+    return tyro.cli(
+        commands,
+        prog="flowsim",
+        description="Gradient flow of contrastive losses, and the modality gap it explains. "
+        "`flowsim --version` prints the version.",
+        args=list(argv),
+        return_unknown_args=True,
+        config=(conf.FlagCreatePairsOff,),
+    )
+
+
+def _description(cls: type, summary: str, argv: Sequence[str]) -> str:
+    """A command's full text in its own help, its first line in the list of commands."""
+    if _COMMANDS.get(argv[0]) is cls:
+        return "\n\n".join(" ".join(p.split()) for p in (cls.__doc__ or "").split("\n\n"))
+    return summary
+
+
+def _unboxed(text: str) -> str:
+    """The sentence within a box that tyro draws: the lines up to the first rule."""
+    lines = []
+    for line in text.splitlines():
+        inner = line.strip("│|+ ")
+        if inner.startswith(("╭", "╰")) or not inner.strip("-─╭╮╰╯ "):
+            if lines:
+                break
+            continue
+        lines.append(inner)
+    sentence = " ".join(" ".join(lines).split()) or "These arguments cannot be read."
+    return sentence[0].upper() + sentence[1:] + ("" if sentence.endswith(".") else ".")
+
+
+def _options(command: str) -> list[str]:
+    """The options of a command, from its help."""
+    text = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+        _tyro([command, "--help"])
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", plain)))
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version("flowsim")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv and argv[0] == "--version":
+            print(f"flowsim {_version()}")
+            code = 0
+        else:
+            code = _parse(argv).run()
+        sys.stdout.flush()
+        return code
+    except FlowsimError as error:
+        _say(str(error))
+        return EXIT_BAD_INPUT
+    except SystemExit as stop:  # help was printed
+        sys.stdout.flush()
+        return int(stop.code or 0)
+    except BrokenPipeError:
+        # The reader went away (`| head`). Nothing may complain when Python flushes at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        again = "resume" if argv[:1] == ["reproduce"] else "start again"
+        _say(f"Interrupted; run the same command to {again}.")
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
