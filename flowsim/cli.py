@@ -89,6 +89,8 @@ def _hint(text: str = "") -> Any:
 
 
 Flag = Annotated[bool, _hint()]
+Names = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")]
+File = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="FILE", help_behavior_hint="")]
 
 _GEOMETRIES = ("sphere", "parallel", "reduced")
 _METHODS = ("explicit", "implicit", "stabilised")
@@ -110,10 +112,13 @@ _STARTS = {
 class Reproduce:
     """Compute and draw the paper's figures and the table of claims: all of them, or those named.
 
-    Finished computations are kept in records; the same command reuses them.
+    Finished computations are kept in records, which the same command reuses. The exit code is 0 if every
+    claim has its expected verdict, else 1.
     """
 
-    names: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
+    names: Annotated[
+        conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")
+    ] = ()
     """Experiments to run, e.g. fig2; default all."""
     quick: Flag = False
     """Smaller sizes at the same tolerances, into a folder `quick`."""
@@ -131,9 +136,8 @@ class Reproduce:
         for name in self.names:
             if name not in known:
                 raise unknown_name("experiment", name, known)
-        options = {} if self.out is None else {"out": Path(self.out)}
-        reproduce.run(list(self.names) or None, quick=self.quick, force=self.force, **options)
-        return 0
+        done = reproduce.run(list(self.names) or None, quick=self.quick, force=self.force, out=self.out)
+        return 0 if done.ok else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +147,9 @@ class Claims:
     The exit code is 0 if every verdict is the expected one, else 1.
     """
 
-    names: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
+    names: Annotated[
+        conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")
+    ] = ()
     """Claims to check, e.g. lemma-3.1; default all."""
     json: Flag = False
     """JSON alone on stdout: a list of {id, statement, source, assumptions, numbers, expected, verdict}."""
@@ -164,7 +170,7 @@ class Claims:
                 step(name)
                 verdicts.append(claims.run(name, quick=self.quick))
         if self.json:
-            _print_json([_plain(v) for v in verdicts])
+            _print_json([v.to_dict() for v in verdicts])
         else:
             print(claims.table(verdicts))
         return 0 if all(v.verdict == v.expected for v in verdicts) else 1
@@ -258,7 +264,7 @@ class Simulate:
         from flowsim.flow import GradientFlow
 
         if self.preset is not None and self.schedule is not None:
-            raise FlowsimError("Options `--preset` and `--schedule` exclude each other. Give one of them.")
+            raise FlowsimError("Options `--preset` and `--schedule` exclude each other. Give one.")
         schedule = None
         if self.schedule is not None:
             if not self.schedule.endswith(".json"):
@@ -284,9 +290,12 @@ class Simulate:
             flow = GradientFlow(kind[self.geometry](), schedule or schedules.get("Baseline"))
             start = self._start()
         changes: dict[str, Any] = {}
+        seen = flow  # with the objects that earlier changes put in: later paths may lead into them
         for change in self.changes:
-            path, value = parse_change(flow, change)
+            path, value = parse_change(seen, change)
             changes[path] = value
+            if dataclasses.is_dataclass(value):
+                seen = seen.replace(**{path: value})
         return (flow.replace(**changes) if changes else flow), start
 
     def _start(self) -> "Start | AbstractRecipe":
@@ -295,7 +304,9 @@ class Simulate:
         given = {o: getattr(self, o) for o in _START_OPTIONS if getattr(self, o) is not None}
         if self.embeddings is not None:
             if self.start is not None:
-                raise FlowsimError("Options `--start` and `--embeddings` exclude each other. Give one of them.")
+                raise FlowsimError(
+                    "Options `--start` and `--embeddings` exclude each other. Give one of them."
+                )
             for option in given.keys() - {"height"}:
                 raise FlowsimError(f"Option `--{option}` does not go with `--embeddings`. Leave it out.")
             image, text = observables.load_embeddings(self.embeddings)
@@ -318,7 +329,7 @@ _START_OPTIONS = ("pairs", "dim", "height", "twist")
 class Measure:
     """Print every observable of two embedding sets: gap, alignment, uniformity, retrieval and more."""
 
-    file: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="FILE", help_behavior_hint="")] = ()
+    file: File = ()
     """npy of shape (2, n, d), images first, or npz with arrays `image` and `text`."""
     temperature: Annotated[float | None, _number("--temperature", "0.07"), _hint()] = None
     """Softmax temperature, for the observables that need one."""
@@ -330,7 +341,7 @@ class Measure:
     def run(self) -> int:
         if len(self.file) != 1:
             raise FlowsimError(
-                f"Command `measure` takes one FILE, but got {len(self.file)}. Use e.g. flowsim measure run.npz."
+                f"Command `measure` takes one FILE, but got {len(self.file)}. Use e.g. flowsim measure a.npz."
             )
         from flowsim import observables
 
@@ -364,7 +375,8 @@ def parse_change(flow: "GradientFlow", change: str) -> tuple[str, Any]:
     path, equals, text = change.partition("=")
     if not (path and equals and text):
         raise FlowsimError(
-            f"Option `--set` takes PATH=VALUE, but got {change!r}. Use e.g. --set schedule.temperature.init=0.1."
+            f"Option `--set` takes PATH=VALUE, but got {change!r}. "
+            "Use e.g. --set schedule.temperature.init=0.1."
         )
     old = config.get(flow, path)
     value = _parse_value(text)
@@ -426,7 +438,9 @@ def check_writable_folder(folder: Path) -> None:
 def check_writable_file(path: Path, suffix: str) -> None:
     """Refuse a file that cannot be written, before any time is spent; leaves nothing behind."""
     if path.suffix != suffix:
-        raise FlowsimError(f"Option `--out` takes a {suffix} file, but got {path.name!r}. Use e.g. run{suffix}.")
+        raise FlowsimError(
+            f"Option `--out` takes a {suffix} file, but got {path.name!r}. Use e.g. run{suffix}."
+        )
     if path.is_dir():
         raise FlowsimError(f"Cannot write {str(path)!r}: it is a folder. Choose another name with --out.")
     check_writable_folder(path.parent)
@@ -454,8 +468,6 @@ def _summary(result: "Result") -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Strict JSON: what is not a finite number is null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -47,35 +47,45 @@ class InfoNCE(AbstractLoss):
         return (rows + columns) / (2 * n)
 
 
-def _exponentials(logits: Float[Array, "n n"]) -> tuple[Float[Array, "n 1"], Float[Array, "n n"]]:
-    largest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
-    return largest, jnp.exp(logits - largest)
+def _excess(
+    logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None
+) -> tuple[Float[Array, "n n"], Bool[Array, "n n"]]:
+    """(D, reference): logits relative to each row's (main) target, exactly zero there, and that mask.
+
+    Without the mask the zero would depend on how the compiler rounds the same logit in two places.
+    """
+    index = jnp.arange(logits.shape[0])
+    main = index if targets is None else jnp.argmax(targets, axis=1)
+    reference = main[:, None] == index[None, :]
+    at_main = jnp.sum(jnp.where(reference, logits, 0), axis=1, keepdims=True)
+    return jnp.where(reference, 0, logits - at_main), reference
 
 
-def _identity_mask(n: int) -> Bool[Array, "n n"]:
-    index = jnp.arange(n)
-    return index[:, None] == index[None, :]
+def _largest(excess: Float[Array, "n n"]) -> Float[Array, "n 1"]:
+    return jax.lax.stop_gradient(jnp.max(excess, axis=1, keepdims=True))
 
 
 def _cross_entropy(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) -> Float[Array, ""]:
     """Σ_ij T_ij (lse_i − M_ij), rows of T summing to 1."""
-    largest, e = _exponentials(logits)
+    excess, _ = _excess(logits, targets)
+    largest = _largest(excess)
     # The largest term contributes exactly 1; what is left may be as small as 1e-300.
-    is_largest = jnp.argmax(logits, axis=1)[:, None] == jnp.arange(logits.shape[0])[None, :]
-    rest = jnp.sum(jnp.where(is_largest, 0, e), axis=1, keepdims=True)
+    is_largest = jnp.argmax(excess, axis=1)[:, None] == jnp.arange(logits.shape[0])[None, :]
+    rest = jnp.sum(jnp.where(is_largest, 0, jnp.exp(excess - largest)), axis=1, keepdims=True)
+    per_row = largest + jnp.log1p(rest)
     if targets is None:
-        return jnp.sum(largest[:, 0] - jnp.diagonal(logits) + jnp.log1p(rest[:, 0]))
-    return jnp.sum(targets * ((largest - logits) + jnp.log1p(rest)))
+        return jnp.sum(per_row)
+    return jnp.sum(targets * (per_row - excess))
 
 
 def _residual(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) -> Float[Array, "n n"]:
     """softmax − T by rows."""
-    _, e = _exponentials(logits)
+    excess, reference = _excess(logits, targets)
+    e = jnp.exp(excess - _largest(excess))
     if targets is None:
-        diagonal = _identity_mask(logits.shape[0])
-        off = jnp.sum(jnp.where(diagonal, 0, e), axis=1, keepdims=True)
-        total = off + jnp.diagonal(e)[:, None]
-        return jnp.where(diagonal, -off, e) / total
+        off = jnp.sum(jnp.where(reference, 0, e), axis=1, keepdims=True)
+        on = jnp.sum(jnp.where(reference, e, 0), axis=1, keepdims=True)
+        return jnp.where(reference, -off, e) / (on + off)
     # With mass `on` inside the support of T: p − T = (p − T·on) − T·off. For one-hot T the first bracket
     # is exactly zero at the target, so nothing cancels.
     support = targets > 0

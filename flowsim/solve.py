@@ -64,6 +64,10 @@ _METHODS: dict[str, Callable[[], diffrax.AbstractAdaptiveSolver]] = {
     "implicit": diffrax.Kvaerno5,
     "stabilised": RungeKuttaChebyshev,
 }
+#: Where the stabilised method runs out of evaluations, up to this many unknowns are handed to the implicit.
+_DENSE_LAST_RESORT = 2500
+#: A stiff segment spans this factor of time; its tolerance never asks for less than rounding noise.
+_STIFF_SPAN = 100.0
 
 
 def simulate(
@@ -293,6 +297,7 @@ class _Task(eqx.Module):
     ts: Any
     snapshot_ts: Any
     horizon: Any
+    end: Any
     rtol: Any
     atol: Any
     pinned: Any
@@ -308,6 +313,7 @@ class _Segment(eqx.Module):
     log_time: Any
     events: dict[str, Any]
     finished: Any
+    force: Any
     accepted: Any
     rejected: Any
 
@@ -406,32 +412,27 @@ def _is_steady(flow: GradientFlow, t: Any, state: State, task: _Task) -> Any:
     eps = jnp.finfo(dtype).eps
     t1 = task.ts[-1]
     moving = state.moving
-    beta = flow.inverse_temperature(t, state, task.horizon)
-    similarity = flow.geometry.similarity(moving.position, state.constants)
-    force = beta * jnp.linalg.norm(flow.loss.gradient(beta * similarity, state.targets))
-    if state.targets.rows is not None:
-        force = force + beta / similarity.shape[0]
-    size = jnp.zeros((), dtype)
-    for leaf in jax.tree.leaves((velocity.position, velocity.raw)):
-        size = jnp.maximum(size, jnp.max(jnp.abs(leaf)))
+    force = _force(flow, t, state, task)
     log_gamma = flow.geometry.log_gamma(moving.position)
+    settled = jnp.asarray(flow.schedule.temperature.constant) | (t >= task.horizon)
     if log_gamma is not None:
         # ln γ falls for ever at fixed temperature; what must be steady is γ².
-        rest = jax.tree.leaves(
-            (velocity.position.image, velocity.position.text, velocity.raw)
-        )
-        others = jnp.zeros((), dtype)
-        for leaf in rest:
-            others = jnp.maximum(others, jnp.max(jnp.abs(leaf)))
         still = jnp.abs(velocity.position.log_gamma) * t1 < task.steady
+        velocity = eqx.tree_at(lambda v: v.position.log_gamma, velocity, None)
         gone = (log_gamma < -40) | (state.constants.sign == 0)
-        gamma_settled = still | (gone & (len(rest) > 0))
-        size = others
-    else:
-        gamma_settled = jnp.asarray(True)
+        settled = settled & (still | (gone & bool(jax.tree.leaves(velocity))))
+    leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(velocity)]
+    size = jnp.max(jnp.stack(leaves)) if leaves else jnp.zeros((), dtype)
     small = (size * t1 < task.steady) | (size < 64 * eps * force)
-    ended = jnp.asarray(flow.schedule.temperature.constant) | (t >= task.horizon)
-    return small & gamma_settled & ended & (t > task.t0)
+    return small & settled & (t > task.t0)
+
+
+def _force(flow: GradientFlow, t: Any, state: State, task: _Task) -> Any:
+    """Size of the forces whose difference the field is: times the machine epsilon, its rounding noise."""
+    beta = flow.inverse_temperature(t, state, task.horizon)
+    similarity = flow.geometry.similarity(state.moving.position, state.constants)
+    force = beta * jnp.linalg.norm(flow.loss.gradient(beta * similarity, state.targets))
+    return force if state.targets.rows is None else force + beta / similarity.shape[0]
 
 
 @eqx.filter_jit
@@ -444,11 +445,11 @@ def _segment(
     locate: bool,
     streamed: tuple[str, ...],
 ) -> _Segment:
-    """Integrate from `task.t0` to the last output time or the first event.
+    """Integrate from `task.t0` to `task.end` or the first event.
 
     `streamed` observables are recorded on the way, for problems whose states are too many to keep.
     """
-    s0, s1 = jnp.log1p(task.t0), jnp.log1p(task.ts[-1])
+    s0, s1 = jnp.log1p(task.t0), jnp.log1p(task.end)
 
     def observe(s: Any, moving: Moving, args: Any) -> dict[str, Any]:
         state = dataclasses.replace(task.state, moving=moving)
@@ -482,8 +483,8 @@ def _segment(
     log_time = solution.ts[1][-1]
     moving = jax.tree.map(lambda x: x[-1], solution.ys[1])
     events = solution.event_mask
+    ended = dataclasses.replace(task.state, moving=moving)
     if locate:
-        ended = dataclasses.replace(task.state, moving=moving)
         occurred = solution.result == diffrax.RESULTS.event_occurred
         events = {k: occurred & v for k, v in _cause(flow, jnp.expm1(log_time), ended, task).items()}
     assert isinstance(events, dict)
@@ -494,6 +495,7 @@ def _segment(
         log_time=log_time,
         events=events,
         finished=solution.result == diffrax.RESULTS.successful,
+        force=_force(flow, jnp.expm1(log_time), ended, task),
         accepted=solution.stats["num_accepted_steps"],
         rejected=solution.stats["num_rejected_steps"],
     )
@@ -542,12 +544,17 @@ def _chain(
     series: dict[str, np.ndarray] = {}
     states: Any = None
     t, pinned = t0, _initially_pinned(flow, state, t0, horizon)
-    numbers = [np.asarray(x) for x in (ts, kept, horizon, rtol, atol)]
+    force = np.inf
     status = None
     while status is None:
-        task = to_device(
-            _Task(state, np.asarray(t), *numbers, np.asarray(float(pinned)), np.asarray(1e-3 * rtol)), dtype
-        )
+        span, tolerance = float(ts[-1]), rtol
+        if current != "explicit":
+            span = min(span, max(1.0, _STIFF_SPAN * t))
+            noise = 1e3 * np.finfo(dtype).eps * span * force
+            tolerance = min(max(rtol, noise), 1e-4) if np.isfinite(noise) else rtol
+        numbers = (span, tolerance, max(atol, 1e-2 * tolerance) if tolerance > rtol else atol)
+        task = _Task(state, *(np.asarray(x) for x in (t, ts, kept, horizon, *numbers, pinned, 1e-3 * rtol)))
+        task = to_device(dataclasses.replace(task, pinned=np.asarray(float(pinned))), dtype)
         budget = EXPLICIT_BUDGET if method is None and current == "explicit" else max_steps
         out = to_numpy(
             _segment(
@@ -566,8 +573,10 @@ def _chain(
         label = type(_METHODS[current]()).__name__
         if not labels or label not in labels[-1]:
             labels.append(f"{label} from t = {t:.3g}" if labels else label)
-        done = bool(out.finished) and not occurred
-        end = float(ts[-1]) if done else float(np.expm1(out.log_time))
+        finished = bool(out.finished) and not occurred
+        end = span if finished else float(np.expm1(out.log_time))
+        done = finished and span == ts[-1]
+        force = float(out.force)
         for name, values in out.series.items():
             into = series.setdefault(name, np.full(values.shape, np.nan, values.dtype))
             _fill(into, values, ts, t, end, t == t0)
@@ -585,8 +594,12 @@ def _chain(
             status = Status.NON_FINITE
         elif "clamp" in occurred:
             state, pinned = _toggle(flow, state, pinned)
+        elif finished:
+            continue
         elif method is None and current == "explicit":
             current = stiff
+        elif method is None and current == "stabilised" and unknowns <= _DENSE_LAST_RESORT:
+            current = "implicit"
         else:
             status = Status.MAX_STEPS
     if status is Status.STEADY:

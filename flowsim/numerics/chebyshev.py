@@ -32,9 +32,11 @@ class RungeKuttaChebyshev(AbstractAdaptiveSolver):
     """RKC of order two with the number of stages chosen at every step.
 
     The spectral radius ρ of the Jacobian is tracked by `power_iterations` steps of the power method on
-    Jacobian-vector products per step, starting from the last step's vector.
+    Jacobian-vector products per step, starting from the last step's vector. A solve that would need more
+    than `max_evaluations` field evaluations ends as if it had run out of steps.
     """
 
+    max_evaluations: int = eqx.field(static=True, default=5_000_000)
     power_iterations: int = eqx.field(static=True, default=2)
 
     term_structure: ClassVar[type[AbstractTerm]] = ODETerm
@@ -46,21 +48,30 @@ class RungeKuttaChebyshev(AbstractAdaptiveSolver):
     def error_order(self, terms: PyTree[AbstractTerm]) -> int:
         return 3
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Array:
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> tuple[Array, Array]:
         # A fixed pseudo-random vector: a smooth one may have no component along the stiffest direction.
         flat, _ = ravel_pytree(y0)
         vector = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
-        return _dominant(terms, t0, y0, args, vector, iterations=20)[1]
+        return _dominant(terms, t0, y0, args, vector, iterations=20)[1], jnp.zeros((), flat.dtype)
 
     def step(
-        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Array, made_jump: Any
-    ) -> tuple[Any, Any, dict[str, Any], Array, RESULTS]:
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        args: Any,
+        solver_state: tuple[Array, Array],
+        made_jump: Any,
+    ) -> tuple[Any, Any, dict[str, Any], tuple[Array, Array], RESULTS]:
         del made_jump
         h = t1 - t0
+        vector, work = solver_state
         # In logarithmic time the Jacobian grows along the step: take it at the end.
-        radius, vector = _dominant(terms, t1, y0, args, solver_state, self.power_iterations)
-        stages = jnp.ceil(1 + jnp.sqrt(1 + 1.54 * h * _SAFETY * radius)).astype(int)
-        stages = jnp.maximum(stages, 2)
+        radius, vector = _dominant(terms, t1, y0, args, vector, self.power_iterations)
+        stages = jnp.maximum(jnp.ceil(1 + jnp.sqrt(1 + 1.54 * h * _SAFETY * radius)), 2)
+        affordable = work + stages <= self.max_evaluations
+        stages = jnp.where(affordable, stages, 2)
 
         flat0, unravel = ravel_pytree(y0)
 
@@ -68,12 +79,13 @@ class RungeKuttaChebyshev(AbstractAdaptiveSolver):
             return ravel_pytree(terms.vf(t, unravel(y), args))[0]
 
         f0 = field(t0, flat0)
-        flat1 = _stages(field, t0, h, flat0, f0, stages)
+        flat1 = _stages(field, t0, h, flat0, f0, stages.astype(int))
         f1 = field(t1, flat1)
         error = 0.8 * (flat0 - flat1) + 0.4 * h * (f0 + f1)
         y1 = unravel(flat1)
         k = jax.tree.map(lambda a, b: jnp.stack([a, b]), unravel(h * f0), unravel(h * f1))
-        return y1, unravel(error), dict(y0=y0, y1=y1, k=k), vector, RESULTS.successful
+        result = RESULTS.where(affordable, RESULTS.successful, RESULTS.max_steps_reached)
+        return y1, unravel(error), dict(y0=y0, y1=y1, k=k), (vector, work + stages), result
 
     def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
         return terms.vf(t0, y0, args)

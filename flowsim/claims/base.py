@@ -1,0 +1,228 @@
+"""What a claim is, how it is judged, and the system that it is measured on."""
+
+import dataclasses
+import html
+import json
+import math
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from flowsim.flow import GradientFlow
+from flowsim.geometry import AbstractGeometry, Sphere
+from flowsim.initial import AbstractRecipe, Start
+from flowsim.pairing import AbstractPairing, Matched
+from flowsim.result import Result
+from flowsim.solve import simulate
+
+Numbers = dict[str, float]
+Expected = Literal["holds", "fails"]
+Finding = Literal["holds", "fails", "undecided"]
+
+#: Steps after which a run of a claim gives up: twice what the stiffest right one needs.
+MAX_STEPS = 10_000
+
+
+def _unchanged(flow: GradientFlow) -> GradientFlow:
+    return flow
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """The system under test: every flow and every run of a claim comes from here.
+
+    `corrupt` turns a right flow into the one that is measured; the default leaves it alone. A wrong model put
+    here must turn the claims that depend on what it breaks. Starts, closed forms and judgement do not pass
+    through it.
+    """
+
+    corrupt: Callable[[GradientFlow], GradientFlow] = _unchanged
+
+    def flow(
+        self,
+        geometry: AbstractGeometry | None = None,
+        schedule: Any = "Baseline",
+        pairing: AbstractPairing | None = None,
+    ) -> GradientFlow:
+        """The flow under test; `schedule` is a schedule, a preset's name or a temperature policy."""
+        flow = GradientFlow(
+            geometry=Sphere() if geometry is None else geometry,
+            schedule=schedule,
+            pairing=Matched() if pairing is None else pairing,
+        )
+        return self.corrupt(flow)
+
+    def simulate(self, flow: GradientFlow, start: Start | AbstractRecipe, **options: Any) -> Result:
+        """`fs.simulate` with the explicit method; a run that ends early returns NaN in its later slots."""
+        options = {"method": "explicit", "max_steps": MAX_STEPS, "throw": False, **options}
+        return simulate(flow, start, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement, how to measure it, and which verdict is expected.
+
+    - `measure(system, quick)`: the numbers. `quick` changes sizes (seeds, horizons), never tolerances.
+    - `at_most`, `at_least`: the limits on named numbers; the claim holds if all are respected.
+    - `expected`: "fails" for a statement of the paper that does not hold as printed, or one that is not
+      claimed for this flow; the statement is then given as it reads, and the numbers show by how much it
+      fails.
+    """
+
+    id: str
+    statement: str
+    source: str
+    assumptions: str
+    measure: Callable[[System, bool], Mapping[str, Any]]
+    expected: Expected = "holds"
+    at_most: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def judge(self, numbers: Mapping[str, float]) -> Finding:
+        """"holds" if every limit is respected, else "fails".
+
+        A number that is not finite supports nothing: it makes a claim that is expected to hold fail, and
+        leaves one that is expected to fail undecided, so that a broken run never passes for a finding.
+        """
+        decisive = [numbers[name] for name in (*self.at_most, *self.at_least)]
+        if not all(math.isfinite(value) for value in decisive):
+            return "fails" if self.expected == "holds" else "undecided"
+        good = all(numbers[name] <= limit for name, limit in self.at_most.items())
+        good = good and all(numbers[name] >= limit for name, limit in self.at_least.items())
+        return "holds" if good else "fails"
+
+    def run(self, quick: bool = False, system: System | None = None) -> "Verdict":
+        """Measure and judge. Limits are recorded among the numbers."""
+        begin = time.perf_counter()
+        with jax.enable_x64(True), np.errstate(all="ignore"):
+            measured = self.measure(System() if system is None else system, quick)
+            numbers = {name: _plain(value) for name, value in measured.items()}
+        verdict = self.judge(numbers)
+        numbers |= {f"{name}_at_most": float(limit) for name, limit in self.at_most.items()}
+        numbers |= {f"{name}_at_least": float(limit) for name, limit in self.at_least.items()}
+        return Verdict(
+            self.id, self.statement, self.source, self.assumptions, numbers, self.expected, verdict,
+            time.perf_counter() - begin,
+        )  # fmt: skip
+
+
+def _plain(value: Any) -> float:
+    number = np.asarray(value).item()
+    return float(number) if isinstance(number, (float, bool)) else number
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Verdict:
+    """A measured claim. `numbers` holds the measured values and the limits they are judged by."""
+
+    id: str
+    statement: str
+    source: str
+    assumptions: str
+    numbers: Numbers
+    expected: Expected
+    verdict: Finding
+    seconds: float
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the verdict is the expected one."""
+        return self.verdict == self.expected
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for strict JSON: {id, statement, source, assumptions, numbers, expected, verdict}.
+
+        Numbers that are not finite become null.
+        """
+        numbers = {name: v if math.isfinite(v) else None for name, v in self.numbers.items()}
+        return {
+            "id": self.id,
+            "statement": self.statement,
+            "source": self.source,
+            "assumptions": self.assumptions,
+            "numbers": numbers,
+            "expected": self.expected,
+            "verdict": self.verdict,
+        }
+
+    def key_numbers(self) -> str:
+        """Numbers with their limits, as text."""
+        limits = {}
+        for suffix, sign in (("_at_most", "≤"), ("_at_least", "≥")):
+            for name, value in self.numbers.items():
+                if name.endswith(suffix):
+                    limits[name.removesuffix(suffix)] = f" ({sign} {value:.10g})"
+        measured = {k: v for k, v in self.numbers.items() if not k.endswith(("_at_most", "_at_least"))}
+        order = [*limits, *(k for k in measured if k not in limits)]
+        return ", ".join(f"{name} {measured[name]:.4g}{limits.get(name, '')}" for name in order)
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.id}: {self.verdict} (expected: {self.expected})",
+                *textwrap.wrap(self.statement, 110, initial_indent="  ", subsequent_indent="  "),
+                f"  source: {self.source}",
+                f"  assumptions: {self.assumptions}",
+                *(f"  {name:<40} {value:.6g}" for name, value in self.numbers.items()),
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        return Table([self])._repr_html_()
+
+
+class Table:
+    """All verdicts, readable as text and in a notebook; iterates over its verdicts."""
+
+    def __init__(self, verdicts: list[Verdict]) -> None:
+        self.verdicts = list(verdicts)
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether every verdict is the expected one."""
+        return all(v.as_expected for v in self.verdicts)
+
+    def to_json(self) -> str:
+        """A JSON list of the verdicts, strict (no NaN)."""
+        data = [v.to_dict() for v in self.verdicts]
+        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+
+    def __iter__(self) -> Any:
+        return iter(self.verdicts)
+
+    def __len__(self) -> int:
+        return len(self.verdicts)
+
+    def __getitem__(self, claim: str) -> Verdict:
+        return next(v for v in self.verdicts if v.id == claim)
+
+    def _summary(self) -> str:
+        good = sum(v.as_expected for v in self.verdicts)
+        return f"{good} of {len(self.verdicts)} verdicts are as expected"
+
+    def __repr__(self) -> str:
+        width = max((len(v.id) for v in self.verdicts), default=2)
+        lines = [f"{'claim':<{width}}  {'verdict':<9}  expected  statement and key numbers"]
+        for v in self.verdicts:
+            mark = " " if v.as_expected else "!"
+            indent = " " * (width + 22)
+            lines += [
+                f"{v.id:<{width}} {mark}{v.verdict:<9}  {v.expected:<8}  "
+                + textwrap.fill(v.statement, 100, subsequent_indent=indent),
+                textwrap.fill(v.key_numbers(), 100 + len(indent), initial_indent=indent, subsequent_indent=indent),
+            ]  # fmt: skip
+        return "\n".join([*lines, self._summary()])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{c}</th>" for c in ("claim", "verdict", "expected", "statement", "numbers"))
+        body = ""
+        for v in self.verdicts:
+            cells = (v.id, v.verdict, v.expected, v.statement, v.key_numbers())
+            columns = [f"<td style='text-align:left'>{html.escape(c)}</td>" for c in cells]
+            style = "" if v.as_expected else " style='background:#fdd'"
+            body += f"<tr{style}>{''.join(columns)}</tr>"
+        return f"<table><caption>{self._summary()}</caption><tr>{head}</tr>{body}</table>"
