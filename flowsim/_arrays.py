@@ -9,6 +9,9 @@ from jaxtyping import PyTree
 
 from flowsim.errors import FlowsimError
 
+#: Arrays of states: NumPy on the host, JAX inside a solve.
+Numeric = jax.Array | np.ndarray
+
 
 def number(value: Any) -> Any:
     """A numeric leaf: NumPy float64 unless it already is a JAX array.

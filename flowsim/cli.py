@@ -172,8 +172,8 @@ class Claims:
         if self.json:
             _print_json([v.to_dict() for v in verdicts])
         else:
-            print(claims.table(verdicts))
-        return 0 if all(v.verdict == v.expected for v in verdicts) else 1
+            print(claims.Table(verdicts))
+        return 0 if all(v.as_expected for v in verdicts) else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -566,15 +566,14 @@ def _description(cls: type, summary: str, argv: Sequence[str]) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """The sentence within a box that tyro draws: the lines up to the first rule."""
+    """The sentence within a box that tyro draws: the lines below the title, up to the first rule."""
     lines = []
-    for line in text.splitlines():
-        inner = line.strip("│|+ ")
-        if inner.startswith(("╭", "╰")) or not inner.strip("-─╭╮╰╯ "):
-            if lines:
-                break
-            continue
-        lines.append(inner)
+    for line in text.splitlines()[1:]:  # the first holds the title
+        inner = line.strip("│| ")
+        if re.search(r"\w", inner):
+            lines.append(inner)
+        elif lines:
+            break
     sentence = " ".join(" ".join(lines).split()) or "These arguments cannot be read."
     return sentence[0].upper() + sentence[1:] + ("" if sentence.endswith(".") else ".")
 
@@ -585,7 +584,7 @@ def _options(command: str) -> list[str]:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
         _tyro([command, "--help"])
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
-    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", plain)))
+    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", plain)) - {"--help"})
 
 
 def _version() -> str:
@@ -594,23 +593,27 @@ def _version() -> str:
     return importlib.metadata.version("flowsim")
 
 
+def _run(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "--version":
+        print(f"flowsim {_version()}")
+        return 0
+    try:
+        command = _parse(argv)
+    except SystemExit as stop:  # help was printed
+        return int(stop.code or 0)
+    return command.run()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if argv and argv[0] == "--version":
-            print(f"flowsim {_version()}")
-            code = 0
-        else:
-            code = _parse(argv).run()
+        code = _run(argv)
         sys.stdout.flush()
         return code
     except FlowsimError as error:
         _say(str(error))
         return EXIT_BAD_INPUT
-    except SystemExit as stop:  # help was printed
-        sys.stdout.flush()
-        return int(stop.code or 0)
     except BrokenPipeError:
         # The reader went away (`| head`). Nothing may complain when Python flushes at exit.
         with contextlib.suppress(OSError, ValueError):

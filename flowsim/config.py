@@ -65,16 +65,20 @@ def replace(module: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     for path, value in changes.items():
         head, _, rest = path.partition(".")
         grouped.setdefault(head, {})[rest] = value
-    new: dict[str, Any] = {}
     for head, inner in grouped.items():
-        old = _child(module, head, prefix)
-        # A whole object first, then values inside it: {"schedule": s, "schedule.temperature.init": .1}.
+        # A whole object first (converters turn a preset's name into a schedule), then values inside it.
         if "" in inner:
-            old = inner.pop("")
-        new[head] = replace(old, inner, f"{prefix}{head}.") if inner else old
+            _child(module, head, prefix)
+            module = _with(module, head, inner.pop(""))
+        if inner:
+            module = _with(module, head, replace(_child(module, head, prefix), inner, f"{prefix}{head}."))
+    return module
+
+
+def _with(module: Any, name: str, value: Any) -> Any:
     if isinstance(module, tuple):
-        return tuple(new.get(str(i), v) for i, v in enumerate(module))
-    return dataclasses.replace(module, **new)
+        return tuple(value if str(i) == name else v for i, v in enumerate(module))
+    return dataclasses.replace(module, **{name: value})
 
 
 def get(module: Any, path: str) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from flowsim import config, initial, schedules
-from flowsim._arrays import check, to_device
+from flowsim._arrays import Numeric, check, to_device
 from flowsim.errors import FlowsimError
 from flowsim.geometry import AbstractGeometry, Parallel, Reduced, Sphere
 from flowsim.initial import AbstractRecipe, Start
@@ -28,7 +28,7 @@ class Moving(eqx.Module):
     """The unknowns of the flow: the geometry's position and the raw temperature ν (None if not trained)."""
 
     position: PyTree
-    raw: Float[Array, ""] | None
+    raw: Float[Numeric, ""] | None
 
 
 class State(eqx.Module):

@@ -14,7 +14,7 @@ import numpy as np
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float, PyTree
 
-from flowsim._arrays import check, check_number, number
+from flowsim._arrays import Numeric, check, check_number, number
 from flowsim.errors import FlowsimError
 from flowsim.initial import Start
 
@@ -43,7 +43,7 @@ class AbstractGeometry(eqx.Module):
 
     @abc.abstractmethod
     def to_start(self, position: Position, constants: Constants) -> Start:
-        """The start that `place` maps to these coordinates (works on stacked, leading-time arrays too)."""
+        """The start that `place` maps to these coordinates (NumPy arrays)."""
 
     @abc.abstractmethod
     def similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
@@ -81,8 +81,8 @@ class AbstractGeometry(eqx.Module):
 class Rows(eqx.Module):
     """Image and text rows that flow."""
 
-    image: Float[Array, "*t n d"]
-    text: Float[Array, "*t n d"]
+    image: Float[Numeric, "n d"]
+    text: Float[Numeric, "n d"]
 
 
 class Sphere(AbstractGeometry):
@@ -142,19 +142,19 @@ class Sphere(AbstractGeometry):
 class ConePosition(eqx.Module):
     """Directions within the cones (None where frozen) and ln|γ|."""
 
-    image: Float[Array, "*t n d"] | None
-    text: Float[Array, "*t n d"] | None
-    log_gamma: Float[Array, "*t"]
+    image: Float[Numeric, "n d"] | None
+    text: Float[Numeric, "n d"] | None
+    log_gamma: Float[Numeric, ""]
 
 
 class ConeConstants(eqx.Module):
     """Sign of γ (0 for γ = 0, an invariant set) and the basis in which the cones lie."""
 
-    sign: Float[Array, ""]
-    basis: Float[Array, "D D"] | None = None
-    similarity: Float[Array, "n n"] | None = None
-    image: Float[Array, "n d"] | None = None
-    text: Float[Array, "n d"] | None = None
+    sign: Float[Numeric, ""]
+    basis: Float[Numeric, "D D"] | None = None
+    similarity: Float[Numeric, "n n"] | None = None
+    image: Float[Numeric, "n d"] | None = None
+    text: Float[Numeric, "n d"] | None = None
 
 
 class Parallel(AbstractGeometry):
@@ -318,7 +318,7 @@ def _lift(
 def _split_gamma(start: Start) -> tuple[Any, Any]:
     gamma = start.gamma
     assert gamma is not None
-    sign = np.sign(gamma)
+    sign = np.asarray(np.sign(gamma))
     if start.log_gamma is not None:
         return sign, start.log_gamma
     return sign, np.asarray(np.log(np.abs(gamma)) if sign else 0.0)

@@ -61,16 +61,12 @@ def _excess(
     return jnp.where(reference, 0, logits - at_main), reference
 
 
-def _largest(excess: Float[Array, "n n"]) -> Float[Array, "n 1"]:
-    return jax.lax.stop_gradient(jnp.max(excess, axis=1, keepdims=True))
-
-
 def _cross_entropy(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) -> Float[Array, ""]:
     """Σ_ij T_ij (lse_i − M_ij), rows of T summing to 1."""
     excess, _ = _excess(logits, targets)
-    largest = _largest(excess)
     # The largest term contributes exactly 1; what is left may be as small as 1e-300.
     is_largest = jnp.argmax(excess, axis=1)[:, None] == jnp.arange(logits.shape[0])[None, :]
+    largest = jnp.sum(jnp.where(is_largest, excess, 0), axis=1, keepdims=True)
     rest = jnp.sum(jnp.where(is_largest, 0, jnp.exp(excess - largest)), axis=1, keepdims=True)
     per_row = largest + jnp.log1p(rest)
     if targets is None:
@@ -81,7 +77,7 @@ def _cross_entropy(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | N
 def _residual(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) -> Float[Array, "n n"]:
     """softmax − T by rows."""
     excess, reference = _excess(logits, targets)
-    e = jnp.exp(excess - _largest(excess))
+    e = jnp.exp(excess - jax.lax.stop_gradient(jnp.max(excess, axis=1, keepdims=True)))
     if targets is None:
         off = jnp.sum(jnp.where(reference, 0, e), axis=1, keepdims=True)
         on = jnp.sum(jnp.where(reference, e, 0), axis=1, keepdims=True)

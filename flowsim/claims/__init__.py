@@ -1,0 +1,77 @@
+"""Claims: every statement of the theory beside a measurement and a verdict.
+
+    fs.claims.table()                       # all of them, as a readable table
+    fs.claims.run("lemma-3.1")              # one
+    fs.claims.run("lemma-3.1", system=fs.claims.System(corrupt=...))   # measured on another model
+
+A claim names its source and assumptions, measures the simulator (never the closed forms alone) and is judged
+by limits that stand among its numbers. Some are expected to fail: statements that do not hold as printed.
+"""
+
+from collections.abc import Callable
+
+from flowsim.claims import (
+    conserved,
+    dynamics,
+    exponents,
+    figure_2,
+    loss_gradient,
+    temperature_rates,
+    theorem_3_2,
+    theorem_3_3,
+)
+from flowsim.claims.base import Claim, System, Table, Verdict
+from flowsim.errors import unknown_name
+
+REGISTRY: dict[str, Claim] = {
+    claim.id: claim
+    for module in (
+        loss_gradient, conserved, exponents, theorem_3_2, theorem_3_3, figure_2, temperature_rates, dynamics,
+    )
+    for claim in module.CLAIMS
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """The ids of all claims, in the order of the table."""
+    return list(REGISTRY)
+
+
+def get(name: str) -> Claim:
+    """The claim `name`. Raises `FlowsimError` with the nearest ids if there is none."""
+    if name not in REGISTRY:
+        raise unknown_name("claim", name, REGISTRY)
+    return REGISTRY[name]
+
+
+def run(name: str, quick: bool = False, system: System | None = None) -> Verdict:
+    """Measure one claim on `system` (default: flowsim itself). `quick` uses fewer seeds, not looser limits."""
+    return get(name).run(quick, system)
+
+
+def run_all(
+    quick: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    system: System | None = None,
+) -> list[Verdict]:
+    """Measure every claim. `progress(id, done, total)` is called before each and, with id "", at the end."""
+    verdicts = []
+    for done, name in enumerate(REGISTRY):
+        if progress is not None:
+            progress(name, done, len(REGISTRY))
+        verdicts.append(run(name, quick, system))
+    if progress is not None:
+        progress("", len(REGISTRY), len(REGISTRY))
+    return verdicts
+
+
+def table(
+    quick: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    system: System | None = None,
+) -> Table:
+    """Measure every claim, as a table for the terminal and for notebooks. About a minute; `quick`: half."""
+    return Table(run_all(quick, progress, system))
+
+
+__all__ = ["REGISTRY", "Claim", "System", "Table", "Verdict", "get", "names", "run", "run_all", "table"]

@@ -1,0 +1,483 @@
+"""The command line: what it prints, where, and its exit codes; bad input is one sentence with the cure."""
+
+import ast
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5netcdf
+import numpy as np
+import pytest
+
+import flowsim as fs
+from flowsim import cli
+from flowsim.result import Outcome
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")  # tyro wraps its messages at the width of the terminal
+
+
+@pytest.fixture
+def command(capsys):
+    """Run `flowsim ARGUMENTS`; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refuses(command):
+    """Assert that the arguments are refused with one sentence that holds all of `parts`, and nothing else."""
+
+    def run(*arguments: str, says: list[str]) -> None:
+        before = sorted(Path.cwd().rglob("*"))
+        code, out, err = command(*arguments)
+        assert code == 2
+        assert out == ""
+        assert err.startswith("flowsim: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert not set(err) & set("│╭╰─\x1b")
+        assert "Traceback" not in err
+        for part in says:
+            assert part in err
+        assert sorted(Path.cwd().rglob("*")) == before, "something was left behind"
+
+    return run
+
+
+@pytest.fixture
+def pairs_file() -> str:
+    rng = np.random.default_rng(0)
+    np.save("pairs.npy", rng.standard_normal((2, 12, 4)))
+    return "pairs.npy"
+
+
+@pytest.fixture
+def no_simulation(monkeypatch):
+    """Fail if anything is integrated: bad input must be found before."""
+
+    def simulate(*args, **kwargs):
+        raise AssertionError("the simulation ran")
+
+    monkeypatch.setattr("flowsim.solve.simulate", simulate)
+
+
+# --- help and parsing -----------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands(command):
+    code, out, err = command("--help")
+    assert (code, err) == (0, "")
+    for name in ("reproduce", "claims", "simulate", "measure"):
+        assert name in out
+
+
+@pytest.mark.parametrize("name", ["reproduce", "claims", "simulate", "measure"])
+def test_help_of_a_command(command, name):
+    code, out, err = command(name, "--help")
+    assert (code, err) == (0, "")
+    assert f"usage: flowsim {name}" in out
+
+
+def test_version(command):
+    code, out, _ = command("--version")
+    assert code == 0
+    assert out.startswith("flowsim 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], ["Give a command: reproduce, claims, simulate, measure."]),
+        (["simulat"], ["Unknown command 'simulat'. Did you mean 'simulate'?"]),
+        (["--quick", "reproduce"], ["'--quick' stands before the command"]),
+        (["simulate", "--sed", "1"], ["Unknown option of simulate '--sed'. Did you mean '--seed'"]),
+        (["reproduce", "--quik"], ["Unknown option of reproduce '--quik'. Did you mean '--quick'"]),
+        (["claims", "--jsn"], ["Unknown option of claims '--jsn'. Did you mean '--json'"]),
+        (["measure", "a.npy", "--temp", "1"], ["'--temp'. Did you mean '--temperature'"]),
+        (["simulate", "--no-json"], ["Unknown option of simulate '--no-json'. Did you mean '--json'"]),
+        (["simulate", "fig2"], ["Unexpected argument 'fig2'. See flowsim simulate --help."]),
+        (["simulate", "--t1"], ["Missing value for argument '--t1'", "See flowsim simulate --help."]),
+        (["simulate", "--t1", "--json"], ["Missing value for argument '--t1'"]),
+        (["simulate", "--t1", "soon"], ["`--t1` must be a number, but is 'soon'. Use e.g. --t1 1e5."]),
+        (["simulate", "--pairs", "2.5"], ["`--pairs` must be a whole number, but is '2.5'"]),
+        (["simulate", "--seed", "x"], ["`--seed` must be a whole number"]),
+        (["simulate", "--rtol", ""], ["`--rtol` must be a number, but is ''"]),
+        (["simulate", "--geometry", "sfere"], ["Unknown geometry 'sfere'. Did you mean 'sphere'?"]),
+        (["simulate", "--start", "ring"], ["Unknown start 'ring'. Did you mean 'rings'?"]),
+        (["simulate", "--method", "implizit"], ["Unknown method 'implizit'. Did you mean 'implicit'"]),
+        (["measure"], ["takes one FILE, but got 0"]),
+        (["measure", "a.npy", "b.npy"], ["takes one FILE, but got 2"]),
+    ],
+)
+def test_arguments_that_cannot_be_read(refuses, arguments, says):
+    refuses(*arguments, says=says)
+
+
+# --- simulate -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_simulation")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--preset", "Basline"], ["Unknown schedule 'Basline'. Did you mean 'Baseline'?"]),
+        (["--preset", "Baseline", "--schedule", "a.json"], ["exclude each other"]),
+        (["--schedule", "a.json"], ["'a.json' cannot be read"]),
+        (["--schedule", "Baseline"], ["ends in .json", "--preset"]),
+        (["--set", "schedule.temperature.init=-0.1"], ["`temperature` must be positive, but is -0.1. Use"]),
+        (["--set", "schedule.temperature.init=nan"], ["`temperature` must be positive, but is nan"]),
+        (["--set", "schedule.temperature.init=warm"], ["must be a number, but is 'warm'. Now it is 0.07"]),
+        (["--set", "schedule.temperature.init=null"], ["must be a number, but is 'null'"]),
+        (["--set", "schedule.temperature.init"], ["`--set` takes PATH=VALUE"]),
+        (["--set", "schedule.temperature.int=1"], ["Did you mean 'schedule.temperature.init'"]),
+        (["--set", "schedule.temperature=1"], ["'schedule.temperature' cannot be '1'", "Learnable"]),
+        (["--set", "schedule.temperature.init=Exp"], ["must be a number"]),
+        (["--set", "schedule.temperature.parametrization=Softplu"], ["Did you mean 'Softplus'?"]),
+        (["--set", "schedule=TS S9"], ["Unknown schedule 'TS S9'"]),
+        (["--set", "geometry=Spere"], ["Did you mean 'Sphere'?"]),
+        (["--set", 'schedule.swap={"kind": "HardSwop"}'], ["Did you mean 'HardSwap'"]),
+        (["--preset", "HS 1", "--set", "schedule.swap.masks=2.5"], ["must be a whole number, but is '2.5'"]),
+        (["--preset", "HS 1", "--set", "schedule.swap.fraction=2"], ["`fraction` must be at most 1"]),
+        (["--pairs", "1"], ["`pairs` must be a whole number of at least 2, but is 1"]),
+        (["--start", "uniform", "--dim", "1"], ["`dim` must be a whole number of at least 2, but is 1"]),
+        (["--height", "1.5"], ["`height` must lie between -1 and 1"]),
+        (["--height", "nan"], ["`height`"]),
+        (["--dim", "3"], ["Start 'rings' has no option `--dim`. It takes --pairs, --height, --twist."]),
+        (["--embeddings", "missing.npy"], ["missing.npy does not exist"]),
+        (["--embeddings", "pairs.npy", "--start", "rings"], ["exclude each other"]),
+        (["--embeddings", "pairs.npy", "--dim", "3"], ["`--dim` does not go with `--embeddings`"]),
+        (["--resume", "missing.nc", "--t1", "9"], ["no file 'missing.nc'"]),
+        (["--resume", "pairs.npy", "--t1", "9"], ["Cannot read 'pairs.npy' as netCDF"]),
+        (["--resume", "foreign.nc", "--t1", "9"], ["'foreign.nc' is not a flowsim result"]),
+        (["--resume", "newer.nc", "--t1", "9"], ["schema version 999", "Upgrade flowsim"]),
+        (["--resume", "run.nc", "--pairs", "3"], ["`--pairs` does not go with `--resume`"]),
+        (["--resume", "run.nc", "--geometry", "parallel"], ["`--geometry` does not go with `--resume`"]),
+        (["--out", "run.txt"], ["takes a .nc file, but got 'run.txt'"]),
+        (["--out", "pairs.npy/run.nc"], ["'pairs.npy' is a file, not a folder", "--out"]),
+        (["--out", "pairs.npy/deep/run.nc"], ["'pairs.npy' is a file, not a folder"]),
+        (["--out", "folder.nc"], ["'folder.nc': it is a folder"]),
+    ],
+)
+def test_simulate_refuses(refuses, pairs_file, arguments, says):
+    Path("folder.nc").mkdir()
+    for name, attributes in {
+        "foreign.nc": {"title": "sea ice"},
+        "newer.nc": {"kind": "flowsim result", "schema_version": 999},
+    }.items():
+        with h5netcdf.File(name, "w") as file:
+            for key, value in attributes.items():
+                file.attrs[key] = value
+    refuses("simulate", *arguments, says=says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--t1", "0"], ["`t1` must be greater than 0, but is 0. Use"]),
+        (["--t1", "-5"], ["`t1` must be greater than 0, but is -5. Use"]),
+        (["--t1", "nan"], ["`t1` must be finite"]),
+        (["--t1", "inf"], ["`t1` must be finite"]),
+        (["--seed", "-1"], ["`seed` must be a whole number of at least 0"]),
+        (["--rtol", "0"], ["`rtol` must be positive"]),
+        (["--rtol", "nan"], ["`rtol` must be positive"]),
+        (["--geometry", "parallel", "--start", "uniform"], ["not two exact parallel cones"]),
+    ],
+)
+def test_simulate_refuses_numbers_out_of_range(refuses, arguments, says):
+    refuses("simulate", *arguments, says=says)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A short run that was saved from the command line, and what it printed as JSON."""
+    path = tmp_path_factory.mktemp("runs") / "deep" / "run.nc"
+    arguments = ["simulate", "--start", "rings", "--t1", "10", "--json", "--out", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "flowsim", *arguments], capture_output=True, text=True, timeout=120, check=True
+    )
+    return path, done
+
+
+def test_simulate_in_a_session_of_its_own(saved):
+    """JSON alone on stdout, in a default 32-bit session, with double precision."""
+    path, done = saved
+    assert done.stderr == f"flowsim: Saved {path}.\n"
+    summary = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert summary["status"] == "COMPLETED"
+    assert summary["time"] == 10
+    assert summary["stats"]["loss_increase"] <= 0
+    result = fs.load(path)
+    assert result.series["modality_gap"].dtype == np.float64
+    assert summary["observables"]["modality_gap"] == float(result.series["modality_gap"][-1])
+    assert summary["config"]["flow"] == fs.GradientFlow().to_config()
+
+
+def test_simulate_prints_the_table_and_continues_a_run(saved, command):
+    path, _ = saved
+    code, out, err = command("simulate", "--resume", str(path), "--t1", "20", "--out", "more.nc")
+    assert code == 0
+    assert err == "flowsim: Saved more.nc.\n"
+    assert out == f"{fs.load('more.nc')!r}\n"
+    assert out.startswith("Result\n")
+    assert "modality_gap" in out
+    assert fs.load("more.nc").time[[0, -1]].tolist() == [10.0, 20.0]
+
+
+def test_resume_needs_a_later_time(saved, refuses):
+    path, _ = saved
+    refuses("simulate", "--resume", str(path), says=["needs the new last time. Add e.g. --t1"])
+    refuses("simulate", "--resume", str(path), "--t1", "5", says=["`t1` must be greater than 10, but is 5"])
+
+
+def test_a_run_that_stops_early_is_saved_and_says_so(saved, command, monkeypatch):
+    whole = fs.load(saved[0])
+    reached = whole.time <= 1.0
+    series = {name: np.where(reached, values, np.nan) for name, values in whole.series.items()}
+    outcome = Outcome(fs.Status.GAMMA_ONE, 1.0, "Dopri8")
+    stopped = dataclasses.replace(whole, series=series, status=outcome)
+    monkeypatch.setattr("flowsim.solve.simulate", lambda *args, **options: stopped)
+    code, out, err = command("simulate", "--geometry", "parallel", "--out", "early.nc", "--json")
+    assert code == 2
+    assert err.startswith("flowsim: Stopped: the cone height γ reached 1")
+    assert err.endswith("t = 1. The part that was computed is saved in early.nc.\n")
+    assert err.count("\n") == 1
+    summary = json.loads(out, parse_constant=pytest.fail)
+    assert summary["status"] == "GAMMA_ONE"
+    assert summary["time"] == whole.time[reached][-1]
+    assert summary["observables"]["modality_gap"] == whole.series["modality_gap"][reached][-1]
+    assert fs.load("early.nc").status.code is fs.Status.GAMMA_ONE
+
+
+def test_simulate_takes_every_piece(saved, command, monkeypatch, pairs_file):
+    """What the options become: flow, start and options of `fs.simulate`."""
+    calls = []
+    short = fs.load(saved[0])
+    monkeypatch.setattr(
+        "flowsim.solve.simulate", lambda *args, **options: calls.append((args, options)) or short
+    )
+
+    assert command("simulate")[0] == 0
+    (flow, start), options = calls.pop()
+    assert flow.to_config() == fs.GradientFlow.from_preset("Baseline").to_config()
+    assert isinstance(start, fs.initial.Rings)
+    assert options == {"t1": 1e5, "seed": 0, "rtol": 1e-9, "method": None, "throw": False}
+
+    arguments = (
+        "--start matched --pairs 4 --dim 3 --gamma -.2 --t1 1e2 --seed 7 --rtol 1e-6 --method implicit"
+    )
+    assert command("simulate", "--geometry", "parallel", "--preset", "TS S3", *arguments.split())[0] == 0
+    (flow, start), options = calls.pop()
+    assert isinstance(flow.geometry, fs.Parallel)
+    assert isinstance(flow.schedule.temperature, fs.temperature.Linear)
+    assert (start.pairs, start.dim, float(start.gamma)) == (4, 3, -0.2)
+    assert options == {"t1": 100.0, "seed": 7, "rtol": 1e-6, "method": "implicit", "throw": False}
+
+    Path("s.json").write_text(fs.schedules.get("TS A1").to_json(), encoding="utf-8")
+    assert command("simulate", "--schedule", "s.json", "--embeddings", pairs_file, "--height", "0.2")[0] == 0
+    (flow, start), _ = calls.pop()
+    assert isinstance(flow.schedule.temperature, fs.temperature.Cosine)
+    np.testing.assert_allclose(np.linalg.norm(start.image, axis=1), 1, rtol=1e-12)
+    assert float(start.gamma) == 0.2
+
+
+@pytest.mark.parametrize("start", list(cli._STARTS))
+def test_every_start_exists_and_takes_its_options(start):
+    names = {f.name for f in getattr(fs.initial, start).__dataclass_fields__.values()}
+    assert set(cli._STARTS[start]) <= names
+
+
+def test_choices_are_those_of_the_core():
+    from flowsim import solve
+
+    assert set(cli._METHODS) == set(solve._METHODS)
+    assert {g.capitalize() for g in cli._GEOMETRIES} == {"Sphere", "Parallel", "Reduced"}
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "value"),
+    [
+        ("schedule.temperature.init=0.1", "schedule.temperature.init", 0.1),
+        ("schedule.temperature.init=.5", "schedule.temperature.init", 0.5),
+        ("schedule.temperature.init=1e-2", "schedule.temperature.init", 0.01),
+        ("schedule.temperature.clamp=[0.01, 1]", "schedule.temperature.clamp", (0.01, 1)),
+        ("schedule.temperature.clamp=null", "schedule.temperature.clamp", None),
+    ],
+)
+def test_values_of_set(change, path, value):
+    assert cli.parse_change(fs.GradientFlow(), change) == (path, value)
+
+
+def test_objects_of_set():
+    flow = fs.GradientFlow()
+    assert isinstance(cli.parse_change(flow, "schedule=TS S3")[1], fs.Schedule)
+    kind = cli.parse_change(flow, "schedule.temperature.parametrization=Softplus")[1]
+    assert isinstance(kind, fs.temperature.Softplus)
+    text = 'schedule.temperature={"kind": "Fixed", "tau": 0.2}'
+    assert float(cli.parse_change(flow, text)[1].tau) == 0.2
+    command = cli.Simulate(changes=("schedule.swap=HardSwap", "schedule.swap.masks=8"))
+    assert command._flow_and_start()[0].schedule.swap.masks == 8  # pyright: ignore
+
+
+# --- measure --------------------------------------------------------------------------------------------
+
+
+def test_measure(command, pairs_file):
+    code, out, err = command("measure", pairs_file, "--temperature", "0.1")
+    assert (code, err) == (0, "")
+    assert "modality_gap" in out
+    code, out, err = command("measure", pairs_file, "--temperature", "0.1", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out, parse_constant=pytest.fail)
+    image, text = np.load(pairs_file)
+    known = fs.observables.report(image, text, temperature=0.1)
+    assert report["values"]["modality_gap"] == known["modality_gap"]
+
+
+def test_measure_without_pairs(command):
+    rng = np.random.default_rng(1)
+    np.savez("a.npz", image=rng.standard_normal((6, 4)), text=rng.standard_normal((12, 4)))
+    code, out, _ = command("measure", "a.npz", "--json")
+    assert code == 0
+    report = json.loads(out, parse_constant=pytest.fail)
+    assert report["values"]["margin"] is None
+    assert "pairs" in report["reasons"]["margin"]
+    assert command("measure", "a.npz", "--captions-per-image", "2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.full((2, 4, 3), np.nan), ["bad.npy", "NaN"]),
+        (np.ones((4, 3)), ["bad.npy", "(4, 3)", "(2, n, d)"]),
+        (np.ones((3, 4, 3)), ["bad.npy", "(3, 4, 3)"]),
+        (np.array([["a", "b"], ["c", "d"]]), ["bad.npy"]),
+        (np.zeros((2, 4, 3)), ["bad.npy", "zero"]),
+    ],
+)
+def test_measure_refuses_arrays(refuses, array, says):
+    np.save("bad.npy", array)
+    refuses("measure", "bad.npy", says=says)
+    refuses("simulate", "--embeddings", "bad.npy", says=["bad.npy"])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing.npy", ["missing.npy does not exist"]),
+        ("notes.npy", ["notes.npy is not a NumPy file"]),
+        ("cut.npy", ["cut.npy"]),
+        ("pickled.npy", ["pickled"]),
+        ("other.npz", ["needs arrays `image` and `text`, but holds: a"]),
+        ("unequal.npz", ["unequal.npz"]),
+        (".", ["directory"]),
+    ],
+)
+def test_measure_refuses_files(refuses, pairs_file, name, says):
+    Path("notes.npy").write_text("hello", encoding="utf-8")
+    Path("cut.npy").write_bytes(Path(pairs_file).read_bytes()[:150])
+    np.save("pickled.npy", np.array([{"a": 1}, None], dtype=object))
+    np.savez("other.npz", a=np.ones(3))
+    np.savez("unequal.npz", image=np.ones((4, 3)), text=np.ones((4, 5)))
+    refuses("measure", name, says=says)
+
+
+def test_measure_refuses_a_temperature(refuses, pairs_file):
+    refuses("measure", pairs_file, "--temperature", "-0.1", says=["`temperature` must be positive", "-0.1"])
+    refuses("measure", pairs_file, "--temperature", "hot", says=["`--temperature` must be a number"])
+    refuses("measure", pairs_file, "--captions-per-image", "0", says=["`captions_per_image`"])
+
+
+# --- claims and reproduce -------------------------------------------------------------------------------
+
+
+def test_claims_and_experiments_refuse_unknown_names(refuses):
+    name = fs.claims.names()[0]
+    refuses("claims", name[:-1] + "~", says=["Unknown claim", f"Did you mean {name!r}"])
+    refuses("reproduce", "fig22", says=["Unknown experiment 'fig22'. Did you mean 'fig2'"])
+
+
+def test_reproduce_finds_an_unwritable_folder_first(refuses, monkeypatch):
+    from flowsim import reproduce
+
+    monkeypatch.setattr(reproduce, "run", lambda *a, **k: pytest.fail("computed"))
+    Path("file").write_text("", encoding="utf-8")
+    refuses("reproduce", "--out", "file", says=["Cannot write to 'file': 'file' is a file"])
+    refuses("reproduce", "--out", "file/figures", says=["'file' is a file, not a folder"])
+
+
+@pytest.mark.parametrize("verdict", ["holds", "fails"])
+def test_exit_code_and_json_of_claims(command, monkeypatch, verdict):
+    class Verdict:
+        def __init__(self, name: str) -> None:
+            self.as_expected, self.name = verdict == "holds", name
+
+        def to_dict(self) -> dict:
+            numbers = {"ratio": np.float64(2), "rate": math.inf, "grid": np.arange(2.0)}
+            return {"id": self.name, "numbers": numbers, "expected": "holds", "verdict": verdict}
+
+    monkeypatch.setattr(fs.claims, "names", lambda: ["a", "b"])
+    monkeypatch.setattr(fs.claims, "run", lambda name, quick: Verdict(name))
+    code, out, err = command("claims", "--json", "--quick")
+    assert err == ""
+    assert code == (0 if verdict == "holds" else 1)
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert [f["id"] for f in found] == ["a", "b"]
+    assert found[0]["numbers"] == {"ratio": 2, "rate": None, "grid": [0, 1]}
+
+
+# --- the process ----------------------------------------------------------------------------------------
+
+
+def test_the_command_line_adds_little_to_the_core():
+    """Help must be quick: a command imports what it needs when it runs."""
+    code = """
+import sys
+import flowsim
+core = set(sys.modules)
+from flowsim import cli
+cli.main(["--help"])
+print(sorted({name.split(".")[0] for name in set(sys.modules) - core}))
+print(sorted(name for name in set(sys.modules) - core if name.startswith("flowsim.")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    *_, packages, rooms = done.stdout.splitlines()
+    assert not {"jax", "diffrax", "xarray", "matplotlib"} & set(ast.literal_eval(packages))
+    assert set(ast.literal_eval(rooms)) <= {"flowsim.cli", "flowsim.errors"}
+
+
+def test_an_interrupt_says_how_to_go_on(command, monkeypatch):
+    from flowsim import reproduce
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "run", interrupted)
+    code, _, err = command("reproduce")
+    assert code == 130
+    assert err == "flowsim: Interrupted; run the same command to resume.\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
+def test_a_reader_that_goes_away():
+    """`flowsim ... | head` ends quietly when `head` is done."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "flowsim", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 141

@@ -1,0 +1,105 @@
+"""Starting states: recipes, own arrays, exact cones, bad input."""
+
+import jax
+import numpy as np
+import pytest
+from reference import unit_rows
+
+import flowsim as fs
+
+RECIPES = [
+    fs.initial.rings(),
+    fs.initial.cones(6, 5, 0.4),
+    fs.initial.cones(6, 5, -0.4, random_basis=True),
+    fs.initial.uniform(6, 5),
+    fs.initial.uniform(6, 5, gamma=0.2),
+    fs.initial.matched(6, 5, 0.1),
+    fs.initial.orthonormal(6, 0.5),
+    fs.initial.simplex(6, 0.5),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=repr)
+def test_rows_are_unit_and_draws_are_reproducible(recipe):
+    start = recipe.draw(3)
+    for rows in (*start.rows(), start.image, start.text):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-14)
+    again = recipe.draw(3)
+    assert np.array_equal(start.image, again.image)
+    assert start.pairs == 6 or isinstance(recipe, fs.initial.Rings)
+
+
+def test_rings_are_figure_2():
+    start = fs.initial.rings().draw()
+    image, text = start.rows()
+    assert image.shape == (5, 3)
+    assert fs.observables.modality_gap(image, text) == pytest.approx((np.sqrt(5) - 1) / 2, rel=1e-14)
+    # A twist of −144° is two steps of the pentagon: image i sits above text i + 2.
+    np.testing.assert_allclose(image[:, :2], np.roll(text[:, :2], -2, axis=0), atol=1e-15)
+
+
+def test_the_sign_of_the_twist_is_a_mirror_image():
+    results = []
+    for twist in (-144.0, 144.0):
+        image, text = fs.initial.rings(twist=twist).draw().rows()
+        results.append(np.sort((image @ text.T).ravel()))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-15)
+
+
+def test_simplex_and_orthonormal_margins():
+    for recipe, margin in ((fs.initial.simplex(7, 0.1), 7 / 6), (fs.initial.orthonormal(7, 0.1), 1.0)):
+        start = recipe.draw()
+        assert fs.observables.margin(start.image, start.text) == pytest.approx(margin, rel=1e-12)
+
+
+def test_exact_cones_are_recognised_in_any_basis():
+    recipe = fs.initial.cones(12, 5, 0.35, random_basis=True)
+    original = recipe.draw(1)
+    found = fs.initial.from_arrays(*original.rows()).as_cones("Parallel")
+    assert float(found.gamma) == pytest.approx(0.35, rel=1e-12)
+    np.testing.assert_allclose(found.image @ found.text.T, original.image @ original.text.T, atol=1e-12)
+    for mine, theirs in zip(found.rows(), original.rows(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+
+def test_from_arrays_normalises_rows():
+    rng = np.random.default_rng(0)
+    image, text = rng.standard_normal((2, 4, 3))
+    start = fs.initial.from_arrays(image, text)
+    np.testing.assert_allclose(np.linalg.norm(start.image, axis=1), 1)
+    np.testing.assert_allclose(start.image, image / np.linalg.norm(image, axis=1, keepdims=True))
+
+
+def place(geometry, start):
+    with jax.enable_x64(True):
+        return geometry.place(start)
+
+
+RNG = np.random.default_rng(0)
+RANDOM = fs.initial.from_arrays(unit_rows(RNG, 9, 4), unit_rows(RNG, 9, 4))
+FEW = fs.initial.from_arrays(unit_rows(RNG, 2, 6), unit_rows(RNG, 2, 6))
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: fs.initial.rings(pairs=1), "`pairs` must be a whole number of at least 2, but is 1"),
+        (lambda: fs.initial.rings(height=1.0), "`height` must lie between -1 and 1"),
+        (lambda: fs.initial.uniform(4, 1), "`dim` must be a whole number of at least 2"),
+        (lambda: fs.initial.uniform(4, 4, gamma=1.5), "`gamma` must lie between"),
+        (lambda: fs.initial.from_arrays(np.ones((3, 2)), np.ones((4, 2))), "one text row per image row"),
+        (lambda: fs.initial.from_arrays(np.ones(3), np.ones(3)), r"must have shape \(n, d\)"),
+        (lambda: fs.initial.from_arrays(np.full((3, 2), np.nan), np.ones((3, 2))), "NaN or infinity"),
+        (lambda: fs.initial.from_arrays(np.zeros((3, 2)), np.ones((3, 2))), "zero row"),
+        (lambda: fs.initial.from_arrays([["a", "b"]], [["a", "b"]]), "not numeric"),
+        (lambda: fs.initial.from_similarity(2 * np.eye(3), 0.1), "Use cosines"),
+        (lambda: fs.initial.from_similarity(np.ones((3, 2)), 0.1), "must be square"),
+        (lambda: place(fs.Parallel(), RANDOM), "not two exact parallel cones. Give `gamma`"),
+        (lambda: place(fs.Reduced(), FEW), "axis of the cones is not determined"),
+        (lambda: place(fs.Parallel(), fs.initial.from_similarity(np.eye(3), 0.1)), "Use the geometry `Reduced`"),
+        (lambda: place(fs.Sphere(), fs.initial.from_similarity(np.eye(3), 0.1)), "only similarities"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_sentence(act, message):
+    with pytest.raises(fs.FlowsimError, match=message):
+        act()

@@ -1,0 +1,93 @@
+"""Schedules, presets, JSON and the path grammar."""
+
+import csv
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import flowsim as fs
+from flowsim.config import get, replace
+from flowsim.temperature import Fixed, Learnable, Linear, Softplus
+
+TABLES = Path(__file__).parents[1] / "experiments" / "reference" / "tables.csv"
+
+
+def same(a, b):
+    la, sa = jax.tree.flatten(a)
+    lb, sb = jax.tree.flatten(b)
+    return sa == sb and all(np.array_equal(x, y) for x, y in zip(la, lb, strict=True))
+
+
+def test_every_method_of_the_papers_tables_is_a_preset():
+    with TABLES.open() as file:
+        methods = {row["method"] for row in csv.DictReader(file)}
+    # Removing the normalisation changes the geometry, not the schedule.
+    assert methods - set(fs.schedules.names()) == {"No normalization"}
+
+
+@pytest.mark.parametrize("name", fs.schedules.names())
+def test_json_round_trip(name):
+    schedule = fs.schedules.get(name)
+    text = schedule.to_json()
+    assert json.loads(text)["kind"] == "Schedule"
+    assert same(fs.Schedule.from_json(text), schedule)
+
+
+def test_flow_round_trip():
+    flow = fs.GradientFlow(fs.Sphere(2.0), fs.schedules.get("TR scale 10"), pairing=fs.LabelNoise(0.1))
+    assert same(fs.GradientFlow.from_config(json.loads(json.dumps(flow.to_config()))), flow)
+
+
+def test_clamp_survives_json():
+    schedule = fs.Schedule(Learnable(clamp=(0.01, 1.0)))
+    assert same(fs.Schedule.from_json(schedule.to_json()), schedule)
+
+
+def test_schedule_from_name_policy_and_file(tmp_path):
+    assert same(fs.GradientFlow(schedule="TS S3").schedule, fs.Schedule(Linear(0.01, 0.05)))
+    assert same(fs.GradientFlow(schedule=Fixed(0.1)).schedule, fs.Schedule(Fixed(0.1)))
+    path = tmp_path / "mine.json"
+    path.write_text(fs.schedules.get("SLRT 0.1").to_json())
+    assert same(fs.schedules.load(str(path)), fs.schedules.get("SLRT 0.1"))
+
+
+def test_replace_by_path():
+    flow = fs.GradientFlow()
+    new = flow.replace(**{"schedule.temperature.init": 0.1, "schedule.temperature.lr_ratio": 3.0})
+    assert float(get(new, "schedule.temperature.init")) == 0.1
+    assert float(get(new, "schedule.temperature.lr_ratio")) == 3.0
+    assert float(get(flow, "schedule.temperature.init")) == 0.07
+    assert jax.tree.structure(new) == jax.tree.structure(flow)
+    both = flow.replace(**{"schedule": "TS S3", "schedule.temperature.end": 0.09})
+    assert float(get(both, "schedule.temperature.end")) == 0.09
+    structural = flow.replace(**{"schedule.temperature.parametrization": Softplus()})
+    assert isinstance(get(structural, "schedule.temperature.parametrization"), Softplus)
+    clamped = replace(fs.Schedule(Learnable(clamp=(0.01, 1.0))), {"temperature.clamp.1": 2.0})
+    assert float(get(clamped, "temperature.clamp.1")) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: fs.schedules.get("Baselin"), "Unknown schedule 'Baselin'. Did you mean 'Baseline'"),
+        (lambda: fs.GradientFlow().replace(**{"schedule.temprature.init": 1}), "Did you mean 'schedule.temperature'"),
+        (lambda: fs.GradientFlow().replace(**{"schedule.temperature.init.x": 1}), "goes too deep"),
+        (lambda: fs.GradientFlow().replace(**{"loss.x": 1}), "has no fields"),
+        (lambda: fs.GradientFlow().replace(**{"schedule.temperature.init": -1}), "must be positive, but is -1"),
+        (lambda: fs.GradientFlow(schedule=3), "Expected a schedule"),
+        (lambda: fs.Schedule.from_json("{"), "not valid JSON"),
+        (lambda: fs.Schedule.from_json('{"kind": "Sched"}'), "Unknown kind 'Sched'. Did you mean 'Schedule'"),
+        (lambda: fs.Schedule.from_json('{"kind": "Fixed", "tua": 1}'), "Unknown field of Fixed 'tua'"),
+        (lambda: fs.Schedule.from_json('{"kind": "Fixed"}'), "Expected a Schedule"),
+        (lambda: fs.Schedule.from_json("{}"), '"kind"'),
+        (lambda: fs.schedules.load("nowhere.json"), "cannot be read"),
+        (lambda: fs.HardSwap(1.5), "at most 1"),
+        (lambda: fs.HardSwap(by="rows"), "Did you mean 'row'"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_sentence(act, message):
+    with pytest.raises(fs.FlowsimError, match=message):
+        act()
