@@ -53,11 +53,14 @@ def compute(quick: bool, progress) -> xr.Dataset:
     tau_peak = _peak(ts, result.series["temperature"])
     late = {name: result.series[name][-1] for name in CURVES}
     record.attrs.update(
-        peak_time=gap_peak[0], peak_gap=gap_peak[1],
-        peak_time_temperature=tau_peak[0], peak_temperature=tau_peak[1],
+        peak_time=gap_peak[0],
+        peak_gap=gap_peak[1],
+        peak_time_temperature=tau_peak[0],
+        peak_temperature=tau_peak[1],
         matched_time=_root(ts, result.series["margin"]),
-        final_gap=float(late["modality_gap"]), final_temperature=float(late["temperature"]),
-    )  # fmt: skip
+        final_gap=float(late["modality_gap"]),
+        final_temperature=float(late["temperature"]),
+    )
     return record
 
 
@@ -84,24 +87,56 @@ def plot(record: xr.Dataset) -> Figure:
     time = record["time"].to_numpy() + SHIFT
     matched = record["margin"].to_numpy() > 0
     panels = (
-        ("a", "modality_gap", r"\Delta", plot_.IMAGE_COLOUR, facts["peak_time"], facts["peak_gap"],
-         facts["final_gap"], 0.43),
-        ("b", "temperature", r"\tau", plot_.TEXT_COLOUR, facts["peak_time_temperature"],
-         facts["peak_temperature"], facts["final_temperature"], 0.55),
-    )  # fmt: skip
+        (
+            "a",
+            "modality_gap",
+            r"\Delta",
+            plot_.IMAGE_COLOUR,
+            facts["peak_time"],
+            facts["peak_gap"],
+            facts["final_gap"],
+            0.43,
+        ),
+        (
+            "b",
+            "temperature",
+            r"\tau",
+            plot_.TEXT_COLOUR,
+            facts["peak_time_temperature"],
+            facts["peak_temperature"],
+            facts["final_temperature"],
+            0.55,
+        ),
+    )
     for i, (letter, name, symbol, colour, peak_time, peak, final, height) in enumerate(panels):
         ax = figure.add_subplot(upper[i])
         plot_.shade_intervals(time, matched, ax)
         ax.plot(time, record[name], color=colour, lw=2, label="this simulation")
         ax.plot(
-            record[f"digitised_time_{name}"], record[f"digitised_{name}"], ls="", marker="o", ms=2.4,
-            mfc="white", mec="black", mew=0.5, markevery=2, label="digitised from the paper",
-        )  # fmt: skip
+            record[f"digitised_time_{name}"],
+            record[f"digitised_{name}"],
+            ls="",
+            marker="o",
+            ms=2.4,
+            mfc="white",
+            mec="black",
+            mew=0.5,
+            markevery=2,
+            label="digitised from the paper",
+        )
         shown = np.asarray(SHOWN) + SHIFT
         ax.plot(
-            shown, np.zeros(len(shown)), ls="", marker="^", ms=5, color="black", clip_on=False, zorder=5,
-            transform=ax.get_xaxis_transform(), label="times shown in (c)",
-        )  # fmt: skip
+            shown,
+            np.zeros(len(shown)),
+            ls="",
+            marker="^",
+            ms=5,
+            color="black",
+            clip_on=False,
+            zorder=5,
+            transform=ax.get_xaxis_transform(),
+            label="times shown in (c)",
+        )
         ax.fill_between([], [], fc=plot_.MATCHED_COLOUR, ec="0.4", lw=0.5, label="all pairs matched")
         ax.set(xscale="log", xlim=(SHIFT, time[-1]), ylim=(0, 1.12 if i else 1.17))
         ax.set(xlabel="flow time $t + 0.1$", ylabel=plot_.label(name))
@@ -113,7 +148,9 @@ def plot(record: xr.Dataset) -> Figure:
             rf"max $|{symbol} - {symbol}_\mathrm{{paper}}| = {_scientific(facts['max_deviation_' + name])}$",
         )
         for line, text in enumerate(numbers):
-            ax.text(0.97, height - 0.075 * line, text, ha="right", va="top", fontsize=8, transform=ax.transAxes)
+            ax.text(
+                0.97, height - 0.075 * line, text, ha="right", va="top", fontsize=8, transform=ax.transAxes
+            )
         ax.set_title(f"({letter})", fontweight="bold")
 
     for i, t in enumerate(SHOWN):
@@ -128,10 +165,13 @@ def plot(record: xr.Dataset) -> Figure:
     ]
     marks.append(figure.axes[0].plot([], [], color="0.3", lw=0.9, label="pair")[0])
     figure.legend(
-        handles=marks, loc="outside lower center", ncols=3, title_fontsize=8,
+        handles=marks,
+        loc="outside lower center",
+        ncols=3,
+        title_fontsize=8,
         title=r"Flow of free rows on the sphere: $n = 5$, $d = 3$, $\gamma_0 = 0.309$, twist $-144^\circ$, "
         r"$\beta = 1/\tau = e^\nu$, $\tau_0 = 0.07$, learning-rate ratio $r = 1$",
-    )  # fmt: skip
+    )
     return figure
 
 

@@ -80,22 +80,32 @@ def plot(record: xr.Dataset) -> Figure:
         for k, gap in enumerate(record[f"gap_{name}"].to_numpy()):
             left.plot(x, gap[1:], color=colour, lw=1.2, label=label if k == 0 else None)
     for k, prefactor in enumerate(record["prefactor"].to_numpy()):
-        line = np.array([-0.012, 0.0])
-        left.plot(line, -prefactor * line, color="black", lw=0.8, ls=(0, (5, 3)), zorder=3,
-                  label=r"limit of parallel cones, $C/\ln(t)^2$" if k == 0 else None)  # fmt: skip
+        line = np.array([-0.006, 0.0])
+        left.plot(
+            line,
+            -prefactor * line,
+            color="black",
+            lw=0.8,
+            ls=(0, (5, 3)),
+            zorder=3,
+            label=r"limit of parallel cones, $C/\ln(t)^2$" if k == 0 else None,
+        )
     left.set(xlim=(x[0], 0.0008), ylim=(0, 0.75), xlabel=r"$-1/\ln(t)^2$", ylabel=plot_.label("modality_gap"))
     left.set_xticks([-0.04, -0.03, -0.02, -0.01, 0])
     left.legend(
-        loc=(0.03, 0.37), labelspacing=0.3, title_fontsize=8, alignment="left",
+        loc=(0.03, 0.37),
+        labelspacing=0.3,
+        title_fontsize=8,
+        alignment="left",
         title=rf"$n = {PAIRS}$, $d = {DIM}$, $\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, "
         rf"$\beta = e^\nu$, $r = 1$, {record.sizes['seed']} seeds",
-    )  # fmt: skip
+    )
     times = (2, 3, 4, 6, 100)
     top = left.secondary_xaxis("top")
     top.set_xticks([-1 / (k * np.log(10)) ** 2 for k in times], [f"$10^{{{k}}}$" for k in times])
     top.set_xlabel("flow time $t$")
     top.spines["top"].set_visible(True)
-    for name, height, of in (("sphere", 0.9, ""), ("parallel", 0.05, "Theorem 3.2: 2 in the limit")):
+    for name, height, of in (("sphere", 0.9, ""), ("parallel", 0.03, "limit 2")):
         power = -record.attrs[f"local_power_{name}"]
         note = rf"local power of $1/\ln t$ at $10^{{100}}$: {power:.2f}" + (f" ({of})" if of else "")
         left.text(0.03, height, note, fontsize=8, transform=left.transAxes)
@@ -110,17 +120,27 @@ def plot(record: xr.Dataset) -> Figure:
     ):
         positive = record.attrs[f"fraction_positive_{height:g}"]
         right.hist(
-            values, bins=bins, color=colour, alpha=0.75, edgecolor="white", lw=0.5,
+            values,
+            bins=bins,
+            color=colour,
+            alpha=0.75,
+            edgecolor="white",
+            lw=0.5,
             label=rf"$\gamma_0 = {height:g}$: {100 * positive:.0f} % positive, mean ${values.mean():.4f}$",
-        )  # fmt: skip
+        )
     tallest = right.get_ylim()[1]
-    right.plot([0, 0], [0, tallest], color="black", lw=0.8)
-    right.set_ylim(0, tallest * 1.32)
+    right.plot([0, 0], [0, 0.85 * tallest], color="black", lw=0.8)
+    right.set_ylim(0, tallest * 1.42)
     right.set(xlabel=rf"early change of the gap, $\Delta({EARLY}) - \Delta(0)$", ylabel="random starts")
     right.legend(
-        loc="upper center", title=rf"free rows on the sphere, mismatched, $1/\sqrt{{2n}} = {(2 * PAIRS) ** -0.5:.2f}$",
-        title_fontsize=8, labelspacing=0.3,
-    )  # fmt: skip
+        loc="upper center",
+        title=r"free rows on the sphere, mismatched, "
+        rf"$1/\sqrt{{2n}} = {(2 * PAIRS) ** -0.5:.2f}$",
+        title_fontsize=8,
+        labelspacing=0.3,
+    )
     right.set_title(r"$\bf{(b)}$ early enlargement", y=1.22)
-    figure.supxlabel("Gradient flow in the simulator (the paper's Figure 4 shows training of CLIP)", fontsize=8)
+    figure.supxlabel(
+        "Gradient flow in the simulator (the paper's Figure 4 shows training of CLIP)", fontsize=8
+    )
     return figure

@@ -62,12 +62,19 @@ def plot(record: xr.Dataset) -> Figure:
     panels = (
         (mismatched["final_gap"], gap_levels, shared, rf"mismatched start: gap at ${at}$"),
         (matched["final_gap"], gap_levels, shared, rf"matched start: gap at ${at}$"),
-        (growth, np.arange(0.02, 1.0, 0.02), {"cmap": "cividis", "vmin": 0.0},
-         r"mismatched start: peak gap $-$ initial gap"),
-        (kept, np.array([0.6, 0.7, 0.8, 0.9, 1.0, 1.1]),
-         {"cmap": "RdBu_r", "vmin": 1 - spread, "vmax": 1 + spread},
-         rf"mismatched start: gap at ${at}$ / initial gap"),
-    )  # fmt: skip
+        (
+            growth,
+            np.arange(0.02, 1.0, 0.02),
+            {"cmap": "cividis", "vmin": 0.0},
+            r"mismatched start: peak gap $-$ initial gap",
+        ),
+        (
+            kept,
+            np.array([0.6, 0.7, 0.8, 0.9, 1.0, 1.1]),
+            {"cmap": "RdBu_r", "vmin": 1 - spread, "vmax": 1 + spread},
+            rf"mismatched start: gap at ${at}$ / initial gap",
+        ),
+    )
     labels = (r"$\Delta$", r"$\Delta$", r"$\max_t\Delta - \Delta(0)$", r"$\Delta(10^4)\,/\,\Delta(0)$")
     for ax, letter, label, (field, levels, colours, title) in zip(
         axes.flat, "abcd", labels, panels, strict=True
@@ -82,10 +89,10 @@ def plot(record: xr.Dataset) -> Figure:
     seeds = record.sizes["seed"]
     enlarged = 100 * record.attrs["fraction_enlarged_matched"]
     figure.supxlabel(
-        rf"Free rows on the sphere, random cones: $n = {PAIRS}$, $d = {DIM}$, $\beta = e^\nu$, $r = 1$, mean of "
-        rf"{seeds} seed{'s' * (seeds > 1)}. Of the matched starts {enlarged:.0f} % enlarge.",
+        rf"Free rows on the sphere, random cones: $n = {PAIRS}$, $d = {DIM}$, $\beta = e^\nu$, $r = 1$, "
+        rf"mean of {seeds} seed{'s' * (seeds > 1)}. Of the matched starts {enlarged:.0f} % enlarge.",
         fontsize=8,
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -96,11 +103,13 @@ def _heatmap(ax: Axes, field: xr.DataArray, levels: np.ndarray, colours: dict, l
     smooth = RectBivariateSpline(gamma, log_tau, field.to_numpy(), kx=order, ky=order)
     fine_gamma, fine_tau = np.linspace(gamma[0], gamma[-1], 121), np.linspace(log_tau[0], log_tau[-1], 121)
     values = smooth(fine_gamma, fine_tau)
-    drawn = ax.pcolormesh(np.exp(fine_tau), fine_gamma, values, shading="gouraud", rasterized=True, **colours)
+    ax.set_xscale("log")
+    drawn = ax.pcolormesh(np.exp(fine_tau), fine_gamma, values, shading="nearest", rasterized=True, **colours)
     inside = levels[(levels > values.min()) & (levels < values.max())]
     if inside.size:
         widths = np.where(np.isclose(inside, 1.0) & (line == "black"), 1.6, 0.7)
-        lines = ax.contour(np.exp(fine_tau), fine_gamma, values, levels=inside, colors=line, linewidths=widths)
+        lines = ax.contour(
+            np.exp(fine_tau), fine_gamma, values, levels=inside, colors=line, linewidths=widths
+        )
         ax.clabel(lines, fmt="%.3g", fontsize=7)
-    ax.set_xscale("log")
     return drawn

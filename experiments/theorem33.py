@@ -5,8 +5,10 @@ about dΔ/dt, which is smaller. Both are computed exactly for random starts: the
 the second as its Jacobian-vector product with the gap. Source: Yaras et al. 2025, Theorem 3.3.
 """
 
-import equinox as eqx
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -16,26 +18,28 @@ import flowsim as fs
 from flowsim import observables, theory
 
 SEED = 0
-FULL = {"pairs": [8, 32, 128, 512], "dims": [3, 64], "draws": 64, "draws_sign": 128}
-QUICK = {"pairs": [32], "dims": [3], "draws": 16, "draws_sign": 32}
+FULL = {"pairs": [8, 32, 128, 512], "dims": [3, 64], "draws": 64}
+QUICK = {"pairs": [8, 64], "dims": [3], "draws": 32}
 
 BETA0, GAMMA0, DELTA = 1 / 0.07, 0.3, 0.05
 HEIGHTS = np.geomspace(0.005, 0.6, 13)
+#: Beyond this many pairs only the speeds are drawn, not the signs over all heights.
+MANY = 128
 
 
 def compute(quick: bool, progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     dims, pairs = sizes["dims"], sizes["pairs"]
     speeds = np.empty((len(dims), len(pairs), 2, sizes["draws"]))
-    positive = np.empty((len(dims), len(pairs), len(HEIGHTS), 2))
+    positive = np.full((len(dims), len(pairs), len(HEIGHTS), 2), np.nan)
     jobs = [(i, j) for i in range(len(dims)) for j in range(len(pairs))]
     for i, j in progress(jobs, "Monte Carlo"):
-        measure = _speeds(pairs[j], dims[i])
-        speeds[i, j] = measure(GAMMA0, sizes["draws"])
-        # Signs of many heights cost as much as the speeds of one: fewer draws for many pairs.
-        draws = max(16, min(sizes["draws_sign"], 4096 // pairs[j]))
+        measure = _speeds(pairs[j], dims[i], sizes["draws"])
+        speeds[i, j] = measure(GAMMA0)
+        if pairs[j] > MANY:
+            continue
         for k, height in enumerate(HEIGHTS):
-            positive[i, j, k] = (measure(height, draws) > 0).mean(axis=1)
+            positive[i, j, k] = (measure(height) > 0).mean(axis=1)
     record = xr.Dataset(
         {
             "speed": (("dim", "pairs", "quantity", "draw"), speeds),
@@ -51,11 +55,13 @@ def compute(quick: bool, progress) -> xr.Dataset:
     record["needed_dim"] = ("needed_dim", np.unique(np.geomspace(3, 1024, 25).astype(int)))
     inverse = [5.0, 1 / 0.07, 100.0]
     record["needed_inverse_temperature"] = ("needed_inverse_temperature", inverse)
-    needed = [theory.theorem_3_3_pairs_needed(record["needed_dim"].to_numpy(), b, GAMMA0, DELTA) for b in inverse]
+    needed = [
+        theory.theorem_3_3_pairs_needed(record["needed_dim"].to_numpy(), b, GAMMA0, DELTA) for b in inverse
+    ]
     record["log10_pairs_needed"] = (("needed_inverse_temperature", "needed_dim"), np.stack(needed))
     record.attrs["fraction_gap_slower"] = float((speeds[:, :, 1] < speeds[:, :, 0]).mean())
-    record.attrs["smallest_fraction_gap_enlarges"] = float(positive[..., 1].min())
-    record.attrs["smallest_fraction_gamma_grows"] = float(positive[..., 0].min())
+    record.attrs["smallest_fraction_gap_enlarges"] = float(np.nanmin(positive[..., 1]))
+    record.attrs["smallest_fraction_gamma_grows"] = float(np.nanmin(positive[..., 0]))
     for i, d in enumerate(dims):
         needed = float(theory.theorem_3_3_pairs_needed(d, BETA0, GAMMA0, DELTA))
         record.attrs[f"log10_pairs_needed_d{d}"] = needed
@@ -64,29 +70,149 @@ def compute(quick: bool, progress) -> xr.Dataset:
     return record
 
 
-def _speeds(pairs: int, dim: int):
-    """A function (γ0, draws) -> (2, draws): 2 dγ/dt and dΔ/dt at t = 0. Compiled once."""
+def _speeds(pairs: int, dim: int, draws: int):
+    """A function γ0 -> (2, draws): 2 dγ/dt and dΔ/dt at t = 0 for the same random rows. Compiled once."""
     flow = fs.GradientFlow(fs.Parallel(), fs.temperature.Learnable(init=1 / BETA0))
+    starts = [fs.initial.uniform(pairs, dim, gamma=GAMMA0).draw(SEED + k) for k in range(draws)]
+    rows = tuple(np.stack([getattr(start, side) for start in starts]) for side in ("image", "text"))
 
-    def one(state):
+    @jax.jit
+    def measured(template, log_gamma, images, texts):
+        def one(rows):
+            position = dataclasses.replace(
+                template.moving.position, image=rows[0], text=rows[1], log_gamma=log_gamma
+            )
+            moving = dataclasses.replace(template.moving, position=position)
+            velocity = flow.vector_field(0.0, dataclasses.replace(template, moving=moving)).position
+            _, gap_speed = jax.jvp(gap, (position,), (velocity,))
+            return 2 * jnp.exp(log_gamma) * velocity.log_gamma, gap_speed
+
         def gap(position):
-            return observables.modality_gap(*flow.geometry.rows(position, state.constants))
+            return observables.modality_gap(*flow.geometry.rows(position, template.constants))
 
-        position = state.moving.position
-        velocity = flow.vector_field(0.0, state).position
-        _, gap_speed = jax.jvp(gap, (position,), (velocity,))
-        return 2 * state.constants.sign * jax.numpy.exp(position.log_gamma) * velocity.log_gamma, gap_speed
+        return jax.lax.map(one, (images, texts))
 
-    each = eqx.filter_jit(lambda states: jax.lax.map(one, states))
-
-    def measure(height: float, draws: int) -> np.ndarray:
-        recipe = fs.initial.uniform(pairs, dim, gamma=height)
+    def measure(height: float) -> np.ndarray:
         with jax.enable_x64(True):
-            states = [flow.initial_state(recipe.draw(SEED + k)) for k in range(draws)]
-            return np.stack(each(jax.tree.map(lambda *x: jax.numpy.stack(x), *states)))
+            template = flow.initial_state(starts[0])
+            return np.stack(measured(template, jnp.log(height), *rows))
 
     return measure
 
 
 def plot(record: xr.Dataset) -> Figure:
-    return Figure()
+    plot_, colours = fs.plot, fs.plot.COLOURS
+    figure = Figure(figsize=(plot_.PAGE, 5.4), layout="constrained")
+    axes = figure.subplots(2, 2)
+    dims, pairs = record["dim"].to_numpy(), record["pairs"].to_numpy()
+    for ax, letter, d in zip(axes[0], "ab", (dims[0], dims[-1]), strict=True):  # the same one if only one
+        _speed_panel(ax, record.sel(dim=d), float(record.attrs[f"log10_pairs_needed_d{d}"]))
+        ax.set_title(rf"$\bf{{({letter})}}$ initial speed of the gap, $d = {d}$")
+    axes[0, 0].legend(loc="lower right", labelspacing=0.3)
+
+    ax = axes[1, 0]
+    shades = dict(zip(pairs, ("sky", "green", "orange", "black")[: len(pairs)], strict=True))
+    fraction = record["fraction_positive"]
+    heights = record["height"].to_numpy()
+    for d, style, face in zip((dims[0], dims[-1])[: len(dims)], ("-", (0, (4, 2))), ("o", "s"), strict=False):
+        for n in pairs[pairs <= MANY]:
+            gap = fraction.sel(dim=d, pairs=n, quantity="dDelta/dt")
+            ax.plot(
+                heights * np.sqrt(2 * n),
+                100 * gap,
+                ls=style,
+                color=colours[shades[n]],
+                marker=face,
+                ms=2.8,
+                label=f"$n = {n}$" if d == dims[0] else None,
+            )
+    least = 100 * record.attrs["smallest_fraction_gamma_grows"]
+    ax.axhline(least, color=colours["vermilion"], lw=1, ls=":")
+    ax.text(
+        0.98,
+        0.55,
+        rf"$d\gamma/dt > 0$ in {least:.0f} %" + "\nof all starts (dotted)",
+        ha="right",
+        fontsize=8,
+        color=colours["vermilion"],
+        transform=ax.transAxes,
+    )
+    ax.axvline(1, color=colours["grey"], lw=0.8, ls=":")
+    ax.set(
+        xscale="log",
+        ylim=(25, 103),
+        xlabel=r"$\gamma_0\sqrt{2n}$",
+        ylabel=r"starts with $d\Delta/dt > 0$ (%)",
+    )
+    dashed = f"; solid: $d = {dims[0]}$, dashed: $d = {dims[-1]}$" if len(dims) > 1 else f", $d = {dims[0]}$"
+    ax.legend(loc="lower right", labelspacing=0.3)
+    ax.set_title(rf"$\bf{{(c)}}$ starts that enlarge{dashed}")
+
+    ax = axes[1, 1]
+    for b, colour in zip(
+        record["needed_inverse_temperature"].to_numpy(), ("sky", "black", "vermilion"), strict=True
+    ):
+        needed = record["log10_pairs_needed"].sel(needed_inverse_temperature=b)
+        ax.plot(record["needed_dim"], needed, color=colours[colour], label=rf"$\tau_0 = {1 / b:.2g}$")
+    practice = np.log10(32768)
+    ax.axhspan(0, practice, color=plot_.MATCHED_COLOUR, lw=0)
+    ax.text(
+        0.98,
+        practice / 2,
+        "batches in use, $n < 2^{15}$",
+        ha="right",
+        va="center",
+        fontsize=8,
+        transform=ax.get_yaxis_transform(),
+    )
+    top = float(record["log10_pairs_needed"].max()) * 1.04
+    ticks = np.arange(0, top, 20)
+    ax.set(xscale="log", xlim=(3, 1024), ylim=(0, top), xlabel="dimension $d$", ylabel="pairs $n$")
+    ax.yaxis.set_major_locator(FixedLocator(ticks))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_yticklabels([f"$10^{{{k:.0f}}}$" for k in ticks])
+    ax.legend(labelspacing=0.3)
+    ax.set_title(r"$\bf{(d)}$ pairs from which the bound is positive")
+    figure.supxlabel(
+        rf"Parallel cones, rows uniform on $S^{{d-1}}$: $\tau_0 = 0.07$, $\gamma_0 = {GAMMA0}$, "
+        rf"failure probability $\delta = {DELTA}$ (unless varied), {record.sizes['draw']} random starts per point",
+        fontsize=8,
+    )
+    return figure
+
+
+def _speed_panel(ax, record: xr.Dataset, log10_needed: float) -> None:
+    colours = fs.plot.COLOURS
+    pairs, limit = record["pairs"].to_numpy(), float(record["limit"])
+    last = 10.0 ** (np.ceil(log10_needed) + 2)
+    bound_pairs, bound = record["bound_pairs"].to_numpy(), record["bound"].to_numpy()
+    shown = bound_pairs <= last
+    ax.axvspan(4, 10.0**log10_needed, color="#EEEEEE", lw=0, zorder=0)
+    ax.axhline(0, color="black", lw=0.6)
+    ax.axhline(limit, color="black", lw=0.9, ls=(0, (5, 3)), label=rf"limit $n \to \infty$: {limit:.3g}")
+    ax.plot(bound_pairs[shown], bound[shown], color=colours["vermilion"], label="bound of Theorem 3.3")
+    kinds = (
+        ("2 dgamma/dt", "blue", "o", r"$2\,d\gamma/dt$, exact", 0.87),
+        ("dDelta/dt", "orange", "s", r"$d\Delta/dt$, exact", 1.15),
+    )
+    for quantity, colour, marker, label, shift in kinds:
+        values = record["speed"].sel(quantity=quantity).to_numpy()
+        middle = values.mean(axis=1)
+        low, high = np.quantile(values, [0.05, 0.95], axis=1)
+        ax.errorbar(
+            pairs * shift,
+            middle,
+            yerr=[middle - low, high - middle],
+            ls="",
+            marker=marker,
+            ms=3.2,
+            color=colours[colour],
+            elinewidth=1,
+            label=label,
+        )
+    ax.text(0.03, 0.47, "grey: bound vacuous (negative)", fontsize=8, transform=ax.transAxes)
+    ax.set(xscale="log", xlim=(4, last), xlabel="pairs $n$", ylabel="change of the gap per flow time")
+    ax.set_yscale("symlog", linthresh=1)
+    ax.set_ylim(-150, 60)
+    ax.set_yticks([-100, -10, -1, 0, 1, 10], ["$-100$", "$-10$", "$-1$", "$0$", "$1$", "$10$"])
+    ax.yaxis.set_minor_locator(NullLocator())

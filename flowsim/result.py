@@ -53,6 +53,10 @@ class Status(enum.Enum):
         "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or "
         "shorten `t1`."
     )
+    PRECISION = (
+        "Stopped: the forces cancel to rounding, and double precision cannot follow the flow any further; "
+        "later slots are NaN. Use a shorter `t1`."
+    )
     NON_FINITE = (
         "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
     )

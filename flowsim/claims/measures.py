@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,14 +45,11 @@ def placed(flow: GradientFlow, start: Start, seed: int = 0) -> tuple[GradientFlo
     return flow, flow.initial_state(start, seed)
 
 
-@eqx.filter_jit
-def _field(flow: GradientFlow, state: State) -> Any:
-    return flow.vector_field(0.0, state)
-
-
 def field(flow: GradientFlow, start: Start) -> Any:
     """dθ/dt and dν/dt at a start."""
-    return _field(*placed(flow, start))
+    # Not compiled: one evaluation takes less than a compilation.
+    flow, state = placed(flow, start)
+    return flow.vector_field(0.0, state)
 
 
 def values(result: Result, name: str) -> np.ndarray:
@@ -89,6 +85,14 @@ def slope(x: Any, y: Any) -> float:
 
 def limit(x: Any, y: Any) -> float:
     """Value at x = 0 of the polynomial through the given points."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    weights = [np.prod([-xj / (xi - xj) for j, xj in enumerate(x) if j != i]) for i, xi in enumerate(x)]
-    return float(np.sum(np.array(weights) * y))
+    return float(np.linalg.solve(np.vander(np.asarray(x, np.float64)), np.asarray(y, np.float64))[-1])
+
+
+def slow_limit(log_times: Any, y: Any) -> float:
+    """Limit of y = y∞ + a/L + b ln L/L through three points, L = ln t.
+
+    With αβ = L + 2 ln L + O(1), which dβ/dt = rβ²g implies, these are the leading terms of a local exponent.
+    """
+    x = np.asarray(log_times, np.float64)
+    terms = np.column_stack([np.ones_like(x), 1 / x, np.log(x) / x])
+    return float(np.linalg.solve(terms, np.asarray(y, np.float64))[0])

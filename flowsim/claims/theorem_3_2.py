@@ -12,6 +12,8 @@ from flowsim.geometry import Parallel
 from flowsim.temperature import Learnable
 
 GAMMAS = (0.02, 0.05, 0.1, 0.3, 0.6)
+#: The printed bound exceeds γ0 at t = 0 already; it is judged later, where γ has moved.
+PRINTED_FROM = 0.4
 
 
 def _runs(system: System, quick: bool) -> list[dict[str, Any]]:
@@ -25,7 +27,7 @@ def _runs(system: System, quick: bool) -> list[dict[str, Any]]:
             needed = theory.theorem_3_2_assumption(gamma0, 1.0, alpha, 8).minimum_inverse_temperature
             beta0 = 1.05 * float(needed)
             run = system.simulate(system.flow(Parallel(), Learnable(1 / beta0)), recipe, seed=seed, t1=1e30)
-            later = run.time >= 1
+            later = run.time >= PRINTED_FROM
             bounds = {
                 name: theory.theorem_3_2_bound(run.time, gamma0, beta0, alpha, 8, name)
                 for name in ("corrected", "printed")
@@ -37,6 +39,7 @@ def _runs(system: System, quick: bool) -> list[dict[str, Any]]:
                     "margin_kept": float(np.min(values(run, "margin")) - alpha),
                     "ratio": gamma / bounds["corrected"],
                     "printed": (gamma / bounds["printed"])[later],
+                    "at_start": gamma[0] / bounds["printed"][0],
                     "gap": values(run, "modality_gap") / (2 * gamma) - 1,
                     "gamma": gamma,
                 }
@@ -63,6 +66,7 @@ def _printed(system: System, quick: bool) -> Numbers:
     ended_high = [float(np.nanmax(np.append(r["gamma"], 0.0))) for r in runs]
     return {
         "smallest_ratio_to_bound": float(np.min(smallest)),
+        "ratio_to_bound_at_0": float(np.min([r["at_start"] for r in runs])),
         "runs_violating": int(np.sum(smallest < 1 - 1e-9)),
         "runs": len(runs),
         "largest_gamma": max(ended_high),
@@ -91,7 +95,7 @@ CLAIMS = [
     ),
     Claim(
         id="theorem-3.2-as-printed",
-        statement="γ(t) ≥ c2/ln(c3 t + e^{c4/√γ0})² for t ≥ 1: the bound with its constants as printed.",
+        statement="γ(t) ≥ c2/ln(c3 t + e^{c4/√γ0})² for t ≥ 0.4: the bound with its constants as printed.",
         source="Yaras et al. 2025, Theorem 3.2",
         assumptions=_ASSUMPTIONS,
         measure=_printed,

@@ -1,0 +1,124 @@
+"""Figures draw the data of the result, return Axes and leave matplotlib's settings alone."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+import flowsim as fs
+from flowsim import plot
+from flowsim.result import Result
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    ts = np.concatenate([[0.0], np.geomspace(1e-2, 1e3, 40)])
+    return fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=ts)
+
+
+@pytest.fixture(autouse=True)
+def settings_untouched() -> Iterator[None]:
+    before = dict(matplotlib.rcParams)
+    yield
+    assert dict(matplotlib.rcParams) == before
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", ["modality_gap", "temperature", "loss", "margin"])
+def test_a_series_draws_the_data_of_the_result(result: Result, name: str) -> None:
+    ax = plot.series(result, name)
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), result.time)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), result.series[name])
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlabel() == plot.TIME_LABEL
+    assert ax.get_ylabel() == plot.label(name)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(plot.gap, "modality_gap"), (plot.temperature, "temperature")]
+)
+def test_gap_and_temperature_draw_into_the_given_axes(result: Result, function, name: str) -> None:
+    given = plt.subplots()[1]
+    ax = function(result, ax=given)
+    assert ax is given
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), result.series[name])
+    ax.figure.canvas.draw()
+
+
+def test_matched_times_are_shaded(result: Result) -> None:
+    ax = plot.gap(result)
+    (patch,) = ax.patches
+    left, right = patch.get_extents().transformed(ax.transData.inverted()).intervalx
+    matched = result.time[result.series["margin"] > 0]
+    np.testing.assert_allclose([left, right], [matched[0], matched[-1]], rtol=1e-9)
+
+
+def test_every_stretch_is_shaded_once() -> None:
+    ax = plot.shade_intervals(
+        np.arange(6.0), np.array([True, False, True, True, False, True]), plt.subplots()[1]
+    )
+    assert len(ax.patches) == 3
+
+
+def test_a_sphere_shows_every_point_and_joins_the_pairs(result: Result) -> None:
+    snapshot = result.at(0.0)
+    for embeddings in (snapshot, (snapshot.image, snapshot.text)):
+        ax = plot.sphere(embeddings)
+        drawn = [np.array(line.get_data_3d()) for line in ax.lines]
+        points = np.concatenate([d.T for d in drawn if d.shape[1] == 1])
+        for rows in (snapshot.image, snapshot.text):
+            assert all(np.abs(points - row).max(axis=1).min() == 0 for row in rows)
+        chords = [d for d in drawn if d.shape[1] == 2]
+        assert len(chords) == len(snapshot.image)
+        np.testing.assert_array_equal(np.stack([c[:, 1] for c in chords]), snapshot.text)
+
+
+def test_the_similarity_matrix_is_drawn(result: Result) -> None:
+    image, text = result.final.image, result.final.text
+    ax = plot.similarity((3 * image, text), ax=plt.subplots()[1])
+    np.testing.assert_allclose(ax.images[0].get_array(), image @ text.T, atol=1e-14)
+
+
+def test_the_overview_has_four_series_and_six_spheres(result: Result) -> None:
+    axes = plot.overview(result)
+    assert all(isinstance(ax, Axes) for ax in axes)
+    assert [ax.name for ax in axes] == ["rectilinear"] * 4 + ["3d"] * 6
+    np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), result.series["modality_gap"])
+    axes[0].figure.canvas.draw()
+    given = list(plt.subplots(2, 2)[1].flat)
+    assert plot.overview(result, ax=given) == given
+
+
+def test_wrong_input_is_refused_in_a_sentence(result: Result) -> None:
+    with pytest.raises(fs.FlowsimError, match="Did you mean 'modality_gap'"):
+        plot.series(result, "modalitygap")
+    with pytest.raises(fs.FlowsimError, match="three dimensions"):
+        plot.sphere((np.eye(4), np.eye(4)))
+    with pytest.raises(fs.FlowsimError, match="three-dimensional axes"):
+        plot.sphere((np.eye(3), np.eye(3)), ax=plt.subplots()[1])
+    with pytest.raises(fs.FlowsimError, match="same shape"):
+        plot.similarity((np.eye(3), np.eye(4)))
+    with pytest.raises(fs.FlowsimError, match="Give more"):
+        plot.overview(result, ax=[plt.subplots()[1]])
+
+
+def test_the_paper_style_ends_with_its_context() -> None:
+    with plot.paper_style():
+        assert matplotlib.rcParams["font.family"] == ["STIXGeneral"]
+
+
+def test_labels_have_symbols() -> None:
+    assert plot.label("temperature") == r"temperature $\tau$"
+    assert plot.label("alignment") == r"alignment $\mathcal{A}$"
+    assert [plot.time_text(t) for t in (0.0, 2.3, 1e5, 2.5e6)] == [
+        "0",
+        "2.3",
+        "$10^{5}$",
+        r"$2.5 \times 10^{6}$",
+    ]
