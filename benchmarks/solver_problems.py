@@ -32,7 +32,13 @@ def problems() -> Iterator[tuple[str, fs.GradientFlow, fs.initial.AbstractRecipe
         schedule = fs.Schedule(Fixed(tau))
         yield f"sphere fixed {tau}", fs.GradientFlow(sphere, schedule), uniform, T1["fixed"], 0
         yield f"sphere fixed {tau} large", fs.GradientFlow(sphere, schedule), big, T1["fixed"], 1
-        yield f"sphere fixed {tau} rings", fs.GradientFlow(sphere, schedule), fs.initial.rings(), T1["fixed"], 0
+        yield (
+            f"sphere fixed {tau} rings",
+            fs.GradientFlow(sphere, schedule),
+            fs.initial.rings(),
+            T1["fixed"],
+            0,
+        )
         yield f"parallel fixed {tau}", fs.GradientFlow(parallel, schedule), cones, T1["fixed"], 0
         yield f"parallel fixed {tau} matched", fs.GradientFlow(parallel, schedule), matched, T1["fixed"], 0
     for tau in (0.02, 0.1, 0.3):
@@ -94,7 +100,10 @@ def main() -> None:
             }
         )  # fmt: skip
         row = rows[-1]
-        print(f"{name:34s} {row['status']:10s} {row['steps']:6d} steps {seconds:7.2f} s  {row['method']}", flush=True)
+        print(
+            f"{name:34s} {row['status']:10s} {row['steps']:6d} steps {seconds:7.2f} s  {row['method']}",
+            flush=True,
+        )
     seconds = [r["seconds"] for r in rows]
     wrong = [r["problem"] for r in rows if not r["right"]]
     print(

@@ -19,7 +19,7 @@ from flowsim import observables, theory
 
 SEED = 0
 FULL = {"pairs": [8, 32, 128, 512], "dims": [3, 64], "draws": 64}
-QUICK = {"pairs": [8, 64], "dims": [3], "draws": 32}
+QUICK = {"pairs": [32], "dims": [3, 64], "draws": 32}
 
 BETA0, GAMMA0, DELTA = 1 / 0.07, 0.3, 0.05
 HEIGHTS = np.geomspace(0.005, 0.6, 13)
@@ -105,10 +105,10 @@ def plot(record: xr.Dataset) -> Figure:
     figure = Figure(figsize=(plot_.PAGE, 5.4), layout="constrained")
     axes = figure.subplots(2, 2)
     dims, pairs = record["dim"].to_numpy(), record["pairs"].to_numpy()
-    for ax, letter, d in zip(axes[0], "ab", (dims[0], dims[-1]), strict=True):  # the same one if only one
+    for ax, letter, d in zip(axes[0], "ab", (dims[0], dims[-1]), strict=True):
         _speed_panel(ax, record.sel(dim=d), float(record.attrs[f"log10_pairs_needed_d{d}"]))
         ax.set_title(rf"$\bf{{({letter})}}$ initial speed of the gap, $d = {d}$")
-    axes[0, 0].legend(loc="lower right", labelspacing=0.3)
+    axes[0, 1].legend(loc=(0.03, 0.12), labelspacing=0.25)
 
     ax = axes[1, 0]
     shades = dict(zip(pairs, ("sky", "green", "orange", "black")[: len(pairs)], strict=True))
@@ -175,7 +175,8 @@ def plot(record: xr.Dataset) -> Figure:
     ax.set_title(r"$\bf{(d)}$ pairs from which the bound is positive")
     figure.supxlabel(
         rf"Parallel cones, rows uniform on $S^{{d-1}}$: $\tau_0 = 0.07$, $\gamma_0 = {GAMMA0}$, "
-        rf"failure probability $\delta = {DELTA}$ (unless varied), {record.sizes['draw']} random starts per point",
+        rf"failure probability $\delta = {DELTA}$ (unless varied), "
+        f"{record.sizes['draw']} random starts per point",
         fontsize=8,
     )
     return figure
@@ -189,7 +190,8 @@ def _speed_panel(ax, record: xr.Dataset, log10_needed: float) -> None:
     shown = bound_pairs <= last
     ax.axvspan(4, 10.0**log10_needed, color="#EEEEEE", lw=0, zorder=0)
     ax.axhline(0, color="black", lw=0.6)
-    ax.axhline(limit, color="black", lw=0.9, ls=(0, (5, 3)), label=rf"limit $n \to \infty$: {limit:.3g}")
+    ax.axhline(limit, color="black", lw=0.9, ls=(0, (5, 3)), label=r"limit $n \to \infty$")
+    ax.text(0.98, limit * 1.25, f"${limit:.3g}$", ha="right", fontsize=8, transform=ax.get_yaxis_transform())
     ax.plot(bound_pairs[shown], bound[shown], color=colours["vermilion"], label="bound of Theorem 3.3")
     kinds = (
         ("2 dgamma/dt", "blue", "o", r"$2\,d\gamma/dt$, exact", 0.87),

@@ -87,7 +87,8 @@ class GradientFlow(eqx.Module):
             rows = self.geometry.rows(moving.position, constants)
             if rows is None:
                 raise FlowsimError("Swaps need rows, but the start holds only similarities. Give rows.")
-            masks = self.schedule.swap.draw(swap_key, *rows[0].shape, dtype)
+            pairs, dim = rows[0].shape
+            masks = self.schedule.swap.draw(swap_key, pairs, dim, dtype)
         targets = self.pairing.targets(pairing_key, start.pairs, dtype)
         return State(moving, constants, targets, masks)
 

@@ -253,9 +253,7 @@ class Reduced(AbstractGeometry):
 
     def to_start(self, position: Position, constants: Constants) -> Start:
         start = _cone_start(constants.image, constants.text, position.log_gamma, constants)
-        return eqx.tree_at(
-            lambda s: s.similarity, start, constants.similarity, is_leaf=lambda x: x is None
-        )
+        return eqx.tree_at(lambda s: s.similarity, start, constants.similarity, is_leaf=lambda x: x is None)
 
     def similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
         squared = _gamma(position, constants) ** 2
@@ -282,7 +280,9 @@ class Reduced(AbstractGeometry):
         text_force: Float[Array, "n D"],
     ) -> Position:
         if constants.image is None:
-            raise FlowsimError("Swaps need rows, but the start holds only similarities. Give rows to `Start`.")
+            raise FlowsimError(
+                "Swaps need rows, but the start holds only similarities. Give rows to `Start`."
+            )
         full = ConePosition(constants.image, constants.text, position.log_gamma)
         velocity = Parallel().velocity_from_rows(full, constants, image_force, text_force)
         return ConePosition(None, None, velocity.log_gamma)

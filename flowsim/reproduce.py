@@ -12,7 +12,6 @@ The record of an experiment lies in OUT/records/NAME.nc, its figures in OUT/NAME
 record is reused while its configuration, its seed and the source that computed it are the same.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -20,8 +19,10 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(flowsim.__file__).resolve().parent
 DEFAULT_OUT = Path("figures")
 RECORD_VERSION = 1
+#: Experiments computed at the same time: compiling keeps one core busy.
+LANES = 2
 #: Entries of a PDF that would differ from run to run or version to version.
 _PDF_STAMPS = ("CreationDate", "Creator", "Producer")
 #: Package files that show numbers but do not make them.
@@ -147,7 +150,7 @@ def run(
     chosen = list(dict.fromkeys(names or known))
     out = Path(out) if out is not None else (DEFAULT_OUT / "quick" if quick else DEFAULT_OUT)
     _check_writable(out)
-    done = tuple(_reproduce(name, folder, out, quick, force, console) for name in chosen)
+    done = _reproduce(chosen, folder, out, quick, force, console)
     _show_figures(done, console)
     verdicts: tuple[dict[str, Any], ...] = ()
     if not names if claims is None else claims:
@@ -155,34 +158,90 @@ def run(
     return Reproduction(done, verdicts)
 
 
-# --- one experiment -----------------------------------------------------------------------------------
+# --- experiments --------------------------------------------------------------------------------------
 
 
-def _reproduce(name: str, folder: Path, out: Path, quick: bool, force: bool, console: Console) -> Figures:
+class _Stopped(Exception):
+    """Another experiment failed or was interrupted."""
+
+
+def _reproduce(
+    names: Sequence[str], folder: Path, out: Path, quick: bool, force: bool, console: Console
+) -> tuple[Figures, ...]:
+    """Compute in `LANES` threads, draw in this one (matplotlib is not for several)."""
+    modules = {name: _load(name, folder) for name in names}
+    stop = threading.Event()
+    done = []
+    with _bars(console) as bars, ThreadPoolExecutor(LANES) as pool:
+        work = {
+            name: pool.submit(_compute, name, module, folder, out, quick, force, bars, stop)
+            for name, module in modules.items()
+        }
+        try:
+            for name, future in work.items():
+                record, reused, seconds = future.result()
+                begin = time.perf_counter()
+                files = _draw(modules[name], record, out, name)
+                seconds += time.perf_counter() - begin
+                done.append(Figures(name, _record_path(out, name), files, seconds, reused))
+                if not console.is_terminal:
+                    _say(console, f"{name}: {'reused' if reused else 'computed'}, {seconds:.1f} s")
+        except BaseException:
+            # What is being computed ends at its next job; what is finished has been written.
+            stop.set()
+            for future in work.values():
+                future.cancel()
+            raise
+    return tuple(done)
+
+
+def _compute(
+    name: str,
+    module: ModuleType,
+    folder: Path,
+    out: Path,
+    quick: bool,
+    force: bool,
+    bars: Progress,
+    stop: threading.Event,
+) -> tuple[Any, bool, float]:
+    """(record, whether it was reused, seconds)."""
     begin = time.perf_counter()
-    module = _load(name, folder)
-    stamp = _stamp(name, module, folder, quick)
-    path = out / "records" / f"{name}.nc"
+    stamp, path = _stamp(name, module, folder, quick), _record_path(out, name)
     record = None if force else _valid_record(path, stamp)
-    reused = record is not None
-    with _progress(name, reused, console) as tracker:
-        if record is None:
-            record = module.compute(quick, tracker)
-            record.attrs.update(
-                stamp,
-                title=(module.__doc__ or "").partition("\n")[0],
-                versions=json.dumps(_versions()),
-                revision=_revision(folder),
-                seconds=time.perf_counter() - begin,
-            )
-            write_netcdf(record, path)
-            # Draw what a later run will read.
-            record = read_netcdf(path)
-        files = _draw(module, record, out, name)
+    if record is not None:
+        return record, True, time.perf_counter() - begin
+    if not bars.console.is_terminal:
+        _say(bars.console, f"{name}: computing")
+    task = bars.add_task("computing", total=None, name=name)
+
+    def tracker(jobs: Collection[Job], text: str = "") -> Iterator[Job]:
+        bars.update(task, description=text, completed=0, total=len(jobs))
+        for job in jobs:
+            if stop.is_set():
+                raise _Stopped
+            yield job
+            bars.advance(task)
+
+    try:
+        record = module.compute(quick, tracker)
+    finally:
+        bars.remove_task(task)
     seconds = time.perf_counter() - begin
-    if not console.is_terminal:
-        console.print(f"{name}: {'reused' if reused else 'computed'}, {seconds:.1f} s", highlight=False)
-    return Figures(name, path, files, seconds, reused)
+    record.attrs.update(
+        stamp,
+        title=(module.__doc__ or "").partition("\n")[0],
+        versions=json.dumps(_versions()),
+        revision=_revision(folder),
+        seconds=seconds,
+    )
+    write_netcdf(record, path)
+    # Draw what a later run will read.
+    return read_netcdf(path), False, seconds
+
+
+def _record_path(out: Path, name: str) -> Path:
+    return out / "records" / f"{name}.nc"
 
 
 def _draw(module: ModuleType, record: Any, out: Path, name: str) -> tuple[Path, ...]:
@@ -310,13 +369,8 @@ def _revision(folder: Path) -> str:
 # --- what the user sees -------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _progress(name: str, reused: bool, console: Console) -> Iterator[Tracker]:
-    if not console.is_terminal:
-        if not reused:
-            console.print(f"{name}: computing", highlight=False)
-        yield silent
-        return
+def _bars(console: Console) -> Progress:
+    """Progress bars, one per task; invisible where the console is not a terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("[bold]{task.fields[name]}"),
@@ -325,23 +379,19 @@ def _progress(name: str, reused: bool, console: Console) -> Iterator[Tracker]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("drawing" if reused else "computing", total=None, name=name)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
-        def tracker(jobs: Collection[Job], text: str = "") -> Iterator[Job]:
-            bar.update(task, description=text, completed=0, total=len(jobs))
-            for job in jobs:
-                yield job
-                bar.advance(task)
 
-        yield tracker
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False)
 
 
 def _show_figures(done: Iterable[Figures], console: Console) -> None:
-    table = Table("figure", "files", "seconds", "record", title="Figures", title_justify="left")
+    table = Table("figure", "seconds", "record", title="Figures", title_justify="left")
+    table.add_column("files", overflow="fold")
     for item in done:
-        files = "\n".join(str(f) for f in item.files)
-        table.add_row(item.name, files, f"{item.seconds:.1f}", "reused" if item.reused else "computed")
+        files = "\n".join(str(f) for f in (*item.files, item.record))
+        table.add_row(item.name, f"{item.seconds:.1f}", "reused" if item.reused else "computed", files)
     console.print(table)
 
 
@@ -349,12 +399,15 @@ def _run_claims(quick: bool, out: Path, console: Console) -> tuple[dict[str, Any
     """Run all claims, write OUT/claims.json and print the table."""
     from flowsim import claims
 
-    if console.is_terminal:
-        with console.status("claims"):
-            verdicts = tuple(v.to_dict() for v in claims.run_all(quick=quick))
-    else:
-        console.print("claims: running", highlight=False)
-        verdicts = tuple(v.to_dict() for v in claims.run_all(quick=quick))
+    with _bars(console) as bars:
+        task = bars.add_task("running", total=None, name="claims")
+        if not console.is_terminal:
+            _say(console, "claims: running")
+
+        def advance(claim: str, done: int, total: int) -> None:
+            bars.update(task, description=claim, completed=done, total=total)
+
+        verdicts = tuple(v.to_dict() for v in claims.run_all(quick=quick, progress=advance))
     text = json.dumps(verdicts, indent=2) + "\n"
     _write_atomically(out / "claims.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
     table = Table("claim", "statement", "verdict", "expected", title="Claims", title_justify="left")

@@ -337,6 +337,8 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     dataset = read_netcdf(path)
     if dataset.attrs.get("kind") != "flowsim result":
         raise FlowsimError(f"{str(path)!r} is not a flowsim result. Give a file written by `Result.save`.")
+    missing = {"schema_version", "config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
+    check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
     version = int(dataset.attrs["schema_version"])
     check(
         version <= SCHEMA_VERSION,

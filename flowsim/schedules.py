@@ -47,8 +47,10 @@ class Schedule(eqx.Module):
             raise FlowsimError(f"The schedule is not valid JSON: {error}.") from None
         schedule = from_config(config, KINDS)
         if not isinstance(schedule, Schedule):
-            raise FlowsimError(f'Expected a Schedule, but got kind {type(schedule).__name__!r}. '
-                               'Start the file with {"kind": "Schedule", ...}.')
+            raise FlowsimError(
+                f"Expected a Schedule, but got kind {type(schedule).__name__!r}. "
+                'Start the file with {"kind": "Schedule", ...}.'
+            )
         return schedule
 
 
@@ -116,6 +118,6 @@ def as_schedule(value: Any) -> Schedule:
         return Schedule(value)
     if isinstance(value, Schedule):
         return value
-    raise FlowsimError(f"Expected a schedule or a preset's name, but got {value!r}. "
-                       "Use e.g. fs.schedules.get('Baseline').")
-
+    raise FlowsimError(
+        f"Expected a schedule or a preset's name, but got {value!r}. Use e.g. fs.schedules.get('Baseline')."
+    )

@@ -165,9 +165,10 @@ def _check_options(
         raise unknown_name("method", method, _METHODS)
     if precision not in ("float64", "float32"):
         raise unknown_name("precision", precision, ("float64", "float32"))
+    known = [*_STATE_OBSERVABLES, *(name for name, item in obs.REGISTRY.items() if item.traceable)]
     for name in observables:
-        if name not in _STATE_OBSERVABLES and name not in obs.REGISTRY:
-            raise unknown_name("observable", name, [*_STATE_OBSERVABLES, *obs.REGISTRY])
+        if name not in known:
+            raise unknown_name("observable of a flow", name, known)
 
 
 def _resume(
@@ -241,14 +242,8 @@ _STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any
     "temperature": lambda f, t, s, b, h: 1 / b,
     "inverse_temperature": lambda f, t, s, b, h: b,
     "raw": lambda f, t, s, b, h: s.moving.raw,
-    "gamma": lambda f, t, s, b, h: (
-        None if not f.geometry.has_gamma
-        else s.constants.sign * jnp.exp(f.geometry.log_gamma(s.moving.position))
-    ),
-    "log_gamma": lambda f, t, s, b, h: (
-        None if not f.geometry.has_gamma
-        else jnp.where(s.constants.sign == 0, -jnp.inf, f.geometry.log_gamma(s.moving.position))
-    ),
+    "gamma": lambda f, t, s, b, h: _gamma(f, s),
+    "log_gamma": lambda f, t, s, b, h: _log_gamma(f, s),
     "loss": lambda f, t, s, b, h: f.loss_value(t, s, h),
     "margin": lambda f, t, s, b, h: obs.margin_of_similarity(_pair_similarity(f, s)),
     "matched_fraction": lambda f, t, s, b, h: obs.matched_fraction_of_similarity(_pair_similarity(f, s)),
@@ -258,11 +253,23 @@ _STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any
 }  # fmt: skip
 
 
+def _log_gamma(flow: GradientFlow, state: State) -> Array | None:
+    log_gamma = flow.geometry.log_gamma(state.moving.position)
+    return None if log_gamma is None else jnp.where(state.constants.sign == 0, -jnp.inf, log_gamma)
+
+
+def _gamma(flow: GradientFlow, state: State) -> Array | None:
+    log_gamma = flow.geometry.log_gamma(state.moving.position)
+    return None if log_gamma is None else state.constants.sign * jnp.exp(log_gamma)
+
+
 def _pair_similarity(flow: GradientFlow, state: State) -> Array:
     return flow.geometry.pair_similarity(state.moving.position, state.constants)
 
 
-def _observe(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _observe(
+    flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]
+) -> dict[str, Any]:
     """Named scalars of a state; quantities that this flow does not have are left out."""
     beta = flow.inverse_temperature(t, state, horizon)
     values: dict[str, Any] = {}
@@ -349,6 +356,7 @@ def _field_in_log_time(s: Any, moving: Moving, args: tuple[GradientFlow, _Task])
 def _velocity(flow: GradientFlow, t: Any, state: State, task: _Task) -> Moving:
     velocity = flow.vector_field(t, state, task.horizon)
     if _clamped(flow):
+        assert velocity.raw is not None
         held = jnp.where(task.pinned == 0, velocity.raw, jnp.zeros_like(velocity.raw))
         velocity = dataclasses.replace(velocity, raw=held)
     return velocity
@@ -555,7 +563,7 @@ def _chain(
     # Observables are computed afterwards where every state is kept: that compiles in half the time.
     stream = len(kept) < len(ts)
     locate = _clamped(flow)
-    stats = {"steps": 0, "rejected": 0, "segments": 0, "unknowns": unknowns}
+    stats: dict[str, float] = {"steps": 0, "rejected": 0, "segments": 0, "unknowns": unknowns}
     labels: list[str] = []
     series: dict[str, np.ndarray] = {}
     states: Any = None
@@ -831,10 +839,10 @@ class _CompileTimer:
         _CompileTimer._open.remove(self)
 
     @staticmethod
-    def _heard(event: str, duration: float, **_: Any) -> None:
+    def _heard(event: str, duration_secs: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             for timer in _CompileTimer._open:
-                timer.seconds += duration
+                timer.seconds += duration_secs
 
 
 __all__ = ["DEFAULT_OBSERVABLES", "load", "simulate"]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox import AbstractClassVar
+from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array, Float
 
 from flowsim._arrays import check, check_number, is_concrete, number
@@ -24,8 +24,9 @@ from flowsim.errors import unknown_name
 
 
 class AbstractSwap(eqx.Module):
-    """A rule for exchanging features between modalities."""
+    """A rule for exchanging features between modalities in a `fraction` of training."""
 
+    fraction: AbstractVar[Any]
     active: AbstractClassVar[bool]
 
     @abc.abstractmethod
@@ -42,6 +43,7 @@ class AbstractSwap(eqx.Module):
 class NoSwap(AbstractSwap):
     """Features go into the loss as they are."""
 
+    fraction: ClassVar[float] = 0.0
     active: ClassVar[bool] = False
 
     def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:

@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.integrate import solve_ivp
-from scipy.special import gammaln, ive, log_expit, spence
 
 from flowsim.errors import FlowsimError, unknown_name
 
@@ -107,6 +105,8 @@ def _potential(beta: Values, parametrization: str, scale: float) -> Values:
         return scale**2 * np.log(beta)
     if parametrization == "identity":
         return beta**2 / 2
+    from scipy.special import spence
+
     one_minus = -np.expm1(-beta)  # 1 − e^{−β}; SciPy's spence(1 − x) is Li₂(x)
     return beta**2 / 2 + (beta + 1) * np.log(one_minus) - spence(one_minus) - beta * np.exp(-beta) / one_minus
 
@@ -327,6 +327,8 @@ def log_gap_force(inverse_temperature_effective: Input, margin: Input, pairs: In
 
     Any shape. Raises `FlowsimError` for α ≤ 0 or n < 2. Derived here.
     """
+    from scipy.special import log_expit
+
     margin, a = _positive("margin", margin), np.asarray(inverse_temperature_effective, np.float64)
     return (np.log(margin) + log_expit(np.log(_pairs(pairs) - 1) - margin * a))[()]
 
@@ -338,6 +340,8 @@ def gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input)
     """
     margin, a = np.asarray(margin, np.float64), np.asarray(inverse_temperature_effective, np.float64)
     with np.errstate(under="ignore"):
+        from scipy.special import log_expit
+
         return (margin * np.exp(log_expit(np.log(_pairs(pairs) - 1) - margin * a)))[()]
 
 
@@ -594,6 +598,8 @@ def log_mean_exponential(a: Input, dim: Input) -> Values:
     ξ1 = ξ2' = ξ2 I_{ρ+1}/I_ρ. Arguments broadcast. Raises `FlowsimError` for a ≤ 0 or d < 2. Yaras et al.
     2025, proof of Theorem 3.3.
     """
+    from scipy.special import gammaln, ive
+
     a = _inside("a", a, 0.0, 1.0001e8, "an argument from 0 to 1e8")
     order = (_inside("dim", dim, 2.0, math.inf, "two or more dimensions", closed=True) - 2) / 2
     a, order = np.broadcast_arrays(a, order)
@@ -716,6 +722,8 @@ def exponential_loss_log_gamma(
     s = np.log1p(ts)
     if s.size == 0 or s[-1] == 0:
         return np.full(s.shape, start)
+    from scipy.integrate import solve_ivp
+
     with np.errstate(under="ignore"):
         solution = solve_ivp(
             drop_rate, (0.0, s[-1]), [0.0], "DOP853", s, rtol=1e-12, atol=1e-14, max_step=0.25

@@ -50,7 +50,7 @@ def get(name: str) -> Claim:
 
 
 def run(name: str, quick: bool = False, system: System | None = None) -> Verdict:
-    """Measure one claim on `system` (default: flowsim itself). `quick` uses fewer seeds, not looser limits."""
+    """Measure one claim on `system` (default: flowsim itself). `quick`: fewer seeds, not looser limits."""
     return get(name).run(quick, system)
 
 

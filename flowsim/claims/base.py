@@ -83,7 +83,7 @@ class Claim:
     at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def judge(self, numbers: Mapping[str, float]) -> Finding:
-        """"holds" if every limit is respected, else "fails".
+        """Whether every limit is respected.
 
         A number that is not finite supports nothing: it makes a claim that is expected to hold fail, and
         leaves one that is expected to fail undecided, so that a broken run never passes for a finding.
@@ -213,7 +213,9 @@ class Table:
             lines += [
                 f"{v.id:<{width}} {mark}{v.verdict:<9}  {v.expected:<8}  "
                 + textwrap.fill(v.statement, 100, subsequent_indent=indent),
-                textwrap.fill(v.key_numbers(), 100 + len(indent), initial_indent=indent, subsequent_indent=indent),
+                textwrap.fill(
+                    v.key_numbers(), 100 + len(indent), initial_indent=indent, subsequent_indent=indent
+                ),
             ]  # fmt: skip
         return "\n".join([*lines, self._summary()])
 

@@ -74,7 +74,8 @@ def _claim(name: str, kinds: list[Any], formula: str, quick_horizon: float = 1e3
         statement=f"Along parallel cones with a learnable temperature, {formula} is constant, whatever the "
         "directions do.",
         source="Yaras et al. 2025, Lemma 3.1, generalised here",
-        assumptions="`Parallel`, matched free rows, n = 8, d = 6, γ0 = 0.3, τ0 = 0.07, r = 0.1, 1, 3, no clamp; "
+        assumptions="`Parallel`, matched free rows, n = 8, d = 6, γ0 = 0.3, τ0 = 0.07, r = 0.1, 1, 3, no "
+        "clamp; "
         "residual relative to the sum of the magnitudes of the terms, t from 0 to 1e30"
         + ("" if quick_horizon == 1e30 else f" (quick: {quick_horizon:g})"),
         measure=lambda system, quick: _conserved(kinds, system, quick, quick_horizon=quick_horizon),
@@ -87,7 +88,8 @@ CLAIMS = [
         id="lemma-3.1",
         statement="β(t) = β0 √(γ0/γ) exp((γ² − γ0²)/4) along parallel cones with β = exp(ν), r = 1.",
         source="Yaras et al. 2025, Lemma 3.1",
-        assumptions="`Parallel`, matched free rows, n = 8, d = 6, γ0 = 0.1, 0.5, τ0 = 0.07, 0.3, t from 0 to 1e30",
+        assumptions="`Parallel`, matched free rows, n = 8, d = 6, γ0 = 0.1, 0.5, τ0 = 0.07, 0.3, t from 0 "
+        "to 1e30",
         measure=_lemma,
         at_most={"largest_deviation": 1e-8},
     ),
@@ -99,7 +101,8 @@ CLAIMS = [
         id="power-of-beta",
         statement="d(ln γ − γ²/2)/d ln β = −2s²/r exactly, for β = exp(ν/s) along parallel cones.",
         source="derived here from the conserved quantity",
-        assumptions="`Parallel`, matched free rows, n = 8, d = 6, s = 1, 2, 10, r = 0.1, 1, 3, t from 0 to 1e30",
+        assumptions="`Parallel`, matched free rows, n = 8, d = 6, s = 1, 2, 10, r = 0.1, 1, 3, t from 0 to "
+        "1e30",
         measure=_power,
         at_most={"largest_relative_error": 1e-8},
     ),

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
-from flowsim.claims.measures import gap, largest, placed, values
+from flowsim.claims.measures import largest, placed, values
 from flowsim.geometry import Parallel, Sphere
 from flowsim.temperature import Learnable
 
@@ -158,9 +158,11 @@ def _presets(system: System, quick: bool) -> Numbers:
 CLAIMS = [
     Claim(
         id="enlarge-then-close",
-        statement="From mismatched starts the cone height first grows, and it only shrinks once the pairs match.",
+        statement="From mismatched starts the cone height first grows, and it only shrinks once the pairs "
+        "match.",
         source="Yaras et al. 2025, section 3 (stages of Figure 2)",
-        assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.1, τ0 = 0.5, β = exp(ν), "
+        assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.1, τ0 = 0.5, β = "
+        "exp(ν), "
         "t from 0 to 1e10; at small τ0 γ may reach 1, where the ansatz ends",
         measure=_enlarge_then_close,
         at_least={
@@ -173,7 +175,8 @@ CLAIMS = [
         id="gap-moves-with-temperature",
         statement="Temperature and cone height rise and fall together: both are driven by g.",
         source="Yaras et al. 2025, section 3",
-        assumptions="`Parallel`, runs of `enlarge-then-close`; steps in which either changes by less than 1e-7 "
+        assumptions="`Parallel`, runs of `enlarge-then-close`; steps in which either changes by less than "
+        "1e-7 "
         "do not count",
         measure=_together,
         at_least={"smallest_agreement": 1.0},
@@ -181,10 +184,12 @@ CLAIMS = [
     ),
     Claim(
         id="force-sign",
-        statement="Identical pairs always close (g ≥ 0), random pairs at τ = 0.07 always open (g < 0), and the "
+        statement="Identical pairs always close (g ≥ 0), random pairs at τ = 0.07 always open (g < 0), and "
+        "the "
         "temperature goes the way of the height in both.",
         source="Yaras et al. 2025, section 3; frequencies measured here",
-        assumptions="`Parallel`, n = 8, d = 6, γ = 0.3, τ = 0.07 and 1 (where fewer random pairs open), r = 1",
+        assumptions="`Parallel`, n = 8, d = 6, γ = 0.3, τ = 0.07 and 1 (where fewer random pairs open), r = "
+        "1",
         measure=_force_sign,
         at_least={
             "fraction_matched_closing": 1.0,
@@ -206,11 +211,15 @@ CLAIMS = [
     ),
     Claim(
         id="temperature-presets",
-        statement="At equal time every fixed temperature of 0.07 and more, every reparametrization and the slow "
-        "rate leave a smaller gap than Baseline; fixed temperatures up to 0.02, S0-S2 and A0-A1 a larger one; "
+        statement="At equal time every fixed temperature of 0.07 and more, every reparametrization and the "
+        "slow "
+        "rate leave a smaller gap than Baseline; fixed temperatures up to 0.02, S0-S2 and A0-A1 a larger "
+        "one; "
         "0.04 and S3 are near Baseline.",
-        source="Yaras et al. 2025, Tables 2-5 (methods); order measured here at this horizon, not the paper's",
-        assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.3, t = horizon = 1e4; the order "
+        source="Yaras et al. 2025, Tables 2-5 (methods); order measured here at this horizon, not the "
+        "paper's",
+        assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.3, t = horizon = 1e4; "
+        "the order "
         "of low temperatures depends on the horizon (quick: without TS)",
         measure=_presets,
         at_most={"largest_ratio_of_smaller": 1.0},

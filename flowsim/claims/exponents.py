@@ -78,7 +78,8 @@ _START = f"`Reduced`, orthonormal pairs (α = 1), n = {PAIRS}, γ0 = τ0 = 0.5, 
 CLAIMS = [
     Claim(
         id="closed-form",
-        statement="Frozen directions of constant margin have a closed form, one quadrature for ln γ(t) and β(t); "
+        statement="Frozen directions of constant margin have a closed form, one quadrature for ln γ(t) and "
+        "β(t); "
         "the simulation agrees with it from t = 0 to t = e^400.",
         source="derived here from the conserved quantity",
         assumptions=_START + ", all parametrizations, r = 0.5, 1, 2",
@@ -87,7 +88,8 @@ CLAIMS = [
     ),
     Claim(
         id="exponent-in-time",
-        statement="γ closes like (ln t)^(−2s²/r) for β = exp(ν/s), the paper's 1/log(t)² for s = r = 1: the local "
+        statement="γ closes like (ln t)^(−2s²/r) for β = exp(ν/s), the paper's 1/log(t)² for s = r = 1: the "
+        "local "
         "slope d ln γ/d ln ln t, extrapolated in 1/ln t and ln ln t/ln t, tends to −2s²/r.",
         source="Yaras et al. 2025, Theorem 3.2, generalised here",
         assumptions=_START + "; slopes at ln t = 100, 200, 400",

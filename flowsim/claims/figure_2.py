@@ -22,7 +22,9 @@ def reference(name: str) -> np.ndarray:
     for folder in (package / "_experiments", package.parent / "experiments"):
         if (path := folder / "reference" / name).is_file():
             return np.loadtxt(path, delimiter=",", skiprows=1)
-    raise FlowsimError(f"The reference numbers {name!r} are missing. Install flowsim anew, or use a checkout.")
+    raise FlowsimError(
+        f"The reference numbers {name!r} are missing. Install flowsim anew, or use a checkout."
+    )
 
 
 def _times(*groups: Any) -> np.ndarray:
@@ -142,10 +144,12 @@ def _exponent_on_rings(system: System, quick: bool) -> Numbers:
 CLAIMS = [
     Claim(
         id="figure-2",
-        statement="Two pentagons, one twisted by −144° against the other, on the free sphere give the paper's "
+        statement="Two pentagons, one twisted by −144° against the other, on the free sphere give the "
+        "paper's "
         "Figure 2: gap and temperature at every digitised point, peak, matching and final values.",
         source="Yaras et al. 2025, Figure 2; milestones derived here",
-        assumptions="`Sphere`, n = 5, d = 3, γ0 = (√5 − 1)/4, τ0 = 0.07, β = exp(ν), r = 1; the paper's axis shows "
+        assumptions="`Sphere`, n = 5, d = 3, γ0 = (√5 − 1)/4, τ0 = 0.07, β = exp(ν), r = 1; the paper's "
+        "axis shows "
         "t + 0.1",
         measure=_figure_2,
         at_most={
@@ -158,7 +162,8 @@ CLAIMS = [
         id="lemma-3.1-on-figure-2",
         statement="β √γ exp(−γ²/4), the quantity of Lemma 3.1, is constant along Figure 2.",
         source="Yaras et al. 2025, Lemma 3.1, applied to the flow of Figure 2",
-        assumptions="`Sphere`, Figure 2's start, γ = Δ/2, t from 0 to 1e5; fails because the lemma is about one "
+        assumptions="`Sphere`, Figure 2's start, γ = Δ/2, t from 0 to 1e5; fails because the lemma is about "
+        "one "
         "shared height",
         measure=_lemma_on_figure_2,
         at_most={"spread": 1e-6},
@@ -175,10 +180,12 @@ CLAIMS = [
     ),
     Claim(
         id="rings-exponent",
-        statement="On the free sphere the gap of two regular rings closes like (ln t)^(−1/n), far slower than "
+        statement="On the free sphere the gap of two regular rings closes like (ln t)^(−1/n), far slower "
+        "than "
         "1/log(t)².",
         source="derived here",
-        assumptions="`Sphere`, n = 3, 5, 8 (quick: 5), τ0 = 0.07; slopes at ln t = 100, 200, 400, extrapolated in "
+        assumptions="`Sphere`, n = 3, 5, 8 (quick: 5), τ0 = 0.07; slopes at ln t = 100, 200, 400, "
+        "extrapolated in "
         "1/ln t and ln ln t/ln t",
         measure=_exponent_on_rings,
         at_most={"largest_relative_error": 0.01},

@@ -66,6 +66,11 @@ def _raw(kind: Any, beta: float) -> float:
     return float(np.log(beta)) if isinstance(kind, Exp) else beta
 
 
+def _dual(value: float) -> tuple[Any, Any]:
+    """A number and a unit tangent."""
+    return (jnp.asarray(value),), (jnp.ones(()),)
+
+
 def _unit(rows: Any) -> Any:
     return rows / jnp.sqrt(jnp.sum(rows**2, axis=1, keepdims=True))
 
@@ -83,13 +88,13 @@ def _cones(image: Any, text: Any, gamma: Any) -> Any:
     return _lifted(image, gamma) @ _lifted(text, -gamma).T
 
 
-def _force(similarity: Any, kind: Any) -> Any:
-    """−∂L/∂(image, text, γ, ν) by automatic differentiation of the plain loss."""
+def _force(similarity: Any) -> Any:
+    """−∂L/∂(image, text, γ, β) by automatic differentiation of the plain loss."""
 
-    def loss(image: Any, text: Any, gamma: Any, raw: Any) -> Any:
-        return plain_loss(_beta(kind, raw) * similarity(image, text, gamma))
+    def loss(image: Any, text: Any, gamma: Any, beta: Any) -> Any:
+        return plain_loss(beta * similarity(image, text, gamma))
 
-    gradient = jax.grad(loss, argnums=(0, 1, 2, 3))
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
     return lambda *a: jax.tree.map(lambda x: -np.asarray(x), gradient(*(jnp.asarray(x) for x in a)))
 
 
@@ -98,18 +103,21 @@ def _field_is_gradient(system: System, quick: bool) -> Numbers:
     kinds = (Exp(), ScaledExp(2.0), Softplus(), Identity())
     ratios = (1.0, 0.1, 3.0, 1.0)
     seeds = range(1 if quick else 3)
+    forces = {similarity: _force(similarity) for similarity in (_sphere, _cones)}
     for kind, ratio in zip(kinds, ratios, strict=True):
         temperature = Learnable(TAU0, kind, ratio)
         cases: list[tuple[Any, Any]] = [(Parallel(), _cones)]
         if isinstance(kind, Exp):
             cases += [(Sphere(), _sphere), (Reduced(), _cones)]
         for geometry, similarity in cases:
-            flow, force = system.flow(geometry, temperature), _force(similarity, kind)
+            flow, force = system.flow(geometry, temperature), forces[similarity]
             gamma = None if similarity is _sphere else 0.3
             for seed in seeds:
                 start = initial.uniform(pairs=8, dim=6, gamma=gamma).draw(seed)
                 at = (start.image, start.text, np.float64(0.0 if gamma is None else gamma))
-                image, text, height, raw = force(*at, np.float64(_raw(kind, 1 / TAU0)))
+                beta, chain = jax.jvp(lambda v, k=kind: _beta(k, v), *_dual(_raw(kind, 1 / TAU0)))
+                image, text, height, slope = force(*at, beta)
+                raw = slope * np.asarray(chain)
                 velocity = field(flow, start)
                 position = velocity.position
                 if position.image is not None:
@@ -128,6 +136,7 @@ def _dissipation(system: System, quick: bool) -> Numbers:
     for geometry, gamma in ((Sphere(), None), (Parallel(), 0.3)):
         flow = system.flow(geometry, Learnable(TAU0, Exp(), ratio))
 
+        @eqx.filter_jit
         def rate(flow: Any, state: Any, gamma: Any = gamma) -> Any:
             velocity = flow.vector_field(0.0, state)
 
@@ -176,7 +185,7 @@ def _symmetries(system: System, quick: bool) -> Numbers:
             order, turn = rng.permutation(8), np.linalg.qr(rng.standard_normal((6, 6)))[0]
 
             def velocity(image: Any, text: Any, flow: Any = flow, gamma: Any = gamma) -> Any:
-                v = field(flow, initial.Start(image, text, gamma=None if gamma is None else np.float64(gamma)))
+                v = field(flow, initial.from_arrays(image, text, gamma))
                 scalars = [v.raw] if gamma is None else [v.raw, v.position.log_gamma]
                 return np.asarray(v.position.image), np.asarray(v.position.text), np.asarray(scalars)
 
@@ -199,7 +208,8 @@ def _symmetries(system: System, quick: bool) -> Numbers:
 CLAIMS = [
     Claim(
         id="loss-gradient",
-        statement="The gradient of the symmetric contrastive loss is ∇ℓ(M) = (rowsoftmax(M) + colsoftmax(M))/2n "
+        statement="The gradient of the symmetric contrastive loss is ∇ℓ(M) = (rowsoftmax(M) + "
+        "colsoftmax(M))/2n "
         "− I/n; loss and gradient agree with automatic and finite differences of the plain log-sum-exp "
         "expression, and keep all digits at a loss of 1e-100.",
         source="Yaras et al. 2025, eq. 2 and Appendix B; accuracy measured here",
@@ -214,7 +224,8 @@ CLAIMS = [
     ),
     Claim(
         id="field-is-gradient",
-        statement="The vector field is minus the gradient of the loss in every coordinate: rows (projected on "
+        statement="The vector field is minus the gradient of the loss in every coordinate: rows (projected "
+        "on "
         "the sphere), cone height γ and raw temperature ν (times r), for all three geometries and all four "
         "parametrizations.",
         source="Yaras et al. 2025, eqs. 3-4 and 11; parametrizations derived here",

@@ -1,4 +1,4 @@
-"""Measurements that several claims share; none of them uses the package's own loss or field as a reference."""
+"""Measurements that several claims share; references never use the package's own loss or field."""
 
 from typing import Any
 

@@ -74,14 +74,16 @@ def _printed(system: System, quick: bool) -> Numbers:
 
 
 _ASSUMPTIONS = (
-    "`Parallel`, matched free rows, n = 8, d = 6, β = exp(ν), r = 1, γ0 = 0.02 .. 0.6, β0 = 1.05 times the smallest "
+    "`Parallel`, matched free rows, n = 8, d = 6, β = exp(ν), r = 1, γ0 = 0.02 .. 0.6, β0 = 1.05 times the "
+    "smallest "
     "admitted, α = initial margin (monitored: the margin never falls below it), t from 0 to 1e30"
 )
 
 CLAIMS = [
     Claim(
         id="theorem-3.2",
-        statement="Δ/2 ≥ γ(t) ≥ c4²/ln(c3 c4 t + e^{c4/√γ0})²: matched pairs cannot close the gap faster than "
+        statement="Δ/2 ≥ γ(t) ≥ c4²/ln(c3 c4 t + e^{c4/√γ0})²: matched pairs cannot close the gap faster "
+        "than "
         "1/log(t)².",
         source="Yaras et al. 2025, Theorem 3.2, with the constants that its proof yields",
         assumptions=_ASSUMPTIONS,

@@ -1,0 +1,127 @@
+"""Every claim has its expected verdict, and every claim is turned by a model that breaks what it is about."""
+
+import json
+import math
+from functools import cache
+
+import flowsim as fs
+import pytest
+from flowsim.claims import Claim, System, Table, Verdict
+from wrong_models import WRONG_MODELS, wrong
+
+NAMES = fs.claims.names()
+
+#: Claims that need few compiled programs: the field, Figure 2, and two runs on cones.
+CHEAP = {
+    "loss-gradient", "field-is-gradient", "symmetries", "theorem-3.3-height", "theorem-3.3-gap",
+    "theorem-3.3-deduction", "theorem-3.3-bound", "figure-2", "lemma-3.1-on-figure-2", "rings-conserve",
+    "rings-exponent", "lemma-3.1", "conserved-exp", "theorem-3.2", "theorem-3.2-as-printed",
+    "enlarge-then-close", "gap-moves-with-temperature", "force-sign",
+}  # fmt: skip
+FEARED = (
+    "lost factor 2 in the gradient", "temperature multiplied", "one loss direction", "flipped sign of ν",
+)  # fmt: skip
+
+CONSERVED = {"lemma-3.1", "conserved-exp", "conserved-scaled-exp", "conserved-softplus", "conserved-identity"}
+FIELD = {"field-is-gradient", "loss-decreases"}
+LAWS = {"power-of-beta", "closed-form", "exponent-in-time", "identity-law"}
+
+#: model -> exactly the claims that it turns.
+TURNED: dict[str, set[str]] = {}
+
+
+@cache
+def table() -> Table:
+    return fs.claims.table(quick=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_verdict_is_the_expected_one(name):
+    verdict = table()[name]
+    assert verdict.as_expected, verdict
+
+
+def test_there_are_enough_claims_and_some_are_expected_to_fail():
+    assert len(NAMES) >= 15
+    assert {"holds", "fails"} == {fs.claims.get(n).expected for n in NAMES}
+
+
+def test_json_is_strict_and_complete():
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not strict JSON")
+
+    data = json.loads(table().to_json(), parse_constant=refuse)
+    assert [entry["id"] for entry in data] == NAMES
+    keys = ["id", "statement", "source", "assumptions", "numbers", "expected", "verdict"]
+    for entry in data:
+        assert list(entry) == keys
+        assert all(isinstance(v, (int, float)) for v in entry["numbers"].values() if v is not None)
+        limits = [k for k in entry["numbers"] if k.endswith(("_at_most", "_at_least"))]
+        assert limits
+        assert entry["statement"].endswith(".")
+
+
+def test_table_reads_as_text_and_html():
+    text, html = repr(table()), table()._repr_html_()
+    for name in NAMES:
+        assert name in text
+        assert name in html
+    assert max(len(line) for line in text.splitlines()) < 160
+
+
+def test_unknown_claim_has_a_hint():
+    with pytest.raises(fs.FlowsimError, match=r"Did you mean 'lemma-3\.1'"):
+        fs.claims.run("lema-3.1")
+
+
+def _claim(number: float, expected: str) -> Verdict:
+    claim = Claim("x", "X.", "here", "none", lambda s, q: {"x": number}, expected, at_most={"x": 1.0})
+    return claim.run()
+
+
+def test_judgement():
+    assert _claim(0.5, "holds").verdict == "holds"
+    assert _claim(1.5, "holds").verdict == "fails"
+    assert _claim(0.5, "fails").verdict == "holds"
+    assert _claim(1.5, "fails").as_expected
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_could_not_be_measured_supports_nothing(broken):
+    assert not _claim(broken, "holds").as_expected
+    assert not _claim(broken, "fails").as_expected
+    assert _claim(broken, "fails").to_dict()["numbers"]["x"] is None
+
+
+def test_every_claim_is_turned_by_some_model():
+    assert set(TURNED) == set(WRONG_MODELS)
+    assert set().union(*TURNED.values()) == set(NAMES)
+
+
+def _turned(model: str, names: set[str]) -> set[str]:
+    system = System(WRONG_MODELS[model])
+    verdicts = [fs.claims.run(n, quick=True, system=system) for n in NAMES if n in names]
+    return {v.id for v in verdicts if not v.as_expected}
+
+
+@pytest.mark.parametrize("model", FEARED)
+def test_wrong_model_turns_the_right_claims(model):
+    assert _turned(model, CHEAP) == TURNED[model] & CHEAP
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", WRONG_MODELS)
+def test_wrong_model_turns_exactly_its_claims(model):
+    assert _turned(model, set(NAMES)) == TURNED[model]
+
+
+@pytest.mark.slow
+def test_the_wrapped_right_model_turns_nothing():
+    verdicts = fs.claims.run_all(quick=True, system=System(wrong()))
+    assert [v.id for v in verdicts if not v.as_expected] == []
+
+
+@pytest.mark.slow
+def test_full_size_verdicts():
+    verdicts = fs.claims.run_all()
+    assert [v.id for v in verdicts if not v.as_expected] == []

@@ -1,0 +1,117 @@
+"""Results: labels, files, reprs."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import flowsim as fs
+
+
+@pytest.fixture(scope="module")
+def result():
+    return fs.simulate(
+        fs.GradientFlow(), fs.initial.rings(), ts=np.concatenate([[0], np.geomspace(0.1, 100, 20)])
+    )
+
+
+@pytest.fixture(scope="module")
+def cones():
+    return fs.simulate(
+        fs.GradientFlow(fs.Parallel()), fs.initial.uniform(5, 4, gamma=0.2), t1=5.0, throw=False
+    )
+
+
+def test_labelled_series(result):
+    array = result["modality_gap"]
+    assert isinstance(array, xr.DataArray)
+    assert array.dims == ("time",)
+    assert array.attrs["units"] == "1"
+    np.testing.assert_array_equal(array.time, result.time)
+    assert set(result.to_xarray().data_vars) >= {"modality_gap", "temperature", "loss", "margin"}
+    with pytest.raises(fs.FlowsimError, match="Did you mean 'modality_gap'"):
+        result["modalty_gap"]
+
+
+@pytest.mark.parametrize("which", ["result", "cones"])
+def test_save_and_load_round_trip(which, tmp_path, request):
+    saved = request.getfixturevalue(which)
+    path = saved.save(tmp_path / "sub" / "run.nc")
+    assert [p.name for p in path.parent.iterdir()] == ["run.nc"]
+    loaded = fs.load(path)
+    for name, values in saved.series.items():
+        np.testing.assert_array_equal(loaded.series[name], values)
+    assert loaded.status == saved.status
+    assert loaded.config == saved.config
+    assert loaded.versions == saved.versions
+    np.testing.assert_array_equal(loaded.final.image, saved.final.image)
+    assert loaded.final.gamma == saved.final.gamma
+    t = 0.5 * saved.time[3] + 0.5 * saved.time[4]
+    assert loaded.at(t)["modality_gap"] == pytest.approx(saved.at(t)["modality_gap"], abs=1e-8)
+
+
+def test_continue_a_loaded_run(result, tmp_path):
+    loaded = fs.load(result.save(tmp_path / "run.nc"))
+    flow = fs.GradientFlow.from_config(loaded.config["flow"])
+    tail = fs.simulate(flow, loaded, ts=[100.0, 1000.0])
+    direct = fs.simulate(flow, fs.initial.rings(), ts=[0.0, 1000.0])
+    assert tail.series["temperature"][-1] == pytest.approx(direct.series["temperature"][-1], rel=1e-7)
+
+
+def test_an_interrupted_write_leaves_the_old_file(result, tmp_path, monkeypatch):
+    path = result.save(tmp_path / "run.nc")
+    before = path.read_bytes()
+
+    def fail(self, target, **_):
+        with open(target, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", fail)
+    with pytest.raises(fs.FlowsimError, match="No space left on device"):
+        result.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
+
+
+def test_files_that_are_not_ours(result, tmp_path):
+    with pytest.raises(fs.FlowsimError, match="There is no file"):
+        fs.load(tmp_path / "missing.nc")
+    (tmp_path / "text.nc").write_text("hello")
+    with pytest.raises(fs.FlowsimError, match="Cannot read"):
+        fs.load(tmp_path / "text.nc")
+    xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
+    with pytest.raises(fs.FlowsimError, match="not a flowsim result"):
+        fs.load(tmp_path / "foreign.nc")
+    newer = result.to_xarray().assign_attrs(schema_version=99)
+    newer.to_netcdf(tmp_path / "newer.nc", engine="h5netcdf")
+    with pytest.raises(fs.FlowsimError, match="schema version 99.*Upgrade flowsim"):
+        fs.load(tmp_path / "newer.nc")
+    with pytest.raises(fs.FlowsimError, match="end in .nc"):
+        result.save(tmp_path / "run.pkl")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(fs.FlowsimError, match="Cannot write"):
+        result.save(tmp_path / "file" / "run.nc")
+
+
+def test_reprs_are_readable(result, cones):
+    text = repr(result)
+    assert "modality_gap" in text
+    assert "Dopri8" in text
+    assert "steps" in text
+    assert "<table>" in result._repr_html_()
+    assert "conserved quantity" in repr(cones)
+    assert "t=" in repr(result.final)
+
+
+def test_at_outside_the_run(result):
+    with pytest.raises(fs.FlowsimError, match="outside the run"):
+        result.at(1e9)
+
+
+def test_reduced_from_similarity_says_why_vectors_are_missing():
+    result = fs.simulate(fs.GradientFlow(fs.Reduced()), fs.initial.from_similarity(np.eye(5), 0.3), t1=10.0)
+    assert np.isnan(result.series["modality_gap"]).all()
+    assert "only similarities" in result.reasons["modality_gap"]
+    assert np.isfinite(result.series["gamma"]).all()
+    assert result.final.image is None
+    assert "only similarities" in repr(result)

@@ -1,0 +1,238 @@
+"""Wrong models: right loss, temperature and geometry, each wrapped with one mistake.
+
+A mistake is a number, neutral by default, so that all wrong models share their compiled programs. A wrong
+model is `corrupt` for `fs.claims.System`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from flowsim.flow import GradientFlow
+from flowsim.geometry import AbstractGeometry, Parallel, Sphere
+from flowsim.losses import AbstractLoss, _cross_entropy, _residual
+from flowsim.schedules import Schedule
+from flowsim.swaps import NoSwap
+from flowsim.temperature import AbstractTemperature, Learnable
+
+
+def _leaf(value: Any) -> Any:
+    return np.asarray(value, np.float64)
+
+
+class WrongLoss(AbstractLoss):
+    """`factor` scales the gradient; `one_way` = 1 keeps the image-to-text direction alone."""
+
+    right: AbstractLoss
+    factor: Any
+    one_way: Any
+
+    def value(self, logits: Any, targets: Any) -> Any:
+        rows = _cross_entropy(logits, targets.rows) / logits.shape[0]
+        return (1 - self.one_way) * self.right.value(logits, targets) + self.one_way * rows
+
+    def gradient(self, logits: Any, targets: Any) -> Any:
+        rows = _residual(logits, targets.rows) / logits.shape[0]
+        both = self.right.gradient(logits, targets)
+        return self.factor * ((1 - self.one_way) * both + self.one_way * rows)
+
+
+def _effective(policy: Any, progress: Any, raw: Any) -> Any:
+    """β to the `power`: −1 multiplies the similarities by the temperature."""
+    return policy.right.inverse_temperature(progress, raw) ** policy.power
+
+
+def _raw_velocity(policy: Any, raw: Any, force: Any) -> Any:
+    if raw is None:
+        return None
+    beta = policy.right.inverse_temperature(0.0, raw)
+    chain = policy.power * beta ** (policy.power - 1)
+    lost = 1 + policy.no_chain * (1 / policy.right.parametrization.derivative(raw) - 1)
+    return policy.sign * lost * policy.right.raw_velocity(raw, chain * force)
+
+
+class WrongConstant(AbstractTemperature):
+    """`power` of β in the logits, `sign` of ν's flow, `no_chain` = 1 forgets β'(ν)."""
+
+    right: AbstractTemperature
+    power: Any
+    sign: Any
+    no_chain: Any
+    learnable: ClassVar[bool] = True
+    constant: ClassVar[bool] = True
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        return _effective(self, progress, raw)
+
+    def initial_raw(self) -> Any:
+        return self.right.initial_raw()
+
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        return _raw_velocity(self, raw, inverse_temperature_force)
+
+
+class WrongScheduled(AbstractTemperature):
+    """The same for policies that change with progress."""
+
+    right: AbstractTemperature
+    power: Any
+    sign: Any
+    no_chain: Any
+    learnable: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        return _effective(self, progress, raw)
+
+    def initial_raw(self) -> Any:
+        return None
+
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        return None
+
+
+class WrongCones(AbstractGeometry):
+    """`height` scales the force on γ, `rows` the speed of the directions."""
+
+    right: AbstractGeometry
+    height: Any
+    rows_speed: Any
+    has_gamma: ClassVar[bool] = True
+
+    def place(self, start: Any) -> Any:
+        return self.right.place(start)
+
+    def to_start(self, position: Any, constants: Any) -> Any:
+        return self.right.to_start(position, constants)
+
+    def similarity(self, position: Any, constants: Any) -> Any:
+        return self.right.similarity(position, constants)
+
+    def pair_similarity(self, position: Any, constants: Any) -> Any:
+        return self.right.pair_similarity(position, constants)
+
+    def velocity(self, position: Any, constants: Any, force: Any) -> Any:
+        velocity = self.right.velocity(position, constants, force)
+        changes: dict[str, Any] = {"log_gamma": self.height * velocity.log_gamma}
+        if velocity.image is not None:
+            changes |= {name: self.rows_speed * getattr(velocity, name) for name in ("image", "text")}
+        return dataclasses.replace(velocity, **changes)
+
+    def rows(self, position: Any, constants: Any) -> Any:
+        return self.right.rows(position, constants)
+
+    def velocity_from_rows(self, position: Any, constants: Any, image_force: Any, text_force: Any) -> Any:
+        return self.right.velocity_from_rows(position, constants, image_force, text_force)
+
+    def log_gamma(self, position: Any) -> Any:
+        return self.right.log_gamma(position)
+
+
+class WrongSphere(AbstractGeometry):
+    """`radial` = 1 forgets the tangent projection, `rows_speed` scales the flow, `lift` adds a drift."""
+
+    right: AbstractGeometry
+    radial: Any
+    rows_speed: Any
+    lift: Any
+    has_gamma: ClassVar[bool] = False
+
+    def place(self, start: Any) -> Any:
+        return self.right.place(start)
+
+    def to_start(self, position: Any, constants: Any) -> Any:
+        return self.right.to_start(position, constants)
+
+    def similarity(self, position: Any, constants: Any) -> Any:
+        return self.right.similarity(position, constants)
+
+    def pair_similarity(self, position: Any, constants: Any) -> Any:
+        return self.right.pair_similarity(position, constants)
+
+    def velocity(self, position: Any, constants: Any, force: Any) -> Any:
+        velocity = self.right.velocity(position, constants, force)
+        image, text = self.rows(position, constants)
+        axis = (jnp.arange(image.shape[1]) == image.shape[1] - 1)[None, :]
+
+        def wrong(v: Any, x: Any, f: Any, drift: Any) -> Any:
+            normal = jnp.sum(x * f, axis=1, keepdims=True) * x
+            return self.rows_speed * (v + self.radial * normal) + jnp.where(axis, drift, 0.0)
+
+        return dataclasses.replace(
+            velocity,
+            image=wrong(velocity.image, image, force @ text, self.lift),
+            text=wrong(velocity.text, text, force.T @ image, -self.lift),
+        )
+
+    def rows(self, position: Any, constants: Any) -> Any:
+        return self.right.rows(position, constants)
+
+    def velocity_from_rows(self, position: Any, constants: Any, image_force: Any, text_force: Any) -> Any:
+        return self.right.velocity_from_rows(position, constants, image_force, text_force)
+
+    def log_gamma(self, position: Any) -> None:
+        return None
+
+
+def wrong(
+    *,
+    factor: float = 1.0,
+    one_way: float = 0.0,
+    power: float = 1.0,
+    sign: float = 1.0,
+    no_chain: float = 0.0,
+    height: float = 1.0,
+    rows_speed: float = 1.0,
+    radial: float = 0.0,
+    lift: float = 0.0,
+    lr_ratio: float | None = None,
+    one_height: bool = False,
+) -> Callable[[GradientFlow], GradientFlow]:
+    """A corruption with the given mistakes; without any it wraps the right model.
+
+    `lr_ratio` replaces r; `one_height` gives the free sphere one shared cone height.
+    """
+
+    def corrupt(flow: GradientFlow) -> GradientFlow:
+        geometry, policy = flow.geometry, flow.schedule.temperature
+        assert isinstance(flow.schedule.swap, NoSwap)
+        if one_height and isinstance(geometry, Sphere):
+            geometry = Parallel()
+        if isinstance(geometry, Sphere):
+            geometry = WrongSphere(geometry, _leaf(radial), _leaf(rows_speed), _leaf(lift))
+        else:
+            geometry = WrongCones(geometry, _leaf(height), _leaf(rows_speed))
+        if lr_ratio is not None and isinstance(policy, Learnable):
+            policy = eqx.tree_at(lambda p: p.lr_ratio, policy, _leaf(lr_ratio))
+        kind = WrongConstant if policy.constant else WrongScheduled
+        temperature = kind(policy, _leaf(power), _leaf(sign), _leaf(no_chain))
+        return GradientFlow(
+            geometry=geometry,
+            schedule=Schedule(temperature),
+            loss=WrongLoss(flow.loss, _leaf(factor), _leaf(one_way)),
+            pairing=flow.pairing,
+        )
+
+    return corrupt
+
+
+#: name -> (a): to (d) are the mistakes that a reader would fear first.
+WRONG_MODELS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
+    "lost factor 2 in the gradient": wrong(factor=0.5),
+    "temperature multiplied": wrong(power=-1.0),
+    "one loss direction": wrong(one_way=1.0),
+    "flipped sign of ν": wrong(sign=-1.0),
+    "flipped sign of γ": wrong(height=-1.0),
+    "lost factor 2 in γ": wrong(height=0.5),
+    "lost chain rule of ν": wrong(no_chain=1.0),
+    "ignored learning-rate ratio": wrong(lr_ratio=1.0),
+    "lost tangent projection": wrong(radial=1.0),
+    "frozen rows": wrong(rows_speed=0.0),
+    "drift of the rows": wrong(lift=0.01),
+    "one shared height on the sphere": wrong(one_height=True),
+    "ascent": wrong(factor=-1.0),
+    "tenfold flipped γ": wrong(height=-10.0),
+}
