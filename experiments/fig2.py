@@ -34,8 +34,10 @@ def compute(quick: bool, progress) -> xr.Dataset:
     grid = np.geomspace(1e-3, 1e5, sizes["points"])
     around = np.concatenate([np.linspace(1.9, 2.2, 61), np.linspace(3.7, 4.0, 61)])
     ts = np.unique(np.concatenate([SHOWN, grid, around, *times.values()]))
-    for _ in progress([0], "integrating"):
-        result = fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=ts, snapshots=ts, seed=SEED)
+    (result,) = [
+        fs.simulate(fs.GradientFlow(), start, ts=ts, snapshots=ts, seed=SEED)
+        for start in progress([fs.initial.rings()], "integrating")
+    ]
 
     record = xr.Dataset(coords={"time": ts, "shown": list(SHOWN)})
     for name in ("modality_gap", "temperature", "margin"):
@@ -148,9 +150,7 @@ def plot(record: xr.Dataset) -> Figure:
             rf"max $|{symbol} - {symbol}_\mathrm{{paper}}| = {_scientific(facts['max_deviation_' + name])}$",
         )
         for line, text in enumerate(numbers):
-            ax.text(
-                0.97, height - 0.075 * line, text, ha="right", va="top", fontsize=8, transform=ax.transAxes
-            )
+            ax.text(0.97, height - 0.075 * line, text, ha="right", va="top", fontsize=8, transform=ax.transAxes)
         ax.set_title(f"({letter})", fontweight="bold")
 
     for i, t in enumerate(SHOWN):

@@ -140,7 +140,5 @@ def plot(record: xr.Dataset) -> Figure:
         labelspacing=0.3,
     )
     right.set_title(r"$\bf{(b)}$ early enlargement", y=1.22)
-    figure.supxlabel(
-        "Gradient flow in the simulator (the paper's Figure 4 shows training of CLIP)", fontsize=8
-    )
+    figure.supxlabel("Gradient flow in the simulator (the paper's Figure 4 shows training of CLIP)", fontsize=8)
     return figure

@@ -76,9 +76,7 @@ def plot(record: xr.Dataset) -> Figure:
         ),
     )
     labels = (r"$\Delta$", r"$\Delta$", r"$\max_t\Delta - \Delta(0)$", r"$\Delta(10^4)\,/\,\Delta(0)$")
-    for ax, letter, label, (field, levels, colours, title) in zip(
-        axes.flat, "abcd", labels, panels, strict=True
-    ):
+    for ax, letter, label, (field, levels, colours, title) in zip(axes.flat, "abcd", labels, panels, strict=True):
         drawn = _heatmap(ax, field, levels, colours, "black" if letter == "d" else "white")
         figure.colorbar(drawn, ax=ax, label=label, pad=0.02)
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
@@ -108,8 +106,6 @@ def _heatmap(ax: Axes, field: xr.DataArray, levels: np.ndarray, colours: dict, l
     inside = levels[(levels > values.min()) & (levels < values.max())]
     if inside.size:
         widths = np.where(np.isclose(inside, 1.0) & (line == "black"), 1.6, 0.7)
-        lines = ax.contour(
-            np.exp(fine_tau), fine_gamma, values, levels=inside, colors=line, linewidths=widths
-        )
+        lines = ax.contour(np.exp(fine_tau), fine_gamma, values, levels=inside, colors=line, linewidths=widths)
         ax.clabel(lines, fmt="%.3g", fontsize=7)
     return drawn

@@ -55,9 +55,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     record["needed_dim"] = ("needed_dim", np.unique(np.geomspace(3, 1024, 25).astype(int)))
     inverse = [5.0, 1 / 0.07, 100.0]
     record["needed_inverse_temperature"] = ("needed_inverse_temperature", inverse)
-    needed = [
-        theory.theorem_3_3_pairs_needed(record["needed_dim"].to_numpy(), b, GAMMA0, DELTA) for b in inverse
-    ]
+    needed = [theory.theorem_3_3_pairs_needed(record["needed_dim"].to_numpy(), b, GAMMA0, DELTA) for b in inverse]
     record["log10_pairs_needed"] = (("needed_inverse_temperature", "needed_dim"), np.stack(needed))
     record.attrs["fraction_gap_slower"] = float((speeds[:, :, 1] < speeds[:, :, 0]).mean())
     record.attrs["smallest_fraction_gap_enlarges"] = float(np.nanmin(positive[..., 1]))
@@ -79,16 +77,16 @@ def _speeds(pairs: int, dim: int, draws: int):
     @jax.jit
     def measured(template, log_gamma, images, texts):
         def one(rows):
-            position = dataclasses.replace(
-                template.moving.position, image=rows[0], text=rows[1], log_gamma=log_gamma
-            )
+            position = dataclasses.replace(template.moving.position, image=rows[0], text=rows[1], log_gamma=log_gamma)
             moving = dataclasses.replace(template.moving, position=position)
             velocity = flow.vector_field(0.0, dataclasses.replace(template, moving=moving)).position
             _, gap_speed = jax.jvp(gap, (position,), (velocity,))
             return 2 * jnp.exp(log_gamma) * velocity.log_gamma, gap_speed
 
         def gap(position):
-            return observables.modality_gap(*flow.geometry.rows(position, template.constants))
+            rows = flow.geometry.rows(position, template.constants)
+            assert rows is not None
+            return observables.modality_gap(*rows)
 
         return jax.lax.map(one, (images, texts))
 
@@ -149,9 +147,7 @@ def plot(record: xr.Dataset) -> Figure:
     ax.set_title(rf"$\bf{{(c)}}$ starts that enlarge{dashed}")
 
     ax = axes[1, 1]
-    for b, colour in zip(
-        record["needed_inverse_temperature"].to_numpy(), ("sky", "black", "vermilion"), strict=True
-    ):
+    for b, colour in zip(record["needed_inverse_temperature"].to_numpy(), ("sky", "black", "vermilion"), strict=True):
         needed = record["log10_pairs_needed"].sel(needed_inverse_temperature=b)
         ax.plot(record["needed_dim"], needed, color=colours[colour], label=rf"$\tau_0 = {1 / b:.2g}$")
     practice = np.log10(32768)
@@ -168,7 +164,7 @@ def plot(record: xr.Dataset) -> Figure:
     top = float(record["log10_pairs_needed"].max()) * 1.04
     ticks = np.arange(0, top, 20)
     ax.set(xscale="log", xlim=(3, 1024), ylim=(0, top), xlabel="dimension $d$", ylabel="pairs $n$")
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
+    ax.yaxis.set_major_locator(FixedLocator(list(ticks)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_yticklabels([f"$10^{{{k:.0f}}}$" for k in ticks])
     ax.legend(labelspacing=0.3)

@@ -38,9 +38,7 @@ def check(condition: Any, message: str) -> None:
         raise FlowsimError(message)
 
 
-def check_number(
-    name: str, value: Any, *, positive: bool = False, minimum: float | None = None, cure: str
-) -> None:
+def check_number(name: str, value: Any, *, positive: bool = False, minimum: float | None = None, cure: str) -> None:
     """Refuse a number that is not finite, or not positive, or below `minimum`; traced values pass."""
     if not is_concrete(value):
         return

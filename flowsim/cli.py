@@ -116,9 +116,7 @@ class Reproduce:
     claim has its expected verdict, else 1.
     """
 
-    names: Annotated[
-        conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")
-    ] = ()
+    names: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
     """Experiments to run, e.g. fig2; default all."""
     quick: Flag = False
     """Smaller sizes at the same tolerances, into a folder `quick`."""
@@ -147,9 +145,7 @@ class Claims:
     The exit code is 0 if every verdict is the expected one, else 1.
     """
 
-    names: Annotated[
-        conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")
-    ] = ()
+    names: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
     """Claims to check, e.g. lemma-3.1; default all."""
     json: Flag = False
     """JSON alone on stdout: a list of {id, statement, source, assumptions, numbers, expected, verdict}."""
@@ -304,9 +300,7 @@ class Simulate:
         given = {o: getattr(self, o) for o in _START_OPTIONS if getattr(self, o) is not None}
         if self.embeddings is not None:
             if self.start is not None:
-                raise FlowsimError(
-                    "Options `--start` and `--embeddings` exclude each other. Give one of them."
-                )
+                raise FlowsimError("Options `--start` and `--embeddings` exclude each other. Give one of them.")
             for option in given.keys() - {"height"}:
                 raise FlowsimError(f"Option `--{option}` does not go with `--embeddings`. Leave it out.")
             image, text = observables.load_embeddings(self.embeddings)
@@ -316,8 +310,7 @@ class Simulate:
         for option in given:
             if option not in takes:
                 raise FlowsimError(
-                    f"Start {name!r} has no option `--{option}`. It takes "
-                    f"{', '.join(f'--{o}' for o in takes)}."
+                    f"Start {name!r} has no option `--{option}`. It takes {', '.join(f'--{o}' for o in takes)}."
                 )
         return getattr(initial, name)(**{takes[o]: v for o, v in given.items()})
 
@@ -375,8 +368,7 @@ def parse_change(flow: "GradientFlow", change: str) -> tuple[str, Any]:
     path, equals, text = change.partition("=")
     if not (path and equals and text):
         raise FlowsimError(
-            f"Option `--set` takes PATH=VALUE, but got {change!r}. "
-            "Use e.g. --set schedule.temperature.init=0.1."
+            f"Option `--set` takes PATH=VALUE, but got {change!r}. Use e.g. --set schedule.temperature.init=0.1."
         )
     old = config.get(flow, path)
     value = _parse_value(text)
@@ -438,9 +430,7 @@ def check_writable_folder(folder: Path) -> None:
 def check_writable_file(path: Path, suffix: str) -> None:
     """Refuse a file that cannot be written, before any time is spent; leaves nothing behind."""
     if path.suffix != suffix:
-        raise FlowsimError(
-            f"Option `--out` takes a {suffix} file, but got {path.name!r}. Use e.g. run{suffix}."
-        )
+        raise FlowsimError(f"Option `--out` takes a {suffix} file, but got {path.name!r}. Use e.g. run{suffix}.")
     if path.is_dir():
         raise FlowsimError(f"Cannot write {str(path)!r}: it is a folder. Choose another name with --out.")
     check_writable_folder(path.parent)

@@ -81,9 +81,7 @@ def _with(module: Any, name: str, value: Any) -> Any:
         return tuple(value if str(i) == name else v for i, v in enumerate(module))
     old = getattr(module, name)
     if isinstance(old, eqx.Module) and not isinstance(value, (eqx.Module, str)):
-        raise FlowsimError(
-            f"Path {name!r} holds {type(old).__name__}, not {value!r}. Give an object of its kind."
-        )
+        raise FlowsimError(f"Path {name!r} holds {type(old).__name__}, not {value!r}. Give an object of its kind.")
     if isinstance(old, np.ndarray) and not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
         raise FlowsimError(f"Path {name!r} holds a number, not {value!r}. Give a number.")
     if type(old) is int and not isinstance(value, (int, np.integer)):
@@ -108,8 +106,6 @@ def _child(module: Any, name: str, prefix: str) -> Any:
     names = [f.name for f in dataclasses.fields(module) if f.init]  # pyright: ignore[reportArgumentType]
     if name not in names:
         if not names:
-            raise FlowsimError(
-                f"Path {prefix + name!r} does not exist: {type(module).__name__} has no fields."
-            )
+            raise FlowsimError(f"Path {prefix + name!r} does not exist: {type(module).__name__} has no fields.")
         raise unknown_name("path", prefix + name, [prefix + n for n in names])
     return getattr(module, name)

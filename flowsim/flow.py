@@ -99,9 +99,7 @@ class GradientFlow(eqx.Module):
     def loss_value(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
         """The loss that the flow descends: L, or (1 − p) L + p E[L∘swap] with a swap of fraction p."""
         beta = self.inverse_temperature(t, state, horizon)
-        plain = self.loss.value(
-            beta * self.geometry.similarity(state.moving.position, state.constants), state.targets
-        )
+        plain = self.loss.value(beta * self.geometry.similarity(state.moving.position, state.constants), state.targets)
         swap = self.schedule.swap
         if not swap.active:
             return plain

@@ -58,9 +58,7 @@ class AbstractGeometry(eqx.Module):
         """Velocity of the position under the force F = −∂L/∂S."""
 
     @abc.abstractmethod
-    def rows(
-        self, position: Position, constants: Constants
-    ) -> tuple[Float[Array, "n D"], Float[Array, "n D"]] | None:
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]] | None:
         """Unit rows (image, text) as the model would output them; None if only similarities are known."""
 
     @abc.abstractmethod
@@ -74,7 +72,7 @@ class AbstractGeometry(eqx.Module):
         """Velocity of the position under forces on the output rows."""
 
     @abc.abstractmethod
-    def log_gamma(self, position: Position) -> Float[Array, ""] | None:
+    def log_gamma(self, position: Position) -> Float[Numeric, ""] | None:
         """ln|γ|, or None without γ."""
 
 
@@ -118,9 +116,7 @@ class Sphere(AbstractGeometry):
         image, text = self.rows(position, constants)
         return self.velocity_from_rows(position, constants, force @ text, force.T @ image)
 
-    def rows(
-        self, position: Position, constants: Constants
-    ) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
         # Normalising inside the field makes the radial direction neutral instead of unstable.
         return normalise(position.image), normalise(position.text)
 
@@ -200,9 +196,7 @@ class Parallel(AbstractGeometry):
             _cone_force(image @ text.T, force),
         )
 
-    def rows(
-        self, position: Position, constants: Constants
-    ) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
         return _lift(normalise(position.image), normalise(position.text), position, constants)
 
     def velocity_from_rows(
@@ -228,7 +222,7 @@ class Parallel(AbstractGeometry):
             log_velocity,
         )
 
-    def log_gamma(self, position: Position) -> Float[Array, ""]:
+    def log_gamma(self, position: Position) -> Float[Numeric, ""]:
         return position.log_gamma
 
 
@@ -265,9 +259,7 @@ class Reduced(AbstractGeometry):
     def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
         return ConePosition(None, None, _cone_force(constants.similarity, force))
 
-    def rows(
-        self, position: Position, constants: Constants
-    ) -> tuple[Float[Array, "n D"], Float[Array, "n D"]] | None:
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]] | None:
         if constants.image is None:
             return None
         return _lift(constants.image, constants.text, position, constants)
@@ -280,14 +272,12 @@ class Reduced(AbstractGeometry):
         text_force: Float[Array, "n D"],
     ) -> Position:
         if constants.image is None:
-            raise FlowsimError(
-                "Swaps need rows, but the start holds only similarities. Give rows to `Start`."
-            )
+            raise FlowsimError("Swaps need rows, but the start holds only similarities. Give rows to `Start`.")
         full = ConePosition(constants.image, constants.text, position.log_gamma)
         velocity = Parallel().velocity_from_rows(full, constants, image_force, text_force)
         return ConePosition(None, None, velocity.log_gamma)
 
-    def log_gamma(self, position: Position) -> Float[Array, ""]:
+    def log_gamma(self, position: Position) -> Float[Numeric, ""]:
         return position.log_gamma
 
 
@@ -320,7 +310,7 @@ def _split_gamma(start: Start) -> tuple[Any, Any]:
     assert gamma is not None
     sign = np.asarray(np.sign(gamma))
     if start.log_gamma is not None:
-        return sign, start.log_gamma
+        return sign, np.asarray(start.log_gamma)
     return sign, np.asarray(np.log(np.abs(gamma)) if sign else 0.0)
 
 

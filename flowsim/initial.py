@@ -221,9 +221,7 @@ class Simplex(AbstractRecipe):
 rings, cones, uniform, matched = Rings, Cones, Uniform, MatchedPairs
 orthonormal, simplex = Orthonormal, Simplex
 
-KINDS: dict[str, type] = {
-    cls.__name__: cls for cls in (Rings, Cones, Uniform, MatchedPairs, Orthonormal, Simplex)
-}
+KINDS: dict[str, type] = {cls.__name__: cls for cls in (Rings, Cones, Uniform, MatchedPairs, Orthonormal, Simplex)}
 
 
 def from_arrays(image: ArrayLike, text: ArrayLike, gamma: float | None = None) -> Start:

@@ -90,13 +90,9 @@ def _check_shapes(arguments: dict[str, Any], pairs: bool) -> None:
     if "image" in shapes and "text" in shapes:
         (n, d), (m, e) = shapes["image"], shapes["text"]
         if d != e:
-            raise FlowsimError(
-                f"`image` has {d} columns and `text` has {e}. Use embeddings from one shared space."
-            )
+            raise FlowsimError(f"`image` has {d} columns and `text` has {e}. Use embeddings from one shared space.")
         if pairs and n != m:
-            raise FlowsimError(
-                f"`image` has {n} rows and `text` has {m}. Pass pairs: one text row for each image row."
-            )
+            raise FlowsimError(f"`image` has {n} rows and `text` has {m}. Pass pairs: one text row for each image row.")
 
 
 def _check_values(name: str, value: Any) -> np.ndarray:
@@ -117,9 +113,7 @@ def _check_values(name: str, value: Any) -> np.ndarray:
             "Remove those rows, or repair their source."
         )
     if name == "temperature" and array.ndim == 0 and array <= 0:
-        raise FlowsimError(
-            f"Argument `temperature` must be positive, but is {array}. Pass τ itself, not log τ."
-        )
+        raise FlowsimError(f"Argument `temperature` must be positive, but is {array}. Pass τ itself, not log τ.")
     if name in ("image", "text") and array.ndim == 2 and array.shape[1]:
         zero = np.flatnonzero(~array.any(axis=1))
         if len(zero):
@@ -224,9 +218,7 @@ def _spread(unit: MoreRows) -> Float[Array, ""]:
 def _log_mean_kernel(queries: Rows, others: Rows) -> Float[Array, ""]:
     """log mean_{i≠j} exp(−2‖q_i − o_j‖²) of unit rows, i.e. of exp(−4(1 − cosine))."""
     n = queries.shape[0]
-    sums = _by_row(
-        lambda i, z: jnp.sum(jnp.where(jnp.arange(n) == i, 0.0, jnp.exp(4.0 * (z - 1.0)))), queries, others
-    )
+    sums = _by_row(lambda i, z: jnp.sum(jnp.where(jnp.arange(n) == i, 0.0, jnp.exp(4.0 * (z - 1.0)))), queries, others)
     return jnp.log(jnp.sum(sums) / (n * (n - 1)))
 
 
@@ -327,9 +319,7 @@ def linear_separability(image: Any, text: Any, seed: int = 0) -> float:
     fit, for stored embeddings.
     """
     if isinstance(image, Tracer) or isinstance(text, Tracer):
-        raise FlowsimError(
-            "linear_separability fits a classifier and cannot be traced. Call it outside jax.jit."
-        )
+        raise FlowsimError("linear_separability fits a classifier and cannot be traced. Call it outside jax.jit.")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise FlowsimError(f"Argument `seed` must be a whole number of at least 0, but is {seed!r}.")
     arrays = {"image": _check_values("image", image), "text": _check_values("text", text)}
@@ -337,15 +327,11 @@ def linear_separability(image: Any, text: Any, seed: int = 0) -> float:
     fit, judge = [], []
     for rows, label in ((arrays["image"], -1.0), (arrays["text"], 1.0)):
         rows = rows / np.abs(rows).max(axis=1, keepdims=True)
-        rows = label * np.column_stack(
-            [rows / np.linalg.norm(rows, axis=1, keepdims=True), np.ones(len(rows))]
-        )
+        rows = label * np.column_stack([rows / np.linalg.norm(rows, axis=1, keepdims=True), np.ones(len(rows))])
         order = np.random.default_rng(seed).permutation(len(rows))
         fit.append(rows[order[: len(rows) // 2]])
         judge.append(rows[order[len(rows) // 2 :]])
-    weights = _logistic_regression(
-        np.concatenate(fit), np.repeat([0.5 / len(f) for f in fit], [len(f) for f in fit])
-    )
+    weights = _logistic_regression(np.concatenate(fit), np.repeat([0.5 / len(f) for f in fit], [len(f) for f in fit]))
     # Rows carry their label as a sign; a score of exactly zero counts as an image.
     return float(np.mean([np.mean(judge[0] @ weights >= 0), np.mean(judge[1] @ weights > 0)]))
 
@@ -510,9 +496,7 @@ def uniformity(image: Rows, text: Rows) -> Uniformity:
     Normalisation: unit rows. Sample: distinct rows within a modality, non-pairs across, in blocks of rows.
     Range: [−8, 0] each; lower is more uniform. Source: Wang & Isola, ICML 2020, t = 2.
     """
-    return Uniformity(
-        image_uniformity(image, text), text_uniformity(image, text), cross_uniformity(image, text)
-    )
+    return Uniformity(image_uniformity(image, text), text_uniformity(image, text), cross_uniformity(image, text))
 
 
 @_metric(pairs=False)
@@ -725,9 +709,7 @@ class Report:
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def report(
-    image: Any, text: Any, temperature: Any = None, captions_per_image: int = 1, seed: int = 0
-) -> Report:
+def report(image: Any, text: Any, temperature: Any = None, captions_per_image: int = 1, seed: int = 0) -> Report:
     """Every metric of `REGISTRY` for two embedding sets, with a reason for each that does not apply.
 
     `temperature` (τ, positive) is needed by `doubly_stochastic_defect` alone. With c = `captions_per_image`
@@ -743,9 +725,7 @@ def report(
     _check_shapes(arrays, pairs=False)
     (n, d), m = arrays["image"].shape, len(arrays["text"])
     paired = n == m and c == 1
-    hint = (
-        f"it takes one text per image, for example text[::{c}]" if c > 1 else "row i of both must be a pair"
-    )
+    hint = f"it takes one text per image, for example text[::{c}]" if c > 1 else "row i of both must be a pair"
 
     values = dict.fromkeys(REGISTRY, math.nan)
     reasons, traced = {}, []
@@ -777,9 +757,7 @@ def report(
 def _evaluate(names: tuple[str, ...], image: Any, text: Any, temperature: Any = None) -> dict[str, Any]:
     """Many traceable observables in one compilation."""
     tau = {True: {"temperature": temperature}, False: {}}
-    return {
-        name: REGISTRY[name].function(image, text, **tau[REGISTRY[name].needs_temperature]) for name in names
-    }
+    return {name: REGISTRY[name].function(image, text, **tau[REGISTRY[name].needs_temperature]) for name in names}
 
 
 def load_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -799,9 +777,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 if content.ndim != 3 or content.shape[0] != 2:
-                    raise FlowsimError(
-                        f"{path} holds an array of shape {content.shape}, not (2, n, d). {cure}"
-                    )
+                    raise FlowsimError(f"{path} holds an array of shape {content.shape}, not (2, n, d). {cure}")
                 image, text = content
             else:
                 if not {"image", "text"} <= set(content.files):
@@ -818,9 +794,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
         raise FlowsimError(f"{path} cannot be read ({error.strerror or error}). Check the file.") from error
     except Exception as error:  # NumPy and zipfile raise many kinds for a file that is damaged or foreign
         if "allow_pickle" in str(error):
-            raise FlowsimError(
-                f"{path} holds pickled Python objects, which are not loaded. {cure}"
-            ) from error
+            raise FlowsimError(f"{path} holds pickled Python objects, which are not loaded. {cure}") from error
         raise FlowsimError(f"{path} is damaged or not a NumPy file ({error}). {cure}") from error
     try:
         arrays = {"image": _check_values("image", image), "text": _check_values("text", text)}

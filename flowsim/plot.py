@@ -14,8 +14,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from flowsim import observables
@@ -35,9 +37,7 @@ COLOURS: dict[str, str] = {
     "grey": "#8C8C8C",
 }
 #: Order in which curves take colours; yellow is left out, too light for lines.
-CYCLE: tuple[str, ...] = tuple(
-    COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky", "black")
-)
+CYCLE: tuple[str, ...] = tuple(COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky", "black"))
 IMAGE_COLOUR = COLOURS["blue"]
 TEXT_COLOUR = COLOURS["vermilion"]
 #: Background where every pair is nearest in both directions.
@@ -59,7 +59,7 @@ _PAPER: dict[str, Any] = {
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": plt.cycler(color=CYCLE),
+    "axes.prop_cycle": cycler(color=CYCLE),
     "axes.titlelocation": "left",
     "lines.linewidth": 1.3,
     "lines.markersize": 3.5,
@@ -85,7 +85,8 @@ def paper_style() -> Iterator[None]:
     """The style of the reproduced figures, for as long as the context lasts."""
     with plt.rc_context():
         plt.rcdefaults()
-        plt.rcParams.update(_PAPER)
+        for key, value in _PAPER.items():
+            plt.rcParams[key] = value  # pyright: ignore[reportArgumentType]
         yield
 
 
@@ -144,7 +145,7 @@ def shade_intervals(time: np.ndarray, inside: np.ndarray, ax: Axes) -> Axes:
     """Shade the stretches of `time` (T,) where `inside` (T,) is true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(int)))
     for first, last in zip(edges[::2], edges[1::2] - 1, strict=True):
-        ax.axvspan(time[first], time[last], color=MATCHED_COLOUR, lw=0, zorder=0)
+        ax.axvspan(float(time[first]), float(time[last]), color=MATCHED_COLOUR, lw=0, zorder=0)
     return ax
 
 
@@ -169,9 +170,7 @@ def sphere(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Ax
     ax.view_init(elev=18, azim=-60)
     ax.set_proj_type("ortho")
     elevation, azimuth = np.deg2rad([ax.elev, ax.azim])
-    sight = np.array(
-        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
-    )
+    sight = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
     _wireframe(ax, sight)
     for x, y in zip(image, text, strict=True):
         depth = float((x + y) @ sight / 2)
@@ -188,7 +187,7 @@ def sphere(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Ax
                 color=_faded(colour, 0.45 + 0.55 * near), zorder=2.5 + depth,
             )  # fmt: skip
     ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
-    ax.set_box_aspect((1, 1, 1), zoom=1.55)
+    ax.set_box_aspect((1, 1, 1), zoom=1.55)  # pyright: ignore[reportArgumentType]
     ax.set_axis_off()
     return ax
 
@@ -202,7 +201,7 @@ def similarity(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -
     ax.set_xlabel("text $j$")
     ax.set_ylabel("image $i$")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.set_major_locator(MaxNLocator(integer=True))
     ax.figure.colorbar(drawn, ax=ax, label=r"cosine $S_{ij}$", shrink=0.85)
     return ax
 
@@ -225,8 +224,8 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
         grid = figure.add_gridspec(2, 1, height_ratios=[4, 1.2]) if shown else figure.add_gridspec(1, 1)
         panels = grid[0].subgridspec(2, 2)
         axes = [figure.add_subplot(panels[i // 2, i % 2]) for i in range(len(names))]
-        spheres = grid[-1].subgridspec(1, len(shown)) if shown else ()
-        for snapshot, place in zip(shown, spheres, strict=True):
+        for i, snapshot in enumerate(shown):
+            place = grid[1].subgridspec(1, len(shown))[i]
             panel = figure.add_subplot(place, projection="3d")
             sphere(snapshot, ax=panel)
             panel.set_title(f"$t$ = {time_text(snapshot.time)}", loc="center")

@@ -50,16 +50,13 @@ class Status(enum.Enum):
         "Use a parametrization that keeps β positive, such as Exp()."
     )
     MAX_STEPS = (
-        "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or "
-        "shorten `t1`."
+        "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or shorten `t1`."
     )
     PRECISION = (
         "Stopped: the forces cancel to rounding, and double precision cannot follow the flow any further; "
         "later slots are NaN. Use a shorter `t1`."
     )
-    NON_FINITE = (
-        "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
-    )
+    NON_FINITE = "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
     PREDICTED = "Predicted: closed form, not integrated."
 
     @property
@@ -94,8 +91,7 @@ class SimulationStopped(FlowsimError):
     def __init__(self, result: "Result") -> None:
         self.result = result
         super().__init__(
-            f"{result.status.sentence} (t = {result.status.stopped_at:.6g}; "
-            "`throw=False` returns the part before.)"
+            f"{result.status.sentence} (t = {result.status.stopped_at:.6g}; `throw=False` returns the part before.)"
         )
 
 
@@ -178,7 +174,7 @@ class Result:
 
     def _snapshot(self, index: int) -> Snapshot:
         t = float(self.snapshot_time[index])
-        get = {**self.constants, **{k: v[index] for k, v in self.snapshots.items()}}
+        get = {**self.constants, **{k: np.asarray(v[index]) for k, v in self.snapshots.items()}}
         raw = get.pop("raw", None)
         slot = np.flatnonzero(self.time == t)
         values = {k: float(v[slot[0]]) for k, v in self.series.items()} if slot.size else {}
@@ -256,9 +252,7 @@ class Result:
             if not finite.size:
                 rows.append((name, "-", "-", self.reasons.get(name, "not finite")))
                 continue
-            rows.append(
-                (name, f"{finite[0]:.5g}", f"{finite[-1]:.5g}", f"{finite.min():.4g} .. {finite.max():.4g}")
-            )
+            rows.append((name, f"{finite[0]:.5g}", f"{finite[-1]:.5g}", f"{finite.min():.4g} .. {finite.max():.4g}"))
         return rows
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -289,9 +283,7 @@ class Result:
             f"{html.escape(v)}</td></tr>"
             for k, v in self._facts()
         )
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows()
-        )
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows())
         head = "".join(f"<th>{c}</th>" for c in ("observable", "first", "last", "range"))
         return f"<table>{facts}</table><table><tr>{head}</tr>{body}</table>"
 
@@ -342,8 +334,7 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     version = int(dataset.attrs["schema_version"])
     check(
         version <= SCHEMA_VERSION,
-        f"{str(path)!r} has schema version {version}, but this flowsim reads up to {SCHEMA_VERSION}. "
-        "Upgrade flowsim.",
+        f"{str(path)!r} has schema version {version}, but this flowsim reads up to {SCHEMA_VERSION}. Upgrade flowsim.",
     )
     series, snapshots, constants, reasons = {}, {}, {}, {}
     for key, variable in dataset.data_vars.items():

@@ -119,9 +119,7 @@ def simulate(
         if raw is not None:
             state = eqx.tree_at(lambda s: s.moving.raw, state, jnp.asarray(raw, dtype))
         kept = _snapshot_times(ts_, snapshots, state)
-        run = _chain(
-            flow_, state, t0, ts_, kept, horizon_, rtol, atol, method, max_steps, tuple(observables), dtype
-        )
+        run = _chain(flow_, state, t0, ts_, kept, horizon_, rtol, atol, method, max_steps, tuple(observables), dtype)
     options = {
         "seed": seed, "horizon": horizon_, "rtol": rtol, "atol": atol, "precision": precision,
         "method": method, "t0": t0, "observables": list(observables),
@@ -129,9 +127,7 @@ def simulate(
     start_config = to_config(start) if isinstance(start, AbstractRecipe) else {"kind": type(start).__name__}
     result = _assemble(flow, run, ts_, kept, options, start_config)
     total = time.perf_counter() - wall
-    result.stats.update(
-        compile_seconds=timer.seconds, run_seconds=max(total - timer.seconds, 0.0), wall_seconds=total
-    )
+    result.stats.update(compile_seconds=timer.seconds, run_seconds=max(total - timer.seconds, 0.0), wall_seconds=total)
     if throw and not result.status.ok:
         raise SimulationStopped(result)
     return result
@@ -267,9 +263,7 @@ def _pair_similarity(flow: GradientFlow, state: State) -> Array:
     return flow.geometry.pair_similarity(state.moving.position, state.constants)
 
 
-def _observe(
-    flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]
-) -> dict[str, Any]:
+def _observe(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Named scalars of a state; quantities that this flow does not have are left out."""
     beta = flow.inverse_temperature(t, state, horizon)
     values: dict[str, Any] = {}
@@ -717,14 +711,12 @@ def _assemble(
     reached = np.flatnonzero(_is_filled(run.snapshots))
     constants = to_numpy(run.state.constants)
     starts = [
-        flow.geometry.to_start(jax.tree.map(lambda x, i=i: x[i], run.snapshots.position), constants)
-        for i in reached
+        flow.geometry.to_start(jax.tree.map(lambda x, i=i: x[i], run.snapshots.position), constants) for i in reached
     ]
     stored: dict[str, np.ndarray] = {}
     fixed: dict[str, np.ndarray] = {}
-    flowing = {
-        f.name for f in dataclasses.fields(run.snapshots.position) if getattr(run.snapshots.position, f.name) is not None
-    }  # fmt: skip
+    position = run.snapshots.position
+    flowing = {f.name for f in dataclasses.fields(position) if getattr(position, f.name) is not None}
     for field in dataclasses.fields(Start):
         values = [getattr(s, field.name) for s in starts]
         if not values or values[0] is None:
@@ -734,13 +726,11 @@ def _assemble(
         else:
             fixed[field.name] = np.asarray(values[0])
     if run.snapshots.raw is not None:
-        stored["raw"] = run.snapshots.raw[reached]
+        stored["raw"] = np.asarray(run.snapshots.raw)[reached]
     reasons = {}
-    if run.state.constants is not None and getattr(run.state.constants, "similarity", None) is not None:
-        if run.state.constants.image is None:
-            for name, values in run.series.items():
-                if np.isnan(values).all():
-                    reasons[name] = "needs rows, but the start holds only similarities"
+    if starts and starts[0].image is None:
+        missing = [name for name, values in run.series.items() if np.isnan(values).all()]
+        reasons = dict.fromkeys(missing, "needs rows, but the start holds only similarities")
     result = Result(
         time=ts,
         series={name: run.series[name] for name in options["observables"] if name in run.series},

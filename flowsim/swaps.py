@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array, Float
 
@@ -114,7 +113,5 @@ def _check_fraction(fraction: Any, masks: int) -> None:
     check_number("fraction", fraction, minimum=0.0, cure="Use a fraction between 0 and 1.")
     if is_concrete(fraction):
         value = float(fraction)
-        check(
-            value <= 1, f"Argument `fraction` must be at most 1, but is {value:g}. Use a number from 0 to 1."
-        )
+        check(value <= 1, f"Argument `fraction` must be at most 1, but is {value:g}. Use a number from 0 to 1.")
     check(masks >= 1, f"Argument `masks` must be at least 1, but is {masks}. Use e.g. 64.")

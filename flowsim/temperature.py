@@ -189,9 +189,7 @@ class Cosine(AbstractTemperature):
 
     def __check_init__(self) -> None:
         for name in ("low", "high", "cycles"):
-            check_number(
-                name, getattr(self, name), positive=True, cure="Use e.g. Cosine(0.01, 0.04, cycles=5)."
-            )
+            check_number(name, getattr(self, name), positive=True, cure="Use e.g. Cosine(0.01, 0.04, cycles=5).")
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         turn = namespace(progress, self.cycles).cos(2 * np.pi * self.cycles * _clip(progress))

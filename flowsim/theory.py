@@ -38,11 +38,7 @@ def _inside(name: str, value: Input, low: float, high: float, cure: str, closed:
     wrong = (array < low if closed else array <= low) | (array >= high)
     if np.any(wrong):
         if high == math.inf:
-            rule = (
-                "be positive"
-                if (low, closed) == (0, False)
-                else f"be {'at least' if closed else 'above'} {low:g}"
-            )
+            rule = "be positive" if (low, closed) == (0, False) else f"be {'at least' if closed else 'above'} {low:g}"
         else:
             rule = f"be below {high:g}" if low == -math.inf else f"lie between {low:g} and {high:g}"
         raise FlowsimError(f"Argument `{name}` must {rule}, but is {array[wrong].flat[0]:g}. Use {cure}.")
@@ -80,9 +76,7 @@ def _single(**values: Input) -> None:
     """One trajectory at a time: its arguments are numbers."""
     for name, value in values.items():
         if np.ndim(value) or np.isnan(np.asarray(value, np.float64)):
-            raise FlowsimError(
-                f"Argument `{name}` must be one number, but is {value}. Use one call per trajectory."
-            )
+            raise FlowsimError(f"Argument `{name}` must be one number, but is {value}. Use one call per trajectory.")
 
 
 # --- the temperature's potential ----------------------------------------------------------------------------
@@ -161,9 +155,7 @@ def _temperature_after(
     change = np.asarray(lr_ratio) / 2 * (drop + np.square(gamma0) * np.expm1(-2 * drop) / 2)
     if parametrization == "exp":
         return np.asarray(beta0) * _inverse_potential(change, parametrization, scale)
-    return _inverse_potential(
-        _potential(np.asarray(beta0), parametrization, scale) + change, parametrization, scale
-    )
+    return _inverse_potential(_potential(np.asarray(beta0), parametrization, scale) + change, parametrization, scale)
 
 
 # --- conserved quantities -----------------------------------------------------------------------------------
@@ -207,20 +199,14 @@ def conserved_residual(
     Shapes (time, ...) with time first; the same shape is returned. Raises as `conserved_quantity`. Derived
     here.
     """
-    terms = np.stack(
-        np.broadcast_arrays(*_terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio))
-    )
+    terms = np.stack(np.broadcast_arrays(*_terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio)))
     if terms.ndim == 1:
-        raise FlowsimError(
-            "Argument `log_gamma` must be a series, but is one number. Use an array with time first."
-        )
+        raise FlowsimError("Argument `log_gamma` must be a series, but is one number. Use an array with time first.")
     total = terms.sum(0)
     return (total - total[0]) / np.abs(terms).sum(0)
 
 
-def sphere_exponent(
-    pairs: Input, scale: float = 1.0, lr_ratio: Input = 1.0, embedding_rate: Input = 1.0
-) -> Values:
+def sphere_exponent(pairs: Input, scale: float = 1.0, lr_ratio: Input = 1.0, embedding_rate: Input = 1.0) -> Values:
     """−k s²/(r n), the power of β that γ follows on the free sphere if both softmaxes are doubly stochastic.
 
     Also the power of ln t with which that gap closes. k is the embeddings' speed relative to ν's unit. Any
@@ -245,9 +231,7 @@ def sphere_conserved_quantity(
     `sphere_exponent` and `potential`. Derived here.
     """
     power = sphere_exponent(pairs, 1.0, lr_ratio, embedding_rate)
-    return (
-        np.asarray(log_gamma, np.float64) - power * potential(inverse_temperature, parametrization, scale)
-    )[()]
+    return (np.asarray(log_gamma, np.float64) - power * potential(inverse_temperature, parametrization, scale))[()]
 
 
 def lemma_3_1(gamma: Input, gamma0: Input, beta0: Input) -> Values:
@@ -345,9 +329,7 @@ def gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input)
         return (margin * np.exp(log_expit(np.log(_pairs(pairs) - 1) - margin * a)))[()]
 
 
-def fixed_temperature_rate(
-    inverse_temperature: Input, margin: Input, pairs: Input, gamma: Input = 0.0
-) -> Values:
+def fixed_temperature_rate(inverse_temperature: Input, margin: Input, pairs: Input, gamma: Input = 0.0) -> Values:
     """2β g(β(1−γ²)) = −d ln γ/dt at fixed temperature: decay if the margin is positive, growth if negative.
 
     Any shape; per unit of flow time. Raises `FlowsimError` for β ≤ 0 or n < 2. Derived here.
@@ -504,9 +486,7 @@ class Theorem32Assumption(NamedTuple):
     holds: Flags
 
 
-def _theorem_3_2_constants(
-    gamma0: Input, beta0: Input, margin: Input, pairs: Input
-) -> tuple[Values, Values, Values]:
+def _theorem_3_2_constants(gamma0: Input, beta0: Input, margin: Input, pairs: Input) -> tuple[Values, Values, Values]:
     gamma0, margin = _gamma0(gamma0), _positive("margin", margin)
     common = margin * _positive("beta0", beta0) * np.sqrt(gamma0)
     c2 = common * (1 - gamma0**2) * np.exp(-(gamma0**2) / 4)
@@ -649,9 +629,7 @@ def theorem_3_3_limit(beta0: Input, gamma0: Input, dim: Input) -> Values:
     return (4 * beta0 * gamma0 * bessel_ratio(order, beta0 * (1 - gamma0**2)))[()]
 
 
-def theorem_3_3_bound(
-    pairs: Input, dim: Input, beta0: Input, gamma0: Input, delta: Input = 0.05
-) -> Theorem33Bound:
+def theorem_3_3_bound(pairs: Input, dim: Input, beta0: Input, gamma0: Input, delta: Input = 0.05) -> Theorem33Bound:
     """Lower bound on dΔ/dt(0) with probability 1 − δ, for rows uniform on the sphere.
 
     4β0γ0 [(ξ1 − 2e^a ε)/(ξ2 + (e^a − e^{−a})ε) − 2ε], ε = √(ln((4n+1)/δ)/(2n)), ξ2 as in
@@ -725,13 +703,9 @@ def exponential_loss_log_gamma(
     from scipy.integrate import solve_ivp
 
     with np.errstate(under="ignore"):
-        solution = solve_ivp(
-            drop_rate, (0.0, s[-1]), [0.0], "DOP853", s, rtol=1e-12, atol=1e-14, max_step=0.25
-        )
+        solution = solve_ivp(drop_rate, (0.0, s[-1]), [0.0], "DOP853", s, rtol=1e-12, atol=1e-14, max_step=0.25)
     if not solution.success:
-        raise FlowsimError(
-            f"The schedule could not be integrated: {solution.message} Use a smoother schedule."
-        )
+        raise FlowsimError(f"The schedule could not be integrated: {solution.message} Use a smoother schedule.")
     return start - solution.y[0]
 
 

@@ -7,9 +7,7 @@ from scipy.special import logsumexp, softmax
 def plain_loss(logits):
     """(1/2n) Σ_i [lse(M_i,:) − M_ii + lse(M_:,i) − M_ii]."""
     n = len(logits)
-    return (logsumexp(logits, axis=1).sum() + logsumexp(logits, axis=0).sum() - 2 * np.trace(logits)) / (
-        2 * n
-    )
+    return (logsumexp(logits, axis=1).sum() + logsumexp(logits, axis=0).sum() - 2 * np.trace(logits)) / (2 * n)
 
 
 def plain_gradient(logits, rows=None, columns=None):

@@ -156,9 +156,7 @@ import jax, jax.numpy as jnp
 print(json.dumps({"loaded": loaded, "x64": jax.config.jax_enable_x64, "dtype": str(jnp.ones(1).dtype),
                   "promotion": jax.config.jax_numpy_dtype_promotion, "nans": jax.config.jax_debug_nans}))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stderr == ""
     return json.loads(done.stdout)
 

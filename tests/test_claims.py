@@ -4,10 +4,11 @@ import json
 import math
 from functools import cache
 
-import flowsim as fs
 import pytest
-from flowsim.claims import Claim, System, Table, Verdict
 from wrong_models import WRONG_MODELS, wrong
+
+import flowsim as fs
+from flowsim.claims import Claim, System, Table, Verdict
 
 NAMES = fs.claims.names()
 
@@ -22,12 +23,59 @@ FEARED = (
     "lost factor 2 in the gradient", "temperature multiplied", "one loss direction", "flipped sign of ν",
 )  # fmt: skip
 
-CONSERVED = {"lemma-3.1", "conserved-exp", "conserved-scaled-exp", "conserved-softplus", "conserved-identity"}
 FIELD = {"field-is-gradient", "loss-decreases"}
-LAWS = {"power-of-beta", "closed-form", "exponent-in-time", "identity-law"}
+CONSERVED = {"lemma-3.1", "conserved-exp", "conserved-scaled-exp", "conserved-softplus", "conserved-identity"}
+RINGS = {"figure-2", "rings-conserve", "rings-exponent"}
+RATES = {"fixed-temperature", "linear-schedule"}
+TOGETHER = {"gap-moves-with-temperature", "force-sign"}
 
 #: model -> exactly the claims that it turns.
-TURNED: dict[str, set[str]] = {}
+TURNED: dict[str, set[str]] = {
+    "lost factor 2 in the gradient": {
+        "loss-gradient", *FIELD, "closed-form", "theorem-3.3-bound", "figure-2", *RATES,
+    },
+    "temperature multiplied": {
+        *FIELD, *CONSERVED, "closed-form", "identity-law", "theorem-3.2", "theorem-3.3-height",
+        "theorem-3.3-deduction", "theorem-3.3-bound", "figure-2", "rings-conserve", *RATES, "label-noise",
+        "enlarge-then-close", "force-sign", "temperature-presets",
+    },
+    # Rings and orthonormal or simplex pairs have symmetric softmaxes: one direction is as good as two.
+    "one loss direction": {"loss-gradient", *FIELD, "symmetries", "fixed-temperature"},
+    "flipped sign of ν": {
+        *FIELD, *CONSERVED, "power-of-beta", "closed-form", "exponent-in-time", "identity-law", "theorem-3.2",
+        *RINGS, *TOGETHER, "temperature-presets",
+    },
+    "flipped sign of γ": {
+        *FIELD, *CONSERVED, "power-of-beta", "closed-form", "exponent-in-time", "identity-law", "theorem-3.2",
+        "theorem-3.3-height", "theorem-3.3-deduction", "theorem-3.3-bound", *RATES, "label-noise",
+        "enlarge-then-close", *TOGETHER, "temperature-presets",
+    },
+    "lost factor 2 in γ": {
+        *FIELD, *CONSERVED, "power-of-beta", "closed-form", "exponent-in-time", "identity-law",
+        "theorem-3.3-bound", *RATES,
+    },
+    "lost chain rule of ν": {
+        *FIELD, *(CONSERVED - {"conserved-identity"}), "power-of-beta", "closed-form", "exponent-in-time",
+        "theorem-3.2", *RINGS,
+    },
+    "ignored learning-rate ratio": {
+        *FIELD, *(CONSERVED - {"lemma-3.1"}), "power-of-beta", "exponent-in-time", "identity-law",
+    },
+    "lost tangent projection": {*FIELD, *RINGS},
+    "frozen rows": {
+        "field-is-gradient", "theorem-3.3-gap", *RINGS, "enlarge-then-close", "gap-moves-with-temperature",
+        "temperature-presets",
+    },
+    "drift of the rows": {*FIELD, "symmetries", *RINGS, "closed-stays-closed"},
+    "one shared height on the sphere": {*RINGS, "lemma-3.1-on-figure-2"},
+    "tenfold flipped γ": {"theorem-3.2", "theorem-3.2-as-printed"},
+}  # fmt: skip
+
+#: Models that are run on some claims only: the others do not fit them, or take long to say the same.
+ASKED = {
+    "one shared height on the sphere": {*RINGS, "lemma-3.1-on-figure-2"},
+    "tenfold flipped γ": {"theorem-3.2", "theorem-3.2-as-printed"},
+}
 
 
 @cache
@@ -101,7 +149,9 @@ def test_every_claim_is_turned_by_some_model():
 def _turned(model: str, names: set[str]) -> set[str]:
     system = System(WRONG_MODELS[model])
     verdicts = [fs.claims.run(n, quick=True, system=system) for n in NAMES if n in names]
-    return {v.id for v in verdicts if not v.as_expected}
+    turned = {v.id: v.verdict for v in verdicts if not v.as_expected}
+    assert "undecided" not in turned.values()
+    return set(turned)
 
 
 @pytest.mark.parametrize("model", FEARED)
@@ -112,7 +162,7 @@ def test_wrong_model_turns_the_right_claims(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", WRONG_MODELS)
 def test_wrong_model_turns_exactly_its_claims(model):
-    assert _turned(model, set(NAMES)) == TURNED[model]
+    assert _turned(model, ASKED.get(model, set(NAMES))) == TURNED[model]
 
 
 @pytest.mark.slow

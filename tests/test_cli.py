@@ -264,9 +264,7 @@ def test_simulate_takes_every_piece(saved, command, monkeypatch, pairs_file):
     """What the options become: flow, start and options of `fs.simulate`."""
     calls = []
     short = fs.load(saved[0])
-    monkeypatch.setattr(
-        "flowsim.solve.simulate", lambda *args, **options: calls.append((args, options)) or short
-    )
+    monkeypatch.setattr("flowsim.solve.simulate", lambda *args, **options: calls.append((args, options)) or short)
 
     assert command("simulate")[0] == 0
     (flow, start), options = calls.pop()
@@ -274,9 +272,7 @@ def test_simulate_takes_every_piece(saved, command, monkeypatch, pairs_file):
     assert isinstance(start, fs.initial.Rings)
     assert options == {"t1": 1e5, "seed": 0, "rtol": 1e-9, "method": None, "throw": False}
 
-    arguments = (
-        "--start matched --pairs 4 --dim 3 --gamma -.2 --t1 1e2 --seed 7 --rtol 1e-6 --method implicit"
-    )
+    arguments = "--start matched --pairs 4 --dim 3 --gamma -.2 --t1 1e2 --seed 7 --rtol 1e-6 --method implicit"
     assert command("simulate", "--geometry", "parallel", "--preset", "TS S3", *arguments.split())[0] == 0
     (flow, start), options = calls.pop()
     assert isinstance(flow.geometry, fs.Parallel)
@@ -451,9 +447,7 @@ cli.main(["--help"])
 print(sorted({name.split(".")[0] for name in set(sys.modules) - core}))
 print(sorted(name for name in set(sys.modules) - core if name.startswith("flowsim.")))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     *_, packages, rooms = done.stdout.splitlines()
     assert not {"jax", "diffrax", "xarray", "matplotlib"} & set(ast.literal_eval(packages))
     assert set(ast.literal_eval(rooms)) <= {"flowsim.cli", "flowsim.errors"}

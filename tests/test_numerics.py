@@ -62,9 +62,7 @@ def test_stability_with_many_stages():
 
 def test_error_estimate_controls_the_error():
     field = lambda t, y, _: jnp.array([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])  # noqa: E731
-    exact = solve(
-        field, [2.0, 0.0], 5.0, diffrax.PIDController(rtol=1e-12, atol=1e-12), solver=diffrax.Dopri8()
-    ).ys[-1]
+    exact = solve(field, [2.0, 0.0], 5.0, diffrax.PIDController(rtol=1e-12, atol=1e-12), solver=diffrax.Dopri8()).ys[-1]
     errors = [
         float(jnp.abs(solve(field, [2.0, 0.0], 5.0, diffrax.PIDController(rtol=r, atol=r)).ys[-1] - exact).max())
         for r in (1e-4, 1e-6, 1e-8)

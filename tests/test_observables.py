@@ -97,9 +97,7 @@ def reference(image, text, tau):
         "image_uniformity": uni(x, x, upper),
         "text_uniformity": uni(y, y, upper),
         "cross_uniformity": uni(x, y, pairs),
-        "wasserstein_uniformity": -np.sqrt(
-            mu @ mu + 1 + np.trace(cov) - 2 / np.sqrt(d) * np.trace(sqrtm(cov)).real
-        ),
+        "wasserstein_uniformity": -np.sqrt(mu @ mu + 1 + np.trace(cov) - 2 / np.sqrt(d) * np.trace(sqrtm(cov)).real),
         "image_effective_rank": erank(x),
         "text_effective_rank": erank(y),
         "doubly_stochastic_defect": max(
@@ -216,9 +214,7 @@ def test_defect_of_one_popular_text():
 
 
 def test_doubly_stochastic_rows_do_not_imply_doubly_stochastic_columns():
-    m = np.log(np.array([[0.5, 0.25, 0.25], [0.3, 0.3, 0.4], [0.2, 0.45, 0.35]])) + np.array(
-        [[2.0], [0], [-1]]
-    )
+    m = np.log(np.array([[0.5, 0.25, 0.25], [0.3, 0.3, 0.4], [0.2, 0.45, 0.35]])) + np.array([[2.0], [0], [-1]])
     assert np.allclose(jax.nn.softmax(m, axis=1).sum(0), 1, atol=1e-6)
     assert obs.doubly_stochastic_defect_of_logits(m) > 0.1
 
@@ -375,9 +371,7 @@ def test_fractions_are_correctly_rounded():
 
 def test_huge_and_tiny_rows_have_a_direction():
     image, text = draw()
-    assert obs.modality_gap(image * 1e200, text * 1e-200) == pytest.approx(
-        obs.modality_gap(image, text), abs=ATOL
-    )
+    assert obs.modality_gap(image * 1e200, text * 1e-200) == pytest.approx(obs.modality_gap(image, text), abs=ATOL)
 
 
 # --- blocks, traces and precision ------------------------------------------------------------------------
@@ -448,9 +442,7 @@ def test_traced_arguments_of_mixed_kinds():
     image, text = draw()
     f = jax.jit(lambda tau: obs.doubly_stochastic_defect(image, text, tau))
     assert float(f(0.1)) == pytest.approx(obs.doubly_stochastic_defect(image, text, 0.1), rel=1e-4)
-    g = jax.jit(lambda a: obs.retrieval_at_k(a, text.astype(np.float16), k=2))(
-        jnp.asarray(image, jnp.bfloat16)
-    )
+    g = jax.jit(lambda a: obs.retrieval_at_k(a, text.astype(np.float16), k=2))(jnp.asarray(image, jnp.bfloat16))
     assert g.image_to_text.dtype == jnp.float32
     constant = jax.jit(lambda a: a * obs.modality_gap(image, text))(jnp.float32(2))  # nothing traced inside
     assert float(constant) == pytest.approx(2 * obs.modality_gap(image, text), rel=1e-6)
@@ -566,9 +558,7 @@ def test_registry_describes_every_metric():
 
 
 def test_published_clip_features():
-    folder = (
-        Path(os.environ.get("FLOWSIM_DATA", Path(__file__).parents[2] / "shared" / "data")) / "mind-the-gap"
-    )
+    folder = Path(os.environ.get("FLOWSIM_DATA", Path(__file__).parents[2] / "shared" / "data")) / "mind-the-gap"
     path = folder / "features_clip.npy"
     if not path.exists():
         pytest.skip(f"no public CLIP features at {path}; set FLOWSIM_DATA")

@@ -40,9 +40,7 @@ def test_a_series_draws_the_data_of_the_result(result: Result, name: str) -> Non
     assert ax.get_ylabel() == plot.label(name)
 
 
-@pytest.mark.parametrize(
-    ("function", "name"), [(plot.gap, "modality_gap"), (plot.temperature, "temperature")]
-)
+@pytest.mark.parametrize(("function", "name"), [(plot.gap, "modality_gap"), (plot.temperature, "temperature")])
 def test_gap_and_temperature_draw_into_the_given_axes(result: Result, function, name: str) -> None:
     given = plt.subplots()[1]
     ax = function(result, ax=given)
@@ -60,9 +58,7 @@ def test_matched_times_are_shaded(result: Result) -> None:
 
 
 def test_every_stretch_is_shaded_once() -> None:
-    ax = plot.shade_intervals(
-        np.arange(6.0), np.array([True, False, True, True, False, True]), plt.subplots()[1]
-    )
+    ax = plot.shade_intervals(np.arange(6.0), np.array([True, False, True, True, False, True]), plt.subplots()[1])
     assert len(ax.patches) == 3
 
 

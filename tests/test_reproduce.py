@@ -48,7 +48,13 @@ def plot(record):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three small experiments beside a package of two files."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "core.py").write_text("")
+    (package / "plot.py").write_text("")
+    monkeypatch.setattr(reproduce, "PACKAGE", package)
     folder = tmp_path / "experiments"
     folder.mkdir()
     for name in ("zeta", "fig1", "alpha"):
@@ -106,9 +112,7 @@ def test_force_computes_again(folder: Path) -> None:
     assert calls(folder) == ["fig1", "fig1"]
 
 
-@pytest.mark.parametrize(
-    "old_new", [("SEED = 3", "SEED = 4"), ('"points": 5', '"points": 6'), ("A line", "A word")]
-)
+@pytest.mark.parametrize("old_new", [("SEED = 3", "SEED = 4"), ('"points": 5', '"points": 6'), ("A line", "A word")])
 def test_changed_source_seed_or_sizes_compute_again(folder: Path, old_new: tuple[str, str]) -> None:
     go(folder)
     file = folder / "fig1.py"
@@ -120,6 +124,14 @@ def test_changed_reference_numbers_compute_again(folder: Path) -> None:
     go(folder, "fig1")
     (folder / "reference").mkdir()
     (folder / "reference" / "numbers.csv").write_text("1,2\n")
+    assert not go(folder, "fig1").figures[0].reused
+
+
+def test_changed_package_source_computes_again_unless_it_only_draws(folder: Path) -> None:
+    go(folder, "fig1")
+    (folder.parent / "package" / "plot.py").write_text("# another colour")
+    assert go(folder, "fig1").figures[0].reused
+    (folder.parent / "package" / "core.py").write_text("# another equation")
     assert not go(folder, "fig1").figures[0].reused
 
 
@@ -169,13 +181,17 @@ def test_the_closing_table_names_the_files(folder: Path, terminal: bool) -> None
     assert ("fig1: computing" in text) == (not terminal)
 
 
-def test_a_checkout_in_the_current_folder_wins(folder: Path, tmp_path: Path) -> None:
-    assert reproduce.experiments_folder(tmp_path) != folder
+def test_a_checkout_in_the_current_folder_wins_over_the_package(folder: Path, tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    with pytest.raises(fs.FlowsimError, match="There are no experiments here"):
+        reproduce.experiments_folder(tmp_path)
+    packaged = tmp_path / "package" / "_experiments"
+    packaged.mkdir()
     (folder / "fig2.py").write_text(EXPERIMENT)
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "flowsim"\n')
+    project.write_text('[project]\nname = "other"\n')
+    assert reproduce.experiments_folder(tmp_path) == packaged
+    project.write_text('[project]\nname = "flowsim"\n')
     assert reproduce.experiments_folder(tmp_path) == folder.resolve()
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\n')
-    assert reproduce.experiments_folder(tmp_path) != folder
 
 
 def test_claims_end_a_full_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,12 @@ import flowsim as fs
 
 @pytest.fixture(scope="module")
 def result():
-    return fs.simulate(
-        fs.GradientFlow(), fs.initial.rings(), ts=np.concatenate([[0], np.geomspace(0.1, 100, 20)])
-    )
+    return fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=np.concatenate([[0], np.geomspace(0.1, 100, 20)]))
 
 
 @pytest.fixture(scope="module")
 def cones():
-    return fs.simulate(
-        fs.GradientFlow(fs.Parallel()), fs.initial.uniform(5, 4, gamma=0.2), t1=5.0, throw=False
-    )
+    return fs.simulate(fs.GradientFlow(fs.Parallel()), fs.initial.uniform(5, 4, gamma=0.2), t1=5.0, throw=False)
 
 
 def test_labelled_series(result):

@@ -129,9 +129,7 @@ def test_large_stiff_problem_takes_the_stabilised_method_and_agrees_with_the_exp
     )
     assert "RungeKuttaChebyshev" in stabilised.status.method
     for other in (automatic, stabilised):
-        np.testing.assert_allclose(
-            other.series["modality_gap"], explicit.series["modality_gap"], rtol=1e-5, atol=1e-8
-        )
+        np.testing.assert_allclose(other.series["modality_gap"], explicit.series["modality_gap"], rtol=1e-5, atol=1e-8)
 
 
 # --- invariants ---------------------------------------------------------------------------------------
@@ -150,9 +148,7 @@ def test_conserved_quantities_to_t_1e30(parametrization):
 
 
 def test_reduced_agrees_with_the_closed_form_to_t_1e100():
-    result = fs.simulate(
-        fs.GradientFlow(fs.Reduced(), Learnable(0.5)), fs.initial.orthonormal(32, 0.5), t1=1e100
-    )
+    result = fs.simulate(fs.GradientFlow(fs.Reduced(), Learnable(0.5)), fs.initial.orthonormal(32, 0.5), t1=1e100)
     log_gamma, beta = fs.theory.reduced_trajectory(result.time, np.log(0.5), 2.0, 1.0, 32)
     np.testing.assert_allclose(result.series["log_gamma"], log_gamma, rtol=1e-7)
     np.testing.assert_allclose(result.series["inverse_temperature"], beta, rtol=1e-7)
@@ -224,9 +220,7 @@ def test_steady_state_holds_its_value():
 
 
 def test_a_matched_learnable_run_is_never_steady():
-    result = fs.simulate(
-        fs.GradientFlow(fs.Parallel(), Learnable(0.5)), fs.initial.matched(5, 4, gamma=0.3), t1=1e20
-    )
+    result = fs.simulate(fs.GradientFlow(fs.Parallel(), Learnable(0.5)), fs.initial.matched(5, 4, gamma=0.3), t1=1e20)
     assert result.status.code is fs.Status.COMPLETED
 
 
@@ -357,15 +351,12 @@ FLOW = fs.GradientFlow()
         (lambda: SIMULATE(FLOW, RINGS, ts=[-1, 1]), "before the clock"),
         (lambda: SIMULATE(FLOW, RINGS, t1=2, ts=[0, 1]), "Leave `t1` out"),
         (lambda: SIMULATE(FLOW, RINGS, t1=1, rtol=-1), "`rtol` must be positive"),
-        (lambda: SIMULATE(FLOW, RINGS, t1=1, method="expliçit"), "Did you mean 'explicit'"),
         (lambda: SIMULATE(FLOW, RINGS, t1=1, seed=-1), "`seed` must be a whole number"),
         (lambda: SIMULATE(FLOW, RINGS, t1=1, observables=["modalitygap"]), "Did you mean 'modality_gap'"),
         (lambda: SIMULATE(FLOW, RINGS, ts=[0, 1], snapshots=[0.5]), "not an output time"),
         (lambda: SIMULATE(FLOW, RINGS, t1=1e9, precision="float32"), "cannot hold horizons"),
-        (lambda: SIMULATE("Baseline", RINGS, t1=1), "Expected a GradientFlow"),
-        (lambda: SIMULATE(FLOW, "rings", t1=1), "Expected a start"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(act, message):
-    with pytest.raises((fs.FlowsimError, TypeError), match=message):
+    with pytest.raises(fs.FlowsimError, match=message):
         act()

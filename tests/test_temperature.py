@@ -26,9 +26,7 @@ def test_same_values_on_floats_numpy_and_jax(policy):
     on_floats = [float(policy.temperature(float(u))) for u in progress]
     np.testing.assert_allclose(policy.temperature(progress), on_floats, rtol=1e-15)
     with jax.enable_x64(True):
-        on_jax = jax.jit(lambda p, u: p.temperature(u))(
-            jax.tree.map(jnp.asarray, policy), jnp.asarray(progress)
-        )
+        on_jax = jax.jit(lambda p, u: p.temperature(u))(jax.tree.map(jnp.asarray, policy), jnp.asarray(progress))
     np.testing.assert_allclose(on_jax, on_floats, rtol=1e-14)
 
 
@@ -57,9 +55,9 @@ def test_raw_and_inverse_temperature_are_inverse(parametrization, beta):
 def test_derivative_by_finite_differences(parametrization, raw):
     raw = np.asarray(raw)
     step = 1e-6
-    slope = (
-        parametrization.inverse_temperature(raw + step) - parametrization.inverse_temperature(raw - step)
-    ) / (2 * step)
+    slope = (parametrization.inverse_temperature(raw + step) - parametrization.inverse_temperature(raw - step)) / (
+        2 * step
+    )
     assert parametrization.derivative(raw) == pytest.approx(slope, rel=1e-7)
 
 

@@ -58,9 +58,7 @@ def test_potential_is_the_integral_of_beta_over_squared_derivative(parametrizati
         derivative = theory.raw_derivative(beta, parametrization, scale)
         assert derivative == pytest.approx((around[0] - around[1]) / (2 * step), rel=1e-6)
         integral, _ = quad(lambda b: b / theory.raw_derivative(b, parametrization, scale) ** 2, 1.0, beta)
-        change = theory.potential(beta, parametrization, scale) - theory.potential(
-            1.0, parametrization, scale
-        )
+        change = theory.potential(beta, parametrization, scale) - theory.potential(1.0, parametrization, scale)
         assert change == pytest.approx(integral, rel=1e-9)
 
 
@@ -82,9 +80,7 @@ def test_softplus_potential_against_high_precision():
 @given(st.floats(-8, 4), st.sampled_from(PARAMETRIZATIONS))
 def test_inverse_potential(log10_beta, choice):
     beta = 10**log10_beta
-    assert theory.inverse_potential(theory.potential(beta, *choice), *choice) == pytest.approx(
-        beta, rel=1e-13
-    )
+    assert theory.inverse_potential(theory.potential(beta, *choice), *choice) == pytest.approx(beta, rel=1e-13)
 
 
 def test_inverse_potential_at_its_ends():
@@ -120,9 +116,7 @@ def test_inverse_temperature_and_gamma_are_inverses(log_gamma0, change, beta0, l
 def test_gamma_below_the_smallest_float():
     beta = theory.inverse_temperature_of_gamma(-1e5, math.log(0.5), 2.0, "identity")
     assert beta == pytest.approx(math.sqrt(4 + 1e5 + math.log(0.5) - 0.125), rel=1e-14)
-    assert theory.log_gamma_of_inverse_temperature(beta, math.log(0.5), 2.0, "identity") == pytest.approx(
-        -1e5
-    )
+    assert theory.log_gamma_of_inverse_temperature(beta, math.log(0.5), 2.0, "identity") == pytest.approx(-1e5)
     assert theory.inverse_temperature_of_gamma(-1e5, -1.0, 2.0) == math.inf
     assert theory.inverse_temperature_of_gamma(-1e5, -1.0, 2.0, "exp", 10.0) > 1e200
 
@@ -183,9 +177,7 @@ def test_reduced_trajectory_against_integration_of_the_flow(parametrization, sca
 
     start, s = [math.log(gamma0), raw(beta0, parametrization, scale)], np.log1p(ts)
     exact = solve_ivp(field, (0, s[-1]), start, "DOP853", s, rtol=1e-12, atol=1e-13)
-    log_gamma, beta = theory.reduced_trajectory(
-        ts, start[0], beta0, margin, pairs, parametrization, scale, lr_ratio
-    )
+    log_gamma, beta = theory.reduced_trajectory(ts, start[0], beta0, margin, pairs, parametrization, scale, lr_ratio)
     np.testing.assert_allclose(log_gamma, exact.y[0], rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(beta, temperature(exact.y[1], parametrization, scale), rtol=1e-9)
 
@@ -215,9 +207,7 @@ def test_time_along_the_reduced_trajectory_against_high_precision():
     with mpmath.workdps(20):
         for t, value in zip(ts, log_gamma, strict=True):
             drop = mpmath.mpf(math.log(0.5)) - mpmath.mpf(value)
-            assert float(mpmath.quad(slowness, mpmath.linspace(0, drop, 25)) / t - 1) == pytest.approx(
-                0, abs=1e-11
-            )
+            assert float(mpmath.quad(slowness, mpmath.linspace(0, drop, 25)) / t - 1) == pytest.approx(0, abs=1e-11)
 
 
 @few
@@ -352,9 +342,7 @@ def test_bessel_ratio_of_three_dimensions():
     np.testing.assert_allclose(theory.bessel_ratio(0.5, a), 1 / np.tanh(a) - 1 / a, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("dim", "a"), [(2, 0.5), (3, 13.0), (512, 0.1), (512, 70.0), (1024, 13.0), (1024, 1e4)]
-)
+@pytest.mark.parametrize(("dim", "a"), [(2, 0.5), (3, 13.0), (512, 0.1), (512, 70.0), (1024, 13.0), (1024, 1e4)])
 def test_mean_exponential_against_high_precision(dim, a):
     exact = mpmath.log(mpmath.hyp0f1(mpmath.mpf(dim) / 2, mpmath.mpf(a) ** 2 / 4))
     assert theory.log_mean_exponential(a, dim) == pytest.approx(float(exact), rel=1e-12)
@@ -441,9 +429,7 @@ def test_linear_schedule_of_the_inverse_temperature():
     assert rate == pytest.approx(2 * c, rel=1e-13)
     assert rate == theory.linear_inverse_temperature_rate(beta1, beta0)
     assert theory.linear_inverse_temperature_rate(3.0, 3.0) == pytest.approx(6 * math.exp(-3), rel=1e-14)
-    assert theory.linear_inverse_temperature_rate(3.0, 3.0 + 1e-9) == pytest.approx(
-        6 * math.exp(-3), rel=1e-8
-    )
+    assert theory.linear_inverse_temperature_rate(3.0, 3.0 + 1e-9) == pytest.approx(6 * math.exp(-3), rel=1e-8)
     assert 0 <= theory.linear_inverse_temperature_rate(1.0, 1e4) < 2e-4
     assert theory.exponential_loss_log_gamma([0.0], lambda t: 2.0, -1.0) == pytest.approx([-1.0])
 
@@ -495,8 +481,7 @@ def test_figure_2_conserves_beta_times_gap_to_the_fifth():
 def test_sphere_conserved_quantity_has_the_right_derivative(beta, lr_ratio, rate, pairs, choice):
     step = 1e-4 * beta
     force = [
-        theory.sphere_conserved_quantity(0.0, b, pairs, *choice, lr_ratio, rate)
-        for b in (beta - step, beta + step)
+        theory.sphere_conserved_quantity(0.0, b, pairs, *choice, lr_ratio, rate) for b in (beta - step, beta + step)
     ]
     expected = rate * beta / (lr_ratio * pairs * theory.raw_derivative(beta, *choice) ** 2)
     assert (force[1] - force[0]) / (2 * step) == pytest.approx(expected, rel=1e-6)

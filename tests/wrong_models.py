@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+
 from flowsim.flow import GradientFlow
 from flowsim.geometry import AbstractGeometry, Parallel, Sphere
 from flowsim.losses import AbstractLoss, _cross_entropy, _residual
@@ -233,6 +234,5 @@ WRONG_MODELS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "frozen rows": wrong(rows_speed=0.0),
     "drift of the rows": wrong(lift=0.01),
     "one shared height on the sphere": wrong(one_height=True),
-    "ascent": wrong(factor=-1.0),
     "tenfold flipped γ": wrong(height=-10.0),
 }

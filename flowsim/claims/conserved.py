@@ -88,8 +88,7 @@ CLAIMS = [
         id="lemma-3.1",
         statement="β(t) = β0 √(γ0/γ) exp((γ² − γ0²)/4) along parallel cones with β = exp(ν), r = 1.",
         source="Yaras et al. 2025, Lemma 3.1",
-        assumptions="`Parallel`, matched free rows, n = 8, d = 6, γ0 = 0.1, 0.5, τ0 = 0.07, 0.3, t from 0 "
-        "to 1e30",
+        assumptions="`Parallel`, matched free rows, n = 8, d = 6, γ0 = 0.1, 0.5, τ0 = 0.07, 0.3, t from 0 to 1e30",
         measure=_lemma,
         at_most={"largest_deviation": 1e-8},
     ),
@@ -101,8 +100,7 @@ CLAIMS = [
         id="power-of-beta",
         statement="d(ln γ − γ²/2)/d ln β = −2s²/r exactly, for β = exp(ν/s) along parallel cones.",
         source="derived here from the conserved quantity",
-        assumptions="`Parallel`, matched free rows, n = 8, d = 6, s = 1, 2, 10, r = 0.1, 1, 3, t from 0 to "
-        "1e30",
+        assumptions="`Parallel`, matched free rows, n = 8, d = 6, s = 1, 2, 10, r = 0.1, 1, 3, t from 0 to 1e30",
         measure=_power,
         at_most={"largest_relative_error": 1e-8},
     ),

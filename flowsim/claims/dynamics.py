@@ -138,9 +138,7 @@ def _presets(system: System, quick: bool) -> Numbers:
     gaps = {
         name: np.array(
             [
-                values(
-                    system.simulate(system.flow(Parallel(), name), recipe, seed=seed, t1=1e4), "modality_gap"
-                )[-1]
+                values(system.simulate(system.flow(Parallel(), name), recipe, seed=seed, t1=1e4), "modality_gap")[-1]
                 for seed in range(1 if quick else 3)
             ]
         )
@@ -158,8 +156,7 @@ def _presets(system: System, quick: bool) -> Numbers:
 CLAIMS = [
     Claim(
         id="enlarge-then-close",
-        statement="From mismatched starts the cone height first grows, and it only shrinks once the pairs "
-        "match.",
+        statement="From mismatched starts the cone height first grows, and it only shrinks once the pairs match.",
         source="Yaras et al. 2025, section 3 (stages of Figure 2)",
         assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.1, τ0 = 0.5, β = "
         "exp(ν), "
@@ -188,8 +185,7 @@ CLAIMS = [
         "the "
         "temperature goes the way of the height in both.",
         source="Yaras et al. 2025, section 3; frequencies measured here",
-        assumptions="`Parallel`, n = 8, d = 6, γ = 0.3, τ = 0.07 and 1 (where fewer random pairs open), r = "
-        "1",
+        assumptions="`Parallel`, n = 8, d = 6, γ = 0.3, τ = 0.07 and 1 (where fewer random pairs open), r = 1",
         measure=_force_sign,
         at_least={
             "fraction_matched_closing": 1.0,
@@ -216,8 +212,7 @@ CLAIMS = [
         "rate leave a smaller gap than Baseline; fixed temperatures up to 0.02, S0-S2 and A0-A1 a larger "
         "one; "
         "0.04 and S3 are near Baseline.",
-        source="Yaras et al. 2025, Tables 2-5 (methods); order measured here at this horizon, not the "
-        "paper's",
+        source="Yaras et al. 2025, Tables 2-5 (methods); order measured here at this horizon, not the paper's",
         assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.3, t = horizon = 1e4; "
         "the order "
         "of low temperatures depends on the horizon (quick: without TS)",

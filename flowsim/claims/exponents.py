@@ -98,8 +98,7 @@ CLAIMS = [
     ),
     Claim(
         id="identity-law",
-        statement="With β = ν or softplus the gap closes faster than any power of t: ln γ/(ln t)² tends to "
-        "−1/(rα²).",
+        statement="With β = ν or softplus the gap closes faster than any power of t: ln γ/(ln t)² tends to −1/(rα²).",
         source="Yaras et al. 2025, Appendix C (Θ(1/t^{log t})); constant derived here",
         assumptions=_START + "; ratios at ln t = 100, 200, 400, extrapolated by a parabola",
         measure=_identity_law,

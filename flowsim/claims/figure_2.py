@@ -22,9 +22,7 @@ def reference(name: str) -> np.ndarray:
     for folder in (package / "_experiments", package.parent / "experiments"):
         if (path := folder / "reference" / name).is_file():
             return np.loadtxt(path, delimiter=",", skiprows=1)
-    raise FlowsimError(
-        f"The reference numbers {name!r} are missing. Install flowsim anew, or use a checkout."
-    )
+    raise FlowsimError(f"The reference numbers {name!r} are missing. Install flowsim anew, or use a checkout.")
 
 
 def _times(*groups: Any) -> np.ndarray:

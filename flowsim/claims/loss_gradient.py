@@ -235,8 +235,7 @@ CLAIMS = [
     ),
     Claim(
         id="loss-decreases",
-        statement="At constant or learnable temperature the loss never increases: dL/dt = −(|dθ/dt|² + "
-        "(dν/dt)²/r).",
+        statement="At constant or learnable temperature the loss never increases: dL/dt = −(|dθ/dt|² + (dν/dt)²/r).",
         source="gradient flow; measured here",
         assumptions="`Sphere` and `Parallel`, n = 8, d = 6, r = 0.5, τ = 0.05, 0.3, 1; runs to t = 1e5",
         measure=_dissipation,
