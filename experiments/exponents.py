@@ -129,7 +129,7 @@ def plot(record: xr.Dataset) -> Figure:
     )
     for ax, letter, title in zip(axes, "ab", titles, strict=True):
         ax.set_yscale("log")
-        # On the sphere, mismatched and hot starts take until ln t = 20 to match and cool down.
+        # The sphere's transients are left out: two starts take until ln t = 20 to match and cool down.
         ax.set(xlim=(5 if letter == "a" else 25, last), ylim=(0.012, 33), xlabel=r"$\ln t$")
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
         decades = np.array([20, 40, 60, 80, 100])

@@ -4,6 +4,9 @@ The paper shows CLIP trained on 2,048 pairs; here the gradient flow itself runs.
 parallel cones approach the straight line of Theorem 3.2, free rows on the sphere do not. (b) Change of the
 gap within a short time over random mismatched starts: all enlarge when γ0 ≫ 1/√(2n), not when γ0 is smaller
 than the random distance of the centres. Source: Yaras et al. 2025, Figure 4.
+
+The short time of (b) is a choice: with γ0 = 0.3, 20 seeds gave 100 % positive at t = 0.3, 95 % at t = 1, 30 % at
+t = 3 and none at t = 10, when the gap is closing.
 """
 
 import numpy as np

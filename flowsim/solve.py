@@ -366,7 +366,7 @@ def _crossings(flow: GradientFlow, t: Any, state: State, task: _Task) -> dict[st
     found: dict[str, Any] = {}
     log_gamma = flow.geometry.log_gamma(state.moving.position)
     if log_gamma is not None:
-        found["gamma_one"] = -log_gamma
+        found["gamma_one"] = jnp.where(state.constants.sign == 0, jnp.ones_like(log_gamma), -log_gamma)
     temperature = flow.schedule.temperature
     raw = state.moving.raw
     if isinstance(temperature, Learnable) and isinstance(temperature.parametrization, Identity):
