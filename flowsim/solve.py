@@ -33,6 +33,7 @@ from flowsim.initial import AbstractRecipe, Start
 from flowsim.numerics import RungeKuttaChebyshev
 from flowsim.result import Outcome, Result, SimulationStopped, Status, load_result
 from flowsim.temperature import Identity, Learnable
+from flowsim.times import output_times
 
 DEFAULT_OBSERVABLES = (
     "modality_gap",
@@ -47,10 +48,6 @@ DEFAULT_OBSERVABLES = (
     "doubly_stochastic_defect",
 )
 
-#: Output points, 0 included, when only `t1` is given: a fixed number, so that `t1` never recompiles.
-OUTPUT_POINTS = 257
-#: First log-spaced output time, relative to min(t1, 1).
-_FIRST_OUTPUT = 1e-3
 #: Steps of the explicit method before a problem counts as stiff.
 EXPLICIT_BUDGET = 2000
 #: Up to this many unknowns the stiff method is implicit with a dense Jacobian.
@@ -105,7 +102,7 @@ def simulate(
     wall = time.perf_counter()
     _check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)
     start_, t0, raw, seed, horizon = _resume(flow, start, seed, horizon)
-    ts_ = _output_times(t1, ts, t0)
+    ts_ = output_times(t1, ts, t0)
     horizon_ = float(ts_[-1]) if horizon is None else float(horizon)
     check_number("horizon", horizon_, positive=True, cure="Use the flow time at which the schedule ends.")
     if precision == "float32":
@@ -188,32 +185,6 @@ def _resume(
     if horizon is None:
         horizon = options["horizon"]
     return last.start, last.time, raw, options["seed"], horizon
-
-
-def _output_times(t1: float | None, ts: ArrayLike | None, t0: float) -> np.ndarray:
-    if ts is None:
-        check(t1 is not None, "Give `t1` (the last flow time) or `ts` (all output times).")
-        check_number("t1", t1, cure="Use e.g. t1=1e5.")
-        assert t1 is not None
-        check(t1 > t0, f"Argument `t1` must be greater than {t0:g}, but is {t1:g}. Use e.g. t1={t0 + 1e5:g}.")
-        if t0 > 0:
-            grid = np.geomspace(t0, t1, OUTPUT_POINTS)
-            grid[0], grid[-1] = t0, t1
-            return grid
-        grid = np.geomspace(_FIRST_OUTPUT * min(t1, 1.0), t1, OUTPUT_POINTS - 1)
-        grid[-1] = t1
-        return np.concatenate([[0.0], grid])
-    times = np.atleast_1d(np.asarray(ts, np.float64))
-    check(
-        times.ndim == 1 and times.size >= 1 and np.isfinite(times).all(),
-        "Argument `ts` must be a list of finite times. Use e.g. np.geomspace(1e-2, 1e5, 100).",
-    )
-    check((np.diff(times) > 0).all(), "Argument `ts` must increase strictly. Sort it and drop duplicates.")
-    check(times[0] >= t0, f"Argument `ts` starts at {times[0]:g}, before the clock at {t0:g}. Start later.")
-    check(times[-1] > t0, f"Argument `ts` ends at {times[-1]:g}. Give a time after {t0:g}.")
-    if t1 is not None:
-        check(t1 == times[-1], f"`t1` = {t1:g} differs from the last of `ts`, {times[-1]:g}. Leave `t1` out.")
-    return times
 
 
 def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -> np.ndarray:

@@ -15,12 +15,14 @@ Contrastive Multimodal Learning", CPAL 2025. "Derived here" marks what is not in
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from flowsim.errors import FlowsimError, unknown_name
+from flowsim.result import Outcome, Result, Status
+from flowsim.times import output_times
 
 Input = ArrayLike | Sequence[float]
 Values = np.ndarray | np.float64
@@ -804,3 +806,94 @@ FIGURE_2: dict[str, float | tuple[float, ...] | dict[float, float]] = {
     "shown_time_shift": 0.1,  # the paper's time axis shows t + 0.1
     "shown_snapshots": (0.0, 0.4, 2.3, 4.0, 1e2, 1e5),
 }
+
+
+# --- the closed form of a whole flow --------------------------------------------------------------------------
+
+
+def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None = None, *, seed: int = 0) -> Result:
+    """The closed form of a flow from a start, as the same `Result` that `fs.simulate` returns.
+
+    It exists for frozen directions of constant positive margin α: `Reduced` with Z of constant diagonal and
+    constant off-diagonal, and `Parallel` from `fs.initial.simplex`, where no force has a tangent part. Then
+
+        d ln γ/dt = −2βg(a),  dβ/dt = r β'² (1−γ²) g(a),  g(a) = α(n−1)/(n−1 + e^{αa}),  a = β(1−γ²).
+
+    `flow`, `start`, `t1`, `ts`, `seed` as in `fs.simulate`; temperature learnable without clamp, or fixed.
+    Raises `FlowsimError` that names what stands in the way of a closed form. Derived here.
+    """
+    config = flow.to_config()
+    policy, geometry = config["schedule"]["temperature"], config["geometry"]["kind"]
+    start = start.draw(seed) if hasattr(start, "draw") else start
+    obstacles = [
+        (geometry not in ("Reduced", "Parallel"), f"the geometry `{geometry}`"),
+        (config["loss"]["kind"] != "InfoNCE", f"the loss `{config['loss']['kind']}`"),
+        (config["pairing"]["kind"] != "Matched", f"the pairing `{config['pairing']['kind']}`"),
+        (config["schedule"]["swap"]["kind"] != "NoSwap", "swaps"),
+        (policy["kind"] not in ("Learnable", "Fixed"), f"the temperature policy `{policy['kind']}`"),
+        (policy.get("clamp") is not None, "a clamped temperature"),
+    ]
+    _no_closed_form(obstacles)
+    cones = start.as_cones(geometry)
+    z = cones.image @ cones.text.T if cones.similarity is None else cones.similarity
+    n = len(z)
+    off = z[~np.eye(n, dtype=bool)]
+    margin = float(np.mean(np.diagonal(z)) - np.mean(off))
+    _no_closed_form(
+        [
+            (bool(max(np.ptp(np.diagonal(z)), np.ptp(off)) > 1e-12), "a similarity matrix without constant margin"),
+            (margin <= 0, "mismatched pairs"),
+            (geometry == "Parallel" and bool(abs(np.mean(off) + 1 / (n - 1)) > 1e-12), "directions that move"),
+        ]
+    )
+    times = output_times(t1, ts)
+    sign = np.sign(float(cones.gamma))
+    log_gamma0 = float(cones.log_gamma) if cones.log_gamma is not None else _log_or_zero(abs(float(cones.gamma)))
+    if policy["kind"] == "Fixed":
+        beta = np.full(len(times), 1 / policy["tau"])
+        log_gamma = np.asarray(fixed_temperature_trajectory(times, log_gamma0, beta[0], margin, n))
+    else:
+        kind = policy["parametrization"]["kind"]
+        name = {"Exp": "exp", "ScaledExp": "exp", "Softplus": "softplus", "Identity": "identity"}[kind]
+        scale = policy["parametrization"].get("scale", 1.0)
+        log_gamma, beta = (
+            np.asarray(x)
+            for x in reduced_trajectory(
+                times, log_gamma0, 1 / policy["init"], margin, n, name, scale, policy["lr_ratio"]
+            )
+        )
+    with np.errstate(under="ignore"):
+        gamma = sign * np.exp(log_gamma)
+        loss = np.log1p((n - 1) * np.exp(-margin * beta * -np.expm1(2 * log_gamma)))
+    gap = np.full(len(times), np.nan)
+    if cones.image is not None:
+        centres = np.sum((cones.image.mean(0) - cones.text.mean(0)) ** 2)
+        gap = np.sqrt((1 - gamma**2) * centres + 4 * gamma**2)
+    series = {
+        "modality_gap": gap, "temperature": 1 / beta, "inverse_temperature": beta, "gamma": gamma,
+        "log_gamma": log_gamma, "loss": loss, "margin": np.full(len(times), margin),
+    }  # fmt: skip
+    return Result(
+        time=times,
+        series=series,
+        status=Outcome(Status.PREDICTED, float(times[-1]), "closed form"),
+        config={"flow": config, "start": {"kind": "Start"}, "options": {"seed": seed}},
+        stats={},
+        versions={},
+        snapshot_time=np.empty(0),
+        snapshots={},
+        constants={},
+        reasons={}
+        if cones.image is not None
+        else {"modality_gap": "needs rows, but the start holds only similarities"},
+    )
+
+
+def _log_or_zero(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _no_closed_form(obstacles: Sequence[tuple[bool, str]]) -> None:
+    found = [name for present, name in obstacles if present]
+    if found:
+        raise FlowsimError(f"No closed form is known for {' and '.join(found)}. Use fs.simulate.")
