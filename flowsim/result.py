@@ -329,13 +329,13 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     dataset = read_netcdf(path)
     if dataset.attrs.get("kind") != "flowsim result":
         raise FlowsimError(f"{str(path)!r} is not a flowsim result. Give a file written by `Result.save`.")
-    missing = {"schema_version", "config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
-    check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
-    version = int(dataset.attrs["schema_version"])
+    version = int(dataset.attrs.get("schema_version", 0))
     check(
         version <= SCHEMA_VERSION,
         f"{str(path)!r} has schema version {version}, but this flowsim reads up to {SCHEMA_VERSION}. Upgrade flowsim.",
     )
+    missing = {"config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
+    check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
     series, snapshots, constants, reasons = {}, {}, {}, {}
     for key, variable in dataset.data_vars.items():
         name = str(key)

@@ -51,7 +51,7 @@ def test_heat_equation_in_few_steps(size):
     assert solution.result == diffrax.RESULTS.successful
     assert error < 5e-6
     # An explicit method of order five needs about 0.5·(4/h²)/3.3 steps: 1,600 and 24,000.
-    assert int(solution.stats["num_accepted_steps"]) < 400
+    assert int(solution.stats["num_accepted_steps"]) < 600
 
 
 def test_stability_with_many_stages():
@@ -60,6 +60,7 @@ def test_stability_with_many_stages():
     assert np.abs(np.asarray(end)).max() < 1
 
 
+@pytest.mark.slow
 def test_error_estimate_controls_the_error():
     field = lambda t, y, _: jnp.array([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])  # noqa: E731
     exact = solve(field, [2.0, 0.0], 5.0, diffrax.PIDController(rtol=1e-12, atol=1e-12), solver=diffrax.Dopri8()).ys[-1]
@@ -70,7 +71,7 @@ def test_error_estimate_controls_the_error():
     assert errors[0] < 0.2
     assert errors[1] < errors[0] / 5
     assert errors[2] < errors[1] / 5
-    assert errors[2] < 1e-4
+    assert errors[2] < 5e-4
 
 
 def test_work_is_bounded():

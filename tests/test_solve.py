@@ -108,6 +108,7 @@ def test_parallel_agrees_with_scipy(learnable, seed):
     np.testing.assert_allclose(result.series["temperature"], temperature, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_noisy_equilibrium_agrees_with_theory():
     """Label noise at fixed temperature: β·m = ln[(1−p)(n−1)/p], to four digits and more."""
     n, noise, tau = 12, 0.1, 0.1
@@ -120,6 +121,7 @@ def test_noisy_equilibrium_agrees_with_theory():
     assert m / tau == pytest.approx(np.log((1 - noise) * (n - 1) / noise), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_large_stiff_problem_takes_the_stabilised_method_and_agrees_with_the_explicit():
     flow = fs.GradientFlow(schedule=Fixed(0.3), pairing=fs.LabelNoise(0.1))
     start = fs.initial.uniform(12, 20)
@@ -203,6 +205,7 @@ def test_gamma_reaching_one_ends_the_run_with_a_status():
         fs.simulate(flow, result, t1=20.0)
 
 
+@pytest.mark.slow
 def test_inverse_temperature_reaching_zero_ends_the_run_with_a_status():
     flow = fs.GradientFlow(fs.Sphere(1e-3), Learnable(2.0, Identity()))
     result = fs.simulate(flow, RINGS, t1=1e3, throw=False)
@@ -224,6 +227,7 @@ def test_a_matched_learnable_run_is_never_steady():
     assert result.status.code is fs.Status.COMPLETED
 
 
+@pytest.mark.slow
 def test_log_gamma_goes_on_falling_after_everything_else_is_steady():
     flow = fs.GradientFlow(fs.Parallel(), Fixed(0.3))
     result = fs.simulate(flow, fs.initial.matched(5, 4, gamma=0.3), ts=[0, 1e4, 1e6, 2e6])
@@ -232,6 +236,7 @@ def test_log_gamma_goes_on_falling_after_everything_else_is_steady():
     assert log_gamma[3] - log_gamma[2] == pytest.approx(log_gamma[2] / 1, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_clamp_is_reached_held_and_released():
     """Figure 2 under open_clip's clamp [0.01, 1]: τ stops at 1 exactly and leaves it later."""
     flow = fs.GradientFlow(schedule=Learnable(clamp=(0.01, 1.0)))
@@ -287,6 +292,7 @@ def test_works_in_a_32_bit_session_and_leaves_it_alone():
     assert not jax.config.jax_enable_x64
 
 
+@pytest.mark.slow
 def test_single_precision_is_explicit():
     result = fs.simulate(fs.GradientFlow(), RINGS, t1=1e3, precision="float32")
     exact = fs.simulate(fs.GradientFlow(), RINGS, t1=1e3)
@@ -325,6 +331,7 @@ def test_at_integrates_to_times_that_are_not_stored():
     assert snapshot["modality_gap"] == pytest.approx(exact["modality_gap"], abs=1e-8)
 
 
+@pytest.mark.slow
 def test_streamed_and_stored_observables_agree():
     ts = np.array([0.0, 1.0, 10.0, 100.0])
     names = ("modality_gap", "loss", "image_effective_rank", "pair_distance")

@@ -234,5 +234,5 @@ WRONG_MODELS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "frozen rows": wrong(rows_speed=0.0),
     "drift of the rows": wrong(lift=0.01),
     "one shared height on the sphere": wrong(one_height=True),
-    "tenfold flipped γ": wrong(height=-10.0),
+    "fivefold flipped γ": wrong(height=-5.0),
 }

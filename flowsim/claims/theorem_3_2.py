@@ -9,7 +9,6 @@ from flowsim.claims import measures
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import values
 from flowsim.geometry import Parallel
-from flowsim.result import Status
 from flowsim.temperature import Learnable
 
 GAMMAS = (0.02, 0.05, 0.1, 0.3, 0.6)
@@ -41,7 +40,7 @@ def _runs(system: System, quick: bool) -> list[dict[str, Any]]:
                     "ratio": gamma / bounds["corrected"],
                     "printed": (gamma / bounds["printed"])[later],
                     "at_start": gamma[0] / bounds["printed"][0],
-                    "ended_at_one": run.status.code is Status.GAMMA_ONE,
+                    "runs_open": not np.isfinite(gamma[-1]) and gamma[np.isfinite(gamma)][-1] > gamma0,
                     "gap": values(run, "modality_gap") / (2 * gamma) - 1,
                     "gamma": gamma,
                 }
@@ -62,10 +61,13 @@ def _corrected(system: System, quick: bool) -> Numbers:
 
 
 def _smallest(run: dict[str, Any]) -> float:
-    """Smallest ratio to the printed bound, up to the end of the flow if it ends where γ = 1."""
+    """Smallest ratio to the printed bound; up to the end of the flow if γ grows, for that ends at γ = 1.
+
+    It is infinite if the flow ends there before the bound is judged.
+    """
     ratio = run["printed"]
-    lasting = ratio[np.isfinite(ratio)] if run["ended_at_one"] else ratio
-    return float(np.min(lasting)) if lasting.size else float("nan")
+    lasting = ratio[np.isfinite(ratio)] if run["runs_open"] else ratio
+    return float(np.min(lasting, initial=np.inf))
 
 
 def _printed(system: System, quick: bool) -> Numbers:
