@@ -50,7 +50,7 @@ class AbstractGeometry(eqx.Module):
         """S: cosines between image and text rows."""
 
     @abc.abstractmethod
-    def pair_similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
+    def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         """The similarity whose margin counts: S, or Z without γ for parallel cones."""
 
     @abc.abstractmethod
@@ -253,7 +253,7 @@ class Reduced(AbstractGeometry):
         squared = _gamma(position, constants) ** 2
         return (1 - squared) * constants.similarity - squared
 
-    def pair_similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
+    def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         return constants.similarity
 
     def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
@@ -281,7 +281,7 @@ class Reduced(AbstractGeometry):
         return position.log_gamma
 
 
-def _gamma(position: ConePosition, constants: ConeConstants) -> Float[Array, ""]:
+def _gamma(position: ConePosition, constants: ConeConstants) -> Float[Numeric, ""]:
     return constants.sign * jnp.exp(position.log_gamma)
 
 
