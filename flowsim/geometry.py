@@ -46,7 +46,7 @@ class AbstractGeometry(eqx.Module):
         """The start that `place` maps to these coordinates (NumPy arrays)."""
 
     @abc.abstractmethod
-    def similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
+    def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         """S: cosines between image and text rows."""
 
     @abc.abstractmethod
@@ -105,11 +105,11 @@ class Sphere(AbstractGeometry):
         unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (position.image, position.text)]
         return Start(image=unit[0], text=unit[1])
 
-    def similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
+    def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         image, text = self.rows(position, constants)
         return image @ text.T
 
-    def pair_similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
+    def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         return self.similarity(position, constants)
 
     def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
@@ -180,11 +180,11 @@ class Parallel(AbstractGeometry):
         unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (position.image, position.text)]
         return _cone_start(unit[0], unit[1], position.log_gamma, constants)
 
-    def similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
+    def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         squared = _gamma(position, constants) ** 2
         return (1 - squared) * self.pair_similarity(position, constants) - squared
 
-    def pair_similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
+    def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         return normalise(position.image) @ normalise(position.text).T
 
     def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
@@ -249,7 +249,7 @@ class Reduced(AbstractGeometry):
         start = _cone_start(constants.image, constants.text, position.log_gamma, constants)
         return eqx.tree_at(lambda s: s.similarity, start, constants.similarity, is_leaf=lambda x: x is None)
 
-    def similarity(self, position: Position, constants: Constants) -> Float[Array, "n n"]:
+    def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         squared = _gamma(position, constants) ** 2
         return (1 - squared) * constants.similarity - squared
 
