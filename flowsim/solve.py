@@ -231,7 +231,7 @@ def _gamma(flow: GradientFlow, state: State) -> Array | None:
 
 
 def _pair_similarity(flow: GradientFlow, state: State) -> Array:
-    return flow.geometry.pair_similarity(state.moving.position, state.constants)
+    return jnp.asarray(flow.geometry.pair_similarity(state.moving.position, state.constants))
 
 
 def _observe(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]) -> dict[str, Any]:
