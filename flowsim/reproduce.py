@@ -396,7 +396,7 @@ def _show_figures(done: Iterable[Figures], console: Console) -> None:
 
 
 def _run_claims(quick: bool, out: Path, console: Console) -> tuple[dict[str, Any], ...]:
-    """Run all claims, write OUT/claims.json and print the table."""
+    """Run all claims (the cheap ones if `quick`), write OUT/claims.json and print the table."""
     from flowsim import claims
 
     with _bars(console) as bars:
@@ -407,11 +407,14 @@ def _run_claims(quick: bool, out: Path, console: Console) -> tuple[dict[str, Any
         def advance(claim: str, done: int, total: int) -> None:
             bars.update(task, description=claim, completed=done, total=total)
 
-        verdicts = tuple(v.to_dict() for v in claims.run_all(quick=quick, progress=advance))
+        only = claims.CHEAP if quick else None
+        verdicts = tuple(v.to_dict() for v in claims.run_all(quick, advance, only=only))
     text = json.dumps(verdicts, indent=2) + "\n"
     _write_atomically(out / "claims.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
     table = Table("claim", "statement", "verdict", "expected", title="Claims", title_justify="left")
     for verdict in verdicts:
         table.add_row(*(str(verdict[key]) for key in ("id", "statement", "verdict", "expected")))
     console.print(table)
+    if quick:
+        _say(console, f"{len(verdicts)} of {len(claims.names())} claims; `flowsim claims --quick` measures all.")
     return verdicts

@@ -1,5 +1,10 @@
 """Strict numerics for the whole suite: no silent promotion, no silent broadcasting, no warnings."""
 
+import os
+
+# Tests compile much and run little: optimise less. Read when JAX starts.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
 import jax
 import pytest
 

@@ -201,7 +201,7 @@ def test_claims_end_a_full_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     from flowsim import claims
 
-    monkeypatch.setattr(claims, "run_all", lambda quick, progress: [Verdict()], raising=False)
+    monkeypatch.setattr(claims, "run_all", lambda quick, progress, only: [Verdict()], raising=False)
     done = go(folder, claims=None)
     assert done.ok
     assert json.loads((folder.parent / "out" / "claims.json").read_text())[0]["id"] == "lemma"
