@@ -16,12 +16,11 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +38,7 @@ from rich.progress import (
 from rich.table import Table
 
 import flowsim
+from flowsim._files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.result import read_netcdf, write_netcdf
 from flowsim.solve import _versions
@@ -260,27 +260,7 @@ def _save_figure(figure: "Figure", path: Path, metadata: dict[str, Any]) -> Path
     def save(temporary: str) -> None:
         figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
 
-    return _write_atomically(path, save)
-
-
-def _write_atomically(path: Path, write: Callable[[str], Any]) -> Path:
-    """Let `write` fill a temporary file, then put it in place of `path`."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FlowsimError(
-            f"Cannot write {str(path)!r}: {error.strerror or error}. Choose a folder that you may write to."
-        ) from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-    return path
+    return write_atomically(path, save)
 
 
 def _check_writable(out: Path) -> None:
@@ -410,7 +390,7 @@ def _run_claims(quick: bool, out: Path, console: Console) -> tuple[dict[str, Any
         only = claims.CHEAP if quick else None
         verdicts = tuple(v.to_dict() for v in claims.run_all(quick, advance, only=only))
     text = json.dumps(verdicts, indent=2) + "\n"
-    _write_atomically(out / "claims.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+    write_atomically(out / "claims.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
     table = Table("claim", "statement", "verdict", "expected", title="Claims", title_justify="left")
     for verdict in verdicts:
         table.add_row(*(str(verdict[key]) for key in ("id", "statement", "verdict", "expected")))

@@ -5,7 +5,6 @@ import enum
 import html
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowsim._arrays import check
+from flowsim._files import write_atomically
 from flowsim.errors import FlowsimError
 from flowsim.initial import Start
 
@@ -292,22 +292,7 @@ def write_netcdf(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Path:
     """Write a dataset to netCDF so that a reader sees the old file or the new one, never half of one."""
     path = Path(path)
     check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. run.nc.")
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        dataset.to_netcdf(temporary, engine="h5netcdf")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FlowsimError(
-            f"Cannot write {str(path)!r}: {error.strerror or error}. Choose a folder that you may write to."
-        ) from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-    return path
+    return write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
 
 
 def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":

@@ -30,7 +30,7 @@ from flowsim.config import to_config
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, Moving, State, as_start
 from flowsim.initial import AbstractRecipe, Start
-from flowsim.numerics import RungeKuttaChebyshev
+from flowsim.numerics import RungeKuttaChebyshev, store_programs, without_host_checks
 from flowsim.result import Outcome, Result, SimulationStopped, Status, load_result
 from flowsim.temperature import Identity, Learnable
 from flowsim.times import output_times
@@ -110,6 +110,7 @@ def simulate(
         rtol, atol = max(rtol, 1e-5), max(atol, 1e-7)
     dtype = np.dtype(precision)
 
+    store_programs()
     with jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
         flow_ = to_device(flow, dtype)
         state = flow_.initial_state(start_, seed, dtype)
@@ -454,20 +455,22 @@ def _segment(
     subs = [diffrax.SubSaveAt(ts=clip(task.snapshot_ts)), diffrax.SubSaveAt(t1=True)]
     if streamed:
         subs.append(diffrax.SubSaveAt(ts=clip(task.ts), fn=observe))
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(_field_in_log_time),
-        _solver(method, task),
-        t0=s0,
-        t1=s1,
-        dt0=None,
-        y0=task.state.moving,
-        args=(flow, task),
-        saveat=diffrax.SaveAt(subs=subs),
-        stepsize_controller=controller,
-        event=_event(flow, task, locate),
-        max_steps=max_steps,
-        throw=False,
-    )
+    with without_host_checks():
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(_field_in_log_time),
+            _solver(method, task),
+            t0=s0,
+            t1=s1,
+            dt0=None,
+            y0=task.state.moving,
+            args=(flow, task),
+            saveat=diffrax.SaveAt(subs=subs),
+            stepsize_controller=controller,
+            event=_event(flow, task, locate),
+            max_steps=max_steps,
+            adjoint=diffrax.ForwardMode(),
+            throw=False,
+        )
     assert solution.ts is not None and solution.ys is not None
     log_time = solution.ts[1][-1]
     moving = jax.tree.map(lambda x: x[-1], solution.ys[1])

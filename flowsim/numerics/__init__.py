@@ -1,5 +1,6 @@
-"""What diffrax lacks: a stabilised explicit method for large stiff problems."""
+"""What diffrax and JAX lack: a stabilised explicit method for large stiff problems, programs that are kept."""
 
 from flowsim.numerics.chebyshev import RungeKuttaChebyshev
+from flowsim.numerics.compilation import store_programs, without_host_checks
 
-__all__ = ["RungeKuttaChebyshev"]
+__all__ = ["RungeKuttaChebyshev", "store_programs", "without_host_checks"]

@@ -1,0 +1,67 @@
+"""How programs are compiled: once a machine, by storing them from one process to the next."""
+
+import contextlib
+import hashlib
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import equinox.internal as eqxi
+import jax
+import platformdirs
+from jax.experimental.compilation_cache import compilation_cache
+
+#: A folder for compiled programs, or "off". JAX's own `JAX_COMPILATION_CACHE_DIR` goes before it.
+VARIABLE = "FLOWSIM_CACHE"
+_MAX_BYTES = 512 * 2**20
+_tracing = threading.RLock()
+_settled = False
+
+
+def store_programs() -> Path | None:
+    """Let JAX keep compiled programs in the user's cache folder; the folder, or None where it is off.
+
+    `FLOWSIM_CACHE` names another folder, or is "off". A folder that the session has set in JAX already is
+    left alone, and so is everything where no folder can be made. Oldest programs go when 512 MiB are full.
+    """
+    global _settled
+    if not _settled:
+        _settled = True
+        wanted = os.environ.get(VARIABLE) or platformdirs.user_cache_path("flowsim") / "programs"
+        if wanted != "off" and jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+            folder = Path(wanted) / _processor()
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                jax.config.update("jax_compilation_cache_dir", str(folder))
+                jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+                # JAX decides about storing at its first compilation, which may be long ago.
+                compilation_cache.reset_cache()
+    folder = jax.config.jax_compilation_cache_dir
+    return None if folder is None else Path(folder)
+
+
+def _processor() -> str:
+    """A name for this kind of processor: programs of one may not run on another, and homes are shared."""
+    described = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        described += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+
+@contextlib.contextmanager
+def without_host_checks() -> Iterator[None]:
+    """Trace diffrax without its checks at run time (the order of output times), which call back to Python.
+
+    JAX cannot store programs that call back. Whoever uses this has checked the times already.
+    """
+    with _tracing:
+        original = eqxi.error_if
+        eqxi.error_if = lambda x, *_, **__: x
+        try:
+            yield
+        finally:
+            eqxi.error_if = original

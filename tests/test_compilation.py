@@ -1,0 +1,90 @@
+"""Compiled programs are kept from one process to the next, and nothing else of the session changes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+import flowsim as fs
+from flowsim import solve
+
+_SIMULATE = """
+import collections, json
+import jax
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
+jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))  # JAX has compiled before flowsim is used
+import flowsim as fs
+result = fs.simulate(fs.GradientFlow.from_preset("Baseline"), fs.initial.rings(pairs=3), t1=10.0)
+print(json.dumps({
+    "folder": jax.config.jax_compilation_cache_dir,
+    "hits": events["/jax/compilation_cache/cache_hits"],
+    "misses": events["/jax/compilation_cache/cache_misses"],
+    "gap": result.final["modality_gap"],
+}))
+"""
+
+
+def simulate(**environment: str) -> dict:
+    """What a fresh process with these variables reports of its first simulation."""
+    env = {k: v for k, v in os.environ.items() if k not in ("FLOWSIM_CACHE", "JAX_COMPILATION_CACHE_DIR")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _SIMULATE],
+        env=env | environment, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_the_second_process_compiles_nothing_large(tmp_path):
+    first, second = (simulate(FLOWSIM_CACHE=str(tmp_path)) for _ in range(2))
+    assert first["folder"].startswith(str(tmp_path))
+    assert first["hits"] == 0
+    assert first["misses"] > 0
+    assert second["misses"] == 0
+    assert second["hits"] == first["misses"]
+    assert second["gap"] == first["gap"]
+
+
+def test_the_switch_and_the_sessions_own_choice(tmp_path):
+    assert simulate(FLOWSIM_CACHE="off")["folder"] is None
+    own = tmp_path / "own"
+    assert simulate(JAX_COMPILATION_CACHE_DIR=str(own), FLOWSIM_CACHE=str(tmp_path / "ours"))["folder"] == str(own)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_where_no_folder_can_be_made_nothing_is_kept(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    assert simulate(FLOWSIM_CACHE=str(blocked))["folder"] is None
+
+
+def test_segments_do_not_call_back(monkeypatch):
+    """A program that calls back to Python cannot be stored."""
+    programs = []
+    segment = solve._segment
+
+    def spy(flow, task, **options):
+        programs.append(segment.lower(flow, task, **options).as_text())  # pyright: ignore
+        return segment(flow, task, **options)
+
+    monkeypatch.setattr(solve, "_segment", spy)
+    fs.simulate(fs.GradientFlow.from_preset("FLT 1e-2"), fs.initial.uniform(pairs=3, dim=3), t1=1e3, method="implicit")
+    assert programs
+    assert all("callback" not in text for text in programs)
+
+
+def test_others_keep_the_checks_of_diffrax():
+    fs.simulate(fs.GradientFlow.from_preset("Baseline"), fs.initial.rings(pairs=3), t1=10.0)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="must be increasing"):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: -y), diffrax.Tsit5(), 0.0, 1.0, 0.1, jnp.asarray(1.0),
+            saveat=diffrax.SaveAt(ts=jnp.array([0.5, 0.2])),
+        )  # fmt: skip
+        jax.block_until_ready(solution.ys)
