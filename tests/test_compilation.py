@@ -14,6 +14,12 @@ import pytest
 import flowsim as fs
 from flowsim import solve
 
+_SETTLE = """
+import json, jax
+from flowsim.numerics import store_programs
+store_programs()
+print(json.dumps({"folder": jax.config.jax_compilation_cache_dir}))
+"""
 _SIMULATE = """
 import collections, json
 import jax
@@ -31,11 +37,11 @@ print(json.dumps({
 """
 
 
-def simulate(**environment: str) -> dict:
-    """What a fresh process with these variables reports of its first simulation."""
+def fresh(code: str, **environment: str) -> dict:
+    """What this code reports in a fresh process with these variables."""
     env = {k: v for k, v in os.environ.items() if k not in ("FLOWSIM_CACHE", "JAX_COMPILATION_CACHE_DIR")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _SIMULATE],
+        [sys.executable, "-W", "error", "-c", code],
         env=env | environment, capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     assert done.stderr == ""
@@ -43,7 +49,7 @@ def simulate(**environment: str) -> dict:
 
 
 def test_the_second_process_compiles_nothing_large(tmp_path):
-    first, second = (simulate(FLOWSIM_CACHE=str(tmp_path)) for _ in range(2))
+    first, second = (fresh(_SIMULATE, FLOWSIM_CACHE=str(tmp_path)) for _ in range(2))
     assert first["folder"].startswith(str(tmp_path))
     assert first["hits"] == 0
     assert first["misses"] > 0
@@ -53,16 +59,17 @@ def test_the_second_process_compiles_nothing_large(tmp_path):
 
 
 def test_the_switch_and_the_sessions_own_choice(tmp_path):
-    assert simulate(FLOWSIM_CACHE="off")["folder"] is None
+    assert fresh(_SETTLE, FLOWSIM_CACHE="off")["folder"] is None
     own = tmp_path / "own"
-    assert simulate(JAX_COMPILATION_CACHE_DIR=str(own), FLOWSIM_CACHE=str(tmp_path / "ours"))["folder"] == str(own)
+    chosen = fresh(_SETTLE, JAX_COMPILATION_CACHE_DIR=str(own), FLOWSIM_CACHE=str(tmp_path / "ours"))
+    assert chosen["folder"] == str(own)
     assert not (tmp_path / "ours").exists()
 
 
 def test_where_no_folder_can_be_made_nothing_is_kept(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    assert simulate(FLOWSIM_CACHE=str(blocked))["folder"] is None
+    assert fresh(_SETTLE, FLOWSIM_CACHE=str(blocked))["folder"] is None
 
 
 def test_segments_do_not_call_back(monkeypatch):
@@ -82,9 +89,9 @@ def test_segments_do_not_call_back(monkeypatch):
 
 def test_others_keep_the_checks_of_diffrax():
     fs.simulate(fs.GradientFlow.from_preset("Baseline"), fs.initial.rings(pairs=3), t1=10.0)
+    saveat = diffrax.SaveAt(ts=jnp.array([0.5, 0.2]))
+    term = diffrax.ODETerm(lambda t, y, args: -y)
     with pytest.raises(eqx.EquinoxRuntimeError, match="must be increasing"):
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: -y), diffrax.Tsit5(), 0.0, 1.0, 0.1, jnp.asarray(1.0),
-            saveat=diffrax.SaveAt(ts=jnp.array([0.5, 0.2])),
-        )  # fmt: skip
-        jax.block_until_ready(solution.ys)
+        jax.block_until_ready(
+            diffrax.diffeqsolve(term, diffrax.Tsit5(), 0.0, 1.0, 0.1, jnp.asarray(1.0), saveat=saveat)
+        )
