@@ -16,36 +16,44 @@ if TYPE_CHECKING:
         observables,
         pairing,
         plot,
+        rules,
         schedules,
         swaps,
         temperature,
         theory,
     )
+    from flowsim.encoders import LinearEncoders, MLPEncoders
     from flowsim.errors import FlowsimError
     from flowsim.flow import GradientFlow
-    from flowsim.geometry import Parallel, Reduced, Sphere
-    from flowsim.losses import InfoNCE
-    from flowsim.pairing import LabelNoise, Matched
+    from flowsim.geometry import Parallel, Reduced, Sphere, Subspaces, Unnormalized
+    from flowsim.losses import DirectedInfoNCE, InfoNCE, NTXent, Regularised, Sigmoid
+    from flowsim.pairing import Clusters, FreshRepairing, FrozenMispairing, LabelNoise, Matched
     from flowsim.result import Result, SimulationStopped, Status
+    from flowsim.rules import AdamLimit, GradientDescent
     from flowsim.schedules import Schedule
     from flowsim.solve import load, simulate
     from flowsim.swaps import HardSwap, NoSwap, SoftSwap
+    from flowsim.sweeps import SweepResult, load_sweep, sweep
 
 # Everything is loaded when first used: `flowsim --help` starts at once, and figures never cost a solve.
 _HOME = {
+    "encoders": ["LinearEncoders", "MLPEncoders"],
     "errors": ["FlowsimError"],
     "flow": ["GradientFlow"],
-    "geometry": ["Parallel", "Reduced", "Sphere"],
-    "losses": ["InfoNCE"],
-    "pairing": ["LabelNoise", "Matched"],
+    "geometry": ["Parallel", "Reduced", "Sphere", "Subspaces", "Unnormalized"],
+    "losses": ["DirectedInfoNCE", "InfoNCE", "NTXent", "Regularised", "Sigmoid"],
+    "pairing": ["Clusters", "FreshRepairing", "FrozenMispairing", "LabelNoise", "Matched"],
     "result": ["Result", "SimulationStopped", "Status"],
+    "rules": ["AdamLimit", "GradientDescent"],
     "schedules": ["Schedule"],
     "solve": ["load", "simulate"],
     "swaps": ["HardSwap", "NoSwap", "SoftSwap"],
+    "sweeps": ["SweepResult", "load_sweep", "sweep"],
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
-    "claims", "initial", "losses", "observables", "pairing", "plot", "schedules", "swaps", "temperature", "theory",
+    "claims", "initial", "losses", "observables", "pairing", "plot", "rules", "schedules", "swaps", "temperature",
+    "theory",
 )  # fmt: skip
 
 
@@ -64,31 +72,48 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AdamLimit",
+    "Clusters",
+    "DirectedInfoNCE",
     "FlowsimError",
+    "FreshRepairing",
+    "FrozenMispairing",
+    "GradientDescent",
     "GradientFlow",
     "HardSwap",
     "InfoNCE",
     "LabelNoise",
+    "LinearEncoders",
+    "MLPEncoders",
     "Matched",
+    "NTXent",
     "NoSwap",
     "Parallel",
     "Reduced",
+    "Regularised",
     "Result",
     "Schedule",
+    "Sigmoid",
     "SimulationStopped",
     "SoftSwap",
     "Sphere",
     "Status",
+    "Subspaces",
+    "SweepResult",
+    "Unnormalized",
     "claims",
     "initial",
     "load",
+    "load_sweep",
     "losses",
     "observables",
     "pairing",
     "plot",
+    "rules",
     "schedules",
     "simulate",
     "swaps",
+    "sweep",
     "temperature",
     "theory",
 ]

@@ -28,6 +28,11 @@ def number(value: Any) -> Any:
         raise FlowsimError(f"Expected a number, but got {value!r}. Use an int or a float.") from None
 
 
+def optional_number(value: Any) -> Any:
+    """`number`, or None."""
+    return None if value is None else number(value)
+
+
 def is_concrete(value: Any) -> bool:
     """Whether `value` is a NumPy or Python number that can be checked now (not traced, not batched)."""
     return isinstance(value, (int, float, np.ndarray, np.generic)) and np.ndim(value) == 0
@@ -46,6 +51,19 @@ def check_number(name: str, value: Any, *, positive: bool = False, minimum: floa
     wanted = "positive" if positive else (f"at least {minimum:g}" if minimum is not None else "finite")
     good = np.isfinite(number_) and (not positive or number_ > 0) and (minimum is None or number_ >= minimum)
     check(good, f"Argument `{name}` must be {wanted}, but is {number_:g}. {cure}")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Refuse a number outside [0, 1]; traced values pass."""
+    check_number(name, value, minimum=0.0, cure="Use a fraction between 0 and 1.")
+    if is_concrete(value):
+        check(value <= 1, f"Argument `{name}` must be at most 1, but is {float(value):g}. Use a number from 0 to 1.")
+
+
+def check_redraw(interval: Any) -> None:
+    """Refuse an interval of flow time that is not positive; None passes."""
+    if interval is not None:
+        check_number("redraw", interval, positive=True, cure="Use the flow time between two draws, or None.")
 
 
 def namespace(*values: Any) -> Any:

@@ -3,7 +3,8 @@
     dθ/dt = −∂L/∂θ,   dν/dt = −r ∂L/∂ν,   L = ℓ(β(ν) S(θ))
 
 for embedding coordinates θ (see `geometry`), raw temperature ν (see `temperature`) and loss ℓ (see
-`losses`). Time t is flow time: for plain gradient descent it is the sum of learning rates.
+`losses`); a rule may replace the gradient by a function of it (see `rules`). Time t is flow time: for plain
+gradient descent it is the sum of learning rates.
 """
 
 from typing import Any
@@ -14,21 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from flowsim import config, initial, schedules
+from flowsim import config, initial, losses, pairing, rules, schedules
 from flowsim._arrays import Numeric, check, to_device
+from flowsim.encoders import LinearEncoders, MLPEncoders
 from flowsim.errors import FlowsimError
-from flowsim.geometry import AbstractGeometry, Parallel, Reduced, Sphere
+from flowsim.geometry import AbstractGeometry, Parallel, Reduced, Sphere, Subspaces, Unnormalized
 from flowsim.initial import AbstractRecipe, Start
-from flowsim.losses import AbstractLoss, InfoNCE
-from flowsim.pairing import AbstractPairing, LabelNoise, Matched, Targets
+from flowsim.losses import AbstractLoss, AbstractRowLoss, InfoNCE
+from flowsim.pairing import AbstractPairing, Matched, Targets
+from flowsim.rules import AbstractRule, GradientDescent
 from flowsim.schedules import Schedule
 
 
 class Moving(eqx.Module):
-    """The unknowns of the flow: the geometry's position and the raw temperature ν (None if not trained)."""
+    """The unknowns of the flow: position, raw temperature ν (None if not trained), bias of the loss (likewise)."""
 
     position: PyTree
     raw: Float[Numeric, ""] | None
+    bias: Float[Numeric, ""] | None = None
 
 
 class State(eqx.Module):
@@ -41,7 +45,7 @@ class State(eqx.Module):
 
 
 class GradientFlow(eqx.Module):
-    """A contrastive gradient flow: geometry, schedule, loss and pairing.
+    """A contrastive gradient flow: geometry, schedule, loss, pairing and rule.
 
     `schedule` may be a preset's name or a temperature policy. Structure is static and numbers are leaves,
     so that changing a number never recompiles.
@@ -49,8 +53,9 @@ class GradientFlow(eqx.Module):
 
     geometry: AbstractGeometry = Sphere()
     schedule: Schedule = eqx.field(converter=schedules.as_schedule, default=Schedule())
-    loss: AbstractLoss = InfoNCE()
+    loss: AbstractLoss | AbstractRowLoss = InfoNCE()
     pairing: AbstractPairing = Matched()
+    rule: AbstractRule = GradientDescent()
 
     @classmethod
     def from_preset(cls, name: str, **parts: Any) -> "GradientFlow":
@@ -75,22 +80,64 @@ class GradientFlow(eqx.Module):
         check(isinstance(flow, GradientFlow), 'Expected a GradientFlow. Start with {"kind": "GradientFlow"}.')
         return flow
 
+    @property
+    def redraw(self) -> Any:
+        """Flow time after which masks or targets are drawn anew; None for never.
+
+        Raises `FlowsimError` if swap and pairing name different intervals.
+        """
+        found = [x.redraw for x in (self.schedule.swap, self.pairing) if x.redraw is not None]
+        check(
+            len(found) < 2 or float(found[0]) == float(found[1]),
+            "Swap and pairing have different `redraw` intervals. Give both the same.",
+        )
+        return found[0] if found else None
+
     def initial_state(self, start: Start, seed: int = 0, dtype: Any = np.float64) -> State:
         """The state at a start; call it inside `jax.enable_x64(True)` for float64."""
+        moving, constants = to_device(self.place(start), dtype)
+        return self.complete(moving, constants, jax.random.key(seed))
+
+    def place(self, start: Start) -> tuple[Moving, PyTree]:
+        """Unknowns and the geometry's constants at a start (NumPy).
+
+        Raises `FlowsimError` if the start does not fit the geometry, the swap or the loss.
+        """
         position, constants = self.geometry.place(start)
-        temperature = self.schedule.temperature
-        moving = to_device(Moving(position, temperature.initial_raw()), dtype)
-        constants = to_device(constants, dtype)
-        pairing_key, swap_key = jax.random.split(jax.random.key(seed))
+        needs_rows = self.schedule.swap.active or isinstance(self.loss, AbstractRowLoss)
+        if needs_rows and start.image is None and start.similarity is not None:
+            raise FlowsimError("Swaps and losses of rows need rows, but the start holds only similarities. Give rows.")
+        bias = self.loss.bias if isinstance(self.loss, AbstractLoss) and self._bias_rate is not None else None
+        return Moving(position, self.schedule.temperature.initial_raw(), bias), constants
+
+    def complete(self, moving: Moving, constants: PyTree, key: Array) -> State:
+        """The state of what `place` returned, with masks and targets drawn by a key."""
+        state = State(moving, constants, Targets(), None)
+        masks, targets = self.draw(key, state)
+        return State(moving, constants, targets, masks)
+
+    def draw(self, key: Array, state: State) -> tuple[Array | None, Targets]:
+        """Masks of the swap and targets of the pairing for a key."""
+        pairing_key, swap_key = jax.random.split(key)
+        position = state.moving.position
+        pairs = self.geometry.similarity(position, state.constants).shape[0]
+        rows = self.geometry.rows(position, state.constants)
+        dim = 0 if rows is None else rows[0].shape[1]
+        dtype = jnp.result_type(*jax.tree.leaves(position))
         masks = None
         if self.schedule.swap.active:
-            rows = self.geometry.rows(moving.position, constants)
-            if rows is None:
-                raise FlowsimError("Swaps need rows, but the start holds only similarities. Give rows.")
-            pairs, dim = rows[0].shape
-            masks = self.schedule.swap.draw(swap_key, pairs, dim, dtype)
-        targets = self.pairing.targets(pairing_key, start.pairs, dtype)
-        return State(moving, constants, targets, masks)
+            masks = self.schedule.swap.draw(swap_key, self.schedule.swap.masks, pairs, dim, dtype)
+        return masks, self.pairing.targets(pairing_key, pairs, dtype)
+
+    def redrawn(self, state: State, seed: int, index: int) -> State:
+        """The state with the draws of interval `index`; what has no `redraw` keeps its first draw."""
+        masks, targets = self.draw(jax.random.fold_in(jax.random.key(seed), index), state)
+        return State(
+            state.moving,
+            state.constants,
+            state.targets if self.pairing.redraw is None else targets,
+            state.masks if self.schedule.swap.redraw is None else masks,
+        )
 
     def inverse_temperature(self, t: Any, state: State, horizon: Any = np.inf) -> Any:
         """β at flow time t; schedules run in progress t/horizon."""
@@ -99,63 +146,133 @@ class GradientFlow(eqx.Module):
     def loss_value(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
         """The loss that the flow descends: L, or (1 − p) L + p E[L∘swap] with a swap of fraction p."""
         beta = self.inverse_temperature(t, state, horizon)
-        plain = self.loss.value(beta * self.geometry.similarity(state.moving.position, state.constants), state.targets)
+        bias = self._bias(state)
         swap = self.schedule.swap
+        if isinstance(self.loss, AbstractLoss) and not swap.active:
+            similarity = self.geometry.similarity(state.moving.position, state.constants)
+            return self.loss.value(self.loss.logits(beta, similarity, bias), state.targets)
+        image, text = self._rows(state)
+
+        def of_rows(x: Array, y: Array) -> Array:
+            if isinstance(self.loss, AbstractRowLoss):
+                return self.loss.value(x, y, beta, state.targets)
+            return self.loss.value(self.loss.logits(beta, x @ y.T, bias), state.targets)
+
+        plain = of_rows(image, text)
         if not swap.active:
             return plain
-        image, text = self._rows(state)
-
-        def swapped(mask: Array) -> Array:
-            x, y = swap.apply(mask, image, text)
-            return self.loss.value(beta * (x @ y.T), state.targets)
-
-        return (1 - swap.fraction) * plain + swap.fraction * jnp.mean(jax.lax.map(swapped, state.masks))
+        swapped = jnp.mean(jax.lax.map(lambda mask: of_rows(*swap.apply(mask, image, text)), state.masks))
+        return (1 - swap.fraction) * plain + swap.fraction * swapped
 
     def vector_field(self, t: Any, state: State, horizon: Any = np.inf) -> Moving:
-        """dθ/dt and dν/dt at flow time t."""
-        temperature = self.schedule.temperature
+        """dθ/dt, dν/dt and db/dt at flow time t."""
         position, constants = state.moving.position, state.constants
         beta = self.inverse_temperature(t, state, horizon)
-        if self.schedule.swap.active:
-            image_force, text_force, beta_force = self._swapped_forces(beta, state)
-            velocity = self.geometry.velocity_from_rows(position, constants, image_force, text_force)
+        if isinstance(self.loss, AbstractRowLoss) or self.schedule.swap.active:
+            force = self._force_on_rows(beta, state)
+            velocity = self.geometry.velocity_from_rows(position, constants, force.image, force.text)
         else:
             similarity = self.geometry.similarity(position, constants)
-            gradient = self.loss.gradient(beta * similarity, state.targets)
+            gradient, force = self._force(beta, similarity, state)
             velocity = self.geometry.velocity(position, constants, -beta * gradient)
-            beta_force = -jnp.sum(gradient * similarity)
-        return Moving(velocity, temperature.raw_velocity(state.moving.raw, beta_force))
+        raw = self.schedule.temperature.raw_velocity(state.moving.raw, force.beta)
+        bias = None if self._bias_rate is None else self._bias_rate * force.bias
+        return self._by_rule(state.moving, Moving(velocity, raw, bias))
 
-    def _rows(self, state: State) -> tuple[Array, Array]:
-        rows = self.geometry.rows(state.moving.position, state.constants)
-        assert rows is not None
-        return rows
+    def _force(self, beta: Any, similarity: Numeric, state: State) -> "tuple[Array, Force]":
+        """∇ℓ(M) and the forces −∂L/∂β and −∂L/∂b."""
+        loss, bias = self.loss, self._bias(state)
+        assert isinstance(loss, AbstractLoss)
+        gradient = loss.gradient(loss.logits(beta, similarity, bias), state.targets)
+        on_beta, on_bias = -jnp.sum(gradient * similarity), None
+        if bias is not None:
+            total = jnp.sum(gradient)
+            on_beta = on_beta + bias * total if loss.relative_bias else on_beta
+            on_bias = beta * total if loss.relative_bias else -total
+        return gradient, Force(None, None, on_beta, on_bias)
 
-    def _swapped_forces(self, beta: Any, state: State) -> tuple[Array, Array, Array]:
-        """Forces −∂L/∂X, −∂L/∂Y on the rows and −∂L/∂β of the averaged loss."""
+    def _force_on_rows(self, beta: Any, state: State) -> "Force":
+        """−∂L/∂X, −∂L/∂Y, −∂L/∂β and −∂L/∂b, averaged over the swaps."""
         swap = self.schedule.swap
         image, text = self._rows(state)
 
-        def forces(x: Array, y: Array) -> tuple[Array, Array, Array]:
-            similarity = x @ y.T
-            gradient = self.loss.gradient(beta * similarity, state.targets)
-            return -beta * (gradient @ y), -beta * (gradient.T @ x), -jnp.sum(gradient * similarity)
+        def force(x: Array, y: Array) -> Force:
+            if isinstance(self.loss, AbstractRowLoss):
+                gradient = jax.grad(self.loss.value, argnums=(0, 1, 2))(x, y, jnp.asarray(beta), state.targets)
+                return Force(-gradient[0], -gradient[1], -gradient[2], None)
+            gradient, rest = self._force(beta, x @ y.T, state)
+            return Force(-beta * (gradient @ y), -beta * (gradient.T @ x), rest.beta, rest.bias)
 
-        def swapped(mask: Array) -> tuple[Array, Array, Array]:
+        def swapped(mask: Array) -> Force:
             (x, y), pull_back = jax.vjp(lambda a, b: swap.apply(mask, a, b), image, text)
-            on_x, on_y, on_beta = forces(x, y)
-            return *pull_back((on_x, on_y)), on_beta
+            there = force(x, y)
+            on_image, on_text = pull_back((there.image, there.text))
+            return Force(on_image, on_text, there.beta, there.bias)
 
-        plain = forces(image, text)
+        plain = force(image, text)
+        if not swap.active:
+            return plain
         mean = jax.tree.map(lambda f: jnp.mean(f, axis=0), jax.lax.map(swapped, state.masks))
         p = swap.fraction
         return jax.tree.map(lambda a, b: (1 - p) * a + p * b, plain, mean)
+
+    def force_scale(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
+        """Size of the forces whose difference the field is: times the machine epsilon, its rounding noise."""
+        beta = self.inverse_temperature(t, state, horizon)
+        if isinstance(self.loss, AbstractRowLoss):
+            force = self._force_on_rows(beta, state)
+            return jnp.sqrt(jnp.sum(jnp.square(force.image)) + jnp.sum(jnp.square(force.text)))
+        similarity = self.geometry.similarity(state.moving.position, state.constants)
+        size = beta * jnp.linalg.norm(self._force(beta, similarity, state)[0])
+        return size if state.targets.rows is None else size + beta / similarity.shape[0]
+
+    def _by_rule(self, moving: Moving, velocity: Moving) -> Moving:
+        """The velocity that the rule makes of −∂L/∂θ; learning-rate ratios multiply what it returns."""
+        if isinstance(self.rule, GradientDescent):
+            return velocity
+        position = self.geometry.project(moving.position, jax.tree.map(self.rule.velocity, velocity.position))
+        raw, bias = velocity.raw, velocity.bias
+        if raw is not None:
+            ratio = self.schedule.temperature.lr_ratio  # pyright: ignore[reportAttributeAccessIssue]
+            raw = ratio * self.rule.velocity(raw / jnp.where(ratio == 0, 1.0, ratio))
+        if bias is not None:
+            bias = self._bias_rate * self.rule.velocity(bias / self._bias_rate)
+        return Moving(position, raw, bias)
+
+    @property
+    def _bias_rate(self) -> Any:
+        return self.loss.bias_rate if isinstance(self.loss, AbstractLoss) else None
+
+    def _bias(self, state: State) -> Any:
+        if state.moving.bias is not None:
+            return state.moving.bias
+        return self.loss.bias if isinstance(self.loss, AbstractLoss) else None
+
+    def _rows(self, state: State) -> tuple[Array, Array]:
+        rows = self.geometry.rows(state.moving.position, state.constants)
+        assert rows is not None, "`place` has checked this"
+        return rows
+
+
+class Force(eqx.Module):
+    """Minus the derivative of the loss by rows, β and b; None where it is not needed."""
+
+    image: Any
+    text: Any
+    beta: Any
+    bias: Any
 
 
 KINDS: dict[str, type] = {
     **schedules.KINDS,
     **initial.KINDS,
-    **{c.__name__: c for c in (GradientFlow, Sphere, Parallel, Reduced, InfoNCE, Matched, LabelNoise)},
+    **losses.KINDS,
+    **pairing.KINDS,
+    **rules.KINDS,
+    **{
+        c.__name__: c
+        for c in (GradientFlow, Sphere, Unnormalized, Subspaces, Parallel, Reduced, LinearEncoders, MLPEncoders)
+    },
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float, PyTree
 
-from flowsim._arrays import Numeric, check, check_number, number
+from flowsim._arrays import Numeric, check, check_number, is_concrete, number
 from flowsim.errors import FlowsimError
 from flowsim.initial import Start
 
@@ -22,14 +22,14 @@ Position = PyTree
 Constants = PyTree
 
 
-def normalise(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def normalise(rows: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
     """Rows scaled to unit length."""
-    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return jnp.asarray(rows) / jnp.linalg.norm(jnp.asarray(rows), axis=1, keepdims=True)
 
 
-def tangent(rows: Float[Array, "n d"], vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def tangent(rows: Float[Numeric, "n d"], vectors: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
     """The part of each vector that is tangent to the sphere at the (unit) row."""
-    return vectors - jnp.sum(rows * vectors, axis=1, keepdims=True) * rows
+    return vectors - jnp.sum(rows * vectors, axis=1, keepdims=True) * jnp.asarray(rows)
 
 
 class AbstractGeometry(eqx.Module):
@@ -75,35 +75,19 @@ class AbstractGeometry(eqx.Module):
     def log_gamma(self, position: Position) -> Float[Numeric, ""] | None:
         """ln|γ|, or None without γ."""
 
+    @abc.abstractmethod
+    def project(self, position: Position, velocity: Position) -> Position:
+        """The nearest velocity that keeps the constraints (unit rows), for rules that change single entries."""
 
-class Rows(eqx.Module):
-    """Image and text rows that flow."""
-
-    image: Float[Numeric, "n d"]
-    text: Float[Numeric, "n d"]
+    @abc.abstractmethod
+    def retract(self, position: Position) -> Position:
+        """The nearest position that satisfies the constraints, after a discrete step."""
 
 
-class Sphere(AbstractGeometry):
-    """Every row of both modalities moves freely on the unit sphere S^{d−1}.
+class AbstractRowGeometry(AbstractGeometry):
+    """A geometry of rows alone, without γ: everything follows from the rows and the force on them."""
 
-    Riemannian gradient flow: dX/dt = −k Π_X(β ∇ℓ Y), dY/dt = −k Π_Y(β ∇ℓᵀ X), Π the row-wise tangent
-    projection. `embedding_rate` = k is the speed of the embeddings relative to the temperature's unit.
-    This is what Figure 2 of Yaras et al. 2025 integrates.
-    """
-
-    embedding_rate: Any = eqx.field(converter=number, default=1.0)
     has_gamma: ClassVar[bool] = False
-
-    def __check_init__(self) -> None:
-        check_number("embedding_rate", self.embedding_rate, positive=True, cure="Use e.g. 1.0.")
-
-    def place(self, start: Start) -> tuple[Position, Constants]:
-        image, text = start.rows()
-        return Rows(image, text), None
-
-    def to_start(self, position: Position, constants: Constants) -> Start:
-        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (position.image, position.text)]
-        return Start(image=unit[0], text=unit[1])
 
     def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
         image, text = self.rows(position, constants)
@@ -115,6 +99,41 @@ class Sphere(AbstractGeometry):
     def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
         image, text = self.rows(position, constants)
         return self.velocity_from_rows(position, constants, force @ text, force.T @ image)
+
+    @abc.abstractmethod
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]: ...
+
+    def log_gamma(self, position: Position) -> None:
+        return None
+
+
+class Rows(eqx.Module):
+    """Image and text rows that flow."""
+
+    image: Float[Numeric, "n d"]
+    text: Float[Numeric, "n d"]
+
+
+class Sphere(AbstractRowGeometry):
+    """Every row of both modalities moves freely on the unit sphere S^{d−1}.
+
+    Riemannian gradient flow: dX/dt = −k Π_X(β ∇ℓ Y), dY/dt = −k Π_Y(β ∇ℓᵀ X), Π the row-wise tangent
+    projection. `embedding_rate` = k is the speed of the embeddings relative to the temperature's unit.
+    This is what Figure 2 of Yaras et al. 2025 integrates.
+    """
+
+    embedding_rate: Any = eqx.field(converter=number, default=1.0)
+
+    def __check_init__(self) -> None:
+        check_number("embedding_rate", self.embedding_rate, positive=True, cure="Use e.g. 1.0.")
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        image, text = start.rows()
+        return Rows(image, text), None
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (position.image, position.text)]
+        return Start(image=unit[0], text=unit[1])
 
     def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
         # Normalising inside the field makes the radial direction neutral instead of unstable.
@@ -131,8 +150,118 @@ class Sphere(AbstractGeometry):
         k = self.embedding_rate
         return Rows(k * tangent(image, image_force), k * tangent(text, text_force))
 
-    def log_gamma(self, position: Position) -> None:
-        return None
+    def project(self, position: Position, velocity: Position) -> Position:
+        return _tangent_rows(position, velocity)
+
+    def retract(self, position: Position) -> Position:
+        return Rows(normalise(position.image), normalise(position.text))
+
+
+class Unnormalized(AbstractRowGeometry):
+    """Free rows in R^d without normalisation: logits β⟨x_i, y_j⟩, dX/dt = −β∇ℓ Y, dY/dt = −β∇ℓᵀ X.
+
+    The paper's "Remove Normalization" (with a fixed temperature: β and the lengths of the rows say the same).
+    Lengths grow without bound; cosines are what the observables of directions measure. Source: Yaras et al.
+    2025, section 5.
+    """
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        image, text = start.rows()
+        return Rows(image, text), None
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        return Start(image=position.image, text=position.text)
+
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+        return position.image, position.text
+
+    def velocity_from_rows(
+        self,
+        position: Position,
+        constants: Constants,
+        image_force: Float[Array, "n D"],
+        text_force: Float[Array, "n D"],
+    ) -> Position:
+        return Rows(image_force, text_force)
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        return velocity
+
+    def retract(self, position: Position) -> Position:
+        return position
+
+
+class Subspaces(AbstractRowGeometry):
+    """Unit rows, each modality confined to a hyperplane through 0; `angle` degrees between the two normals.
+
+    Image rows have no last coordinate; text rows are orthogonal to cos φ e_D + sin φ e_{D−1}. Riemannian
+    gradient flow within each great sphere: dX/dt = −Π_X P_X(β∇ℓ Y), P the projection onto the hyperplane.
+    Source: arXiv 2510.03268 (dimension collapse of the modalities).
+    """
+
+    angle: Any = eqx.field(converter=number, default=60.0)
+
+    def __check_init__(self) -> None:
+        check_number("angle", self.angle, minimum=0.0, cure="Use degrees between 0 and 90.")
+        if is_concrete(self.angle):
+            check(self.angle <= 90, f"Argument `angle` must be at most 90, but is {float(self.angle):g}. Use degrees.")
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        """Rows are projected onto their hyperplane and scaled to unit length."""
+        image, text = start.rows()
+        angle = np.deg2rad(np.asarray(self.angle, np.float64))
+        normals = np.zeros((2, image.shape[1]))
+        normals[0, -1] = 1.0
+        normals[1, -1], normals[1, -2] = np.cos(angle), np.sin(angle)
+        constants = Hyperplanes(normals[0], normals[1])
+        flat = [rows - np.outer(rows @ normal, normal) for rows, normal in zip((image, text), normals, strict=True)]
+        lengths = [np.linalg.norm(rows, axis=1, keepdims=True) for rows in flat]
+        check(
+            min(x.min() for x in lengths) > 1e-12,
+            "A row is orthogonal to the hyperplane of its modality. Use another start or angle.",
+        )
+        return Rows(flat[0] / lengths[0], flat[1] / lengths[1]), constants
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (position.image, position.text)]
+        return Start(image=unit[0], text=unit[1])
+
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+        return normalise(position.image), normalise(position.text)
+
+    def velocity_from_rows(
+        self,
+        position: Position,
+        constants: Constants,
+        image_force: Float[Array, "n D"],
+        text_force: Float[Array, "n D"],
+    ) -> Position:
+        image, text = self.rows(position, constants)
+        return Rows(
+            tangent(image, _without(image_force, constants.image)), tangent(text, _without(text_force, constants.text))
+        )
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        # Coordinate planes stay; a rule that treats coordinates one by one may leave a tilted plane.
+        return _tangent_rows(position, velocity)
+
+    def retract(self, position: Position) -> Position:
+        return Rows(normalise(position.image), normalise(position.text))
+
+
+class Hyperplanes(eqx.Module):
+    """Unit normals of the hyperplanes of both modalities."""
+
+    image: Float[Numeric, "D"]
+    text: Float[Numeric, "D"]
+
+
+def _without(vectors: Float[Array, "n D"], normal: Float[Array, "D"]) -> Float[Array, "n D"]:
+    return vectors - (vectors @ normal)[:, None] * normal[None, :]
+
+
+def _tangent_rows(position: Rows, velocity: Rows) -> Rows:
+    return Rows(tangent(normalise(position.image), velocity.image), tangent(normalise(position.text), velocity.text))
 
 
 class ConePosition(eqx.Module):
@@ -225,6 +354,13 @@ class Parallel(AbstractGeometry):
     def log_gamma(self, position: Position) -> Float[Numeric, ""]:
         return position.log_gamma
 
+    def project(self, position: Position, velocity: Position) -> Position:
+        rows = _tangent_rows(Rows(position.image, position.text), Rows(velocity.image, velocity.text))
+        return ConePosition(rows.image, rows.text, velocity.log_gamma)
+
+    def retract(self, position: Position) -> Position:
+        return ConePosition(normalise(position.image), normalise(position.text), position.log_gamma)
+
 
 class Reduced(AbstractGeometry):
     """Parallel cones with frozen directions: only ln|γ| (and the raw temperature) flow; Z is constant.
@@ -279,6 +415,12 @@ class Reduced(AbstractGeometry):
 
     def log_gamma(self, position: Position) -> Float[Numeric, ""]:
         return position.log_gamma
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        return velocity
+
+    def retract(self, position: Position) -> Position:
+        return position
 
 
 def _gamma(position: ConePosition, constants: ConeConstants) -> Float[Numeric, ""]:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from flowsim._arrays import check, check_number, is_concrete, number
+from flowsim._arrays import check, check_fraction, check_number, is_concrete, number
 from flowsim.errors import FlowsimError
 
 FIGURE_2_HEIGHT = (np.sqrt(5) - 1) / 4
@@ -32,6 +32,8 @@ class Start(eqx.Module):
     - `log_gamma`: ln|γ| where γ itself underflows; otherwise None.
     - `basis`: orthogonal (d+1, d+1) in which the lifted cones are expressed; None for the standard one.
     - `similarity`: Z (n, n), only for `Reduced`.
+    - `image_inputs`, `text_inputs`: what encoders see, (n, p) and (n, q); `image_hidden`, `text_hidden`: weights of
+      the first of two layers, (p, h); `image_weights`, `text_weights`: of the last, (p or h, d).
     """
 
     image: Any = None
@@ -40,11 +42,18 @@ class Start(eqx.Module):
     log_gamma: Any = None
     basis: Any = None
     similarity: Any = None
+    image_inputs: Any = None
+    text_inputs: Any = None
+    image_hidden: Any = None
+    text_hidden: Any = None
+    image_weights: Any = None
+    text_weights: Any = None
 
     @property
     def pairs(self) -> int:
         """n, the number of pairs."""
-        return (self.image if self.image is not None else self.similarity).shape[0]
+        known = (self.image, self.similarity, self.image_inputs)
+        return next(array for array in known if array is not None).shape[0]
 
     @property
     def dim(self) -> int | None:
@@ -53,6 +62,8 @@ class Start(eqx.Module):
 
     def rows(self) -> tuple[Any, Any]:
         """Unit rows (image, text) in the full space: lifted by one dimension if the start has γ."""
+        if self.image is None and self.image_inputs is not None:
+            raise FlowsimError("This start holds inputs of encoders, not rows. Use the geometry `LinearEncoders`.")
         if self.image is None:
             raise FlowsimError(
                 "This start holds only similarities, not rows. Use the geometry `Reduced`, or give rows."
@@ -147,8 +158,7 @@ class Cones(AbstractRecipe):
         image, text = (_uniform_rows(rng, self.pairs, self.dim - 1) for _ in range(2))
         basis = None
         if self.random_basis:
-            q, r = np.linalg.qr(rng.standard_normal((self.dim, self.dim)))
-            basis = q * np.sign(np.diag(r))
+            basis = _rotation(rng, self.dim)
         return Start(image, text, gamma=self.height, basis=basis)
 
 
@@ -218,10 +228,93 @@ class Simplex(AbstractRecipe):
         return Start(rows, rows.copy(), gamma=self.gamma)
 
 
-rings, cones, uniform, matched = Rings, Cones, Uniform, MatchedPairs
-orthonormal, simplex = Orthonormal, Simplex
+class Mismatched(AbstractRecipe):
+    """Matched cones in which a random `fraction` of the texts has changed places (a cyclic shift among them).
 
-KINDS: dict[str, type] = {cls.__name__: cls for cls in (Rings, Cones, Uniform, MatchedPairs, Orthonormal, Simplex)}
+    The pairs are right, the positions are wrong: the start is mismatched where fraction > 0. The fraction is
+    rounded to whole pairs; a single one has no other to change places with.
+    """
+
+    pairs: int = eqx.field(static=True, default=16)
+    dim: int = eqx.field(static=True, default=8)
+    gamma: Any = eqx.field(converter=number, default=0.3)
+    fraction: Any = eqx.field(converter=number, default=0.5)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim)
+        _check_gamma("gamma", self.gamma)
+        check_fraction("fraction", self.fraction)
+
+    def draw(self, seed: int = 0) -> Start:
+        rng = np.random.default_rng(seed)
+        image = _uniform_rows(rng, self.pairs, self.dim)
+        moved = rng.permutation(self.pairs)[: round(float(self.fraction) * self.pairs)]
+        text = image.copy()
+        text[moved] = image[np.roll(moved, 1)]
+        return Start(image, text, gamma=self.gamma)
+
+
+class Latents(AbstractRecipe):
+    """Inputs and weights for encoders, from latent factors z ~ N(0, I) of each pair.
+
+    - `factors`: of each pair; the image encoder sees all of them, the text encoder the first `text_factors`
+      (information imbalance; default: all), each through its own random rotation.
+    - `texts_per_image`: groups of this many consecutive pairs share the image, input for input (duplicates);
+      their texts differ by noise.
+    - `noise`: standard deviation of what is added to text inputs.
+    - `dim`: of the embeddings. `hidden`: units of the first of two layers, for `MLPEncoders`; None for
+      `LinearEncoders`. Weights are N(0, 1/fan-in).
+    """
+
+    pairs: int = eqx.field(static=True, default=16)
+    factors: int = eqx.field(static=True, default=8)
+    text_factors: int | None = eqx.field(static=True, default=None)
+    dim: int = eqx.field(static=True, default=8)
+    hidden: int | None = eqx.field(static=True, default=None)
+    texts_per_image: int = eqx.field(static=True, default=1)
+    noise: Any = eqx.field(converter=number, default=0.0)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim)
+        for name in ("factors", "text_factors", "hidden", "texts_per_image"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"Argument `{name}` must be at least 1, but is {value}. Use e.g. 4.")
+        check(
+            self.text_factors is None or self.text_factors <= self.factors,
+            f"`text_factors` is {self.text_factors}, but there are {self.factors} factors. Use at most that many.",
+        )
+        check(
+            self.pairs % self.texts_per_image == 0,
+            f"{self.pairs} pairs do not form groups of {self.texts_per_image}. Use a multiple of `texts_per_image`.",
+        )
+        check_number("noise", self.noise, minimum=0.0, cure="Use e.g. 0.1.")
+
+    def draw(self, seed: int = 0) -> Start:
+        rng = np.random.default_rng(seed)
+        latent = rng.standard_normal((self.pairs // self.texts_per_image, self.factors))
+        latent = np.repeat(latent, self.texts_per_image, axis=0)
+        seen = self.factors if self.text_factors is None else self.text_factors
+        image_inputs = latent @ _rotation(rng, self.factors)
+        text_inputs = latent[:, :seen] @ _rotation(rng, seen)
+        # Drawn also without noise, so that the weights of a seed do not depend on it.
+        text_inputs = text_inputs + float(self.noise) * rng.standard_normal(text_inputs.shape)
+        layers = [_layers(rng, size, self.hidden, self.dim) for size in (self.factors, seen)]
+        return Start(
+            image_inputs=image_inputs, text_inputs=text_inputs,
+            image_hidden=layers[0][0], image_weights=layers[0][1],
+            text_hidden=layers[1][0], text_weights=layers[1][1],
+        )  # fmt: skip
+
+
+rings, cones, uniform, matched = Rings, Cones, Uniform, MatchedPairs
+orthonormal, simplex, mismatched, latents = Orthonormal, Simplex, Mismatched, Latents
+
+KINDS: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (Rings, Cones, Uniform, MatchedPairs, Orthonormal, Simplex, Mismatched, Latents)
+}  # fmt: skip
 
 
 def from_arrays(image: ArrayLike, text: ArrayLike, gamma: float | None = None) -> Start:
@@ -271,6 +364,19 @@ def _matrix(name: str, value: ArrayLike) -> Float[np.ndarray, "n d"]:
 def _uniform_rows(rng: np.random.Generator, pairs: int, dim: int) -> Float[np.ndarray, "n d"]:
     rows = rng.standard_normal((pairs, dim))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _rotation(rng: np.random.Generator, size: int) -> Float[np.ndarray, "d d"]:
+    q, r = np.linalg.qr(rng.standard_normal((size, size)))
+    return q * np.sign(np.diag(r))
+
+
+def _layers(
+    rng: np.random.Generator, inputs: int, hidden: int | None, dim: int
+) -> tuple[Float[np.ndarray, "p h"] | None, Float[np.ndarray, "k d"]]:
+    first = None if hidden is None else rng.standard_normal((inputs, hidden)) / np.sqrt(inputs)
+    width = inputs if hidden is None else hidden
+    return first, rng.standard_normal((width, dim)) / np.sqrt(width)
 
 
 def _check_pairs(pairs: int) -> None:

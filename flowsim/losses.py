@@ -1,21 +1,39 @@
-"""Contrastive losses as functions of logits M = βZ and targets, with closed-form gradients.
+"""Contrastive losses: of the logits M = βS with closed-form gradients, or of the rows themselves.
 
-Both value and gradient are free of cancellation: 1 − p_ii is written as a sum over j ≠ i and log-sum-exp as
+Values and gradients are free of cancellation: 1 − p_ii is written as a sum over j ≠ i and log-sum-exp as
 log1p of the terms below the largest, so that losses of 1e-100 keep all digits.
 """
 
 import abc
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from equinox import AbstractVar
 from jaxtyping import Array, Bool, Float
 
+from flowsim._arrays import check_number, number, optional_number
+from flowsim.errors import unknown_name
 from flowsim.pairing import Targets
 
 
 class AbstractLoss(eqx.Module):
-    """A loss ℓ(M) of the logits M (n, n); M_ij belongs to image i and text j."""
+    """A loss ℓ(M) of the logits M (n, n); M_ij belongs to image i and text j.
+
+    `bias`: M = βS + b (`relative_bias` False) or M = β(S − b); None without one. It is an unknown of the flow
+    where `bias_rate`, its learning rate relative to the embeddings', is not None.
+    """
+
+    bias: AbstractVar[Any]
+    bias_rate: AbstractVar[Any]
+    relative_bias: AbstractVar[bool]
+
+    def logits(self, beta: Any, similarity: Any, bias: Any) -> Any:
+        """M of S (n, n), β and the current bias."""
+        if bias is None:
+            return beta * similarity
+        return beta * (similarity - bias) if self.relative_bias else beta * similarity + bias
 
     @abc.abstractmethod
     def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
@@ -34,17 +52,158 @@ class InfoNCE(AbstractLoss):
     Source: Radford et al. 2021; Yaras et al. 2025, eq. 2.
     """
 
+    bias: ClassVar[None] = None
+    bias_rate: ClassVar[None] = None
+    relative_bias: ClassVar[bool] = False
+
     def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
         n = logits.shape[0]
         rows = _cross_entropy(logits, targets.rows)
-        columns = _cross_entropy(logits.T, None if targets.columns is None else targets.columns.T)
+        columns = _cross_entropy(logits.T, _transposed(targets.columns))
         return (rows + columns) / (2 * n)
 
     def gradient(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, "n n"]:
         n = logits.shape[0]
         rows = _residual(logits, targets.rows)
-        columns = _residual(logits.T, None if targets.columns is None else targets.columns.T).T
+        columns = _residual(logits.T, _transposed(targets.columns)).T
         return (rows + columns) / (2 * n)
+
+
+class DirectedInfoNCE(AbstractLoss):
+    """InfoNCE in one direction: `image_to_text` classifies the text of each image, `text_to_image` the reverse.
+
+    ℓ(M) = (1/n) Σ_i [ lse(M_i,:) − Σ_j T_ij M_ij ] (rows; columns for the reverse). Source: van den Oord et
+    al. 2018; the two halves of Radford et al. 2021.
+    """
+
+    direction: str = eqx.field(static=True, default="image_to_text")
+    bias: ClassVar[None] = None
+    bias_rate: ClassVar[None] = None
+    relative_bias: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        known = ("image_to_text", "text_to_image")
+        if self.direction not in known:
+            raise unknown_name("direction", self.direction, known)
+
+    def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
+        if self.direction == "image_to_text":
+            return _cross_entropy(logits, targets.rows) / logits.shape[0]
+        return _cross_entropy(logits.T, _transposed(targets.columns)) / logits.shape[0]
+
+    def gradient(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, "n n"]:
+        if self.direction == "image_to_text":
+            return _residual(logits, targets.rows) / logits.shape[0]
+        return _residual(logits.T, _transposed(targets.columns)).T / logits.shape[0]
+
+
+class Sigmoid(AbstractLoss):
+    """The pairwise sigmoid loss of SigLIP.
+
+    ℓ(M) = (1/n) Σ_ij [ T_ij softplus(−M_ij) + (1 − T_ij) softplus(M_ij) ], ∇ℓ = (σ(M) − T)/n, with
+    M = βS + b (`relative_bias=False`, SigLIP's own) or M = β(S − b) (`relative_bias=True`).
+
+    `bias`: b at the start. `bias_rate`: learning rate of b relative to the embeddings', None to lock b.
+    Source: Zhai et al. 2023; the relative bias: arXiv 2509.18552.
+    """
+
+    bias: Any = eqx.field(converter=number, default=-10.0)
+    bias_rate: Any = eqx.field(converter=optional_number, default=1.0)
+    relative_bias: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        check_number("bias", self.bias, cure="Use e.g. -10 (absolute) or 0 (relative).")
+        if self.bias_rate is not None:
+            check_number("bias_rate", self.bias_rate, positive=True, cure="Use e.g. 1.0, or None to lock the bias.")
+
+    def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
+        t = _dense(targets, logits)
+        return jnp.sum(t * _softplus(-logits) + (1 - t) * _softplus(logits)) / logits.shape[0]
+
+    def gradient(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, "n n"]:
+        t = _dense(targets, logits)
+        return ((1 - t) * jax.nn.sigmoid(logits) - t * jax.nn.sigmoid(-logits)) / logits.shape[0]
+
+
+class AbstractRowLoss(eqx.Module):
+    """A loss of the rows themselves, where cosines between images and texts are not enough.
+
+    Gradients are derived automatically.
+    """
+
+    @abc.abstractmethod
+    def value(
+        self, image: Float[Array, "n d"], text: Float[Array, "n d"], beta: Float[Array, ""], targets: Targets
+    ) -> Float[Array, ""]:
+        """The loss of image and text rows at inverse temperature β."""
+
+
+class NTXent(AbstractRowLoss):
+    """InfoNCE with 2n − 1 candidates: texts and the other images for an image, images and the other texts for a text.
+
+    (1/2n) Σ over the 2n stacked rows z of [ lse_{k ≠ i}(β⟨z_i, z_k⟩) − Σ_k T_ik β⟨z_i, z_k⟩ ], T the targets in the
+    other modality. Source: Chen et al. 2020 (SimCLR's NT-Xent).
+    """
+
+    def value(
+        self, image: Float[Array, "n d"], text: Float[Array, "n d"], beta: Float[Array, ""], targets: Targets
+    ) -> Float[Array, ""]:
+        n = image.shape[0]
+        rows = jnp.concatenate([image, text])
+        itself = jnp.eye(2 * n, dtype=bool)
+        logits = jnp.where(itself, -jnp.inf, beta * (rows @ rows.T))
+        none = jnp.zeros((n, n), rows.dtype)
+        partner = jnp.eye(n, dtype=rows.dtype)
+        to_text = partner if targets.rows is None else targets.rows
+        to_image = partner if targets.columns is None else targets.columns.T
+        return _cross_entropy(logits, jnp.block([[none, to_text], [to_image, none]])) / (2 * n)
+
+
+class Regularised(AbstractRowLoss):
+    """InfoNCE plus alignment of pairs and uniformity within each modality.
+
+    L = InfoNCE + a (1/n) Σ_i |x_i − y_i|² + u ½ Σ_modalities log mean_{i≠j} exp(−2 |x_i − x_j|²), with
+    a = `alignment`, u = `uniformity`. Source: Wang & Isola 2020, their α = t = 2.
+    """
+
+    alignment: Any = eqx.field(converter=number, default=0.0)
+    uniformity: Any = eqx.field(converter=number, default=0.0)
+
+    def __check_init__(self) -> None:
+        check_number("alignment", self.alignment, cure="Use e.g. 1.0.")
+        check_number("uniformity", self.uniformity, cure="Use e.g. 1.0.")
+
+    def value(
+        self, image: Float[Array, "n d"], text: Float[Array, "n d"], beta: Float[Array, ""], targets: Targets
+    ) -> Float[Array, ""]:
+        alignment = jnp.mean(jnp.sum((image - text) ** 2, axis=1))
+        uniformity = (_uniformity(image) + _uniformity(text)) / 2
+        base = InfoNCE().value(beta * (image @ text.T), targets)
+        return base + self.alignment * alignment + self.uniformity * uniformity
+
+
+KINDS: dict[str, type] = {cls.__name__: cls for cls in (InfoNCE, DirectedInfoNCE, Sigmoid, NTXent, Regularised)}
+
+
+def _uniformity(rows: Float[Array, "n d"]) -> Float[Array, ""]:
+    n = rows.shape[0]
+    itself = jnp.eye(n, dtype=bool)
+    squared = jnp.sum(rows**2, axis=1)
+    distance = squared[:, None] + squared[None, :] - 2 * rows @ rows.T
+    return jax.nn.logsumexp(jnp.where(itself, -jnp.inf, -2 * distance)) - jnp.log(n * (n - 1))
+
+
+def _softplus(x: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """log(1 + e^x), to full relative accuracy where it is 1e-300."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def _dense(targets: Targets, logits: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    return jnp.eye(logits.shape[0], dtype=logits.dtype) if targets.rows is None else targets.rows
+
+
+def _transposed(targets: Float[Array, "n n"] | None) -> Float[Array, "n n"] | None:
+    return None if targets is None else targets.T
 
 
 def _excess(
@@ -71,7 +230,8 @@ def _cross_entropy(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | N
     per_row = largest + jnp.log1p(rest)
     if targets is None:
         return jnp.sum(per_row)
-    return jnp.sum(targets * (per_row - excess))
+    # A masked logit is −inf, where 0 · inf would be NaN.
+    return jnp.sum(jnp.where(targets > 0, targets * (per_row - excess), 0))
 
 
 def _residual(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) -> Float[Array, "n n"]:

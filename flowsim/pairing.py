@@ -4,13 +4,15 @@
 """
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from equinox import AbstractClassVar, AbstractVar
+from jaxtyping import Array, Float, Int
 
-from flowsim._arrays import check, check_number, is_concrete, number
+from flowsim._arrays import check, check_fraction, check_redraw, is_concrete, number, optional_number
 
 
 class Targets(eqx.Module):
@@ -25,7 +27,14 @@ class Targets(eqx.Module):
 
 
 class AbstractPairing(eqx.Module):
-    """A rule that gives the targets."""
+    """A rule that gives the targets.
+
+    `redraw` is the flow time after which they are drawn anew (None: never); `fresh` says whether a discrete
+    run draws them in every step.
+    """
+
+    redraw: AbstractVar[Any]
+    fresh: AbstractClassVar[bool]
 
     @abc.abstractmethod
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
@@ -34,6 +43,9 @@ class AbstractPairing(eqx.Module):
 
 class Matched(AbstractPairing):
     """Image i belongs to text i: identity targets."""
+
+    redraw: ClassVar[None] = None
+    fresh: ClassVar[bool] = False
 
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
         return Targets()
@@ -47,15 +59,112 @@ class LabelNoise(AbstractPairing):
     """
 
     noise: Any = eqx.field(converter=number, default=0.1)
+    redraw: ClassVar[None] = None
+    fresh: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
-        check_number("noise", self.noise, minimum=0.0, cure="Use a fraction between 0 and 1.")
+        check_fraction("noise", self.noise)
         if is_concrete(self.noise):
-            value = float(self.noise)
-            check(value < 1, f"Argument `noise` must be below 1, but is {value:g}. Use e.g. 0.1.")
+            check(self.noise < 1, "Argument `noise` must be below 1, but is 1. Use e.g. 0.1.")
 
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
-        p = jnp.asarray(self.noise, dtype)
-        eye = jnp.eye(pairs, dtype=dtype)
-        soft = (1 - p) * eye + p / (pairs - 1) * (1 - eye)
-        return Targets(rows=soft, columns=soft)
+        return _soft(jnp.asarray(self.noise, dtype), pairs)
+
+
+class FrozenMispairing(AbstractPairing):
+    """A random `fraction` of the images has, for ever, another image's text as its target (a cyclic shift).
+
+    The fraction is rounded to whole pairs; a single one has no other to exchange with and stays right.
+    """
+
+    fraction: Any = eqx.field(converter=number, default=0.25)
+    redraw: ClassVar[None] = None
+    fresh: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        check_fraction("fraction", self.fraction)
+
+    def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
+        order = jax.random.permutation(key, pairs)
+        place = jnp.arange(pairs)
+        count = _whole_pairs(self.fraction, pairs)
+        following = jnp.where(place < count - 1, place + 1, jnp.where(place == count - 1, 0, place))
+        return _permuted(jnp.zeros(pairs, place.dtype).at[order].set(order[following]), dtype)
+
+
+class FreshRepairing(AbstractPairing):
+    """A fresh random `fraction` of the pairs is permuted at random in every step.
+
+    The loss is linear in the targets, so the small-step limit is the flow of the expected targets: label
+    noise p = (m − 1)/n for m = fraction·n permuted pairs (`redraw=None`). With `redraw` one permutation acts
+    at a time and is drawn anew after that much flow time; it tends to the same flow as the interval shrinks.
+    """
+
+    fraction: Any = eqx.field(converter=number, default=0.25)
+    redraw: Any = eqx.field(converter=optional_number, default=None)
+    fresh: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        check_fraction("fraction", self.fraction)
+        check_redraw(self.redraw)
+
+    def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
+        if self.redraw is None:
+            changed = jnp.maximum(_whole_pairs(self.fraction, pairs) - 1, 0)
+            return _soft(changed.astype(dtype) / pairs, pairs)
+        return self.draw(key, pairs, dtype)
+
+    def draw(self, key: Array, pairs: int, dtype: Any) -> Targets:
+        """Targets of one random permutation."""
+        who, how = jax.random.split(key)
+        member = jax.random.permutation(who, pairs) < _whole_pairs(self.fraction, pairs)
+        place = jnp.arange(pairs)
+        # Members in their own order, and in a random one; everybody else keeps their place.
+        ordered = jnp.argsort(jnp.where(member, place, pairs + place))
+        shuffled = jnp.argsort(jnp.where(member, jax.random.permutation(how, pairs), pairs + place))
+        return _permuted(jnp.zeros(pairs, place.dtype).at[ordered].set(shuffled), dtype)
+
+
+class Clusters(AbstractPairing):
+    """Groups of `size` consecutive pairs mean the same: every text of the group is a target of its images.
+
+    Targets 1/size within the group (several captions per image, duplicates). n must be a multiple of `size`.
+    """
+
+    size: int = eqx.field(static=True, default=2)
+    redraw: ClassVar[None] = None
+    fresh: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        check(self.size >= 1, f"Argument `size` must be at least 1, but is {self.size}. Use e.g. 2.")
+
+    def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
+        check(
+            pairs % self.size == 0,
+            f"{pairs} pairs do not form clusters of {self.size}. Use a number of pairs that {self.size} divides.",
+        )
+        group = jnp.arange(pairs) // self.size
+        shared = (group[:, None] == group[None, :]).astype(dtype) / self.size
+        return Targets(rows=shared, columns=shared)
+
+
+def _soft(p: Float[Array, ""], pairs: int) -> Targets:
+    """Targets (1 − p) I + p/(n − 1) (J − I)."""
+    eye = jnp.eye(pairs, dtype=p.dtype)
+    soft = (1 - p) * eye + p / (pairs - 1) * (1 - eye)
+    return Targets(rows=soft, columns=soft)
+
+
+def _permuted(text_of: Int[Array, "n"], dtype: Any) -> Targets:
+    """Targets that give image i the text `text_of[i]`."""
+    hard = (text_of[:, None] == jnp.arange(text_of.shape[0])[None, :]).astype(dtype)
+    return Targets(rows=hard, columns=hard)
+
+
+def _whole_pairs(fraction: Any, pairs: int) -> Any:
+    return jnp.round(jnp.asarray(fraction) * pairs).astype(int)
+
+
+KINDS: dict[str, type] = {
+    cls.__name__: cls for cls in (Matched, LabelNoise, FrozenMispairing, FreshRepairing, Clusters)
+}

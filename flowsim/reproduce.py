@@ -41,7 +41,7 @@ import flowsim
 from flowsim._files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.result import read_netcdf, write_netcdf
-from flowsim.solve import _versions
+from flowsim.solve import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -231,7 +231,7 @@ def _compute(
     record.attrs.update(
         stamp,
         title=(module.__doc__ or "").partition("\n")[0],
-        versions=json.dumps(_versions()),
+        versions=json.dumps(versions()),
         revision=_revision(folder),
         seconds=seconds,
     )

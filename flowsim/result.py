@@ -27,6 +27,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "temperature": ("temperature of the softmax", r"temperature $\tau$"),
     "inverse_temperature": ("inverse temperature", r"inverse temperature $\beta$"),
     "raw": ("raw parameter of the learnable temperature", r"raw temperature $\nu$"),
+    "bias": ("bias of the sigmoid loss", r"bias $b$"),
     "gamma": ("signed cone height", r"cone height $\gamma$"),
     "log_gamma": ("logarithm of the absolute cone height", r"$\ln|\gamma|$"),
     "loss": ("loss that the flow descends", r"loss $\mathcal{L}$"),
@@ -106,6 +107,7 @@ class Snapshot:
     time: float
     start: Start
     raw: float | None
+    bias: float | None
     values: dict[str, float]
 
     @property
@@ -175,10 +177,10 @@ class Result:
     def _snapshot(self, index: int) -> Snapshot:
         t = float(self.snapshot_time[index])
         get = {**self.constants, **{k: np.asarray(v[index]) for k, v in self.snapshots.items()}}
-        raw = get.pop("raw", None)
+        raw, bias = (None if (x := get.pop(name, None)) is None else float(x) for name in ("raw", "bias"))
         slot = np.flatnonzero(self.time == t)
         values = {k: float(v[slot[0]]) for k, v in self.series.items()} if slot.size else {}
-        return Snapshot(t, Start(**get), None if raw is None else float(raw), values)
+        return Snapshot(t, Start(**get), raw, bias, values)
 
     def at(self, t: float) -> Snapshot:
         """The state at flow time t: a stored snapshot, or integrated exactly from the one before.
@@ -221,8 +223,9 @@ class Result:
                 attrs["reason"] = self.reasons[name]
             data[name] = ("time", values, attrs)
         for name, values in self.snapshots.items():
-            dims = ("snapshot_time", "pair", "dim")[: values.ndim]
-            data[f"snapshot_{name}"] = (dims, values)
+            rows = name in ("image", "text")
+            dims = ("pair", "dim") if rows else tuple(f"{name}_{i}" for i in range(values.ndim - 1))
+            data[f"snapshot_{name}"] = (("snapshot_time", *dims), values)
         for name, values in self.constants.items():
             data[f"constant_{name}"] = (tuple(f"{name}_{i}" for i in range(values.ndim)), values)
         coords = {"time": ("time", self.time, {"long_name": "flow time $t$", "units": "flow time"})}

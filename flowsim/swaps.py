@@ -6,8 +6,10 @@ training is the flow of
 
     (1 − p) L(X, Y) + p E_w[ L(X', Y') ],    X' = wX + (1 − w)Y,  Y' = (1 − w)X + wY,
 
-with random weights w. The expectation is a sample average over `masks` fixed draws, so that the vector
-field is deterministic. Source: Yaras et al. 2025, section 5; continuous-time form derived here.
+with random weights w. The expectation is a sample average over `masks` draws, so that the vector field is
+deterministic: fixed for the whole run (averaged flow), or drawn anew after every `redraw` of flow time
+(piecewise flow), which tends to the same flow as the interval shrinks. A discrete run draws in every step.
+Source: Yaras et al. 2025, section 5; continuous-time form derived here.
 """
 
 import abc
@@ -18,7 +20,7 @@ import jax
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array, Float
 
-from flowsim._arrays import check, check_number, is_concrete, number
+from flowsim._arrays import check, check_fraction, check_redraw, number, optional_number
 from flowsim.errors import unknown_name
 
 
@@ -26,11 +28,13 @@ class AbstractSwap(eqx.Module):
     """A rule for exchanging features between modalities in a `fraction` of training."""
 
     fraction: AbstractVar[Any]
+    masks: AbstractVar[int]
+    redraw: AbstractVar[Any]
     active: AbstractClassVar[bool]
 
     @abc.abstractmethod
-    def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
-        """Weights w of shape (masks, pairs, dim) or (masks, pairs, 1); None without a swap."""
+    def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
+        """Weights w of shape (count, pairs, dim) or (count, pairs, 1); None without a swap. w = 1 is no swap."""
 
     @abc.abstractmethod
     def apply(
@@ -43,9 +47,11 @@ class NoSwap(AbstractSwap):
     """Features go into the loss as they are."""
 
     fraction: ClassVar[float] = 0.0
+    masks: ClassVar[int] = 0
+    redraw: ClassVar[None] = None
     active: ClassVar[bool] = False
 
-    def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
+    def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
         return None
 
     def apply(
@@ -58,21 +64,23 @@ class HardSwap(AbstractSwap):
     """HS: each entry (`by="entry"`) or whole row (`by="row"`) is exchanged with probability one half.
 
     - `fraction`: p, the fraction of training with a swap.
-    - `masks`: K, the number of fixed draws that stand for the expectation.
+    - `masks`: K, the number of draws that stand for the expectation.
+    - `redraw`: flow time between fresh draws; None keeps the first.
     """
 
     fraction: Any = eqx.field(converter=number, default=0.001)
     by: str = eqx.field(static=True, default="entry")
     masks: int = eqx.field(static=True, default=64)
+    redraw: Any = eqx.field(converter=optional_number, default=None)
     active: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        _check_fraction(self.fraction, self.masks)
+        _check_numbers(self)
         if self.by not in ("entry", "row"):
             raise unknown_name("swap unit", self.by, ("entry", "row"))
 
-    def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
-        shape = (self.masks, pairs, dim if self.by == "entry" else 1)
+    def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
+        shape = (count, pairs, dim if self.by == "entry" else 1)
         return jax.random.bernoulli(key, 0.5, shape).astype(dtype)
 
     def apply(
@@ -91,15 +99,16 @@ class SoftSwap(AbstractSwap):
     fraction: Any = eqx.field(converter=number, default=0.05)
     reading: str = eqx.field(static=True, default="old")
     masks: int = eqx.field(static=True, default=64)
+    redraw: Any = eqx.field(converter=optional_number, default=None)
     active: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        _check_fraction(self.fraction, self.masks)
+        _check_numbers(self)
         if self.reading not in ("old", "updated"):
             raise unknown_name("reading of the soft swap", self.reading, ("old", "updated"))
 
-    def draw(self, key: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
-        return jax.random.uniform(key, (self.masks, pairs, dim), dtype)
+    def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
+        return jax.random.uniform(key, (count, pairs, dim), dtype)
 
     def apply(
         self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
@@ -109,9 +118,7 @@ class SoftSwap(AbstractSwap):
         return new_image, weights * text + (1 - weights) * source
 
 
-def _check_fraction(fraction: Any, masks: int) -> None:
-    check_number("fraction", fraction, minimum=0.0, cure="Use a fraction between 0 and 1.")
-    if is_concrete(fraction):
-        value = float(fraction)
-        check(value <= 1, f"Argument `fraction` must be at most 1, but is {value:g}. Use a number from 0 to 1.")
-    check(masks >= 1, f"Argument `masks` must be at least 1, but is {masks}. Use e.g. 64.")
+def _check_numbers(swap: HardSwap | SoftSwap) -> None:
+    check_fraction("fraction", swap.fraction)
+    check(swap.masks >= 1, f"Argument `masks` must be at least 1, but is {swap.masks}. Use e.g. 64.")
+    check_redraw(swap.redraw)

@@ -146,7 +146,7 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
         (["--set", "schedule.temperature.init=Exp"], ["must be a number"]),
         (["--set", "schedule.temperature.parametrization=Softplu"], ["Did you mean 'Softplus'?"]),
         (["--set", "schedule=TS S9"], ["Unknown schedule 'TS S9'"]),
-        (["--set", "geometry=Spere"], ["Did you mean 'Sphere'?"]),
+        (["--set", "geometry=Spere"], ["Did you mean 'Sphere'"]),
         (["--set", 'schedule.swap={"kind": "HardSwop"}'], ["Did you mean 'HardSwap'"]),
         (["--preset", "HS 1", "--set", "schedule.swap.masks=2.5"], ["must be a whole number, but is '2.5'"]),
         (["--preset", "HS 1", "--set", "schedule.swap.fraction=2"], ["`fraction` must be at most 1"]),
@@ -295,9 +295,9 @@ def test_every_start_exists_and_takes_its_options(start):
 
 
 def test_choices_are_those_of_the_core():
-    from flowsim import solve
+    from flowsim import chain
 
-    assert set(cli._METHODS) == set(solve._METHODS)
+    assert set(cli._METHODS) == set(chain.METHODS)
     assert {g.capitalize() for g in cli._GEOMETRIES} == {"Sphere", "Parallel", "Reduced"}
 
 

@@ -75,13 +75,13 @@ def test_where_no_folder_can_be_made_nothing_is_kept(tmp_path):
 def test_segments_do_not_call_back(monkeypatch):
     """A program that calls back to Python cannot be stored."""
     programs = []
-    segment = solve._segment
+    segment = solve.segment
 
-    def spy(flow, task, **options):
-        programs.append(segment.lower(flow, task, **options).as_text())  # pyright: ignore
-        return segment(flow, task, **options)
+    def spy(flow, task, how):
+        programs.append(segment.lower(flow, task, how).as_text())  # pyright: ignore
+        return segment(flow, task, how)
 
-    monkeypatch.setattr(solve, "_segment", spy)
+    monkeypatch.setattr(solve, "segment", spy)
     fs.simulate(fs.GradientFlow.from_preset("FLT 1e-2"), fs.initial.uniform(pairs=3, dim=3), t1=1e3, method="implicit")
     assert programs
     assert all("callback" not in text for text in programs)

@@ -162,8 +162,8 @@ def test_swap_preserves_the_sum_of_modalities():
         rng = np.random.default_rng(0)
         image, text = (jnp.asarray(unit_rows(rng, N, D)) for _ in range(2))
         for swap in (fs.HardSwap(1.0), fs.HardSwap(1.0, "row"), fs.SoftSwap(1.0)):
-            masks = swap.draw(key, N, D, np.float64)
-            for mask in masks[:4]:
+            masks = swap.draw(key, 4, N, D, np.float64)
+            for mask in masks:
                 x, y = swap.apply(mask, image, text)
                 np.testing.assert_allclose(x + y, image + text, atol=1e-14)
         x, y = fs.SoftSwap(1.0, "updated").apply(jnp.full((N, D), 0.5), image, text)

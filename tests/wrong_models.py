@@ -30,6 +30,9 @@ class WrongLoss(AbstractLoss):
     right: AbstractLoss
     factor: Any
     one_way: Any
+    bias: ClassVar[None] = None
+    bias_rate: ClassVar[None] = None
+    relative_bias: ClassVar[bool] = False
 
     def value(self, logits: Any, targets: Any) -> Any:
         rows = _cross_entropy(logits, targets.rows) / logits.shape[0]
@@ -131,6 +134,12 @@ class WrongCones(AbstractGeometry):
     def log_gamma(self, position: Any) -> Any:
         return self.right.log_gamma(position)
 
+    def project(self, position: Any, velocity: Any) -> Any:
+        return self.right.project(position, velocity)
+
+    def retract(self, position: Any) -> Any:
+        return self.right.retract(position)
+
 
 class WrongSphere(AbstractGeometry):
     """`radial` = 1 forgets the tangent projection, `rows_speed` scales the flow, `lift` adds a drift."""
@@ -176,6 +185,12 @@ class WrongSphere(AbstractGeometry):
 
     def log_gamma(self, position: Any) -> None:
         return None
+
+    def project(self, position: Any, velocity: Any) -> Any:
+        return self.right.project(position, velocity)
+
+    def retract(self, position: Any) -> Any:
+        return self.right.retract(position)
 
 
 def wrong(

@@ -11,6 +11,7 @@ from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import field, largest, placed, plain_loss, relative
 from flowsim.geometry import Parallel, Reduced, Sphere
+from flowsim.losses import AbstractLoss
 from flowsim.pairing import Targets
 from flowsim.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
 
@@ -19,6 +20,7 @@ TAU0 = 0.2
 
 def _loss_gradient(system: System, quick: bool) -> Numbers:
     loss = system.flow().loss
+    assert isinstance(loss, AbstractLoss)
     n = 8
     gradient = eqx.filter_jit(lambda m: loss.gradient(m, Targets()))
     value = eqx.filter_jit(lambda m: loss.value(m, Targets()))

@@ -7,6 +7,7 @@ import platform
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import equinox.internal as eqxi
 import jax
@@ -30,7 +31,7 @@ def store_programs() -> Path | None:
     if not _settled:
         _settled = True
         wanted = os.environ.get(VARIABLE) or platformdirs.user_cache_path("flowsim") / "programs"
-        if wanted != "off" and jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+        if wanted != "off" and _read("jax_compilation_cache_dir") is None and _read("jax_enable_compilation_cache"):
             folder = Path(wanted) / _processor()
             with contextlib.suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -39,8 +40,12 @@ def store_programs() -> Path | None:
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
                 # JAX decides about storing at its first compilation, which may be long ago.
                 compilation_cache.reset_cache()
-    folder = jax.config.jax_compilation_cache_dir
+    folder = _read("jax_compilation_cache_dir")
     return None if folder is None else Path(folder)
+
+
+def _read(option: str) -> Any:
+    return getattr(jax.config, option)
 
 
 def _processor() -> str:

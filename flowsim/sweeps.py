@@ -1,0 +1,490 @@
+"""`sweep`: many runs of one flow over grids of settings and seeds, batched into few compiled calls.
+
+    runs = fs.sweep(flow, fs.initial.cones(pairs=8, dim=8),
+                    over={"schedule.temperature.init": np.geomspace(0.01, 1, 20), "seed": range(8)}, t1=1e4)
+    runs["modality_gap"].mean("seed")
+
+Runs of the same structure go through one compiled program in chunks; a chunk drives one `Chain` per run and
+batches the segments that they ask for, so that easy runs do not wait for hard ones.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from flowsim import config
+from flowsim._arrays import check, check_number, to_device, to_numpy
+from flowsim.chain import Chain, How, Method, Options, observe_many, segments
+from flowsim.errors import FlowsimError, unknown_name
+from flowsim.flow import GradientFlow, Moving, State, as_start
+from flowsim.initial import AbstractRecipe, Start
+from flowsim.numerics import store_programs
+from flowsim.result import VARIABLES, Status, read_netcdf, write_netcdf
+from flowsim.solve import DEFAULT_OBSERVABLES, check_options, versions
+from flowsim.times import output_times
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SCHEMA_VERSION = 1
+#: Runs that go through one compiled call together.
+CHUNK = 128
+#: Bytes of states that a chunk may hold before its observables are computed on the way.
+_STATE_BYTES = 256 * 2**20
+#: Batches are padded to one of these sizes, so that few programs are compiled.
+_SIZES = (1, 8, 32, CHUNK)
+
+Track = Callable[[Collection[Any], str], Iterable[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What a sweep returns: `dataset` with the swept parameters (and `time`) as dimensions.
+
+    `runs["modality_gap"]` is an `xarray.DataArray`; `runs["status"]` names how each run ended, `stopped_at` when;
+    where a run did not get to an output time the values are NaN.
+    """
+
+    dataset: "xr.Dataset"
+
+    def __getitem__(self, name: str) -> "xr.DataArray":
+        if name not in self.dataset:
+            raise unknown_name("observable", name, [str(n) for n in self.dataset])
+        return self.dataset[name]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [str(name) for name in self.dataset]
+
+    def to_xarray(self) -> "xr.Dataset":
+        """The dataset itself."""
+        return self.dataset
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of runs by status."""
+        return dict(Counter(self.dataset["status"].to_numpy().ravel().tolist()))
+
+    @property
+    def ok(self) -> bool:
+        """Whether every run covered all output times."""
+        return all(Status[name].covered for name in self.counts)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to netCDF (.nc), in one step."""
+        return write_netcdf(self.dataset, path)
+
+    def __repr__(self) -> str:
+        sizes = " x ".join(f"{n} {d}" for d, n in self.dataset.sizes.items())
+        ended = ", ".join(f"{n} {name}" for name, n in self.counts.items())
+        return f"SweepResult({sizes}; {ended}; {', '.join(str(n) for n in self.dataset)})"
+
+
+def sweep(
+    flow: GradientFlow,
+    start: Start | AbstractRecipe,
+    over: Mapping[str, Iterable[Any]],
+    t1: float | None = None,
+    ts: ArrayLike | None = None,
+    *,
+    mode: Literal["product", "zip"] = "product",
+    to: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    horizon: float | None = None,
+    rtol: float = 1e-9,
+    atol: float = 1e-12,
+    method: Method | None = None,
+    max_steps: int = 200_000,
+    observables: Sequence[str] = DEFAULT_OBSERVABLES,
+    precision: Literal["float64", "float32"] = "float64",
+    chunk: int = CHUNK,
+    workers: int | None = None,
+    track: Track | None = None,
+) -> SweepResult:
+    """Simulate `flow` for every combination of the values in `over` (`mode="zip"`: for values side by side).
+
+    - `over`: path -> values. Paths of the flow ("schedule.temperature.init", "pairing", ...), of the recipe
+      ("start.height"), "start" itself, and "seed". Numbers share one compiled program; values that change the
+      structure (objects, preset names, numbers of pairs) cost one compilation each.
+    - `to`: a `.zarr` folder that is filled as chunks finish; the same call resumes where it was stopped.
+    - `chunk`: runs per compiled call. `workers`: threads (default: one per core). `track(jobs, text)`: yields the
+      jobs it is given and may report how far they are.
+    - all else as in `simulate`. Runs never raise: `status` says how each one ended.
+
+    Raises `FlowsimError` for bad input, before anything is computed.
+    """
+    import xarray as xr
+
+    check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)
+    check(mode in ("product", "zip"), f"Argument `mode` must be 'product' or 'zip', but is {mode!r}.")
+    times = output_times(t1, ts)
+    horizon_ = float(times[-1]) if horizon is None else float(horizon)
+    check_number("horizon", horizon_, positive=True, cure="Use the flow time at which the schedule ends.")
+    if precision == "float32":
+        check(times[-1] <= 1e6, "`precision='float32'` cannot hold horizons beyond t1 = 1e6. Use 'float64'.")
+        rtol, atol = max(rtol, 1e-5), max(atol, 1e-7)
+    grid = _Grid(over, mode)
+    jobs = [_job(flow, start, seed, values) for values in grid.points()]
+    settings = {
+        "flow": flow.to_config(), "over": grid.described(), "mode": mode, "seed": seed, "horizon": horizon_,
+        "start": config.to_config(start) if isinstance(start, AbstractRecipe) else {"kind": "Start"},
+        "rtol": rtol, "atol": atol, "method": method, "precision": precision, "observables": list(observables),
+        "max_steps": max_steps,
+    }  # fmt: skip
+    options = Options(rtol, atol, method, max_steps, tuple(observables), np.dtype(precision), seed)
+    store = _Store(Path(to), len(jobs), times, observables, settings) if to is not None else None
+    begin = time.perf_counter()
+    found = _run(jobs, times, horizon_, options, chunk, workers, track, store)
+    attrs = {
+        "kind": "flowsim sweep", "schema_version": SCHEMA_VERSION, "config": json.dumps(settings),
+        "versions": json.dumps(versions()), "seconds": time.perf_counter() - begin,
+    }  # fmt: skip
+    data: dict[str, Any] = {}
+    for name, values in found.items():
+        dims = (*grid.dims, "time") if values.ndim == 2 else grid.dims
+        _, symbol = VARIABLES.get(name, (name, name.replace("_", " ")))
+        data[name] = (dims, values.reshape(*grid.shape, *values.shape[1:]), {"long_name": symbol, "units": "1"})
+    coords = {**grid.coords(), "time": ("time", times, {"long_name": "flow time $t$", "units": "flow time"})}
+    return SweepResult(xr.Dataset(data, coords, attrs))
+
+
+def load_sweep(path: str | os.PathLike[str]) -> SweepResult:
+    """Read a sweep written by `SweepResult.save`. Raises `FlowsimError` for foreign files."""
+    dataset = read_netcdf(path)
+    check(
+        dataset.attrs.get("kind") == "flowsim sweep",
+        f"{str(path)!r} is not a flowsim sweep. Give a file written by `SweepResult.save`.",
+    )
+    return SweepResult(dataset)
+
+
+# --- the grid -----------------------------------------------------------------------------------------
+
+
+class _Grid:
+    """Names, values and shape of what is swept."""
+
+    def __init__(self, over: Mapping[str, Iterable[Any]], mode: str) -> None:
+        check(len(over) > 0, 'Nothing to sweep. Give e.g. over={"seed": range(8)}.')
+        self.over = {path: _values(path, values) for path, values in over.items()}
+        lengths = {len(values) for values in self.over.values()}
+        self.zipped = mode == "zip"
+        check(
+            not self.zipped or len(lengths) == 1,
+            f"With mode='zip' all values need the same length, but have {sorted(lengths)}.",
+        )
+        self.dims = ("run",) if self.zipped else tuple(self.over)
+        self.shape = (lengths.pop(),) if self.zipped else tuple(len(values) for values in self.over.values())
+
+    def points(self) -> Iterable[dict[str, Any]]:
+        combine = zip(*self.over.values(), strict=True) if self.zipped else itertools.product(*self.over.values())
+        for values in combine:
+            yield dict(zip(self.over, values, strict=True))
+
+    def coords(self) -> dict[str, Any]:
+        return {
+            path: ("run" if self.zipped else path, np.asarray([_label(value) for value in values]))
+            for path, values in self.over.items()
+        }
+
+    def described(self) -> dict[str, Any]:
+        return {
+            path: [config.to_config(v) if isinstance(v, (eqx.Module, np.generic)) else _label(v) for v in values]
+            for path, values in self.over.items()
+        }
+
+
+def _values(path: str, values: Iterable[Any]) -> list[Any]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise FlowsimError(f"The values of {path!r} must be a list, but are {values!r}. Use e.g. [{values!r}].")
+    found = list(values)
+    check(len(found) > 0, f"There are no values for {path!r}. Give at least one.")
+    return found
+
+
+def _label(value: Any) -> Any:
+    """A coordinate for a value: itself, or a short text for an object."""
+    if isinstance(value, (np.ndarray, np.generic)) and np.ndim(value) == 0:
+        return value.item()
+    if not isinstance(value, eqx.Module):
+        return value
+    fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
+    inner = ", ".join(f"{f.name}={_short(getattr(value, f.name))}" for f in fields if f.init)
+    return f"{type(value).__name__}({inner})"
+
+
+def _short(value: Any) -> str:
+    value = _label(value)
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    flow: GradientFlow
+    start: Start | AbstractRecipe
+    seed: int
+
+
+def _job(flow: GradientFlow, start: Start | AbstractRecipe, seed: int, values: dict[str, Any]) -> _Job:
+    values = dict(values)
+    seed = values.pop("seed", seed)
+    check(
+        isinstance(seed, (int, np.integer)) and seed >= 0,
+        f"Seeds must be whole numbers of at least 0, but one is {seed!r}. Use e.g. range(8).",
+    )
+    start = values.pop("start", start)
+    inner = {path.removeprefix("start."): v for path, v in values.items() if path.startswith("start.")}
+    if inner:
+        check(
+            isinstance(start, AbstractRecipe), "Paths into `start` need a recipe, such as fs.initial.cones(), not rows."
+        )
+        start = config.replace(start, inner)
+    outer = {path: v for path, v in values.items() if not path.startswith("start.")}
+    return _Job(flow.replace(**outer) if outer else flow, start, int(seed))
+
+
+# --- running ------------------------------------------------------------------------------------------
+
+
+def _run(
+    jobs: list[_Job], ts: np.ndarray, horizon: float, options: Options, chunk: int, workers: int | None,
+    track: Track | None, store: "_Store | None",
+) -> dict[str, np.ndarray]:  # fmt: skip
+    check(chunk >= 1, f"Argument `chunk` must be at least 1, but is {chunk}. Use e.g. {CHUNK}.")
+    found = _Found(len(jobs), len(ts), options.observables) if store is None else store.found
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for index, job in enumerate(jobs):
+        if not found.done[index]:
+            groups[_structure(job)].append(index)
+    pieces = [part[i : i + chunk] for part in groups.values() for i in range(0, len(part), chunk)]
+    store_programs()
+    programs = _Programs()
+    writing = threading.Lock()
+
+    def work(indices: list[int]) -> None:
+        values = _chunk([jobs[i] for i in indices], ts, horizon, options, programs)
+        with writing:
+            found.put(indices, values)
+            if store is not None:
+                store.write(indices)
+
+    threads = min(len(pieces), workers or os.cpu_count() or 1)
+    if pieces:
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            futures = [pool.submit(work, piece) for piece in pieces]
+            try:
+                finished = as_completed(futures)
+                for _ in futures if track is None else track(futures, "sweeping"):
+                    next(finished).result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+    return found.columns()
+
+
+def _structure(job: _Job) -> Any:
+    """Jobs with equal keys share their programs."""
+    leaves, tree = jax.tree.flatten(job.flow)
+    recipe = jax.tree.flatten(job.start)
+    shapes = tuple(np.shape(x) for x in recipe[0])
+    return tree, recipe[1], shapes, tuple(np.shape(x) for x in leaves)
+
+
+class _Programs:
+    """Compiles each program once, though several threads ask for it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Any, threading.Lock] = defaultdict(threading.Lock)
+        self._ready: set[Any] = set()
+
+    def __call__(self, key: Any, call: Callable[[], Any]) -> Any:
+        if key in self._ready:
+            return call()
+        with self._locks[key]:
+            out = call()
+            self._ready.add(key)
+        return out
+
+
+def _chunk(
+    jobs: list[_Job], ts: np.ndarray, horizon: float, options: Options, programs: _Programs
+) -> list[dict[str, Any]]:
+    """Series, status and cost of each job."""
+    with jax.enable_x64(options.dtype == np.float64):
+        states = _initial_states(jobs, options)
+        size = 8 * len(ts) * len(jobs) * sum(x.size for x in jax.tree.leaves(states[0].moving))
+        kept = ts if size <= _STATE_BYTES else ts[-1:]
+        chains = [
+            Chain(job.flow, state, 0.0, ts, kept, horizon, options._replace(seed=job.seed))
+            for job, state in zip(jobs, states, strict=True)
+        ]
+        structure = _structure(jobs[0])
+        while True:
+            asked: dict[How, list[tuple[Chain, Any]]] = defaultdict(list)
+            for chain in chains:
+                if (request := chain.request()) is not None:
+                    asked[request[1]].append((chain, request[0]))
+            if not asked:
+                break
+            for how, batch in asked.items():
+                size = _padded(len(batch))
+                flows = _stack([chain.flow for chain, _ in batch], size, options.dtype)
+                tasks = _stack([task for _, task in batch], size, options.dtype)
+                outs = programs((structure, how, size), lambda f=flows, k=tasks, h=how: to_numpy(segments(f, k, h)))
+                for i, (chain, _) in enumerate(batch):
+                    chain.absorb(jax.tree.map(lambda x, i=i: x[i], outs))
+        _observe(chains, options, structure, programs)
+    return [
+        {
+            **chain.series,
+            "status": chain.status.name if chain.status else "",
+            "stopped_at": chain.t,
+            "steps": chain.stats["steps"],
+        }
+        for chain in chains
+    ]
+
+
+def _observe(chains: list[Chain], options: Options, structure: Any, programs: _Programs) -> None:
+    waiting = [(chain, seen) for chain in chains if (seen := chain.seen()) is not None]
+    if not waiting:
+        return
+    size = _padded(len(waiting))
+    flows = _stack([chain.flow for chain, _ in waiting], size, options.dtype)
+    stacked = _stack([seen for _, seen in waiting], size, options.dtype)
+    call = lambda: to_numpy(observe_many(flows, stacked, options.observables))  # noqa: E731
+    found = programs((structure, "observe", size), call)
+    for i, (chain, _) in enumerate(waiting):
+        chain.fill({name: values[i] for name, values in found.items()})
+
+
+def _padded(count: int) -> int:
+    return next((size for size in _SIZES if size >= count), count)
+
+
+def _stack(trees: Sequence[Any], size: int, dtype: Any) -> Any:
+    """Trees of the same structure along a new first axis, the last repeated up to `size`."""
+    trees = [*trees, *[trees[-1]] * (size - len(trees))]
+    return to_device(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees), dtype)
+
+
+@eqx.filter_jit
+def _complete(flows: GradientFlow, movings: Moving, constants: Any, seeds: Any) -> State:
+    return eqx.filter_vmap(lambda f, m, c, s: f.complete(m, c, jax.random.key(s)))(flows, movings, constants, seeds)
+
+
+def _initial_states(jobs: list[_Job], options: Options) -> list[State]:
+    placed = [job.flow.place(as_start(job.start, job.seed)) for job in jobs]
+    size = _padded(len(jobs))
+    flows = _stack([job.flow for job in jobs], size, options.dtype)
+    movings = _stack([moving for moving, _ in placed], size, options.dtype)
+    constants = _stack([constants for _, constants in placed], size, options.dtype)
+    seeds = np.asarray([job.seed for job in jobs] + [0] * (size - len(jobs)), np.uint32)
+    states = to_numpy(_complete(flows, movings, constants, seeds))
+    return [jax.tree.map(lambda x, i=i: x[i], states) for i in range(len(jobs))]
+
+
+# --- what is found ------------------------------------------------------------------------------------
+
+
+class _Found:
+    """Columns of results by run."""
+
+    def __init__(self, runs: int, times: int, observables: Sequence[str]) -> None:
+        self.series = {name: np.full((runs, times), np.nan) for name in observables}
+        self.known: set[str] = set()
+        self.status = np.full(runs, "", dtype="<U24")
+        self.stopped_at = np.full(runs, np.nan)
+        self.steps = np.zeros(runs, np.int64)
+
+    @property
+    def done(self) -> np.ndarray:
+        return self.status != ""
+
+    def put(self, indices: list[int], values: list[dict[str, Any]]) -> None:
+        for index, one in zip(indices, values, strict=True):
+            for name, column in self.series.items():
+                if name in one:
+                    column[index] = one[name]
+                    self.known.add(name)
+            self.status[index], self.stopped_at[index], self.steps[index] = (
+                one["status"],
+                one["stopped_at"],
+                one["steps"],
+            )
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything; without observables that no run has."""
+        series = {name: values for name, values in self.series.items() if name in self.known}
+        return {**series, "status": self.status, "stopped_at": self.stopped_at, "steps": self.steps}
+
+
+class _Store:
+    """A Zarr folder that is filled run by run and tells what is already there."""
+
+    def __init__(
+        self, path: Path, runs: int, times: np.ndarray, observables: Sequence[str], settings: dict[str, Any]
+    ) -> None:
+        check(path.suffix == ".zarr", f"Sweeps are stored in a .zarr folder, but got {path.name!r}. Use e.g. run.zarr.")
+        try:
+            import zarr
+        except ImportError:
+            raise FlowsimError("Storing a sweep needs zarr. Install it: pip install 'flowsim[sweep]'.") from None
+        text = json.dumps({**settings, "times": times.tolist()}, sort_keys=True)
+        self.found = _Found(runs, len(times), observables)
+        try:
+            self.group = zarr.open_group(str(path), mode="a")
+        except OSError as error:
+            raise FlowsimError(
+                f"Cannot write {str(path)!r}: {error.strerror or error}. Choose another folder."
+            ) from None
+        if "config" in self.group.attrs:
+            check(
+                self.group.attrs["config"] == text,
+                f"{str(path)!r} holds another sweep. Give the settings it was made with, or another folder.",
+            )
+            self._read()
+            return
+        step = min(CHUNK, runs)
+        for name in observables:
+            self.group.create_array(
+                name, shape=(runs, len(times)), chunks=(step, len(times)), dtype="float64", fill_value=np.nan
+            )
+        self.group.create_array("status", shape=(runs,), chunks=(step,), dtype="int8", fill_value=-1)
+        self.group.create_array("stopped_at", shape=(runs,), chunks=(step,), dtype="float64", fill_value=np.nan)
+        self.group.create_array("steps", shape=(runs,), chunks=(step,), dtype="int64", fill_value=0)
+        self.group.attrs["config"] = text
+
+    def _read(self) -> None:
+        names = [status.name for status in Status]
+        codes = np.asarray(self.group["status"][:])
+        self.found.status[:] = [names[c] if c >= 0 else "" for c in codes]
+        self.found.stopped_at[:] = self.group["stopped_at"][:]
+        self.found.steps[:] = self.group["steps"][:]
+        for name, column in self.found.series.items():
+            column[:] = self.group[name][:]
+            if np.isfinite(column).any():
+                self.found.known.add(name)
+
+    def write(self, indices: list[int]) -> None:
+        """Store these runs; their status last, so that what is stopped in between is computed again."""
+        where = np.asarray(indices)
+        names = [status.name for status in Status]
+        for name, column in self.found.series.items():
+            self.group[name].oindex[where] = column[where]
+        self.group["stopped_at"].oindex[where] = self.found.stopped_at[where]
+        self.group["steps"].oindex[where] = self.found.steps[where]
+        self.group["status"].oindex[where] = np.asarray([names.index(s) for s in self.found.status[where]], np.int8)
