@@ -120,7 +120,7 @@ class GradientFlow(eqx.Module):
         """Masks of the swap and targets of the pairing for a key."""
         pairing_key, swap_key = jax.random.split(key)
         position = state.moving.position
-        pairs = self.geometry.similarity(position, state.constants).shape[0]
+        pairs = self.pairs(state)
         rows = self.geometry.rows(position, state.constants)
         dim = 0 if rows is None else rows[0].shape[1]
         dtype = jnp.result_type(*jax.tree.leaves(position))
@@ -139,6 +139,16 @@ class GradientFlow(eqx.Module):
             state.masks if self.schedule.swap.redraw is None else masks,
         )
 
+    def rows(self, state: State) -> tuple[Array, Array]:
+        """Unit rows (n, D) of images and texts at a state that has them."""
+        rows = self.geometry.rows(state.moving.position, state.constants)
+        assert rows is not None, "`place` has checked this"
+        return rows
+
+    def pairs(self, state: State) -> int:
+        """n, the number of pairs."""
+        return self.geometry.similarity(state.moving.position, state.constants).shape[0]
+
     def inverse_temperature(self, t: Any, state: State, horizon: Any = np.inf) -> Any:
         """β at flow time t; schedules run in progress t/horizon."""
         return self.schedule.temperature.inverse_temperature(t / horizon, state.moving.raw)
@@ -151,7 +161,7 @@ class GradientFlow(eqx.Module):
         if isinstance(self.loss, AbstractLoss) and not swap.active:
             similarity = self.geometry.similarity(state.moving.position, state.constants)
             return self.loss.value(self.loss.logits(beta, similarity, bias), state.targets)
-        image, text = self._rows(state)
+        image, text = self.rows(state)
 
         def of_rows(x: Array, y: Array) -> Array:
             if isinstance(self.loss, AbstractRowLoss):
@@ -194,7 +204,7 @@ class GradientFlow(eqx.Module):
     def _force_on_rows(self, beta: Any, state: State) -> "Force":
         """−∂L/∂X, −∂L/∂Y, −∂L/∂β and −∂L/∂b, averaged over the swaps."""
         swap = self.schedule.swap
-        image, text = self._rows(state)
+        image, text = self.rows(state)
 
         def force(x: Array, y: Array) -> Force:
             if isinstance(self.loss, AbstractRowLoss):
@@ -247,11 +257,6 @@ class GradientFlow(eqx.Module):
         if state.moving.bias is not None:
             return state.moving.bias
         return self.loss.bias if isinstance(self.loss, AbstractLoss) else None
-
-    def _rows(self, state: State) -> tuple[Array, Array]:
-        rows = self.geometry.rows(state.moving.position, state.constants)
-        assert rows is not None, "`place` has checked this"
-        return rows
 
 
 class Force(eqx.Module):

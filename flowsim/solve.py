@@ -25,6 +25,8 @@ from flowsim import theory
 from flowsim._arrays import check, check_number, to_device, to_numpy
 from flowsim.chain import METHODS, STATE_OBSERVABLES, Chain, Method, Options, is_filled, observe, segment
 from flowsim.config import to_config
+from flowsim.discrete import Discrete
+from flowsim.discrete import run as run_discrete
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, State, as_start
 from flowsim.initial import AbstractRecipe, Start
@@ -66,6 +68,9 @@ def simulate(
     snapshots: ArrayLike | None = None,
     observables: Sequence[str] = DEFAULT_OBSERVABLES,
     precision: Literal["float64", "float32"] = "float64",
+    optimizer: Any = None,
+    lr: Any = None,
+    steps: int | None = None,
     throw: bool = True,
 ) -> Result:
     """Integrate dθ/dt = −∂L/∂θ, dν/dt = −r ∂L/∂ν from `start` and record observables.
@@ -81,6 +86,10 @@ def simulate(
     - `snapshots`: times among the outputs at which embeddings are stored; default all, if they fit.
     - `observables`: names recorded at every output time; see `fs.observables.names()`.
     - `precision`: "float32" is for speed on short horizons; it is refused beyond t1 = 1e6.
+    - `optimizer`: instead of the flow, take `steps` discrete steps of learning rate `lr` (a number, or an optax
+      schedule) with "sgd", "momentum" (0.9), "adam", "adamw" (weight decay 0.1 on the position), or a function
+      of the learning rate that returns an optax transformation. Without `t1` and `ts`: outputs are log-spaced
+      steps, and `time` is Σ learning rates (flow time for "sgd" only). See `discrete`.
     - `throw`: raise `SimulationStopped` unless every output time was covered; else return the part before.
 
     64-bit mode is entered here and left again; results are NumPy. Raises `FlowsimError` for bad input.
@@ -88,34 +97,43 @@ def simulate(
     wall = time.perf_counter()
     check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)
     start_, t0, moved, seed, horizon = _resume(flow, start, seed, horizon)
-    ts_ = output_times(t1, ts, t0)
-    horizon_ = float(ts_[-1]) if horizon is None else float(horizon)
-    check_number("horizon", horizon_, positive=True, cure="Use the flow time at which the schedule ends.")
-    if precision == "float32":
-        check(ts_[-1] <= 1e6, "`precision='float32'` cannot hold horizons beyond t1 = 1e6. Use 'float64'.")
-        rtol, atol = max(rtol, 1e-5), max(atol, 1e-7)
     dtype = np.dtype(precision)
-
+    options: dict[str, Any] = {"seed": seed, "precision": precision, "t0": t0, "observables": list(observables)}
     store_programs()
     with jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
         flow_ = to_device(flow, dtype)
         state = flow_.initial_state(start_, seed, dtype)
         for name, value in moved.items():
             state = eqx.tree_at(lambda s, name=name: getattr(s.moving, name), state, jnp.asarray(value, dtype))
-        kept = _snapshot_times(ts_, snapshots, state)
-        chosen = Options(rtol, atol, method, max_steps, tuple(observables), dtype, seed)
-        chain = Chain(flow_, state, t0, ts_, kept, horizon_, chosen)
-        while (request := chain.request()) is not None:
-            task, how = request
-            chain.absorb(to_numpy(segment(flow_, to_device(task, dtype), how)))
-        if (seen := chain.seen()) is not None:
-            chain.fill(to_numpy(observe(flow_, to_device(seen, dtype), chosen.observables)))
-    options = {
-        "seed": seed, "horizon": horizon_, "rtol": rtol, "atol": atol, "precision": precision,
-        "method": method, "t0": t0, "observables": list(observables),
-    }  # fmt: skip
+        if optimizer is None:
+            check(lr is None and steps is None, "`lr` and `steps` belong to `optimizer`. Give e.g. optimizer='sgd'.")
+            ts_ = output_times(t1, ts, t0)
+            horizon_ = float(ts_[-1]) if horizon is None else float(horizon)
+            check_number("horizon", horizon_, positive=True, cure="Use the flow time at which the schedule ends.")
+            if precision == "float32":
+                check(ts_[-1] <= 1e6, "`precision='float32'` cannot hold horizons beyond t1 = 1e6. Use 'float64'.")
+                rtol, atol = max(rtol, 1e-5), max(atol, 1e-7)
+            options.update(horizon=horizon_, rtol=rtol, atol=atol, method=method)
+            chosen = Options(rtol, atol, method, max_steps, tuple(observables), dtype, seed)
+            kept = _snapshot_times(ts_, snapshots, state)
+            ran: Chain | Discrete = Chain(flow_, state, t0, ts_, kept, horizon_, chosen)
+            while (request := ran.request()) is not None:
+                task, how = request
+                ran.absorb(to_numpy(segment(flow_, to_device(task, dtype), how)))
+        else:
+            given = {"t1": t1, "ts": ts, "method": method, "snapshots": snapshots}
+            for name in (name for name, value in given.items() if value is not None):
+                raise FlowsimError(f"Argument `{name}` does not go with `optimizer`. Leave it out, and give `steps`.")
+            ran = run_discrete(flow_, state, t0, optimizer, lr, steps, seed, dtype)
+            options.update(
+                horizon=ran.ts[-1], optimizer=ran.label, steps=ran.steps,
+                lr=float(lr) if not callable(lr) else getattr(lr, "__name__", "schedule"),
+                clock="time is the sum of learning rates" + ("" if ran.label == "sgd" else ", not flow time"),
+            )  # fmt: skip
+        if (seen := ran.seen()) is not None:
+            ran.fill(to_numpy(observe(flow_, to_device(seen, dtype), tuple(observables))))
     start_config = to_config(start) if isinstance(start, AbstractRecipe) else {"kind": type(start).__name__}
-    result = _assemble(flow, chain, options, start_config)
+    result = _assemble(flow, ran, options, start_config)
     total = time.perf_counter() - wall
     result.stats.update(compile_seconds=timer.seconds, run_seconds=max(total - timer.seconds, 0.0), wall_seconds=total)
     if throw and not result.status.ok:
@@ -125,7 +143,8 @@ def simulate(
 
 def load(path: str | os.PathLike[str]) -> Result:
     """Read a result written by `Result.save`; `at(t)` works on it as before."""
-    return dataclasses.replace(load_result(path), resolve=_resolve)
+    result = load_result(path)
+    return result if "optimizer" in result.config["options"] else dataclasses.replace(result, resolve=_resolve)
 
 
 # --- checks and grids ---------------------------------------------------------------------------------
@@ -199,7 +218,9 @@ def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -
 # --- results ------------------------------------------------------------------------------------------
 
 
-def _assemble(flow: GradientFlow, chain: Chain, options: dict[str, Any], start_config: dict[str, Any]) -> Result:
+def _assemble(
+    flow: GradientFlow, chain: Chain | Discrete, options: dict[str, Any], start_config: dict[str, Any]
+) -> Result:
     assert chain.status is not None
     reached = np.flatnonzero(is_filled(chain.states))
     constants, position = to_numpy(chain.state.constants), chain.states.position
@@ -233,9 +254,10 @@ def _assemble(flow: GradientFlow, chain: Chain, options: dict[str, Any], start_c
         snapshots=stored,
         constants=fixed,
         reasons=reasons,
-        resolve=_resolve,
+        resolve=_resolve if isinstance(chain, Chain) else None,
     )
-    result.stats.update(_diagnose(flow, result))
+    if isinstance(chain, Chain):
+        result.stats.update(_diagnose(flow, result))
     return result
 
 

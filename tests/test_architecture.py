@@ -36,8 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flow": {"config", "encoders", "geometry", "initial", "losses", "pairing", "rules", "schedules"},
     "result": {"initial"},
     "chain": {"flow", "numerics", "observables", "result", "temperature"},
+    "discrete": {"chain", "flow", "pairing", "result", "rules", "temperature"},
     "solve": {
-        "chain", "config", "flow", "initial", "numerics", "observables", "result", "temperature", "theory", "times",
+        "chain", "config", "discrete", "flow", "initial", "numerics", "observables", "result", "temperature", "theory", "times",
     },
     "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
     "plot": {"observables", "result"},

@@ -1,0 +1,226 @@
+"""Discrete runs: the same flow object under an optimizer with finite steps, as in training.
+
+    fs.simulate(flow, start, optimizer="adam", lr=1e-3, steps=10_000)
+
+Every step takes the gradient of the flow's loss at the current state; swaps and fresh re-pairing are drawn anew
+in every step, as in training. Rows are scaled back to unit length after a step. Time is Σ learning rates, which
+is flow time for plain SGD only (Euler's method with dt = lr). A schedule runs in progress step/steps.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flowsim._arrays import check, check_number, to_numpy
+from flowsim.chain import Seen, is_filled
+from flowsim.errors import FlowsimError, unknown_name
+from flowsim.flow import GradientFlow, Moving, State
+from flowsim.pairing import FreshRepairing
+from flowsim.result import Status
+from flowsim.rules import GradientDescent
+from flowsim.temperature import Learnable
+
+#: Steps at which observables are recorded, about; evenly in the logarithm.
+OUTPUTS = 257
+
+
+def _not_scalars(moving: Moving) -> Moving:
+    """Weight decay acts on the position alone: a decaying ν or b would be a force of its own."""
+    scalars = (None if x is None else False for x in (moving.raw, moving.bias))
+    return Moving(True, *scalars)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "adam": optax.adam,
+    "adamw": functools.partial(optax.adamw, weight_decay=0.1, mask=_not_scalars),
+}
+
+
+@dataclasses.dataclass
+class Discrete:
+    """A finished run, with what `simulate` needs to make a `Result` of it; compare `Chain`."""
+
+    flow: GradientFlow
+    state: State
+    ts: np.ndarray
+    kept: np.ndarray
+    states: Any
+    status: Status
+    t: float
+    label: str
+    stats: dict[str, float]
+    clock: np.ndarray
+    steps: int
+    series: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def seen(self) -> Seen:
+        """The states to observe, on the clock of the schedule (steps); as many whatever the number of steps."""
+        missing = max(OUTPUTS - len(self.clock), 0)
+
+        def padded(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+
+        moving = jax.tree.map(padded, self.states)
+        return Seen(padded(self.clock), moving, self.state, np.asarray(float(self.steps)))
+
+    def fill(self, observed: dict[str, Any]) -> None:
+        """Take in the observables of `seen`."""
+        reached = is_filled(self.states)
+        self.series = {name: np.where(reached, np.asarray(x)[: len(reached)], np.nan) for name, x in observed.items()}
+
+
+def run(
+    flow: GradientFlow, state: State, t0: float, optimizer: Any, lr: Any, steps: int | None, seed: int, dtype: Any
+) -> Discrete:
+    """Take `steps` steps from `state`; see `simulate`. Raises `FlowsimError` for bad options."""
+    label, transform = _transform(optimizer)
+    check(lr is not None, "A run with `optimizer` needs a learning rate. Give e.g. lr=1e-3.")
+    check(
+        isinstance(steps, (int, np.integer)) and steps >= 1,
+        f"A run with `optimizer` needs `steps`, a whole number of at least 1, but it is {steps!r}. Use e.g. 10000.",
+    )
+    assert steps is not None
+    check(
+        isinstance(flow.rule, GradientDescent),
+        "With `optimizer` the flow's `rule` must be GradientDescent(): the optimizer makes the step.",
+    )
+    rates = _rates(lr, int(steps))
+    elapsed = np.concatenate([[0.0], np.cumsum(np.broadcast_to(rates, (int(steps),)))])
+    outputs = _output_steps(int(steps))
+    moving, memory = state.moving, transform.init(state.moving)  # pyright: ignore[reportArgumentType]
+    saved = [to_numpy(moving)]
+    status = Status.COMPLETED
+    rates_ = jnp.asarray(rates, dtype)
+    for begin, end in itertools.pairwise(outputs):
+        span = (np.asarray(begin), np.asarray(end), np.asarray(float(steps)))
+        moving, memory = _advance(flow, state, moving, memory, rates_, span, np.uint32(seed), transform)
+        host = to_numpy(moving)
+        log_gamma = flow.geometry.log_gamma(host.position)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(host)):
+            status = Status.NON_FINITE
+        elif log_gamma is not None and log_gamma >= 0 and state.constants.sign != 0:
+            status = Status.GAMMA_ONE
+        if status is not Status.COMPLETED:
+            break
+        saved.append(host)
+    reached = len(saved) - 1
+    unknowns = sum(x.size for x in jax.tree.leaves(moving))
+    saved += [jax.tree.map(lambda x: np.full_like(x, np.nan), saved[0])] * (len(outputs) - len(saved))
+    states = jax.tree.map(lambda *x: np.stack(x), *saved)
+    times = t0 + elapsed[outputs]
+    return Discrete(
+        flow, state, times, times, states, status, float(times[reached]), label,
+        {"steps": int(outputs[reached]), "rejected": 0, "segments": 1, "unknowns": unknowns},
+        outputs.astype(dtype), int(steps),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _made(optimizer: Callable[[float], optax.GradientTransformation]) -> optax.GradientTransformation:
+    """The transformation at learning rate 1; the same object each time, so that nothing is compiled twice."""
+    return optimizer(1.0)
+
+
+def _transform(optimizer: Any) -> tuple[str, optax.GradientTransformation]:
+    if isinstance(optimizer, str):
+        if optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", optimizer, OPTIMIZERS)
+        return optimizer, _made(OPTIMIZERS[optimizer])
+    cure = f"Use {', '.join(map(repr, OPTIMIZERS))}, or a function of the learning rate such as optax.lion."
+    if not callable(optimizer):
+        raise FlowsimError(f"Argument `optimizer` cannot be {optimizer!r}. {cure}")
+    made = _made(optimizer)
+    check(
+        isinstance(made, optax.GradientTransformation), f"`optimizer` does not return an optax transformation. {cure}"
+    )
+    named = getattr(optimizer, "func", optimizer)
+    return getattr(named, "__name__", type(named).__name__), made
+
+
+def _rates(lr: Any, steps: int) -> np.ndarray:
+    """Learning rates by step, (steps,), or (1,) for a constant one."""
+    if callable(lr):
+        rates = np.asarray(jax.vmap(lr)(jnp.arange(steps)), np.float64)  # pyright: ignore[reportCallIssue]
+        check(rates.shape == (steps,), "The learning-rate schedule must return one number per step.")
+        check(np.isfinite(rates).all() and (rates >= 0).all(), "The learning-rate schedule must be finite and >= 0.")
+        check(rates.sum() > 0, "The learning-rate schedule is 0 in every step. Use a positive one.")
+        return rates
+    check_number("lr", lr, positive=True, cure="Use e.g. 1e-3, or an optax schedule.")
+    return np.asarray([lr], np.float64)
+
+
+def _output_steps(steps: int) -> np.ndarray:
+    spaced = np.geomspace(1, steps, OUTPUTS - 1) if steps > 1 else np.ones(1)
+    return np.unique(np.concatenate([[0], np.round(spaced).astype(int), [steps]]))
+
+
+@eqx.filter_jit
+def _advance(
+    flow: GradientFlow, state: State, moving: Moving, memory: Any, rates: Any, span: Any, seed: Any,
+    transform: optax.GradientTransformation,
+) -> tuple[Moving, Any]:  # fmt: skip
+    """From step `begin` to `end` of `span` = (begin, end, number of all steps)."""
+    begin, end, total = span
+    plain, ratio, bias_rate = _with_unit_ratios(flow)
+    key = jax.random.key(seed)
+
+    def step(k: Any, carry: tuple[Moving, Any]) -> tuple[Moving, Any]:
+        moving, memory = carry
+        here, sampled = _sampled(plain, dataclasses.replace(state, moving=moving), jax.random.fold_in(key, k))
+        velocity = here.vector_field(jnp.asarray(k, total.dtype), sampled, total)
+        gradient = jax.tree.map(jnp.negative, velocity)
+        updates, memory = transform.update(gradient, memory, moving)  # pyright: ignore[reportArgumentType]
+        rate = rates[jnp.minimum(k, rates.shape[0] - 1)]
+        position = jax.tree.map(lambda x, u: x + rate * u, moving.position, updates.position)  # pyright: ignore
+        # Ratios of learning rates scale the step: scaling the gradient would do nothing to Adam.
+        raw = None if moving.raw is None else moving.raw + rate * ratio * updates.raw  # pyright: ignore
+        bias = None if moving.bias is None else moving.bias + rate * bias_rate * updates.bias  # pyright: ignore
+        return Moving(flow.geometry.retract(position), _clamped(flow, raw), bias), memory
+
+    return jax.lax.fori_loop(begin, end, step, (moving, memory))
+
+
+def _with_unit_ratios(flow: GradientFlow) -> tuple[GradientFlow, Any, Any]:
+    """The flow with learning-rate ratios 1, and what the ratios of ν and b were (None: not trained)."""
+    ratio, bias_rate = None, getattr(flow.loss, "bias_rate", None)
+    if isinstance(flow.schedule.temperature, Learnable):
+        ratio = flow.schedule.temperature.lr_ratio
+        flow = eqx.tree_at(lambda f: f.schedule.temperature.lr_ratio, flow, jnp.ones_like(ratio))
+    if bias_rate is not None:
+        flow = eqx.tree_at(lambda f: f.loss.bias_rate, flow, jnp.ones_like(bias_rate))
+    return flow, ratio, bias_rate
+
+
+def _clamped(flow: GradientFlow, raw: Any) -> Any:
+    policy = flow.schedule.temperature
+    if isinstance(policy, Learnable) and policy.clamp is not None:
+        return jnp.clip(raw, *policy.raw_bounds())
+    return raw
+
+
+def _sampled(flow: GradientFlow, state: State, key: Any) -> tuple[GradientFlow, State]:
+    """The flow and state of one step: its swap, drawn with probability p, and its targets."""
+    swap, pairing = flow.schedule.swap, flow.pairing
+    whether, masks_key, targets_key = jax.random.split(key, 3)
+    if swap.active:
+        image, _ = flow.rows(state)
+        pairs, dim = image.shape
+        masks = swap.draw(masks_key, 1, pairs, dim, image.dtype)
+        # Weights of one are no swap.
+        masks = jnp.where(jax.random.bernoulli(whether, swap.fraction), masks, 1.0)
+        flow = eqx.tree_at(lambda f: f.schedule.swap.fraction, flow, jnp.ones_like(swap.fraction))
+        state = dataclasses.replace(state, masks=masks)
+    if isinstance(pairing, FreshRepairing):
+        dtype = jnp.result_type(*jax.tree.leaves(state.moving.position))
+        state = dataclasses.replace(state, targets=pairing.draw(targets_key, flow.pairs(state), dtype))
+    return flow, state
