@@ -161,7 +161,7 @@ class Claims:
                 raise unknown_name("claim", name, known)
         chosen = list(self.names) or list(known)
         with _progress("Claims", len(chosen)) as step:
-            verdicts = claims.run_all(self.quick, lambda name, done, total: step(name), only=chosen)
+            verdicts = claims.run_all(self.quick, lambda name, done, total: step(name), only=chosen, processes=True)
         if self.json:
             _print_json([v.to_dict() for v in verdicts])
         else:

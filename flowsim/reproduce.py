@@ -18,10 +18,8 @@ import importlib.util
 import json
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -32,12 +30,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
 
 import flowsim
+from flowsim import _workers
 from flowsim._files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.result import read_netcdf, write_netcdf
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 PACKAGE = Path(flowsim.__file__).resolve().parent
 DEFAULT_OUT = Path("figures")
 RECORD_VERSION = 1
-#: Experiments computed at the same time: compiling keeps one core busy.
-LANES = 2
 #: Entries of a PDF that would differ from run to run or version to version.
 _PDF_STAMPS = ("CreationDate", "Creator", "Producer")
 #: Package files that show numbers but do not make them.
@@ -161,72 +159,57 @@ def run(
 # --- experiments --------------------------------------------------------------------------------------
 
 
-class _Stopped(Exception):
-    """Another experiment failed or was interrupted."""
-
-
 def _reproduce(
     names: Sequence[str], folder: Path, out: Path, quick: bool, force: bool, console: Console
 ) -> tuple[Figures, ...]:
-    """Compute in `LANES` threads, draw in this one (matplotlib is not for several)."""
+    """Compute what has no valid record in several processes, draw in this one."""
     modules = {name: _load(name, folder) for name in names}
-    stop = threading.Event()
-    done = []
-    with _bars(console) as bars, ThreadPoolExecutor(LANES) as pool:
-        work = {
-            name: pool.submit(_compute, name, module, folder, out, quick, force, bars, stop)
-            for name, module in modules.items()
-        }
-        try:
-            for name, future in work.items():
-                record, reused, seconds = future.result()
-                begin = time.perf_counter()
-                files = _draw(modules[name], record, out, name)
-                seconds += time.perf_counter() - begin
-                done.append(Figures(name, _record_path(out, name), files, seconds, reused))
+    stamps = {name: _stamp(name, module, folder, quick) for name, module in modules.items()}
+    reused = [n for n in names if not force and _valid_record(_record_path(out, n), stamps[n]) is not None]
+    missing = [n for n in names if n not in reused]
+    done: dict[str, Figures] = {}
+
+    def draw(name: str, seconds: float) -> None:
+        begin = time.perf_counter()
+        path = _record_path(out, name)
+        files = _draw(modules[name], read_netcdf(path), out, name)
+        seconds += time.perf_counter() - begin
+        done[name] = Figures(name, path, files, seconds, name in reused)
+        if not console.is_terminal:
+            _say(console, f"{name}: {'reused' if name in reused else 'computed'}, {seconds:.1f} s")
+
+    with _bars(console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def heard(name: str, text: str, completed: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task("computing", total=None, name=name)
                 if not console.is_terminal:
-                    _say(console, f"{name}: {'reused' if reused else 'computed'}, {seconds:.1f} s")
-        except BaseException:
-            # What is being computed ends at its next job; what is finished has been written.
-            stop.set()
-            for future in work.values():
-                future.cancel()
-            raise
-    return tuple(done)
+                    _say(console, f"{name}: computing")
+            bars.update(tasks[name], description=text, completed=completed, total=total)
+
+        for name in reused:
+            draw(name, 0.0)
+        calls = [(_compute, (n, folder, quick, stamps[n], _record_path(out, n))) for n in missing]
+        for index, seconds in _workers.run(calls, heard):
+            bars.remove_task(tasks.pop(missing[index]))
+            draw(missing[index], seconds)
+    return tuple(done[name] for name in names)
 
 
-def _compute(
-    name: str,
-    module: ModuleType,
-    folder: Path,
-    out: Path,
-    quick: bool,
-    force: bool,
-    bars: Progress,
-    stop: threading.Event,
-) -> tuple[Any, bool, float]:
-    """(record, whether it was reused, seconds)."""
+def _compute(say: _workers.Say, name: str, folder: Path, quick: bool, stamp: dict[str, Any], path: Path) -> float:
+    """Compute one experiment and write its record; the seconds it took."""
     begin = time.perf_counter()
-    stamp, path = _stamp(name, module, folder, quick), _record_path(out, name)
-    record = None if force else _valid_record(path, stamp)
-    if record is not None:
-        return record, True, time.perf_counter() - begin
-    if not bars.console.is_terminal:
-        _say(bars.console, f"{name}: computing")
-    task = bars.add_task("computing", total=None, name=name)
+    module = _load(name, folder)
+    say(name, "computing", 0, None)
 
     def tracker(jobs: Collection[Job], text: str = "") -> Iterator[Job]:
-        bars.update(task, description=text, completed=0, total=len(jobs))
-        for job in jobs:
-            if stop.is_set():
-                raise _Stopped
+        say(name, text, 0, len(jobs))
+        for count, job in enumerate(jobs, start=1):
             yield job
-            bars.advance(task)
+            say(name, text, count, len(jobs))
 
-    try:
-        record = module.compute(quick, tracker)
-    finally:
-        bars.remove_task(task)
+    record = module.compute(quick, tracker)
     seconds = time.perf_counter() - begin
     record.attrs.update(
         stamp,
@@ -236,8 +219,7 @@ def _compute(
         seconds=seconds,
     )
     write_netcdf(record, path)
-    # Draw what a later run will read.
-    return read_netcdf(path), False, seconds
+    return seconds
 
 
 def _record_path(out: Path, name: str) -> Path:
@@ -388,7 +370,7 @@ def _run_claims(quick: bool, out: Path, console: Console) -> tuple[dict[str, Any
             bars.update(task, description=claim, completed=done, total=total)
 
         only = claims.CHEAP if quick else None
-        verdicts = tuple(v.to_dict() for v in claims.run_all(quick, advance, only=only))
+        verdicts = tuple(v.to_dict() for v in claims.run_all(quick, advance, only=only, processes=True))
     text = json.dumps(verdicts, indent=2) + "\n"
     write_atomically(out / "claims.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
     table = Table("claim", "statement", "verdict", "expected", title="Claims", title_justify="left")

@@ -12,13 +12,14 @@ import pytest
 import flowsim as fs
 
 PACKAGE = Path(fs.__file__).parent
-BASE = {"errors", "_arrays", "_files"}
+BASE = {"errors", "_arrays", "_files", "_workers"}
 
 #: room -> the rooms it may import; anything may import BASE. Rooms further down know more.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "_arrays": set(),
     "_files": set(),
+    "_workers": set(),
     "config": set(),
     "observables": set(),
     "times": set(),

@@ -424,7 +424,7 @@ def test_exit_code_and_json_of_claims(command, monkeypatch, verdict):
             return {"id": self.name, "numbers": numbers, "expected": "holds", "verdict": verdict}
 
     monkeypatch.setattr(fs.claims, "names", lambda: ["a", "b"])
-    monkeypatch.setattr(fs.claims, "run_all", lambda quick, progress, only: [Verdict(name) for name in only])
+    monkeypatch.setattr(fs.claims, "run_all", lambda quick, progress, only, processes: [Verdict(name) for name in only])
     code, out, err = command("claims", "--json", "--quick")
     assert err == ""
     assert code == (0 if verdict == "holds" else 1)

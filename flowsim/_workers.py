@@ -1,0 +1,73 @@
+"""Work in several processes: tracing programs keeps one core busy, and threads cannot share it."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any
+
+from flowsim.errors import FlowsimError
+
+#: Processes that work at the same time.
+WORKERS = 2
+
+#: What a call may do with its first argument: report how far it is. Raises `Stopped` once the work is called off.
+Say = Callable[..., None]
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Stopped(Exception):
+    """Another call failed, or the user interrupted."""
+
+
+_channel: Any = None
+_stop: Any = None
+
+
+def run(calls: Sequence[Call], heard: Callable[..., None]) -> Iterator[tuple[int, Any]]:
+    """(index, result) of each call `function(say, *arguments)` as they finish; `heard` gets what they say.
+
+    A single call runs in this process. Calls start in order; functions must be importable by name. An error in
+    one calls off the others at their next `say`.
+    """
+    if len(calls) < 2:
+        for index, (function, arguments) in enumerate(calls):
+            yield index, function(heard, *arguments)
+        return
+    context = multiprocessing.get_context("spawn")
+    channel, stop = context.SimpleQueue(), context.Event()
+    with ProcessPoolExecutor(WORKERS, context, _begin, (channel, stop)) as pool:
+        futures = {pool.submit(_work, function, arguments): i for i, (function, arguments) in enumerate(calls)}
+        waiting = set(futures)
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+                while not channel.empty():
+                    heard(*channel.get())
+                for future in done:
+                    yield futures[future], future.result()
+        except BaseException:
+            stop.set()
+            for future in waiting:
+                future.cancel()
+            raise
+
+
+def _begin(channel: Any, stop: Any) -> None:
+    global _channel, _stop
+    _channel, _stop = channel, stop
+    # The first process hears the interrupt and calls off the work.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def say(*message: Any) -> None:
+        if _stop.is_set():
+            raise Stopped
+        _channel.put(message)
+
+    try:
+        return function(say, *arguments)
+    except FlowsimError as error:
+        # Some carry results that do not travel between processes.
+        raise FlowsimError(str(error)) from None
