@@ -32,10 +32,9 @@ from flowsim.temperature import Learnable
 OUTPUTS = 257
 
 
-def _not_scalars(moving: Moving) -> Moving:
+def _not_scalars(moving: Moving) -> Any:
     """Weight decay acts on the position alone: a decaying ν or b would be a force of its own."""
-    scalars = (None if x is None else False for x in (moving.raw, moving.bias))
-    return Moving(True, *scalars)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].name == "position", moving)
 
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
@@ -126,7 +125,7 @@ def run(
 
 
 @functools.lru_cache(maxsize=64)
-def _made(optimizer: Callable[[float], optax.GradientTransformation]) -> optax.GradientTransformation:
+def _made(optimizer: Callable[[float], Any]) -> Any:
     """The transformation at learning rate 1; the same object each time, so that nothing is compiled twice."""
     return optimizer(1.0)
 
@@ -150,7 +149,8 @@ def _transform(optimizer: Any) -> tuple[str, optax.GradientTransformation]:
 def _rates(lr: Any, steps: int) -> np.ndarray:
     """Learning rates by step, (steps,), or (1,) for a constant one."""
     if callable(lr):
-        rates = np.asarray(jax.vmap(lr)(jnp.arange(steps)), np.float64)  # pyright: ignore[reportCallIssue]
+        with jax.numpy_dtype_promotion("standard"):
+            rates = np.asarray(jax.vmap(lr)(jnp.arange(steps)), np.float64)  # pyright: ignore[reportCallIssue]
         check(rates.shape == (steps,), "The learning-rate schedule must return one number per step.")
         check(np.isfinite(rates).all() and (rates >= 0).all(), "The learning-rate schedule must be finite and >= 0.")
         check(rates.sum() > 0, "The learning-rate schedule is 0 in every step. Use a positive one.")
@@ -179,7 +179,8 @@ def _advance(
         here, sampled = _sampled(plain, dataclasses.replace(state, moving=moving), jax.random.fold_in(key, k))
         velocity = here.vector_field(jnp.asarray(k, total.dtype), sampled, total)
         gradient = jax.tree.map(jnp.negative, velocity)
-        updates, memory = transform.update(gradient, memory, moving)  # pyright: ignore[reportArgumentType]
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where the session forbids it
+            updates, memory = transform.update(gradient, memory, moving)  # pyright: ignore[reportArgumentType]
         rate = rates[jnp.minimum(k, rates.shape[0] - 1)]
         position = jax.tree.map(lambda x, u: x + rate * u, moving.position, updates.position)  # pyright: ignore
         # Ratios of learning rates scale the step: scaling the gradient would do nothing to Adam.

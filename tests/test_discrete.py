@@ -1,0 +1,144 @@
+"""Discrete runs: Euler's method is the flow's limit, ratios scale the step, draws are fresh, bad input is refused."""
+
+import functools
+
+import numpy as np
+import optax
+import pytest
+
+import flowsim as fs
+from flowsim.temperature import Fixed, Learnable
+
+START = fs.initial.cones(pairs=6, dim=4)
+
+
+def gap(flow: fs.GradientFlow, optimizer, lr, steps: int, **options) -> float:
+    run = fs.simulate(flow, START, optimizer=optimizer, lr=lr, steps=steps, **options)
+    return float(run.series["modality_gap"][-1])
+
+
+def test_one_step_of_sgd_is_eulers():
+    flow = fs.GradientFlow()
+    run = fs.simulate(flow, START, optimizer="sgd", lr=1e-3, steps=1)
+    speed = [fs.simulate(flow, START, ts=[0.0, h]).series["raw"] for h in (1e-6,)]
+    slope = (speed[0][1] - speed[0][0]) / 1e-6
+    assert run.series["raw"][-1] - run.series["raw"][0] == pytest.approx(1e-3 * slope, rel=1e-4)
+
+
+def test_sgd_converges_to_the_flow_with_order_one():
+    flow = fs.GradientFlow()
+    wanted = fs.simulate(flow, START, ts=[0.0, 2.0]).series["modality_gap"][-1]
+    errors = [abs(gap(flow, "sgd", lr, round(2 / lr)) - wanted) for lr in (4e-3, 2e-3, 1e-3)]
+    assert np.diff(np.log2(errors)) == pytest.approx(-1.0, abs=0.1)
+
+
+def test_time_is_the_sum_of_learning_rates_and_schedules_are_functions_of_the_step():
+    schedule = optax.cosine_decay_schedule(0.1, 50)
+    run = fs.simulate(fs.GradientFlow(), START, optimizer="sgd", lr=schedule, steps=50)
+    assert run.time[-1] == pytest.approx(sum(float(schedule(k)) for k in range(50)), rel=1e-6)
+    assert run.time[0] == 0
+    assert run.status.code is fs.Status.COMPLETED
+    adam = fs.simulate(fs.GradientFlow(), START, optimizer="adam", lr=1e-3, steps=3)
+    assert "not flow time" in adam.config["options"]["clock"]
+    assert "not flow time" not in run.config["options"]["clock"]
+
+
+def test_a_temperature_schedule_runs_in_progress_of_steps():
+    run = fs.simulate(
+        fs.GradientFlow(schedule=fs.temperature.Linear(0.1, 0.3)), START, optimizer="sgd", lr=0.01, steps=100
+    )
+    np.testing.assert_allclose(run.series["temperature"], 0.1 + 0.2 * run.time / run.time[-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_learning_rate_ratio_scales_the_step_of_the_temperature(optimizer):
+    """A factor on the gradient would do nothing to Adam."""
+    moved = []
+    for ratio in (1.0, 0.25):
+        flow = fs.GradientFlow(schedule=Learnable(lr_ratio=ratio))
+        raw = fs.simulate(flow, START, optimizer=optimizer, lr=1e-3, steps=1).series["raw"]
+        moved.append(raw[-1] - raw[0])
+    assert moved[1] / moved[0] == pytest.approx(0.25, rel=1e-9)
+
+
+def test_adamw_leaves_the_temperature_alone():
+    """Weight decay acts on the rows, where the retraction takes it back, and not on ν."""
+    decayed = functools.partial(optax.adamw, weight_decay=0.5)
+    plain = fs.simulate(fs.GradientFlow(), START, optimizer="adam", lr=1e-2, steps=50).series["raw"][-1]
+    ours = fs.simulate(fs.GradientFlow(), START, optimizer="adamw", lr=1e-2, steps=50).series["raw"][-1]
+    other = fs.simulate(fs.GradientFlow(), START, optimizer=decayed, lr=1e-2, steps=50).series["raw"][-1]
+    assert abs(ours - plain) < 0.1 * abs(other - plain)
+
+
+def test_rows_stay_on_the_sphere_and_the_clamp_holds():
+    flow = fs.GradientFlow(schedule=Learnable(clamp=(0.06, 0.08)))
+    run = fs.simulate(flow, START, optimizer="adam", lr=0.05, steps=200)
+    np.testing.assert_allclose(np.linalg.norm(run.final.image, axis=1), 1.0, rtol=1e-12)
+    assert run.series["temperature"].min() >= 0.06 - 1e-12
+    assert run.series["temperature"].max() <= 0.08 + 1e-12
+
+
+def test_swaps_and_pairings_are_drawn_in_every_step():
+    start = START.draw(0)
+
+    def spread(schedule, pairing=fs.Matched()) -> float:
+        flow = fs.GradientFlow(schedule=schedule, pairing=pairing)
+        runs = [fs.simulate(flow, start, optimizer="sgd", lr=0.05, steps=20, seed=seed) for seed in (1, 2, 3)]
+        return float(np.ptp([run.series["modality_gap"][-1] for run in runs]))
+
+    assert spread(Fixed(0.1)) == 0
+    assert spread(fs.Schedule(Fixed(0.1), fs.HardSwap(0.5))) > 1e-6
+    assert spread(Fixed(0.1), fs.FreshRepairing(0.5)) > 1e-6
+
+
+def test_the_sigmoid_bias_is_trained_unless_locked():
+    free = fs.simulate(fs.GradientFlow(loss=fs.Sigmoid(-1.0)), START, optimizer="sgd", lr=1e-2, steps=5)
+    locked = fs.simulate(
+        fs.GradientFlow(loss=fs.Sigmoid(-1.0, bias_rate=None)), START, optimizer="sgd", lr=1e-2, steps=5
+    )
+    assert free.series["bias"][-1] != free.series["bias"][0]
+    assert "bias" not in locked.series
+
+
+def test_a_diverging_run_ends_with_a_status():
+    flow = fs.GradientFlow(fs.Unnormalized(), Fixed(0.01))
+    run = fs.simulate(flow, START, optimizer="sgd", lr=1e200, steps=50, throw=False)
+    assert run.status.code is fs.Status.NON_FINITE
+    assert np.isnan(run.series["modality_gap"][-1])
+    with pytest.raises(fs.SimulationStopped, match="not finite"):
+        fs.simulate(flow, START, optimizer="sgd", lr=1e200, steps=50)
+
+
+def test_results_continue_and_are_saved(tmp_path):
+    run = fs.simulate(fs.GradientFlow(), START, optimizer="sgd", lr=0.01, steps=40)
+    path = run.save(tmp_path / "run.nc")
+    again = fs.load(path)
+    assert again.final.time == run.final.time
+    more = fs.simulate(fs.GradientFlow(), again, optimizer="sgd", lr=0.01, steps=60)
+    once = fs.simulate(fs.GradientFlow(), START, optimizer="sgd", lr=0.01, steps=100)
+    assert more.time[-1] == pytest.approx(once.time[-1])
+    assert more.series["modality_gap"][-1] == pytest.approx(once.series["modality_gap"][-1], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"optimizer": "adm", "lr": 1e-3, "steps": 5}, r"Unknown optimizer 'adm'. Did you mean 'adam'"),
+        ({"optimizer": "sgd", "steps": 5}, "needs a learning rate"),
+        ({"optimizer": "sgd", "lr": 1e-3}, "needs `steps`"),
+        ({"optimizer": "sgd", "lr": -1.0, "steps": 5}, "`lr` must be positive"),
+        ({"optimizer": "sgd", "lr": 1e-3, "steps": 0}, "needs `steps`"),
+        ({"optimizer": "sgd", "lr": 1e-3, "steps": 5, "t1": 3.0}, "`t1` does not go with `optimizer`"),
+        ({"optimizer": 3, "lr": 1e-3, "steps": 5}, "`optimizer` cannot be 3"),
+        ({"optimizer": lambda lr: None, "lr": 1e-3, "steps": 5}, "does not return an optax transformation"),
+        ({"lr": 1e-3, "t1": 3.0}, "belong to `optimizer`"),
+    ],
+)
+def test_bad_options_are_refused(options, says):
+    with pytest.raises(fs.FlowsimError, match=says):
+        fs.simulate(fs.GradientFlow(), START, **options)
+
+
+def test_a_rule_and_an_optimizer_exclude_each_other():
+    with pytest.raises(fs.FlowsimError, match="the optimizer makes the step"):
+        fs.simulate(fs.GradientFlow(rule=fs.AdamLimit()), START, optimizer="sgd", lr=1e-3, steps=5)
