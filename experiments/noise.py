@@ -42,8 +42,8 @@ def compute(quick: bool, progress) -> xr.Dataset:
     record["simplex_gap"] = (("temperature", "noise"), simplex["modality_gap"].to_numpy()[..., -1])
     record["critical"] = ("noise", np.array([fs.theory.critical_temperature(p, PAIRS, "simplex") for p in noises]))
     below = record["temperature"] < record["critical"]
-    bound = 2 * np.sqrt(np.clip(1 - record["temperature"] / record["critical"], 0, None))
-    record["bound"] = bound.transpose("temperature", "noise")
+    share = record["temperature"] / record["critical"]
+    record["bound"] = 2 * (1 - share).clip(0, None) ** 0.5
     record.attrs["t1"], record.attrs["law_t1"] = sizes["t1"], sizes["law_t1"]
     record.attrs["points"] = int(record["gap"].size)
     record.attrs["on_predicted_side"] = float(((record["gap"] > OPEN) == below).mean())
@@ -86,9 +86,8 @@ def plot(record: xr.Dataset) -> Figure:
         (axes[0, 1], record["simplex_gap"], "b", "simplex cones, frozen directions"),
     )
     top = float(max(mean.max(), record["simplex_gap"].max()))
-    drawn = None
     for ax, field, letter, title in panels:
-        drawn = ax.pcolormesh(
+        ax.pcolormesh(
             record["noise"], record["temperature"], field.transpose("temperature", "noise"),
             shading="nearest", cmap="cividis", vmin=0, vmax=top, rasterized=True,
         )  # fmt: skip
@@ -97,7 +96,8 @@ def plot(record: xr.Dataset) -> Figure:
         ax.set_ylim(float(record["temperature"][0]), float(record["temperature"][-1]))
         ax.legend(loc="upper left", labelcolor="white", frameon=False)
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
-    figure.colorbar(drawn, ax=axes[0, :], label=rf"gap $\Delta$ at {_at(record.attrs['t1'])}", pad=0.02)
+    label = rf"gap $\Delta$ at {_at(record.attrs['t1'])}"
+    figure.colorbar(axes[0, 0].collections[0], ax=axes[0, :], label=label, pad=0.02)
     _scaling(axes[1, 0], record)
     _law_panel(axes[1, 1], record)
     figure.supxlabel(

@@ -84,7 +84,7 @@ def plot(record: xr.Dataset) -> Figure:
     axes[0, 1].legend(frameon=False, loc="lower left")
     ax = axes[1, 0]
     for name, text in (("sgd", "SGD"), ("momentum", r"momentum, lr$\,/\,(1-\mu)$")):
-        mean = np.exp(np.log(record["error"].sel(optimizer=name)).mean("seed"))
+        mean = np.exp(np.log(record["error"].sel(optimizer=name).to_numpy()).mean(axis=-1))
         label = f"{text}: order {record.attrs[f'order_{name}']:.2f}"
         ax.plot(record["lr"], mean, "o-", ms=4, color=style[name][0], label=label)
     ax.set(xscale="log", yscale="log", xlabel="effective learning rate", ylabel=r"error of $\Delta$ at $t = 10$")

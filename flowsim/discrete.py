@@ -192,8 +192,8 @@ def _advance(
 
 
 def _with_unit_ratios(flow: GradientFlow) -> tuple[GradientFlow, Any, Any]:
-    """The flow with learning-rate ratios 1, and what the ratios of ν and b were (None: not trained)."""
-    ratio, bias_rate = None, getattr(flow.loss, "bias_rate", None)
+    """The flow with learning-rate ratios 1, and what the ratios of ν and b were (None: b is not trained)."""
+    ratio, bias_rate = 1.0, getattr(flow.loss, "bias_rate", None)
     if isinstance(flow.schedule.temperature, Learnable):
         ratio = flow.schedule.temperature.lr_ratio
         flow = eqx.tree_at(lambda f: f.schedule.temperature.lr_ratio, flow, jnp.ones_like(ratio))
@@ -217,6 +217,7 @@ def _sampled(flow: GradientFlow, state: State, key: Any) -> tuple[GradientFlow, 
         image, _ = flow.rows(state)
         pairs, dim = image.shape
         masks = swap.draw(masks_key, 1, pairs, dim, image.dtype)
+        assert masks is not None
         # Weights of one are no swap.
         masks = jnp.where(jax.random.bernoulli(whether, swap.fraction), masks, 1.0)
         flow = eqx.tree_at(lambda f: f.schedule.swap.fraction, flow, jnp.ones_like(swap.fraction))

@@ -18,6 +18,7 @@ from flowsim.initial import AbstractRecipe, Start
 from flowsim.pairing import AbstractPairing, Matched
 from flowsim.result import Result
 from flowsim.solve import simulate
+from flowsim.sweeps import SweepResult, sweep
 
 Numbers = dict[str, float]
 Expected = Literal["holds", "fails"]
@@ -47,12 +48,14 @@ class System:
         geometry: AbstractGeometry | None = None,
         schedule: Any = "Baseline",
         pairing: AbstractPairing | None = None,
+        **parts: Any,
     ) -> GradientFlow:
-        """The flow under test; `schedule` is a schedule, a preset's name or a temperature policy."""
+        """The flow under test; `schedule` is a schedule, a preset's name or a temperature policy; `parts`: the rest."""
         flow = GradientFlow(
             geometry=Sphere() if geometry is None else geometry,
             schedule=schedule,
             pairing=Matched() if pairing is None else pairing,
+            **parts,
         )
         return self.corrupt(flow)
 
@@ -60,6 +63,18 @@ class System:
         """`fs.simulate` with the explicit method; a run that ends early returns NaN in its later slots."""
         options = {"method": "explicit", "max_steps": MAX_STEPS, "throw": False, **options}
         return simulate(flow, start, **options)
+
+    def sweep(
+        self, flow: GradientFlow, start: Start | AbstractRecipe, over: Mapping[str, Any], **options: Any
+    ) -> SweepResult:
+        """`fs.sweep` in one thread, at the tolerances of a claim about sizes and orders of gaps."""
+        return sweep(flow, start, over, **{"rtol": 1e-6, "atol": 1e-9, "workers": 1, **options})
+
+    def discrete(
+        self, flow: GradientFlow, start: Start | AbstractRecipe, optimizer: Any, lr: float, steps: int, **options: Any
+    ) -> Result:
+        """`fs.simulate` with an optimizer."""
+        return simulate(flow, start, optimizer=optimizer, lr=lr, steps=steps, throw=False, **options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,8 @@ def held_out_recall(trained: Start, held_out: Start) -> float:
     """Recall at 1 of the held-out pairs under the trained weights, mean of both directions."""
     image = held_out.image_inputs @ trained.image_weights
     text = held_out.text_inputs @ trained.text_weights
-    return float(np.mean(observables.retrieval_at_k(image, text)))
+    recall = observables.retrieval_at_k(image, text)
+    return float(sum(recall)) / len(recall)
 
 
 def _inverted_u(system: System, quick: bool) -> Numbers:
