@@ -1,4 +1,4 @@
-"""The command line: `flowsim reproduce | claims | simulate | measure`.
+"""The command line: `flowsim reproduce | claims | simulate | sweep | measure`.
 
 Commands are dataclasses that tyro fills; each imports what it needs when it runs, so that help is fast. Bad
 input is one sentence on stderr and exit code 2, with nothing written.
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flowsim.flow import GradientFlow
     from flowsim.initial import AbstractRecipe, Start
     from flowsim.result import Result
+    from flowsim.sweeps import SweepResult
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -92,7 +93,16 @@ Flag = Annotated[bool, _hint()]
 Names = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")]
 File = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="FILE", help_behavior_hint="")]
 
-_GEOMETRIES = ("sphere", "parallel", "reduced")
+#: geometry -> its class
+_GEOMETRIES = {
+    "sphere": "Sphere",
+    "parallel": "Parallel",
+    "reduced": "Reduced",
+    "unnormalized": "Unnormalized",
+    "subspaces": "Subspaces",
+    "linear-encoders": "LinearEncoders",
+    "mlp-encoders": "MLPEncoders",
+}
 _METHODS = ("explicit", "implicit", "stabilised")
 #: start -> the options it takes; `height` is called `gamma` by some recipes.
 _STARTS = {
@@ -102,6 +112,8 @@ _STARTS = {
     "matched": ("pairs", "dim", "gamma"),
     "orthonormal": ("pairs", "gamma"),
     "simplex": ("pairs", "gamma"),
+    "mismatched": ("pairs", "dim", "gamma", "fraction"),
+    "latents": ("pairs", "dim", "factors", "text_factors", "hidden", "noise"),
 }
 
 
@@ -170,19 +182,18 @@ class Claims:
 
 
 @dataclasses.dataclass(frozen=True)
-class Simulate:
-    """Integrate one gradient flow and print its observables.
-
-    Example: flowsim simulate --preset Baseline --start rings --t1 1e5 --set schedule.temperature.init=0.1
-    """
+class _Run:
+    """Options of every command that integrates: the flow, its start, and how."""
 
     preset: Annotated[str | None, _text("--preset", "NAME"), _hint("(default: Baseline)")] = None
     """Schedule of the paper by name."""
     schedule: Annotated[str | None, _text("--schedule", "FILE.json"), _hint()] = None
     """Schedule from a JSON file instead."""
-    geometry: Annotated[str, _choice("--geometry", _GEOMETRIES)] = "sphere"
+    geometry: Annotated[str, _choice("--geometry", tuple(_GEOMETRIES))] = "sphere"
     """How the rows move."""
-    start: Annotated[str | None, _choice("--start", tuple(_STARTS)), _hint("(default: rings)")] = None
+    start: Annotated[
+        str | None, _choice("--start", tuple(_STARTS)), _hint("(default: rings; latents for encoders)")
+    ] = None
     """Recipe for the starting state."""
     pairs: Annotated[int | None, _whole("--pairs", "5"), _hint()] = None
     """Number of pairs, at least 2."""
@@ -196,14 +207,22 @@ class Simulate:
     """Cone height γ0, between -1 and 1."""
     twist: Annotated[float | None, _number("--twist", "-144"), _hint()] = None
     """Turn of the text ring in degrees (rings)."""
+    fraction: Annotated[float | None, _number("--fraction", "0.5"), _hint()] = None
+    """Fraction of texts that start in a wrong place (mismatched)."""
+    factors: Annotated[int | None, _whole("--factors", "8"), _hint()] = None
+    """Number of latent factors (latents)."""
+    text_factors: Annotated[int | None, _whole("--text-factors", "4"), _hint()] = None
+    """Number of factors that the text sees (latents)."""
+    hidden: Annotated[int | None, _whole("--hidden", "32"), _hint()] = None
+    """Units of the hidden layer, for mlp-encoders (latents)."""
+    noise: Annotated[float | None, _number("--noise", "0.1"), _hint()] = None
+    """Noise on the inputs of the text (latents)."""
     embeddings: Annotated[str | None, _text("--embeddings", "FILE"), _hint()] = None
     """Start from your own rows: npy of shape (2, n, d), or npz with `image` and `text`."""
-    resume: Annotated[str | None, _text("--resume", "RUN.nc"), _hint()] = None
-    """Continue a saved run with its own flow and clock."""
     t1: Annotated[float | None, _number("--t1", "1e5"), _hint("(default: 1e5)")] = None
     """Last flow time."""
     seed: Annotated[int, _whole("--seed", "0")] = 0
-    """Seed of the start and of swaps."""
+    """Seed of the start, of swaps and of pairings."""
     changes: Annotated[
         conf.UseAppendAction[tuple[Annotated[str, _text("--set", "PATH=VALUE")], ...]],
         conf.arg(name="set", help_behavior_hint="(repeatable)"),
@@ -213,6 +232,82 @@ class Simulate:
     """Integrator."""
     rtol: Annotated[float, _number("--rtol", "1e-9")] = 1e-9
     """Relative tolerance."""
+
+    def _flow_and_start(self, resume: str | None = None) -> "tuple[GradientFlow, Start | AbstractRecipe | Result]":
+        from flowsim import schedules, solve
+        from flowsim.flow import KINDS, GradientFlow
+
+        if self.preset is not None and self.schedule is not None:
+            raise FlowsimError("Options `--preset` and `--schedule` exclude each other. Give one.")
+        schedule = None
+        if self.schedule is not None:
+            if not self.schedule.endswith(".json"):
+                raise FlowsimError(
+                    f"A schedule file ends in .json, but got {self.schedule!r}. "
+                    "Use --preset for a schedule of the paper."
+                )
+            schedule = schedules.load(self.schedule)
+        elif self.preset is not None:
+            schedule = schedules.get(self.preset)
+        if resume is not None:
+            given = [o for o in ("start", "embeddings", *_START_OPTIONS) if getattr(self, o) is not None]
+            if given or self.geometry != "sphere":
+                raise FlowsimError(
+                    f"Option `{_option((given or ['geometry'])[0])}` does not go with `--resume`, "
+                    "which brings its own start and geometry. Leave it out."
+                )
+            start = solve.load(resume)
+            flow = GradientFlow.from_config(start.config["flow"])
+            flow = flow if schedule is None else flow.replace(schedule=schedule)
+        else:
+            flow = GradientFlow(KINDS[_GEOMETRIES[self.geometry]](), schedule or schedules.get("Baseline"))
+            start = self._start()
+        changes: dict[str, Any] = {}
+        seen = flow  # with the objects that earlier changes put in: later paths may lead into them
+        for change in self.changes:
+            path, value = parse_change(seen, change)
+            changes[path] = value
+            if dataclasses.is_dataclass(value):
+                seen = seen.replace(**{path: value})
+        return (flow.replace(**changes) if changes else flow), start
+
+    def _start(self) -> "Start | AbstractRecipe":
+        from flowsim import initial, observables
+
+        given = {o: getattr(self, o) for o in _START_OPTIONS if getattr(self, o) is not None}
+        if self.embeddings is not None:
+            if self.start is not None:
+                raise FlowsimError("Options `--start` and `--embeddings` exclude each other. Give one of them.")
+            for option in given.keys() - {"height"}:
+                raise FlowsimError(f"Option `{_option(option)}` does not go with `--embeddings`. Leave it out.")
+            image, text = observables.load_embeddings(self.embeddings)
+            return initial.from_arrays(image, text, self.height)
+        name = self.start or ("latents" if self.geometry.endswith("encoders") else "rings")
+        takes = {"height" if o == "gamma" else o: o for o in _STARTS[name]}
+        for option in given:
+            if option not in takes:
+                raise FlowsimError(
+                    f"Start {name!r} has no option `{_option(option)}`. It takes {', '.join(map(_option, takes))}."
+                )
+        return getattr(initial, name)(**{takes[o]: v for o, v in given.items()})
+
+
+_START_OPTIONS = ("pairs", "dim", "height", "twist", "fraction", "factors", "text_factors", "hidden", "noise")
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulate(_Run):
+    """Integrate one gradient flow and print its observables.
+
+    Example: flowsim simulate --preset Baseline --start rings --t1 1e5 --set schedule.temperature.init=0.1
+    """
+
+    resume: Annotated[str | None, _text("--resume", "RUN.nc"), _hint()] = None
+    """Continue a saved run with its own flow and clock."""
     out: Annotated[str | None, _text("--out", "RUN.nc"), _hint()] = None
     """Save the run as netCDF; `fs.load` and --resume read it."""
     json: Flag = False
@@ -223,7 +318,7 @@ class Simulate:
             check_writable_file(Path(self.out), ".nc")
         from flowsim.solve import simulate
 
-        flow, start = self._flow_and_start()
+        flow, start = self._flow_and_start(self.resume)
         t1 = 1e5 if self.t1 is None and self.resume is None else self.t1
         if t1 is None:
             raise FlowsimError("Option `--resume` needs the new last time. Add e.g. --t1 1e8.")
@@ -252,67 +347,74 @@ class Simulate:
         _say(f"{result.status.sentence} This happened at t = {result.status.stopped_at:.6g}.{saved}")
         return EXIT_BAD_INPUT
 
-    def _flow_and_start(self) -> "tuple[GradientFlow, Start | AbstractRecipe | Result]":
-        from flowsim import geometry, schedules, solve
-        from flowsim.flow import GradientFlow
 
-        if self.preset is not None and self.schedule is not None:
-            raise FlowsimError("Options `--preset` and `--schedule` exclude each other. Give one.")
-        schedule = None
-        if self.schedule is not None:
-            if not self.schedule.endswith(".json"):
-                raise FlowsimError(
-                    f"A schedule file ends in .json, but got {self.schedule!r}. "
-                    "Use --preset for a schedule of the paper."
-                )
-            schedule = schedules.load(self.schedule)
-        elif self.preset is not None:
-            schedule = schedules.get(self.preset)
-        if self.resume is not None:
-            given = [o for o in ("start", "embeddings", *_START_OPTIONS) if getattr(self, o) is not None]
-            if given or self.geometry != "sphere":
-                raise FlowsimError(
-                    f"Option `--{(given or ['geometry'])[0]}` does not go with `--resume`, "
-                    "which brings its own start and geometry. Leave it out."
-                )
-            start = solve.load(self.resume)
-            flow = GradientFlow.from_config(start.config["flow"])
-            flow = flow if schedule is None else flow.replace(schedule=schedule)
+@dataclasses.dataclass(frozen=True)
+class Sweep(_Run):
+    """Integrate a flow for every combination of values and seeds, batched; print how the runs ended.
+
+    Example: flowsim sweep --start cones --over schedule.temperature.init=geom:0.01:1:20 --over seed=0:8 --out runs.nc
+    """
+
+    over: Annotated[
+        conf.UseAppendAction[tuple[Annotated[str, _text("--over", "PATH=V1,V2,...")], ...]],
+        conf.arg(help_behavior_hint="(repeatable)"),
+    ] = ()
+    """Values of a path of the flow, of start.height etc., or of seed: a list, 0:8, lin:0:1:5 or geom:0.01:1:20."""
+    mode: Annotated[str, _choice("--mode", ("product", "zip"))] = "product"
+    """Every combination of the values, or values side by side."""
+    to: Annotated[str | None, _text("--to", "RUNS.zarr"), _hint()] = None
+    """Folder that is filled on the way; the same command resumes where it was stopped."""
+    out: Annotated[str | None, _text("--out", "RUNS.nc"), _hint()] = None
+    """Save all runs as netCDF; `fs.load_sweep` reads it."""
+    json: Flag = False
+    """Statuses and final observables as JSON on stdout."""
+
+    def run(self) -> int:
+        if self.out is not None:
+            check_writable_file(Path(self.out), ".nc")
+        if self.to is not None:
+            check_writable_folder(Path(self.to).parent, "--to")
+        from flowsim.sweeps import sweep
+
+        flow, start = self._flow_and_start()
+        if not self.over:
+            raise FlowsimError("Nothing to sweep. Add e.g. --over seed=0:8.")
+        over: dict[str, list[Any]] = {}
+        for text in self.over:
+            path, values = parse_over(flow, start, text)
+            if path in over:
+                raise FlowsimError(f"Option `--over` names {path!r} twice. Give all its values at once.")
+            over[path] = values
+        with contextlib.ExitStack() as stack:
+
+            def track(chunks: Collection[Any], text: str) -> Iterator[Any]:
+                step = stack.enter_context(_progress(text.capitalize(), len(chunks)))
+                for index, chunk in enumerate(chunks):
+                    step(f"chunk {index + 1} of {len(chunks)}")
+                    yield chunk
+
+            runs = sweep(
+                flow,
+                start,  # pyright: ignore[reportArgumentType]
+                over,
+                t1=1e5 if self.t1 is None else self.t1,
+                mode=self.mode,  # pyright: ignore[reportArgumentType]
+                to=self.to,
+                seed=self.seed,
+                rtol=self.rtol,
+                method=self.method,  # pyright: ignore[reportArgumentType]
+                track=track,
+            )
+        if self.out is not None:
+            runs.save(self.out)
+        if self.json:
+            _print_json(_sweep_summary(runs))
         else:
-            kind = {"sphere": geometry.Sphere, "parallel": geometry.Parallel, "reduced": geometry.Reduced}
-            flow = GradientFlow(kind[self.geometry](), schedule or schedules.get("Baseline"))
-            start = self._start()
-        changes: dict[str, Any] = {}
-        seen = flow  # with the objects that earlier changes put in: later paths may lead into them
-        for change in self.changes:
-            path, value = parse_change(seen, change)
-            changes[path] = value
-            if dataclasses.is_dataclass(value):
-                seen = seen.replace(**{path: value})
-        return (flow.replace(**changes) if changes else flow), start
-
-    def _start(self) -> "Start | AbstractRecipe":
-        from flowsim import initial, observables
-
-        given = {o: getattr(self, o) for o in _START_OPTIONS if getattr(self, o) is not None}
-        if self.embeddings is not None:
-            if self.start is not None:
-                raise FlowsimError("Options `--start` and `--embeddings` exclude each other. Give one of them.")
-            for option in given.keys() - {"height"}:
-                raise FlowsimError(f"Option `--{option}` does not go with `--embeddings`. Leave it out.")
-            image, text = observables.load_embeddings(self.embeddings)
-            return initial.from_arrays(image, text, self.height)
-        name = self.start or "rings"
-        takes = {"height" if o == "gamma" else o: o for o in _STARTS[name]}
-        for option in given:
-            if option not in takes:
-                raise FlowsimError(
-                    f"Start {name!r} has no option `--{option}`. It takes {', '.join(f'--{o}' for o in takes)}."
-                )
-        return getattr(initial, name)(**{takes[o]: v for o, v in given.items()})
-
-
-_START_OPTIONS = ("pairs", "dim", "height", "twist")
+            print(runs)
+        sys.stdout.flush()
+        if self.out is not None:
+            _say(f"Saved {self.out}.")
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,10 +445,11 @@ class Measure:
         return 0
 
 
-_COMMANDS: dict[str, type[Reproduce] | type[Claims] | type[Simulate] | type[Measure]] = {
+_COMMANDS: dict[str, type[Reproduce] | type[Claims] | type[Simulate] | type[Sweep] | type[Measure]] = {
     "reproduce": Reproduce,
     "claims": Claims,
     "simulate": Simulate,
+    "sweep": Sweep,
     "measure": Measure,
 }
 
@@ -359,26 +462,100 @@ def parse_change(flow: "GradientFlow", change: str) -> tuple[str, Any]:
 
     Raises `FlowsimError` if the path does not exist or the value is of another sort than the one there.
     """
-    from flowsim import config, schedules
-    from flowsim.flow import KINDS
+    from flowsim import schedules
 
     path, equals, text = change.partition("=")
     if not (path and equals and text):
         raise FlowsimError(
             f"Option `--set` takes PATH=VALUE, but got {change!r}. Use e.g. --set schedule.temperature.init=0.1."
         )
-    old = config.get(flow, path)
+    value = _value_at(flow, path, text)
+    return path, schedules.load(value) if path == "schedule" and isinstance(value, str) else value
+
+
+def parse_over(flow: "GradientFlow", start: Any, text: str) -> tuple[str, list[Any]]:
+    """(path, values) of "PATH=V1,V2,...", or of a range in place of the list.
+
+    Raises `FlowsimError` as `parse_change` does.
+    """
+    from flowsim.initial import AbstractRecipe
+
+    path, equals, listed = text.partition("=")
+    if not (path and equals and listed):
+        raise FlowsimError(f"Option `--over` takes PATH=V1,V2,..., but got {text!r}. Use e.g. --over seed=0:8.")
+    tokens = _tokens(listed)
+    if path == "seed":
+        for token in tokens:
+            if not token.isdecimal():
+                raise FlowsimError(f"Seeds must be whole numbers of at least 0, but one is {token!r}. Use e.g. 0:8.")
+        return path, [int(token) for token in tokens]
+    if path.startswith("start."):
+        if not isinstance(start, AbstractRecipe):
+            raise FlowsimError(f"Path {path!r} needs a recipe, not your own rows. Use --start, not --embeddings.")
+        return path, [_value_at(start, path.removeprefix("start."), token) for token in tokens]
+    return path, [_value_at(flow, path, token) for token in tokens]
+
+
+def _tokens(text: str) -> list[str]:
+    """The values of a list or range, as text; commas within brackets and braces do not separate."""
+    import numpy as np
+
+    spaces = {"lin": np.linspace, "geom": np.geomspace}
+    kind, *numbers = text.split(":")
+    if kind in spaces:
+        try:
+            first, last, count = float(numbers[0]), float(numbers[1]), int("".join(numbers[2:]))
+            good = count >= 2 and math.isfinite(first + last) and (kind == "lin" or first * last > 0)
+            values = spaces[kind](first, last, count) if good else []
+        except (ValueError, IndexError):
+            values = []
+        if not len(values):
+            raise FlowsimError(
+                f"A range is {kind}:FIRST:LAST:COUNT, but got {text!r}. Use e.g. {kind}:0.01:1:20 (20 values)."
+            )
+        return [f"{x:.17g}" for x in values]
+    if found := re.fullmatch(r"(-?\d+):(-?\d+)", text):
+        whole = [str(i) for i in range(int(found[1]), int(found[2]))]
+        if not whole:
+            raise FlowsimError(f"Range {text!r} is empty. Its second number, which is left out, must be larger.")
+        return whole
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    parts = [part.strip() for part in parts]
+    if not all(parts):
+        raise FlowsimError(f"List {text!r} has an empty value. Use e.g. 0.1,0.2.")
+    return parts
+
+
+def _value_at(owner: Any, path: str, text: str) -> Any:
+    """The value that a text stands for at a path; names of presets stay names."""
+    from flowsim import config, schedules
+    from flowsim.flow import KINDS
+
+    old = config.get(owner, path)
     value = _parse_value(text)
     is_object = dataclasses.is_dataclass(old)
     if path == "schedule" and isinstance(value, str):
-        return path, schedules.load(value)
+        schedules.load(value)
+        return value
+    before, _, name = path.rpartition(".")
+    parent = config.get(owner, before) if before else owner
     if isinstance(value, dict):
         value = config.from_config(value, KINDS)
-    elif isinstance(value, str) and is_object:
-        alike = [k for k, cls in KINDS.items() if issubclass(cls, type(old).__mro__[1])]
-        if value not in alike:
-            raise unknown_name(f"value of {path}", value, alike)
-        value = KINDS[value]()
+    if is_object:
+        kinds: Any = next(f.type for f in dataclasses.fields(parent) if f.name == name)
+        alike = [k for k, cls in KINDS.items() if issubclass(cls, kinds)]
+        if isinstance(value, str):
+            if value not in alike:
+                raise unknown_name(f"value of {path}", value, alike)
+            value = KINDS[value]()
+        elif dataclasses.is_dataclass(value) and not isinstance(value, kinds):
+            raise unknown_name(f"value of {path}", type(value).__name__, alike)
     if isinstance(value, list):
         value = tuple(value)
     if is_object != dataclasses.is_dataclass(value):
@@ -391,7 +568,7 @@ def parse_change(flow: "GradientFlow", change: str) -> tuple[str, Any]:
     else:
         if hasattr(old, "shape") and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise FlowsimError(f"Path {path!r} must be a number, but is {text!r}. Now it is {float(old):g}.")
-    return path, value
+    return value
 
 
 def _parse_value(text: str) -> Any:
@@ -408,7 +585,7 @@ def _describe(value: Any) -> str:
     return type(value).__name__ if dataclasses.is_dataclass(value) else "a plain value"
 
 
-def check_writable_folder(folder: Path) -> None:
+def check_writable_folder(folder: Path, option: str = "--out") -> None:
     """Refuse a folder in which nothing can be written, before any time is spent; leaves nothing behind."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
@@ -420,7 +597,7 @@ def check_writable_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise FlowsimError(
-            f"Cannot write to {str(folder)!r}: {error.strerror or error}. Choose another folder with --out."
+            f"Cannot write to {str(folder)!r}: {error.strerror or error}. Choose another folder with {option}."
         ) from None
 
 
@@ -450,6 +627,21 @@ def _summary(result: "Result") -> dict[str, Any]:
         "stats": result.stats,
         "config": result.config,
         "versions": result.versions,
+    }
+
+
+def _sweep_summary(runs: "SweepResult") -> dict[str, Any]:
+    """Statuses and the observables at the last time, one entry per run along the swept dimensions."""
+    last = runs.dataset.isel(time=-1)
+    return {
+        "dims": {str(name): size for name, size in last.sizes.items()},
+        "over": {str(name): values.to_numpy() for name, values in last.coords.items() if name != "time"},
+        "counts": runs.counts,
+        "time": last["time"].item(),
+        "observables": {str(name): values.to_numpy() for name, values in last.data_vars.items()},
+        "seconds": runs.dataset.attrs["seconds"],
+        "config": json.loads(runs.dataset.attrs["config"]),
+        "versions": json.loads(runs.dataset.attrs["versions"]),
     }
 
 
@@ -502,7 +694,7 @@ def _progress(title: str, total: int | None = None) -> Iterator[Callable[[str], 
 # --- parsing and errors ---------------------------------------------------------------------------------
 
 
-def _parse(argv: Sequence[str]) -> Reproduce | Claims | Simulate | Measure:
+def _parse(argv: Sequence[str]) -> Reproduce | Claims | Simulate | Sweep | Measure:
     """The command with its options; SystemExit after help, `FlowsimError` for anything wrong."""
     if not argv:
         raise FlowsimError(f"Give a command: {', '.join(_COMMANDS)}. See flowsim --help.")
@@ -610,7 +802,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
-        again = "resume" if argv[:1] == ["reproduce"] else "start again"
+        stored = argv[:1] == ["sweep"] and any(a.partition("=")[0] == "--to" for a in argv)
+        again = "resume" if stored or argv[:1] == ["reproduce"] else "start again"
         _say(f"Interrupted; run the same command to {again}.")
         return EXIT_INTERRUPTED
 

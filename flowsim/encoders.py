@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from flowsim._arrays import Numeric, check
@@ -62,7 +63,9 @@ class AbstractEncoders(AbstractRowGeometry):
         return position
 
     def to_start(self, position: Position, constants: Constants) -> Start:
-        image, text = self.rows(position, constants)
+        # Results are put together outside a solve, where JAX may work in single precision.
+        with jax.enable_x64(np.asarray(position.image_weights).dtype == np.float64):
+            image, text = (np.asarray(x) for x in self.rows(position, constants))
         return Start(
             image=image, text=text, image_inputs=constants.image, text_inputs=constants.text,
             image_hidden=position.image_hidden, text_hidden=position.text_hidden,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from flowsim import config, initial, losses, pairing, rules, schedules
-from flowsim._arrays import Numeric, check, to_device
+from flowsim._arrays import Numeric, check, optional_number, to_device
 from flowsim.encoders import LinearEncoders, MLPEncoders
 from flowsim.errors import FlowsimError
 from flowsim.geometry import AbstractGeometry, Parallel, Reduced, Sphere, Subspaces, Unnormalized
@@ -41,7 +41,7 @@ class State(eqx.Module):
     moving: Moving
     constants: PyTree
     targets: Targets
-    masks: Array | None
+    masks: Numeric | None
 
 
 class GradientFlow(eqx.Module):
@@ -108,7 +108,7 @@ class GradientFlow(eqx.Module):
         if needs_rows and start.image is None and start.similarity is not None:
             raise FlowsimError("Swaps and losses of rows need rows, but the start holds only similarities. Give rows.")
         bias = self.loss.bias if isinstance(self.loss, AbstractLoss) and self._bias_rate is not None else None
-        return Moving(position, self.schedule.temperature.initial_raw(), bias), constants
+        return Moving(position, optional_number(self.schedule.temperature.initial_raw()), bias), constants
 
     def complete(self, moving: Moving, constants: PyTree, key: Array) -> State:
         """The state of what `place` returned, with masks and targets drawn by a key."""
@@ -129,7 +129,7 @@ class GradientFlow(eqx.Module):
             masks = self.schedule.swap.draw(swap_key, self.schedule.swap.masks, pairs, dim, dtype)
         return masks, self.pairing.targets(pairing_key, pairs, dtype)
 
-    def redrawn(self, state: State, seed: int, index: int) -> State:
+    def redrawn(self, state: State, seed: Any, index: Any) -> State:
         """The state with the draws of interval `index`; what has no `redraw` keeps its first draw."""
         masks, targets = self.draw(jax.random.fold_in(jax.random.key(seed), index), state)
         return State(

@@ -29,6 +29,7 @@ def normalise(rows: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
 
 def tangent(rows: Float[Numeric, "n d"], vectors: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
     """The part of each vector that is tangent to the sphere at the (unit) row."""
+    vectors = jnp.asarray(vectors)
     return vectors - jnp.sum(rows * vectors, axis=1, keepdims=True) * jnp.asarray(rows)
 
 

@@ -9,6 +9,7 @@ batches the segments that they ask for, so that easy runs do not wait for hard o
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -45,7 +46,7 @@ CHUNK = 128
 #: Bytes of states that a chunk may hold before its observables are computed on the way.
 _STATE_BYTES = 256 * 2**20
 #: Batches are padded to one of these sizes, so that few programs are compiled.
-_SIZES = (1, 8, 32, CHUNK)
+_SIZES = (1, 16, CHUNK)
 
 Track = Callable[[Collection[Any], str], Iterable[Any]]
 
@@ -137,9 +138,11 @@ def sweep(
         rtol, atol = max(rtol, 1e-5), max(atol, 1e-7)
     grid = _Grid(over, mode)
     jobs = [_job(flow, start, seed, values) for values in grid.points()]
+    for job in {_structure(job): job for job in jobs}.values():
+        job.flow.place(as_start(job.start, job.seed))  # refuses a start that does not fit
     settings = {
         "flow": flow.to_config(), "over": grid.described(), "mode": mode, "seed": seed, "horizon": horizon_,
-        "start": config.to_config(start) if isinstance(start, AbstractRecipe) else {"kind": "Start"},
+        "start": config.to_config(start) if isinstance(start, AbstractRecipe) else _digest(start),
         "rtol": rtol, "atol": atol, "method": method, "precision": precision, "observables": list(observables),
         "max_steps": max_steps,
     }  # fmt: skip
@@ -185,7 +188,9 @@ class _Grid:
             not self.zipped or len(lengths) == 1,
             f"With mode='zip' all values need the same length, but have {sorted(lengths)}.",
         )
-        self.dims = ("run",) if self.zipped else tuple(self.over)
+        # The path "loss" leads to an object, the observable of that name is a number.
+        self.names = {path: f"flow.{path}" if path in VARIABLES else path for path in self.over}
+        self.dims = ("run",) if self.zipped else tuple(self.names.values())
         self.shape = (lengths.pop(),) if self.zipped else tuple(len(values) for values in self.over.values())
 
     def points(self) -> Iterable[dict[str, Any]]:
@@ -195,13 +200,13 @@ class _Grid:
 
     def coords(self) -> dict[str, Any]:
         return {
-            path: ("run" if self.zipped else path, np.asarray([_label(value) for value in values]))
-            for path, values in self.over.items()
+            name: ("run" if self.zipped else name, np.asarray([_label(value) for value in self.over[path]]))
+            for path, name in self.names.items()
         }
 
     def described(self) -> dict[str, Any]:
         return {
-            path: [config.to_config(v) if isinstance(v, (eqx.Module, np.generic)) else _label(v) for v in values]
+            path: [config.to_config(v) if isinstance(v, eqx.Module) else _label(v) for v in values]
             for path, values in self.over.items()
         }
 
@@ -209,20 +214,27 @@ class _Grid:
 def _values(path: str, values: Iterable[Any]) -> list[Any]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise FlowsimError(f"The values of {path!r} must be a list, but are {values!r}. Use e.g. [{values!r}].")
-    found = list(values)
+    found = list(np.asarray(values) if isinstance(values, jax.Array) else values)
     check(len(found) > 0, f"There are no values for {path!r}. Give at least one.")
     return found
 
 
 def _label(value: Any) -> Any:
     """A coordinate for a value: itself, or a short text for an object."""
-    if isinstance(value, (np.ndarray, np.generic)) and np.ndim(value) == 0:
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)) and np.ndim(value) == 0:
         return value.item()
     if not isinstance(value, eqx.Module):
-        return value
+        return value if isinstance(value, (bool, int, float, str)) else str(value)
     fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
     inner = ", ".join(f"{f.name}={_short(getattr(value, f.name))}" for f in fields if f.init)
     return f"{type(value).__name__}({inner})"
+
+
+def _digest(start: Start) -> dict[str, Any]:
+    """Which arrays a start holds, in few words."""
+    arrays = {f.name: getattr(start, f.name) for f in dataclasses.fields(start)}
+    text = json.dumps({name: config.to_config(array) for name, array in arrays.items()})
+    return {"kind": "Start", "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _short(value: Any) -> str:
@@ -241,8 +253,8 @@ def _job(flow: GradientFlow, start: Start | AbstractRecipe, seed: int, values: d
     values = dict(values)
     seed = values.pop("seed", seed)
     check(
-        isinstance(seed, (int, np.integer)) and seed >= 0,
-        f"Seeds must be whole numbers of at least 0, but one is {seed!r}. Use e.g. range(8).",
+        isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32,
+        f"Seeds must be whole numbers from 0 to 2**32 - 1, but one is {seed!r}. Use e.g. range(8).",
     )
     start = values.pop("start", start)
     inner = {path.removeprefix("start."): v for path, v in values.items() if path.startswith("start.")}
@@ -445,46 +457,54 @@ class _Store:
             raise FlowsimError("Storing a sweep needs zarr. Install it: pip install 'flowsim[sweep]'.") from None
         text = json.dumps({**settings, "times": times.tolist()}, sort_keys=True)
         self.found = _Found(runs, len(times), observables)
+        fresh = not path.exists() or (path.is_dir() and not any(path.iterdir()))
         try:
-            self.group = zarr.open_group(str(path), mode="a")
-        except OSError as error:
-            raise FlowsimError(
-                f"Cannot write {str(path)!r}: {error.strerror or error}. Choose another folder."
-            ) from None
-        if "config" in self.group.attrs:
+            self.group = zarr.open_group(str(path), mode="a" if fresh else "r+")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "something else is there"
+            raise FlowsimError(f"Cannot write {str(path)!r}: {reason}. Choose another folder.") from None
+        attrs = self.group.attrs
+        if not fresh:
             check(
-                self.group.attrs["config"] == text,
+                attrs.get("config") == text,
                 f"{str(path)!r} holds another sweep. Give the settings it was made with, or another folder.",
             )
+            self.arrays: dict[str, Any] = dict(self.group.arrays())
             self._read()
             return
-        step = min(CHUNK, runs)
-        for name in observables:
-            self.group.create_array(
-                name, shape=(runs, len(times)), chunks=(step, len(times)), dtype="float64", fill_value=np.nan
-            )
-        self.group.create_array("status", shape=(runs,), chunks=(step,), dtype="int8", fill_value=-1)
-        self.group.create_array("stopped_at", shape=(runs,), chunks=(step,), dtype="float64", fill_value=np.nan)
-        self.group.create_array("steps", shape=(runs,), chunks=(step,), dtype="int64", fill_value=0)
-        self.group.attrs["config"] = text
+        step, create = min(CHUNK, runs), self.group.create_array
+        size: Any = {"shape": (runs,), "chunks": (step,)}
+        table: Any = {"shape": (runs, len(times)), "chunks": (step, len(times))}
+        self.arrays = {name: create(name, **table, dtype="float64", fill_value=np.nan) for name in observables}
+        self.arrays["status"] = create("status", **size, dtype="int8", fill_value=-1)
+        self.arrays["stopped_at"] = create("stopped_at", **size, dtype="float64", fill_value=np.nan)
+        self.arrays["steps"] = create("steps", **size, dtype="int64", fill_value=0)
+        attrs["known"] = []
+        attrs["config"] = text
 
     def _read(self) -> None:
         names = [status.name for status in Status]
-        codes = np.asarray(self.group["status"][:])
-        self.found.status[:] = [names[c] if c >= 0 else "" for c in codes]
-        self.found.stopped_at[:] = self.group["stopped_at"][:]
-        self.found.steps[:] = self.group["steps"][:]
+        self.found.status[:] = [names[c] if c >= 0 else "" for c in self.arrays["status"][:]]
+        self.found.stopped_at[:] = self.arrays["stopped_at"][:]
+        self.found.steps[:] = self.arrays["steps"][:]
         for name, column in self.found.series.items():
-            column[:] = self.group[name][:]
-            if np.isfinite(column).any():
-                self.found.known.add(name)
+            column[:] = self.arrays[name][:]
+        self.found.known = set(self._known)
+
+    @property
+    def _known(self) -> list[Any]:
+        known = self.group.attrs["known"]
+        assert isinstance(known, list)
+        return known
 
     def write(self, indices: list[int]) -> None:
         """Store these runs; their status last, so that what is stopped in between is computed again."""
         where = np.asarray(indices)
+        found = self.found
+        if found.known != set(self._known):
+            self.group.attrs["known"] = sorted(found.known)
         names = [status.name for status in Status]
-        for name, column in self.found.series.items():
-            self.group[name].oindex[where] = column[where]
-        self.group["stopped_at"].oindex[where] = self.found.stopped_at[where]
-        self.group["steps"].oindex[where] = self.found.steps[where]
-        self.group["status"].oindex[where] = np.asarray([names.index(s) for s in self.found.status[where]], np.int8)
+        status = np.asarray([names.index(s) for s in found.status[where]], np.int8)
+        for name, column in (found.series | {"stopped_at": found.stopped_at, "steps": found.steps}).items():
+            self.arrays[name].oindex[where] = column[where]
+        self.arrays["status"].oindex[where] = status

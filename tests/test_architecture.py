@@ -44,13 +44,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
     "plot": {"observables", "result"},
     "claims": {
-        "config", "flow", "geometry", "initial", "losses", "numerics", "observables", "pairing", "result",
-        "schedules", "solve", "swaps", "temperature", "theory",
+        "config", "encoders", "flow", "geometry", "initial", "losses", "numerics", "observables", "pairing", "result",
+        "rules", "schedules", "solve", "swaps", "sweeps", "temperature", "theory",
     },
     "reproduce": {"claims", "plot", "result", "solve"},
     "cli": {
         "claims", "config", "flow", "geometry", "initial", "observables", "reproduce", "result", "schedules",
-        "solve",
+        "solve", "sweeps",
     },
     "__main__": {"cli"},
 }  # fmt: skip

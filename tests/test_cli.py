@@ -1,6 +1,7 @@
 """The command line: what it prints, where, and its exit codes; bad input is one sentence with the cure."""
 
 import ast
+import contextlib
 import dataclasses
 import json
 import math
@@ -79,11 +80,11 @@ def no_simulation(monkeypatch):
 def test_help_lists_the_commands(command):
     code, out, err = command("--help")
     assert (code, err) == (0, "")
-    for name in ("reproduce", "claims", "simulate", "measure"):
+    for name in cli._COMMANDS:
         assert name in out
 
 
-@pytest.mark.parametrize("name", ["reproduce", "claims", "simulate", "measure"])
+@pytest.mark.parametrize("name", list(cli._COMMANDS))
 def test_help_of_a_command(command, name):
     code, out, err = command(name, "--help")
     assert (code, err) == (0, "")
@@ -99,7 +100,7 @@ def test_version(command):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], ["Give a command: reproduce, claims, simulate, measure."]),
+        ([], ["Give a command: reproduce, claims, simulate, sweep, measure."]),
         (["simulat"], ["Unknown command 'simulat'. Did you mean 'simulate'?"]),
         (["--quick", "reproduce"], ["'--quick' stands before the command"]),
         (["simulate", "--sed", "1"], ["Unknown option of simulate '--sed'. Did you mean '--seed'"]),
@@ -117,6 +118,9 @@ def test_version(command):
         (["simulate", "--geometry", "sfere"], ["Unknown geometry 'sfere'. Did you mean 'sphere'?"]),
         (["simulate", "--start", "ring"], ["Unknown start 'ring'. Did you mean 'rings'?"]),
         (["simulate", "--method", "implizit"], ["Unknown method 'implizit'. Did you mean 'implicit'"]),
+        (["sweep", "--mode", "zipp"], ["Unknown mode 'zipp'. Did you mean 'zip'?"]),
+        (["sweep", "--resume", "run.nc"], ["Unknown option of sweep '--resume'"]),
+        (["sweep", "--hidden", "many"], ["`--hidden` must be a whole number, but is 'many'"]),
         (["measure"], ["takes one FILE, but got 0"]),
         (["measure", "a.npy", "b.npy"], ["takes one FILE, but got 2"]),
     ],
@@ -147,6 +151,8 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
         (["--set", "schedule.temperature.parametrization=Softplu"], ["Did you mean 'Softplus'?"]),
         (["--set", "schedule=TS S9"], ["Unknown schedule 'TS S9'"]),
         (["--set", "geometry=Spere"], ["Did you mean 'Sphere'"]),
+        (["--set", "loss=Sigmod"], ["Unknown value of loss 'Sigmod'. Did you mean 'Sigmoid'"]),
+        (["--set", 'loss={"kind": "Matched"}'], ["Unknown value of loss 'Matched'"]),
         (["--set", 'schedule.swap={"kind": "HardSwop"}'], ["Did you mean 'HardSwap'"]),
         (["--preset", "HS 1", "--set", "schedule.swap.masks=2.5"], ["must be a whole number, but is '2.5'"]),
         (["--preset", "HS 1", "--set", "schedule.swap.fraction=2"], ["`fraction` must be at most 1"]),
@@ -155,6 +161,9 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
         (["--height", "1.5"], ["`height` must lie between -1 and 1"]),
         (["--height", "nan"], ["`height`"]),
         (["--dim", "3"], ["Start 'rings' has no option `--dim`. It takes --pairs, --height, --twist."]),
+        (["--start", "mismatched", "--text-factors", "2"], ["no option `--text-factors`", "--fraction"]),
+        (["--start", "mismatched", "--fraction", "2"], ["`fraction` must be at most 1, but is 2"]),
+        (["--start", "latents", "--factors", "2", "--text-factors", "3"], ["there are 2 factors"]),
         (["--embeddings", "missing.npy"], ["missing.npy does not exist"]),
         (["--embeddings", "pairs.npy", "--start", "rings"], ["exclude each other"]),
         (["--embeddings", "pairs.npy", "--dim", "3"], ["`--dim` does not go with `--embeddings`"]),
@@ -193,6 +202,8 @@ def test_simulate_refuses(refuses, pairs_file, arguments, says):
         (["--rtol", "0"], ["`rtol` must be positive"]),
         (["--rtol", "nan"], ["`rtol` must be positive"]),
         (["--geometry", "parallel", "--start", "uniform"], ["not two exact parallel cones"]),
+        (["--geometry", "linear-encoders", "--start", "rings"], ["`LinearEncoders` needs inputs and weights"]),
+        (["--geometry", "mlp-encoders"], ["`MLPEncoders` has 2 layer(s)", "Give `hidden`, e.g. 32"]),
     ],
 )
 def test_simulate_refuses_numbers_out_of_range(refuses, arguments, says):
@@ -287,6 +298,18 @@ def test_simulate_takes_every_piece(saved, command, monkeypatch, pairs_file):
     np.testing.assert_allclose(np.linalg.norm(start.image, axis=1), 1, rtol=1e-12)
     assert float(start.gamma) == 0.2
 
+    arguments = "--start latents --pairs 6 --dim 3 --factors 4 --text-factors 2 --hidden 5 --noise 0.1"
+    assert command("simulate", "--geometry", "mlp-encoders", *arguments.split())[0] == 0
+    (flow, start), _ = calls.pop()
+    assert isinstance(flow.geometry, fs.MLPEncoders)
+    assert (start.factors, start.text_factors, start.hidden) == (4, 2, 5)
+    assert float(start.noise) == 0.1
+    assert command("simulate", "--start", "mismatched", "--height", "0.2", "--fraction", "0.25")[0] == 0
+    (_, start), _ = calls.pop()
+    assert (float(start.gamma), float(start.fraction)) == (0.2, 0.25)
+    assert command("simulate", "--geometry", "linear-encoders")[0] == 0
+    assert isinstance(calls.pop()[0][1], fs.initial.Latents)
+
 
 @pytest.mark.parametrize("start", list(cli._STARTS))
 def test_every_start_exists_and_takes_its_options(start):
@@ -295,10 +318,12 @@ def test_every_start_exists_and_takes_its_options(start):
 
 
 def test_choices_are_those_of_the_core():
-    from flowsim import chain
+    from flowsim import chain, flow
+    from flowsim.geometry import AbstractGeometry
 
     assert set(cli._METHODS) == set(chain.METHODS)
-    assert {g.capitalize() for g in cli._GEOMETRIES} == {"Sphere", "Parallel", "Reduced"}
+    assert set(cli._GEOMETRIES.values()) == {k for k, cls in flow.KINDS.items() if issubclass(cls, AbstractGeometry)}
+    assert {getattr(fs.initial, name).__name__ for name in cli._STARTS} == fs.initial.KINDS.keys()
 
 
 @pytest.mark.parametrize(
@@ -322,8 +347,152 @@ def test_objects_of_set():
     assert isinstance(kind, fs.temperature.Softplus)
     text = 'schedule.temperature={"kind": "Fixed", "tau": 0.2}'
     assert float(cli.parse_change(flow, text)[1].tau) == 0.2
+    # Kinds that share a path need not share a parent class.
+    for change, kind in (
+        ("loss=NTXent", fs.NTXent),
+        ("geometry=Parallel", fs.Parallel),
+        ("rule=AdamLimit", fs.AdamLimit),
+    ):
+        assert isinstance(cli.parse_change(flow, change)[1], kind)
     command = cli.Simulate(changes=("schedule.swap=HardSwap", "schedule.swap.masks=8"))
     assert command._flow_and_start()[0].schedule.swap.masks == 8  # pyright: ignore
+
+
+# --- sweep ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Replace the integration by known numbers; the calls of `fs.sweep` as (arguments, options)."""
+    from flowsim import sweeps
+
+    calls = []
+    sweep = sweeps.sweep
+
+    def chunk(jobs, ts, horizon, options, programs):
+        end = {"status": "COMPLETED", "stopped_at": ts[-1], "steps": 3}
+        return [{"loss": job.seed + ts, "gamma": np.full(len(ts), np.nan), **end} for job in jobs]
+
+    monkeypatch.setattr(sweeps, "_chunk", chunk)
+    monkeypatch.setattr(
+        sweeps, "sweep", lambda *args, **options: calls.append((args, options)) or sweep(*args, **options)
+    )
+    return calls
+
+
+def test_sweep_takes_every_piece(sweeps, command):
+    arguments = "--start cones --dim 4 --pairs 6 --t1 10 --seed 2 --rtol 1e-6 --method implicit --mode zip"
+    paths = ("schedule.temperature.init=geom:0.01:1:3", "seed=0:3", "start.height=0.1, 0.2,.3")
+    over = [part for path in paths for part in ("--over", path)]
+    code, out, err = command(
+        "sweep", "--preset", "SLRT 0.1", *arguments.split(), *over, "--to", "r.zarr", "--out", "r.nc"
+    )
+    assert (code, err) == (0, "flowsim: Saved r.nc.\n")
+    assert out == f"{fs.load_sweep('r.nc')!r}\n"
+    (flow, start, values), options = sweeps.pop()
+    assert float(flow.schedule.temperature.lr_ratio) == 0.1
+    assert (start.pairs, start.dim) == (6, 4)
+    assert values == {"schedule.temperature.init": [0.01, 0.1, 1.0], "seed": [0, 1, 2], "start.height": [0.1, 0.2, 0.3]}
+    del options["track"]
+    assert options == {"t1": 10.0, "mode": "zip", "to": "r.zarr", "seed": 2, "rtol": 1e-6, "method": "implicit"}
+
+
+def test_sweep_as_json(sweeps, command):
+    code, out, err = command("sweep", "--over", "seed=3:5", "--over", "loss=InfoNCE,Sigmoid", "--json")
+    assert (code, err) == (0, "")
+    summary = json.loads(out, parse_constant=pytest.fail)
+    assert summary["dims"] == {"seed": 2, "flow.loss": 2}
+    assert summary["over"]["seed"] == [3, 4]
+    assert summary["over"]["flow.loss"][0] == "InfoNCE()"
+    assert summary["counts"] == {"COMPLETED": 4}
+    assert summary["time"] == 1e5
+    assert summary["observables"]["loss"] == [[1e5 + 3] * 2, [1e5 + 4] * 2]
+    assert summary["observables"]["gamma"] == [[None] * 2] * 2
+    assert summary["observables"]["status"] == [["COMPLETED"] * 2] * 2
+    assert summary["config"]["flow"] == fs.GradientFlow().to_config()
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("seed=7", [7]),
+        ("seed=0:3", [0, 1, 2]),
+        ("schedule.temperature.init=lin:0.25:0.75:3", [0.25, 0.5, 0.75]),
+        ("start.twist=lin:-144:144:3", [-144, 0, 144]),
+        ("start.pairs=lin:4:8:3", [4, 6, 8]),
+        ("start.pairs=3:5", [3, 4]),
+        ("schedule=Baseline,TS S3", ["Baseline", "TS S3"]),
+        ("schedule.temperature.clamp=[0.01, 1],null", [(0.01, 1), None]),
+    ],
+)
+def test_values_of_over(text, values):
+    path, found = cli.parse_over(fs.GradientFlow(), fs.initial.rings(), text)
+    assert path == text.partition("=")[0]
+    assert found == values
+    assert [type(x) for x in found] == [type(x) for x in values]
+
+
+def test_objects_of_over():
+    text = 'schedule.temperature={"kind": "Fixed", "tau": 0.2},Learnable'
+    fixed, learnable = cli.parse_over(fs.GradientFlow(), fs.initial.rings(), text)[1]
+    assert float(fixed.tau) == 0.2
+    assert isinstance(learnable, fs.temperature.Learnable)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], ["Nothing to sweep. Add e.g. --over seed=0:8."]),
+        (["--over", "seed"], ["`--over` takes PATH=V1,V2,..., but got 'seed'"]),
+        (["--over", "seed=1", "--over", "seed=2"], ["names 'seed' twice"]),
+        (["--over", "seed=-1"], ["Seeds must be whole numbers of at least 0, but one is '-1'"]),
+        (["--over", "seed=0.5"], ["Seeds must be whole numbers"]),
+        (["--over", "seed=5:5"], ["Range '5:5' is empty"]),
+        (["--over", "start.height=geom:0:1:5"], ["A range is geom:FIRST:LAST:COUNT, but got 'geom:0:1:5'"]),
+        (["--over", "start.height=lin:0:1"], ["A range is lin:FIRST:LAST:COUNT", "lin:0.01:1:20"]),
+        (["--over", "start.height=0.1,,0.2"], ["'0.1,,0.2' has an empty value"]),
+        (["--over", "start.height=0.1,high"], ["'height' must be a number, but is 'high'. Now it is 0.309"]),
+        (["--over", "start.pairs=4.5"], ["'pairs' must be a whole number, but is '4.5'"]),
+        (["--over", "start.hight=0.1"], ["Did you mean 'height'"]),
+        (["--over", "schedule.temperature.int=0.1"], ["Did you mean 'schedule.temperature.init'"]),
+        (["--over", "schedule=Baselin"], ["Unknown schedule 'Baselin'. Did you mean 'Baseline'"]),
+        (["--over", "schedule.temperature.init=0.1,-1"], ["`temperature` must be positive, but is -1"]),
+        (["--over", "seed=0:2", "--over", "start.height=0.1", "--mode", "zip"], ["same length, but have [1, 2]"]),
+        (["--embeddings", "pairs.npy", "--over", "start.height=0.1"], ["needs a recipe, not your own rows"]),
+        (["--over", "seed=0:2", "--to", "runs.nc"], ["stored in a .zarr folder, but got 'runs.nc'"]),
+        (["--over", "seed=0:2", "--to", "pairs.npy/r.zarr"], ["'pairs.npy' is a file", "with --to"]),
+        (["--over", "seed=0:2", "--out", "runs.zarr"], ["takes a .nc file, but got 'runs.zarr'"]),
+        (["--over", "seed=0:2", "--t1", "0"], ["`t1` must be greater than 0"]),
+        (["--over", "seed=0:2", "--geometry", "mlp-encoders", "--to", "r.zarr"], ["Give `hidden`, e.g. 32"]),
+    ],
+)
+@pytest.mark.usefixtures("pairs_file")
+def test_sweep_refuses(refuses, monkeypatch, arguments, says):
+    monkeypatch.setattr("flowsim.sweeps._chunk", lambda *args: pytest.fail("something was computed"))
+    refuses("sweep", *arguments, says=says)
+
+
+@pytest.mark.parametrize(("to", "again"), [([], "start again"), (["--to", "r.zarr"], "resume")])
+def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch, to, again):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flowsim.sweeps._chunk", interrupted)
+    code, _, err = command("sweep", "--over", "seed=0:2", *to)
+    assert (code, err) == (130, f"flowsim: Interrupted; run the same command to {again}.\n")
+
+
+def test_sweep_shows_its_progress_on_a_terminal(sweeps, command, monkeypatch):
+    shown = []
+
+    @contextlib.contextmanager
+    def progress(title, total):
+        shown.append((title, total))
+        yield shown.append
+
+    monkeypatch.setattr(cli, "_progress", progress)
+    assert command("sweep", "--over", "seed=0:200", "--t1", "1")[0] == 0
+    assert shown == [("Sweeping", 2), "chunk 1 of 2", "chunk 2 of 2"]
 
 
 # --- measure --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ RECIPES = [
     fs.initial.matched(6, 5, 0.1),
     fs.initial.orthonormal(6, 0.5),
     fs.initial.simplex(6, 0.5),
+    fs.initial.mismatched(6, 5, 0.3, 0.5),
 ]
 
 
@@ -68,6 +69,37 @@ def test_from_arrays_normalises_rows():
     start = fs.initial.from_arrays(image, text)
     np.testing.assert_allclose(np.linalg.norm(start.image, axis=1), 1)
     np.testing.assert_allclose(start.image, image / np.linalg.norm(image, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize(("fraction", "moved"), [(0.0, 0), (0.125, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_mismatched_texts_change_places(fraction, moved):
+    """The same rows in both modalities, round(fn) of them at another's place; one alone has nowhere to go."""
+    start = fs.initial.mismatched(8, 5, gamma=0.2, fraction=fraction).draw(1)
+    assert (start.image != start.text).any(axis=1).sum() == moved
+    np.testing.assert_array_equal(np.unique(start.image, axis=0), np.unique(start.text, axis=0))
+    assert float(start.gamma) == 0.2
+    assert (fs.observables.margin(start.image, start.text) > 0) == (moved == 0)
+
+
+def test_latents_know_what_they_should():
+    """Both inputs are rotations of the same factors, the text of the first ones; duplicates share the image."""
+    recipe = fs.initial.latents(pairs=6, factors=4, text_factors=3, dim=2, texts_per_image=2)
+    start, again = recipe.draw(1), recipe.draw(1)
+    assert (start.pairs, start.image_inputs.shape, start.text_inputs.shape) == (6, (6, 4), (6, 3))
+    assert (start.image_weights.shape, start.text_weights.shape) == ((4, 2), (3, 2))
+    np.testing.assert_array_equal(start.image_inputs, again.image_inputs)
+    np.testing.assert_array_equal(start.image_inputs[::2], start.image_inputs[1::2])
+    # What the text sees is a linear image of what the image sees, and not the other way round.
+    many = fs.initial.latents(pairs=60, factors=4, text_factors=3, dim=2).draw(1)
+    image, text = many.image_inputs, many.text_inputs
+    assert np.linalg.norm(text - image @ np.linalg.lstsq(image, text, rcond=None)[0]) < 1e-12
+    assert np.linalg.norm(image - text @ np.linalg.lstsq(text, image, rcond=None)[0]) > 1
+    noisy = fs.initial.latents(pairs=6, factors=4, text_factors=3, dim=2, texts_per_image=2, noise=0.5).draw(1)
+    np.testing.assert_array_equal(noisy.image_weights, start.image_weights)
+    np.testing.assert_array_equal(noisy.image_inputs, start.image_inputs)
+    assert 0.1 < np.std(noisy.text_inputs - start.text_inputs) < 1
+    deep = fs.initial.latents(pairs=6, factors=4, dim=2, hidden=5).draw(1)
+    assert (deep.image_hidden.shape, deep.image_weights.shape) == ((4, 5), (5, 2))
 
 
 def place(geometry, start):

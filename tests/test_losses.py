@@ -1,5 +1,8 @@
-"""The loss and its gradient against plain formulas, finite differences and 60-digit arithmetic."""
+"""The losses and their gradients against plain formulas, finite differences and arithmetic of 400 digits."""
 
+import dataclasses
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -7,10 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import plain_gradient, plain_loss
+from reference import plain_gradient, plain_loss, unit_rows
+from scipy.special import logsumexp
 
-from flowsim.losses import InfoNCE
+import flowsim as fs
+from flowsim._arrays import to_device
+from flowsim.losses import DirectedInfoNCE, InfoNCE, NTXent, Regularised, Sigmoid
 from flowsim.pairing import LabelNoise, Targets
+from flowsim.temperature import Learnable, ScaledExp
 
 LOSS = InfoNCE()
 VALUE, GRADIENT = jax.jit(LOSS.value), jax.jit(LOSS.gradient)
@@ -109,3 +116,181 @@ def test_badly_mismatched_logits_do_not_overflow():
 def test_gradient_sums_to_zero():
     gradient = LOSS.gradient(jnp.asarray(logits_of(7, 8, 5.0)), Targets())
     assert abs(float(gradient.sum())) < 1e-15
+
+
+# --- the other losses of logits -----------------------------------------------------------------------
+
+
+def some_targets(name, n):
+    """(targets, T, T'): what the package gets and the plain matrices."""
+    rng = np.random.default_rng(8)
+    if name == "identity":
+        return Targets(), np.eye(n), np.eye(n)
+    if name == "one-hot":
+        rows = columns = np.eye(n)[rng.permutation(n)]
+    else:
+        rows, columns = rng.dirichlet(np.ones(n), n), rng.dirichlet(np.ones(n), n).T
+    return Targets(jnp.asarray(rows), jnp.asarray(columns)), rows, columns
+
+
+def plain_directed(m, rows, columns):
+    """−(1/n) Σ_ij T_ij log softmax_j."""
+    return -jnp.sum(rows * jax.nn.log_softmax(m, axis=1)) / len(m)
+
+
+def plain_sigmoid(m, rows, columns):
+    """−(1/n) Σ_ij [T_ij log σ(M_ij) + (1 − T_ij) log σ(−M_ij)]."""
+    return -jnp.sum(rows * jax.nn.log_sigmoid(m) + (1 - rows) * jax.nn.log_sigmoid(-m)) / len(m)
+
+
+PLAIN = {
+    "InfoNCE": (InfoNCE(), lambda m, r, c: (plain_directed(m, r, c) + plain_directed(m.T, c.T, r.T)) / 2),
+    "image to text": (DirectedInfoNCE(), plain_directed),
+    "text to image": (DirectedInfoNCE("text_to_image"), lambda m, r, c: plain_directed(m.T, c.T, r.T)),
+    "Sigmoid": (Sigmoid(), plain_sigmoid),
+}
+
+
+@pytest.mark.parametrize("kind", ["identity", "one-hot", "soft"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_value_and_gradient_equal_the_plain_loss_and_its_derivative(name, kind):
+    loss, plain = PLAIN[name]
+    targets, rows, columns = some_targets(kind, 5)
+    logits = jnp.asarray(logits_of(6, 5, 3.0))
+    value, gradient = jax.value_and_grad(plain)(logits, jnp.asarray(rows), jnp.asarray(columns))
+    assert float(loss.value(logits, targets)) == pytest.approx(float(value), rel=1e-13)
+    np.testing.assert_allclose(loss.gradient(logits, targets), gradient, rtol=1e-11, atol=1e-15)
+
+
+def test_the_two_directions_make_the_symmetric_loss():
+    logits = jnp.asarray(logits_of(9, 5, 2.0))
+    there, back = (DirectedInfoNCE(d).value(logits, Targets()) for d in ("image_to_text", "text_to_image"))
+    assert float(LOSS.value(logits, Targets())) == pytest.approx(float(there + back) / 2, rel=1e-14)
+    assert abs(float(there - back)) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [40.0, 230.0, 620.0])
+def test_sigmoid_keeps_its_digits_where_it_is_tiny(scale):
+    n, order = 4, np.array([1, 0, 3, 2])
+    hard = np.eye(n)[order]
+    logits = scale * (2 * hard - 1 + 0.1 * logits_of(10, n, 1.0))
+    targets = Targets(jnp.asarray(hard), jnp.asarray(hard))
+    with mpmath.workdps(400):
+        signed = [mpmath.mpf(float(x)) for x in ((1 - 2 * hard) * logits).ravel()]
+        value = sum(mpmath.log1p(mpmath.exp(x)) for x in signed) / n
+        slopes = [float(1 / (1 + mpmath.exp(-x)) / n) for x in signed]
+        assert float(abs(float(Sigmoid().value(jnp.asarray(logits), targets)) / value - 1)) < 1e-15 * scale
+    assert float(value) < 1e-10
+    gradient = np.asarray(Sigmoid().gradient(jnp.asarray(logits), targets))
+    np.testing.assert_allclose(((1 - 2 * hard) * gradient).ravel(), slopes, rtol=1e-15 * scale)
+
+
+# --- losses of rows -----------------------------------------------------------------------------------
+
+
+def plain_nt_xent(x, y, beta, rows, columns):
+    z, n = np.concatenate([x, y]), len(x)
+    m = beta * z @ z.T
+    total = 0.0
+    for i in range(2 * n):
+        others = [k for k in range(2 * n) if k != i]
+        want = rows[i] @ m[i, n:] if i < n else columns[:, i - n] @ m[i, :n]
+        total += logsumexp(m[i, others]) - want
+    return total / (2 * n)
+
+
+def plain_regularised(x, y, beta, alignment, uniformity):
+    def spread(z):
+        off = [np.exp(-2 * np.sum((a - b) ** 2)) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]
+        return np.log(np.mean(off))
+
+    align = np.mean([np.sum((a - b) ** 2) for a, b in zip(x, y, strict=True)])
+    return plain_loss(beta * x @ y.T) + alignment * align + uniformity * (spread(x) + spread(y)) / 2
+
+
+@pytest.mark.parametrize("kind", ["identity", "one-hot", "soft"])
+def test_losses_of_rows_equal_the_plain_formulas(kind):
+    rng = np.random.default_rng(11)
+    x, y = unit_rows(rng, 5, 3), unit_rows(rng, 5, 3)
+    targets, rows, columns = some_targets(kind, 5)
+    pair, beta = (jnp.asarray(x), jnp.asarray(y)), jnp.asarray(4.0)
+    assert float(NTXent().value(*pair, beta, targets)) == pytest.approx(
+        plain_nt_xent(x, y, 4.0, rows, columns), rel=1e-13
+    )
+    if kind == "identity":
+        value = float(Regularised(0.7, -0.3).value(*pair, beta, targets))
+        assert value == pytest.approx(plain_regularised(x, y, 4.0, 0.7, -0.3), rel=1e-13)
+
+
+# --- the flow of each loss ----------------------------------------------------------------------------
+
+
+FORCES = {
+    "text to image": DirectedInfoNCE("text_to_image"),
+    "absolute bias": Sigmoid(-2.0, 0.5),
+    "relative bias": Sigmoid(0.3, 0.5, relative_bias=True),
+    "locked bias": Sigmoid(-2.0, None),
+    "NT-Xent": NTXent(),
+    "regularised": Regularised(0.7, 0.3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "swap"),
+    [(name, fs.NoSwap()) for name in FORCES]
+    + [(name, fs.HardSwap(0.3, masks=3)) for name in ("relative bias", "NT-Xent")],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_field_is_minus_the_gradient_of_the_loss(name, swap):
+    """Rows, ν and b move down the loss that is reported, at their own rates."""
+    temperature = Learnable(0.3, ScaledExp(2.0), lr_ratio=3.0)
+    flow = to_device(
+        fs.GradientFlow(schedule=fs.Schedule(temperature, swap), loss=FORCES[name], pairing=LabelNoise(0.2))
+    )
+    state = flow.initial_state(fs.initial.uniform(5, 3).draw(1))
+
+    @eqx.filter_jit
+    def both(moving):
+        def loss(moving):
+            return flow.loss_value(0.0, dataclasses.replace(state, moving=moving))
+
+        return flow.vector_field(0.0, dataclasses.replace(state, moving=moving)), jax.grad(loss)(moving)
+
+    velocity, gradient = both(state.moving)
+    for which in ("image", "text"):
+        moved, slope = (getattr(v.position, which) for v in (velocity, gradient))
+        np.testing.assert_allclose(moved, -slope, rtol=1e-10, atol=1e-14)
+        assert np.abs(moved).max() > 1e-2
+    assert float(velocity.raw) == pytest.approx(-3.0 * float(gradient.raw), rel=1e-10)
+    trained = getattr(FORCES[name], "bias_rate", None) is not None
+    assert (velocity.bias is not None) == trained
+    if trained:
+        assert float(velocity.bias) == pytest.approx(-0.5 * float(gradient.bias), rel=1e-10)
+        assert abs(float(gradient.bias)) > 1e-3
+
+
+def test_a_locked_bias_acts_and_stays():
+    """b of a locked sigmoid loss shifts the logits; the flow has no unknown for it."""
+    start = fs.initial.uniform(5, 3).draw(0)
+    values = []
+    for loss in (Sigmoid(-2.0, None), Sigmoid(-1.0, None), Sigmoid(-1.0), Sigmoid(0.07, None, relative_bias=True)):
+        flow = to_device(fs.GradientFlow(loss=loss))
+        values.append(float(flow.loss_value(0.0, flow.initial_state(start))))
+    assert values[0] != pytest.approx(values[1], rel=1e-2)
+    # The same bias, trained or not; and βb = 1 in relative form: τ = 0.07.
+    assert values[1] == pytest.approx(values[2], rel=1e-14) == pytest.approx(values[3], rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: DirectedInfoNCE("text to image"), "Unknown direction.*Did you mean 'text_to_image'"),
+        (lambda: Sigmoid(float("nan")), "`bias` must be finite"),
+        (lambda: Sigmoid(bias_rate=0.0), "`bias_rate` must be positive, but is 0. Use e.g. 1.0, or None to lock"),
+        (lambda: Regularised(alignment=float("inf")), "`alignment` must be finite"),
+        (lambda: Regularised(uniformity="much"), "Expected a number, but got 'much'"),
+    ],
+)
+def test_bad_input_gets_one_sentence(act, message):
+    with pytest.raises(fs.FlowsimError, match=message):
+        act()

@@ -13,6 +13,10 @@ import pytest
         ("fs.simulate(fs.GradientFlow(), 'rings', t1=1)", "Expected a start, but got str"),
         ("fs.simulate(fs.GradientFlow(), fs.initial.rings(), t1=1, method='explicitt')", "Did you mean 'explicit'"),
         ("fs.GradientFlow().replace(**{'schedule.temperature.init': None})", "holds a number, not None"),
+        (
+            "fs.sweep(fs.GradientFlow(), fs.initial.rings(), {'seed': 3}, t1=1)",
+            "must be a list, but are 3. Use e.g. [3]",
+        ),
         ("fs.GradientFlow().replace(geometry=3)", "Give an object of its kind"),
     ],
 )
