@@ -2,6 +2,9 @@
 
 A linear or two-layer encoder per modality on synthetic latents (`fs.initial.latents`): the smallest setting in
 which one modality can know less than the other, and in which equal inputs stay equal.
+
+An output that shrinks towards 0 makes its row turn ever faster: such a flow becomes stiff and slow to integrate.
+Give the embeddings as many dimensions as there are factors, or use an optimizer with finite steps.
 """
 
 import abc

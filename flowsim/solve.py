@@ -163,8 +163,8 @@ def check_options(
     check(rtol < 1, f"Argument `rtol` must be below 1, but is {rtol:g}. Use e.g. 1e-9.")
     check(max_steps >= 1, f"Argument `max_steps` must be at least 1, but is {max_steps}. Use e.g. 200000.")
     check(
-        isinstance(seed, (int, np.integer)) and seed >= 0,
-        f"Argument `seed` must be a whole number of at least 0, but is {seed!r}. Use e.g. 0.",
+        isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32,
+        f"Argument `seed` must be a whole number of at least 0 and below 2³², but is {seed!r}. Use e.g. 0.",
     )
     if method is not None and method not in METHODS:
         raise unknown_name("method", method, METHODS)
