@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from wrong_models import WrongSphere, _leaf, wrong
+from wrong_models import MISTAKES, WrongSphere, _leaf, wrong
 
 import flowsim as fs
 from flowsim.claims import System
@@ -48,6 +48,39 @@ BREAKS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "adam-conserves": wrong(factor=0.0),
     "retrieval-inverted-u": chance,
 }
+
+
+AVERAGES = {"swap-average", "swap-masks", "swap-redraw"}
+MIRRORED, ANY = "subspace-angle-mirrored", "subspace-angle"
+#: mistake -> the claims that it turns, and claims that it is run on and leaves alone
+MISTAKEN: dict[str, tuple[set[str], set[str]]] = {
+    "swaps nothing": ({*AVERAGES, "swaps-lower-gap", "soft-swap-reading"}, {"paper-order"}),
+    "mean of the masks": ({"swap-average", "swap-masks", "swaps-lower-gap"}, set()),
+    "ignored targets": ({"repairing-opens-gap", "frozen-mispairing"}, set()),
+    "flipped sign of the bias": ({"siglip-feasible", "siglip-margins"}, set()),
+    "rows of any length": ({"siglip-feasible", "siglip-margins"}, set()),
+    "forgotten hyperplanes": ({MIRRORED}, {ANY}),
+    "drag towards the axes": ({ANY}, {MIRRORED}),
+    "temperature multiplied": ({"contrastive-gap", "imbalance-costs-loss", "mismatch-enlarges", "paper-order"}, set()),
+    "one loss direction": ({"ambient-force"}, {"projection-moves-gap"}),
+    "lost tangent projection": ({"projection-moves-gap"}, {"ambient-force", "mismatch-enlarges"}),
+    "drift of the rows": ({"mismatch-enlarges", "repairing-opens-any-gap"}, set()),
+    "ignored learning-rate ratio": ({"paper-order-table-2"}, set()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_turns_exactly_its_claims(mistake):
+    turned, left = MISTAKEN[mistake]
+    system = System(MISTAKES[mistake])
+    verdicts = [fs.claims.run(name, quick=True, system=system) for name in sorted(turned | left)]
+    assert {v.id for v in verdicts if not v.as_expected} == turned
+    assert "undecided" not in {v.verdict for v in verdicts}
+
+
+def test_every_mistake_is_run():
+    assert set(MISTAKEN) == set(MISTAKES)
 
 
 @pytest.mark.slow

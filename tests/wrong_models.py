@@ -13,10 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsim.flow import GradientFlow
-from flowsim.geometry import AbstractGeometry, Parallel, Sphere
-from flowsim.losses import AbstractLoss, _cross_entropy, _residual
+from flowsim.geometry import (
+    AbstractGeometry,
+    AbstractRowGeometry,
+    Parallel,
+    Rows,
+    Sphere,
+    Subspaces,
+    Unnormalized,
+    tangent,
+)
+from flowsim.losses import AbstractLoss, InfoNCE, Sigmoid, _cross_entropy, _residual
+from flowsim.pairing import Matched
 from flowsim.schedules import Schedule
-from flowsim.swaps import NoSwap
+from flowsim.swaps import AbstractSwap, NoSwap
 from flowsim.temperature import AbstractTemperature, Learnable
 
 
@@ -250,4 +260,127 @@ WRONG_MODELS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "drift of the rows": wrong(lift=0.01),
     "one shared height on the sphere": wrong(one_height=True),
     "fivefold flipped γ": wrong(height=-5.0),
+}
+
+
+# --- swaps, pairs, losses and geometries beyond the paper's flow ------------------------------------
+
+
+class WrongSwap(AbstractSwap):
+    """`nothing` = 1 swaps nothing; `halves` = 1 puts the mean of all masks in the place of each."""
+
+    right: AbstractSwap
+    nothing: Any
+    halves: Any
+    fraction: Any
+    redraw: Any
+    masks: int = eqx.field(static=True)
+    active: ClassVar[bool] = True
+
+    def draw(self, key: Any, count: int, pairs: int, dim: int, dtype: Any) -> Any:
+        return self.right.draw(key, count, pairs, dim, dtype)
+
+    def apply(self, weights: Any, image: Any, text: Any) -> Any:
+        weights = (1 - self.halves) * weights + 0.5 * self.halves
+        return self.right.apply(self.nothing + (1 - self.nothing) * weights, image, text)
+
+
+class WrongSubspaces(AbstractRowGeometry):
+    """`free` = 1 forgets the hyperplanes; `pull` drags every row towards the axis of its modality."""
+
+    right: Subspaces
+    free: Any
+    pull: Any
+    has_gamma: ClassVar[bool] = False
+
+    def place(self, start: Any) -> Any:
+        return self.right.place(start)
+
+    def to_start(self, position: Any, constants: Any) -> Any:
+        return self.right.to_start(position, constants)
+
+    def rows(self, position: Any, constants: Any) -> Any:
+        return self.right.rows(position, constants)
+
+    def velocity_from_rows(self, position: Any, constants: Any, image_force: Any, text_force: Any) -> Any:
+        rows = self.right.rows(position, constants)
+        right = self.right.velocity_from_rows(position, constants, image_force, text_force)
+        normals = (constants.image, constants.text)
+        cosine = jnp.sum(normals[0] * normals[1])
+        axes = (normals[1] - cosine * normals[0], cosine * normals[1] - normals[0])
+
+        def wrong(v: Any, x: Any, f: Any, normal: Any, axis: Any) -> Any:
+            lost = (f @ normal)[:, None] * normal[None, :]
+            drag = jnp.broadcast_to(axis / jnp.linalg.norm(axis), x.shape)
+            return v + tangent(x, self.free * lost + self.pull * drag)
+
+        forces = (image_force, text_force)
+        return Rows(*(wrong(*a) for a in zip((right.image, right.text), rows, forces, normals, axes, strict=True)))
+
+    def project(self, position: Any, velocity: Any) -> Any:
+        return self.right.project(position, velocity)
+
+    def retract(self, position: Any) -> Any:
+        return self.right.retract(position)
+
+
+def mistaken(
+    *,
+    nothing: float = 0.0,
+    halves: float = 0.0,
+    no_targets: bool = False,
+    flipped_bias: bool = False,
+    no_lengths: bool = False,
+    free: float = 0.0,
+    pull: float = 0.0,
+    power: float = 1.0,
+    one_way: float = 0.0,
+    radial: float = 0.0,
+    lift: float = 0.0,
+    lr_ratio: float | None = None,
+) -> Callable[[GradientFlow], GradientFlow]:
+    """A corruption of what the flow has of swap, pairing, bias and geometry; the rest is left alone.
+
+    `no_targets` keeps the right pairs; `no_lengths` gives rows any length.
+    """
+
+    def corrupt(flow: GradientFlow) -> GradientFlow:
+        geometry, temperature, swap = flow.geometry, flow.schedule.temperature, flow.schedule.swap
+        loss, pairing = flow.loss, flow.pairing
+        if isinstance(geometry, Subspaces):
+            geometry = WrongSubspaces(geometry, _leaf(free), _leaf(pull))
+        elif isinstance(geometry, Sphere) and no_lengths:
+            geometry = Unnormalized()
+        elif isinstance(geometry, Sphere) and (radial or lift):
+            geometry = WrongSphere(geometry, _leaf(radial), _leaf(1.0), _leaf(lift))
+        if lr_ratio is not None and isinstance(temperature, Learnable):
+            temperature = eqx.tree_at(lambda p: p.lr_ratio, temperature, _leaf(lr_ratio))
+        if power != 1:
+            kind = WrongConstant if temperature.constant else WrongScheduled
+            temperature = kind(temperature, _leaf(power), _leaf(1.0), _leaf(0.0))
+        if swap.active and (nothing or halves):
+            swap = WrongSwap(swap, _leaf(nothing), _leaf(halves), swap.fraction, swap.redraw, swap.masks)
+        if isinstance(loss, Sigmoid) and flipped_bias:
+            loss = eqx.tree_at(lambda x: x.bias, loss, _leaf(-loss.bias))
+        if isinstance(loss, InfoNCE) and one_way:
+            loss = WrongLoss(loss, _leaf(1.0), _leaf(one_way))
+        return GradientFlow(geometry, Schedule(temperature, swap), loss, Matched() if no_targets else pairing)
+
+    return corrupt
+
+
+#: Mistakes in what a flow may have beyond temperature and cones; each is run on the claims that are about it.
+MISTAKES: dict[str, Callable[[GradientFlow], GradientFlow]] = {
+    "swaps nothing": mistaken(nothing=1.0),
+    "mean of the masks": mistaken(halves=1.0),
+    "ignored targets": mistaken(no_targets=True),
+    "flipped sign of the bias": mistaken(flipped_bias=True),
+    "rows of any length": mistaken(no_lengths=True),
+    "forgotten hyperplanes": mistaken(free=1.0),
+    "drag towards the axes": mistaken(pull=1.0),
+    "temperature multiplied": mistaken(power=-1.0),
+    "one loss direction": mistaken(one_way=1.0),
+    "lost tangent projection": mistaken(radial=1.0),
+    "drift of the rows": mistaken(lift=0.01),
+    "ignored learning-rate ratio": mistaken(lr_ratio=1.0),
 }

@@ -15,11 +15,19 @@ from types import ModuleType
 
 from flowsim import _workers
 from flowsim.claims import (
+    ambient,
     conserved,
     dynamics,
     exponents,
     figure_2,
     loss_gradient,
+    mismatch,
+    noise,
+    optimizers,
+    retrieval,
+    sigmoid,
+    subspaces,
+    swaps,
     temperature_rates,
     theorem_3_2,
     theorem_3_3,
@@ -29,11 +37,12 @@ from flowsim.errors import unknown_name
 
 #: Two lanes, measured at the same time: their modules share hardly any compiled program.
 _LANES = (
-    (loss_gradient, conserved, theorem_3_2, dynamics),
-    (figure_2, exponents, theorem_3_3, temperature_rates),
+    (loss_gradient, conserved, theorem_3_2, dynamics, optimizers, mismatch, sigmoid, ambient),
+    (figure_2, exponents, theorem_3_3, temperature_rates, noise, retrieval, swaps, subspaces),
 )
 _ORDER = (
     loss_gradient, conserved, exponents, theorem_3_2, theorem_3_3, figure_2, temperature_rates, dynamics,
+    noise, optimizers, retrieval, swaps, mismatch, subspaces, sigmoid, ambient,
 )  # fmt: skip
 #: Claims that need few compiled programs: the field, Figure 2, and two runs on cones.
 CHEAP = (

@@ -1,0 +1,226 @@
+"""Swapping features between the modalities: gap by kind and fraction, convergence in masks, order of all methods.
+
+HardSwap (HS) exchanges entries or rows, SoftSwap (SS) mixes entries, in a fraction p of training; in continuous
+time a swap acts on the loss, averaged over K masks or with one mask at a time, drawn anew after every h of flow
+time. Source: Yaras et al. 2025, section 4, Tables 2-5; the continuous-time form is derived here.
+"""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+import flowsim as fs
+
+SEED = 0
+FULL = {
+    "seeds": 4, "fractions": [1e-3, 1e-2, 1e-1, 1.0], "draws": 16, "methods": "all", "counts": [1, 4, 16, 64],
+    "intervals": [1.0, 0.25, 0.0625], "many": 1024,
+}  # fmt: skip
+#: Sizes that share compiled programs.
+QUICK = {
+    "seeds": 2, "fractions": [1e-2, 1.0], "draws": 8, "methods": "few", "counts": [4, 32], "intervals": [1.0, 0.125],
+    "many": 256,
+}  # fmt: skip
+
+PAIRS, DIM, GAMMA0 = 16, 8, 0.3
+T1, ORDER_T1, SHORT = 1e5, 1e6, 4.0
+MASKS = 32
+TIMES = np.concatenate([[0.0], np.geomspace(1e-2, T1, 60)])
+OPTIONS = {"rtol": 1e-6, "atol": 1e-9, "observables": ("modality_gap",)}
+BARE = "No normalization"
+#: Methods that share their compiled programs.
+FEW = ("Baseline", "SLRT 0.1", "FLT 1e-2", "FLT 2e-2", "FLT 4e-2", "FLT 7e-2", "HS 1e-3", "HS 1e-2", "HS 1e-1", "HS 1")
+
+
+def compute(quick: bool, progress) -> xr.Dataset:
+    sizes = QUICK if quick else FULL
+    start = fs.initial.cones(PAIRS, DIM, GAMMA0, random_basis=True)
+    seeds = range(SEED, SEED + sizes["seeds"])
+    record = _kinds(start, sizes["fractions"], seeds, quick, progress)
+    record = record.assign(_convergence(start.draw(SEED), sizes, progress))
+    record.attrs["many_masks"] = sizes["many"]
+    return record.assign(_order(start, sizes["methods"], seeds, progress))
+
+
+def _kinds(start, fractions, seeds, quick: bool, progress) -> xr.Dataset:
+    swaps = {"none": fs.NoSwap()}
+    swaps |= {f"entry {p:g}": fs.HardSwap(p, by="entry", masks=MASKS) for p in fractions}
+    swaps |= {f"row {p:g}": fs.HardSwap(p, by="row", masks=MASKS) for p in fractions}
+    if not quick:
+        swaps |= {f"{r} {p:g}": fs.SoftSwap(p, reading=r, masks=MASKS) for r in ("old", "updated") for p in (0.05, 1.0)}
+    schedules = [fs.Schedule(swap=swap) for swap in swaps.values()]
+    over = {"schedule": schedules, "seed": seeds}
+    runs = fs.sweep(fs.GradientFlow(), start, over, ts=TIMES, track=progress, **OPTIONS)
+    record = xr.Dataset(coords={"swap": list(swaps), "seed": list(seeds), "time": TIMES})
+    record["gap"] = (("swap", "seed", "time"), runs["modality_gap"].to_numpy())
+    final = record["gap"][..., -1]
+    drops = [final.sel(swap="none") - final.sel(swap=s) for s in swaps if s != "none"]
+    record.attrs["smallest_drop"] = float(min(d.min() for d in drops))
+    entry, row = (xr.concat([final.sel(swap=f"{by} {p:g}") for p in fractions], "p") for by in ("entry", "row"))
+    record.attrs["smallest_advantage_of_entry_over_row"] = float((row - entry).min())
+    return record
+
+
+def _convergence(start, sizes: dict, progress) -> dict:
+    """Deviation of the gap at t = 4 from the flow of many masks: fewer masks, or one that changes."""
+    draws, counts, intervals = sizes["draws"], sizes["counts"], sizes["intervals"]
+
+    def gaps(swaps: list, count: int) -> np.ndarray:
+        over = {"schedule": [fs.Schedule(swap=swap) for swap in swaps], "seed": range(SEED, SEED + count)}
+        runs = fs.sweep(fs.GradientFlow(), start, over, ts=TIMES * SHORT / T1, track=progress, **OPTIONS)
+        return runs["modality_gap"].to_numpy()[..., -1]
+
+    wanted = gaps([fs.HardSwap(0.5, by="entry", masks=sizes["many"])], 1)[0, 0]
+    fixed = gaps([fs.HardSwap(0.5, by="entry", masks=k) for k in counts], draws)
+    redrawn = gaps([fs.HardSwap(0.5, by="entry", masks=1, redraw=h) for h in intervals], draws)
+
+    def error(found: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.mean((found - wanted) ** 2, axis=1))
+
+    return {
+        "mask_error": xr.DataArray(error(fixed), {"masks": counts}, "masks"),
+        "redraw_error": xr.DataArray(error(redrawn), {"interval": intervals}, "interval"),
+    }
+
+
+def _order(start, methods: str, seeds, progress) -> dict:
+    with (Path(__file__).parent / "reference" / "tables.csv").open(encoding="utf-8", newline="") as file:
+        printed = {row["method"]: float(row["modality_gap"]) for row in csv.DictReader(file)}
+    names = [n for n in printed if methods == "all" or n in FEW]
+    presets = [n for n in names if n != BARE]
+    options = {"ts": TIMES * ORDER_T1 / T1, "track": progress, **OPTIONS}
+    over = {"schedule": [_few_masks(fs.schedules.get(n)) for n in presets], "seed": seeds}
+    gaps = dict(zip(presets, _last(fs.sweep(fs.GradientFlow(), start, over, **options)), strict=True))
+    if BARE in names:
+        # Without normalisation the temperature is a choice of units.
+        flow = fs.GradientFlow(fs.Unnormalized(), fs.Schedule(fs.temperature.Fixed(1.0)))
+        gaps[BARE] = _last(fs.sweep(flow, start, {"seed": seeds}, **options))
+    found = np.stack([gaps[n] for n in names])
+    paper = np.array([printed[n] for n in names])
+    rng = np.random.default_rng(SEED)
+    resampled = [rng.integers(0, len(seeds), len(seeds)) for _ in range(500)]
+    rho = [spearmanr(found[:, chosen].mean(axis=1).round(3), paper)[0] for chosen in resampled]
+    overall = spearmanr(found.mean(axis=1).round(3), paper)[0]
+    dims = {"setting": names}
+    return {
+        "simulated": xr.DataArray(found, {**dims, "seed": list(seeds)}, ("setting", "seed")),
+        "paper": xr.DataArray(paper, dims, "setting"),
+        "rank_correlation": xr.DataArray(np.array([overall, *np.percentile(rho, [2.5, 97.5])]), dims="estimate"),
+    }
+
+
+def _few_masks(schedule: fs.Schedule) -> fs.Schedule:
+    if not schedule.swap.active:
+        return schedule
+    return dataclasses.replace(schedule, swap=dataclasses.replace(schedule.swap, masks=MASKS))
+
+
+def _last(runs: fs.SweepResult) -> np.ndarray:
+    return runs["modality_gap"].to_numpy()[..., -1]
+
+
+def plot(record: xr.Dataset) -> Figure:
+    figure = Figure(figsize=(fs.plot.PAGE, 5.4), layout="constrained")
+    axes = figure.subplots(2, 2)
+    _curves(axes[0, 0], record)
+    _fractions(axes[0, 1], record)
+    _errors(axes[1, 0], record)
+    _scatter(axes[1, 1], record)
+    seeds = record.sizes["seed"]
+    figure.supxlabel(
+        rf"Free rows on the sphere, random cones in a random basis: $n = {PAIRS}$, $d = {DIM}$, "
+        rf"$\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, $\beta = e^\nu$, $r = 1$, $K = {MASKS}$ masks; {seeds} seeds",
+        fontsize=8,
+    )
+    return figure
+
+
+STYLES = {"entry": ("HS, entries", "blue"), "row": ("HS, rows", "vermilion"), "old": ("SS", "green")}
+
+
+def _curves(ax: Axes, record: xr.Dataset) -> None:
+    colours = fs.plot.COLOURS
+    time = record["time"].to_numpy()[1:]
+    for name in map(str, record["swap"].to_numpy()):
+        kind, _, fraction = name.partition(" ")
+        if kind == "updated" or (fraction and float(fraction) not in (1e-2, 0.05, 1.0)):
+            continue
+        label, colour = STYLES.get(kind, ("no swap", "black"))
+        curve = record["gap"].sel(swap=name).mean("seed").to_numpy()[1:]
+        style = "-" if fraction in ("", "1") else (0, (4, 1.5))
+        text = label if not fraction else f"{label}, $p = {fraction}$"
+        ax.plot(time, curve, color=colours[colour], ls=style, label=text)
+    ax.set(xscale="log", xlim=(time[0], time[-1]), ylim=(0, 1.1), xlabel=fs.plot.TIME_LABEL)
+    ax.set_ylabel(r"modality gap $\Delta$, mean")
+    ax.legend(ncols=2, loc="upper left", fontsize=7.5)
+    ax.set_title(r"$\bf{(a)}$ the gap with and without swaps")
+
+
+def _fractions(ax: Axes, record: xr.Dataset) -> None:
+    final = record["gap"][..., -1]
+    markers = {"entry": "o", "row": "s", "old": "D", "updated": "v"}
+    labels = {"entry": "HS, entries", "row": "HS, rows", "old": "SS, old features", "updated": "SS, updated ones"}
+    colours = {"entry": "blue", "row": "vermilion", "old": "green", "updated": "purple"}
+    for kind, marker in markers.items():
+        names = [str(n) for n in record["swap"].to_numpy() if str(n).startswith(kind)]
+        if not names:
+            continue
+        p = np.array([float(n.split()[1]) for n in names])
+        values = final.sel(swap=names).to_numpy()
+        colour = fs.plot.COLOURS[colours[kind]]
+        ax.plot(p, values.mean(axis=1), color=colour, marker=marker, ms=4.5, label=labels[kind])
+        ax.plot(p, values, ls="none", marker=marker, ms=2.5, color=colour, alpha=0.35, mew=0)
+    none = final.sel(swap="none").to_numpy()
+    ax.axhspan(none.min(), none.max(), color="0.85", lw=0, zorder=0)
+    ax.axhline(none.mean(), color="black", lw=1, label="no swap")
+    ax.set(xscale="log", ylim=(0, 0.95), xlabel="fraction $p$ of training with a swap")
+    ax.set_ylabel(rf"gap $\Delta$ at $t = {fs.plot.time_text(T1).strip('$')}$")
+    ax.legend(ncols=2, loc="upper right")
+    ax.set_title(r"$\bf{(b)}$ final gap; small: seeds, band: no swap")
+
+
+def _errors(ax: Axes, record: xr.Dataset) -> None:
+    colours = fs.plot.COLOURS
+    masks, interval = record["masks"].to_numpy(), record["interval"].to_numpy()
+    fixed, redrawn = record["mask_error"].to_numpy(), record["redraw_error"].to_numpy()
+    ax.plot(masks, fixed, "o-", color=colours["blue"], ms=4.5, label="$K$ fixed masks, against $K$")
+    ax.plot(1 / interval, redrawn, "s-", color=colours["vermilion"], ms=4.5, label="one mask for $h$, against $1/h$")
+    reach = np.array([1.0, max(masks.max(), 1 / interval.min())])
+    guide = 2 * max(fixed.max() * np.sqrt(masks[0]), redrawn.max()) / np.sqrt(reach)
+    ax.plot(reach, guide, color="0.4", lw=0.8, ls=(0, (4, 2)), label="slope $-1/2$")
+    ax.set(xscale="log", yscale="log", xlabel="number of masks $K$, or rate of redraws $1/h$")
+    ax.set_ylabel(rf"deviation of $\Delta({SHORT:g})$, r.m.s.")
+    ax.set_ylim(top=4 * guide[0])
+    ax.legend(loc="upper right")
+    ax.set_title(rf"$\bf{{(c)}}$ towards the averaged flow ($K = {record.attrs['many_masks']}$)")
+
+
+FAMILIES = {
+    ("Baseline",): ("Baseline", "black", "*"), ("FLT",): ("fixed (FLT)", "blue", "o"),
+    ("TS",): ("scheduled (TS)", "orange", "s"), ("TR", "SLRT"): ("learned (TR, SLRT)", "green", "^"),
+    ("HS",): ("hard swap (HS)", "vermilion", "D"), ("SS",): ("soft swap (SS)", "purple", "v"),
+    ("No",): ("no normalization", "sky", "P"),
+}  # fmt: skip
+
+
+def _scatter(ax: Axes, record: xr.Dataset) -> None:
+    mean = record["simulated"].mean("seed")
+    for prefixes, (label, colour, marker) in FAMILIES.items():
+        names = [str(n) for n in record["setting"].to_numpy() if str(n).split()[0] in prefixes]
+        if names:
+            ax.plot(
+                record["paper"].sel(setting=names), mean.sel(setting=names), ls="none", marker=marker,
+                ms=7 if marker == "*" else 4.5, color=fs.plot.COLOURS[colour], label=label, clip_on=False,
+                zorder=3,
+            )  # fmt: skip
+    rho, low, high = record["rank_correlation"].to_numpy()
+    ax.set(xlim=(0, 0.7), ylim=(0, 1.15), yticks=[0, 0.25, 0.5, 0.75], xlabel=r"the paper's gap (CLIP on COCO)")
+    ax.set_ylabel(rf"simulated $\Delta$ at $t = {fs.plot.time_text(ORDER_T1).strip('$')}$")
+    ax.legend(ncols=2, loc="upper left", fontsize=7, columnspacing=0.8, handletextpad=0.2)
+    ax.set_title(rf"$\bf{{(d)}}$ {record.sizes['setting']} methods: $\rho = {rho:.2f}$ ({low:.2f} to {high:.2f})")
