@@ -2,7 +2,8 @@
 
 Targets (1−p)I + p/(n−1)(J−I) at fixed temperature. Predicted: a critical temperature τ* = n/((n−1)b*),
 b* = ln[(1−p)(n−1)/p]; above it no gap is left, below it Δ ≤ 2√(1−τ/τ*) and the logit gap β·m is b*. Free rows
-from random cones, and simplex cones with frozen directions, which meet the bound. Derived here.
+from random cones, and simplex cones with frozen directions, which meet the bound. Derived here, on the loss of
+Yaras et al. 2025, eq. 2.
 """
 
 import numpy as np

@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chain": {"flow", "numerics", "observables", "result", "temperature"},
     "discrete": {"chain", "flow", "pairing", "result", "rules", "temperature"},
     "solve": {
-        "chain", "config", "discrete", "flow", "initial", "numerics", "observables", "result", "temperature", "theory", "times",
+        "chain", "config", "discrete", "flow", "initial", "numerics", "observables", "result", "temperature", "theory",
+        "times",
     },
     "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
     "plot": {"observables", "result"},

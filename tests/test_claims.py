@@ -173,5 +173,5 @@ def test_the_wrapped_right_model_turns_nothing():
 
 @pytest.mark.slow
 def test_full_size_verdicts():
-    verdicts = fs.claims.run_all()
+    verdicts = fs.claims.run_all(only=sorted(OWN))
     assert [v.id for v in verdicts if not v.as_expected] == []
