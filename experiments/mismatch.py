@@ -146,7 +146,7 @@ def _curves(ax: Axes, record: xr.Dataset) -> None:
         ax.plot(time, curve, color=fs.plot.COLOURS[colour], label=f"{fraction:g}")
     ax.axhline(2 * GAMMA0, color="0.6", lw=0.7, zorder=0)
     ax.set(xscale="log", xlim=(time[0], time[-1]), xlabel=fs.plot.TIME_LABEL, ylabel=r"modality gap $\Delta$, mean")
-    ax.legend(title="mismatched", loc="upper right", title_fontsize=8)
+    ax.legend(title="mismatched", ncols=2, loc="upper right", title_fontsize=8)
     ax.set_title(r"$\bf{(a)}$ mismatched starts")
 
 

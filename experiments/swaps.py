@@ -156,7 +156,7 @@ def _curves(ax: Axes, record: xr.Dataset) -> None:
         style = "-" if fraction in ("", "1") else (0, (4, 1.5))
         text = label if not fraction else f"{label}, $p = {fraction}$"
         ax.plot(time, curve, color=colours[colour], ls=style, label=text)
-    ax.set(xscale="log", xlim=(time[0], time[-1]), ylim=(0, 1.1), xlabel=fs.plot.TIME_LABEL)
+    ax.set(xscale="log", xlim=(time[0], time[-1]), ylim=(0, 1.2), xlabel=fs.plot.TIME_LABEL)
     ax.set_ylabel(r"modality gap $\Delta$, mean")
     ax.legend(ncols=2, loc="upper left", fontsize=7.5)
     ax.set_title(r"$\bf{(a)}$ the gap with and without swaps")
