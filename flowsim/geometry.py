@@ -224,11 +224,14 @@ class Subspaces(AbstractRowGeometry):
         return Rows(flat[0] / lengths[0], flat[1] / lengths[1]), constants
 
     def to_start(self, position: Position, constants: Constants) -> Start:
-        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (position.image, position.text)]
+        image, text = (_without(position.image, constants.image), _without(position.text, constants.text))
+        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text)]
         return Start(image=unit[0], text=unit[1])
 
     def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
-        return normalise(position.image), normalise(position.text)
+        # What a step entry by entry (Adam) takes out of a tilted hyperplane is not seen.
+        flat = _without(position.image, constants.image), _without(position.text, constants.text)
+        return normalise(flat[0]), normalise(flat[1])
 
     def velocity_from_rows(
         self,
@@ -243,7 +246,6 @@ class Subspaces(AbstractRowGeometry):
         )
 
     def project(self, position: Position, velocity: Position) -> Position:
-        # Coordinate planes stay; a rule that treats coordinates one by one may leave a tilted plane.
         return _tangent_rows(position, velocity)
 
     def retract(self, position: Position) -> Position:
@@ -257,7 +259,7 @@ class Hyperplanes(eqx.Module):
     text: Float[Numeric, "D"]
 
 
-def _without(vectors: Float[Array, "n D"], normal: Float[Array, "D"]) -> Float[Array, "n D"]:
+def _without(vectors: Float[Numeric, "n D"], normal: Float[Numeric, "D"]) -> Float[Numeric, "n D"]:
     return vectors - (vectors @ normal)[:, None] * normal[None, :]
 
 

@@ -78,6 +78,15 @@ def test_rows_stay_on_the_sphere_and_the_clamp_holds():
     assert run.series["temperature"].max() <= 0.08 + 1e-12
 
 
+def test_adam_does_not_leave_a_tilted_hyperplane():
+    flow = fs.GradientFlow(fs.Subspaces(40.0))
+    final = fs.simulate(flow, START, optimizer="adam", lr=1e-2, steps=100).final
+    normal = np.zeros(final.text.shape[1])
+    normal[-1], normal[-2] = np.cos(np.deg2rad(40.0)), np.sin(np.deg2rad(40.0))
+    assert np.abs(final.image[:, -1]).max() < 1e-12
+    assert np.abs(final.text @ normal).max() < 1e-12
+
+
 def test_swaps_and_pairings_are_drawn_in_every_step():
     start = START.draw(0)
 

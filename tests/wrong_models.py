@@ -21,6 +21,7 @@ from flowsim.geometry import (
     Sphere,
     Subspaces,
     Unnormalized,
+    normalise,
     tangent,
 )
 from flowsim.losses import AbstractLoss, InfoNCE, Sigmoid, _cross_entropy, _residual
@@ -300,7 +301,9 @@ class WrongSubspaces(AbstractRowGeometry):
         return self.right.to_start(position, constants)
 
     def rows(self, position: Any, constants: Any) -> Any:
-        return self.right.rows(position, constants)
+        right = self.right.rows(position, constants)
+        free = normalise(position.image), normalise(position.text)
+        return tuple(jnp.where(self.free > 0, a, b) for a, b in zip(free, right, strict=True))
 
     def velocity_from_rows(self, position: Any, constants: Any, image_force: Any, text_force: Any) -> Any:
         rows = self.right.rows(position, constants)
