@@ -99,7 +99,11 @@ def plot(record: xr.Dataset) -> Figure:
     ):  # fmt: skip
         mean, spread = record[name].mean("retrieval_seed"), record[name].std("retrieval_seed")
         ax.errorbar(temperature, mean, spread, fmt="o-", ms=4, color=colour, label=text, capsize=2)
-    ax.set(xscale="log", xlabel=r"fixed temperature $\tau$", ylim=(0, None))
+    ax.set(
+        xscale="log",
+        xlabel=r"fixed temperature $\tau$",
+        ylim=(0, 1.4 * float(record["recall"].mean("retrieval_seed").max())),
+    )
     ax.legend(frameon=False)
     ax.set_title(r"$\bf{(d)}$ linear encoders, 30 % mispaired")
     figure.supxlabel(rf"(a), (b): learning rate {LR:g}, $\tau_0 = 0.07$, learned $\beta = e^\nu$, $r = 1$", fontsize=8)
