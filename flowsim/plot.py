@@ -109,7 +109,7 @@ def series(result: Result, name: str, ax: Axes | None = None) -> Axes:
     finite = values[np.isfinite(values)]
     if name == "loss" and finite.size and (finite > 0).all() and finite.max() > 30 * finite.min():
         ax.set_yscale("log")
-    ax.set_xlabel(TIME_LABEL)
+    ax.set_xlabel(f"{result.clock} $t$")
     ax.set_ylabel(label(name))
     shade_matched(result, ax)
     return ax

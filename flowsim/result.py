@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SCHEMA_VERSION = 1
+FLOW_TIME = "flow time"
+SUM_OF_RATES = "sum of learning rates"
 
 #: name -> (description, symbol for plots)
 VARIABLES: dict[str, tuple[str, str]] = {
@@ -34,6 +36,10 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "margin": ("smallest advantage of a pair over a non-pair", r"margin $\alpha$"),
     "matched_fraction": ("fraction of pairs that are nearest in both directions", "matched fraction"),
     "doubly_stochastic_defect": ("distance of the softmaxes from double stochasticity", "DS defect"),
+    "train_loss": ("loss of the batch of each step", r"training loss $\mathcal{L}$"),
+    "train_temperature": ("temperature in each step", r"temperature $\tau$"),
+    "train_modality_gap": ("distance of the modality centres in the batch of each step", r"batch gap $\Delta$"),
+    "learning_rate": ("learning rate of each step", r"learning rate $\eta$"),
 }
 
 
@@ -141,7 +147,9 @@ class Result:
     `result["modality_gap"]` is an `xarray.DataArray` over `time` (flow time); `result.at(t)` and
     `result.final` are snapshots with embeddings; `result.to_xarray()` is everything. All arrays are NumPy.
 
-    - `time` (T,), `series` name -> (T,)
+    - `time` (T,), `series` name -> (T,); `clock`: what `time` counts, "flow time" (the flow, plain SGD) or "sum of learning rates" (other optimizers)
+    - records of training also have `coordinates` name -> (T,) (step, epoch, progress of every evaluation) and
+      `training` name -> (number of steps,), one value per optimizer step, along `train_step`
     - `snapshot_time` (S,), `snapshots` name -> (S, ...), `constants` name -> array
     - `status`, `stats` (steps, evaluations, seconds), `config` (flow, start, options), `versions`
     - `reasons`: why an observable is NaN
@@ -158,17 +166,20 @@ class Result:
     constants: dict[str, np.ndarray]
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     resolve: Callable[["Result", float], "Result"] | None = dataclasses.field(default=None, repr=False)
+    clock: str = FLOW_TIME
+    coordinates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    training: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """Names of the recorded observables."""
-        return list(self.series)
+        return [*self.series, *self.training]
 
     def __getitem__(self, name: str) -> "xr.DataArray":
-        if name not in self.series:
+        if name not in self.series and name not in self.training:
             from flowsim.errors import unknown_name
 
-            raise unknown_name("observable", name, self.series)
+            raise unknown_name("observable", name, self.names)
         return self.to_xarray()[name]
 
     def _ipython_key_completions_(self) -> list[str]:
@@ -228,9 +239,17 @@ class Result:
             data[f"snapshot_{name}"] = (("snapshot_time", *dims), values)
         for name, values in self.constants.items():
             data[f"constant_{name}"] = (tuple(f"{name}_{i}" for i in range(values.ndim)), values)
-        coords = {"time": ("time", self.time, {"long_name": "flow time $t$", "units": "flow time"})}
+        for name, values in self.training.items():
+            description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
+            data[name] = ("train_step", values, {"long_name": symbol, "description": description, "units": "1"})
+        label = {"long_name": f"{self.clock} $t$", "units": self.clock}
+        coords: dict[str, Any] = {"time": ("time", self.time, label)}
+        coords |= {name: ("time", values) for name, values in self.coordinates.items()}
+        if self.training:
+            steps = len(next(iter(self.training.values())))
+            coords["train_step"] = ("train_step", np.arange(steps), {"long_name": "step"})
         if len(self.snapshot_time):
-            coords["snapshot_time"] = ("snapshot_time", self.snapshot_time, {"long_name": "flow time $t$"})
+            coords["snapshot_time"] = ("snapshot_time", self.snapshot_time, label)
         attrs = {
             "schema_version": SCHEMA_VERSION,
             "kind": "flowsim result",
@@ -250,7 +269,7 @@ class Result:
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         rows = []
-        for name, values in self.series.items():
+        for name, values in (*self.series.items(), *self.training.items()):
             finite = values[np.isfinite(values)]
             if not finite.size:
                 rows.append((name, "-", "-", self.reasons.get(name, "not finite")))
@@ -259,8 +278,9 @@ class Result:
         return rows
 
     def _facts(self) -> list[tuple[str, str]]:
+        clock = "" if self.clock == FLOW_TIME else f"; {self.clock}"
         facts = [
-            ("time", f"{self.time[0]:g} .. {self.time[-1]:g} ({len(self.time)} points)"),
+            ("time", f"{self.time[0]:g} .. {self.time[-1]:g} ({len(self.time)} points{clock})"),
             ("status", f"{self.status.code.name} at t = {self.status.stopped_at:.6g}"),
             ("method", self.status.method),
         ]
@@ -324,13 +344,15 @@ def load_result(path: str | os.PathLike[str]) -> Result:
     )
     missing = {"config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
     check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
-    series, snapshots, constants, reasons = {}, {}, {}, {}
+    series, snapshots, constants, reasons, training = {}, {}, {}, {}, {}
     for key, variable in dataset.data_vars.items():
         name = str(key)
         if name.startswith("snapshot_"):
             snapshots[name.removeprefix("snapshot_")] = variable.to_numpy()
         elif name.startswith("constant_"):
             constants[name.removeprefix("constant_")] = variable.to_numpy()
+        elif variable.dims == ("train_step",):
+            training[name] = variable.to_numpy()
         else:
             series[name] = variable.to_numpy()
             if "reason" in variable.attrs:
@@ -349,4 +371,7 @@ def load_result(path: str | os.PathLike[str]) -> Result:
         snapshots=snapshots,
         constants=constants,
         reasons=reasons,
+        clock=dataset["time"].attrs.get("units", FLOW_TIME),
+        coordinates={str(k): v.to_numpy() for k, v in dataset.coords.items() if v.dims == ("time",) and k != "time"},
+        training=training,
     )

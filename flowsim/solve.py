@@ -31,7 +31,7 @@ from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, State, as_start
 from flowsim.initial import AbstractRecipe, Start
 from flowsim.numerics import store_programs
-from flowsim.result import Outcome, Result, SimulationStopped, Status, load_result
+from flowsim.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, SimulationStopped, Status, load_result
 from flowsim.temperature import Learnable
 from flowsim.times import output_times
 
@@ -128,7 +128,6 @@ def simulate(
             options.update(
                 horizon=ran.ts[-1], optimizer=ran.label, steps=ran.steps,
                 lr=float(lr) if not callable(lr) else getattr(lr, "__name__", "schedule"),
-                clock="time is the sum of learning rates" + ("" if ran.label == "sgd" else ", not flow time"),
             )  # fmt: skip
         if (seen := ran.seen()) is not None:
             ran.fill(to_numpy(observe(flow_, to_device(seen, dtype), tuple(observables))))
@@ -255,6 +254,7 @@ def _assemble(
         constants=fixed,
         reasons=reasons,
         resolve=_resolve if isinstance(chain, Chain) else None,
+        clock=FLOW_TIME if isinstance(chain, Chain) or chain.label == "sgd" else SUM_OF_RATES,
     )
     if isinstance(chain, Chain):
         result.stats.update(_diagnose(flow, result))

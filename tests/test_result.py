@@ -1,5 +1,7 @@
 """Results: labels, files, reprs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -43,6 +45,21 @@ def test_save_and_load_round_trip(which, tmp_path, request):
     assert loaded.final.gamma == saved.final.gamma
     t = 0.5 * saved.time[3] + 0.5 * saved.time[4]
     assert loaded.at(t)["modality_gap"] == pytest.approx(saved.at(t)["modality_gap"], abs=1e-8)
+
+
+def test_records_of_training_keep_their_steps_and_their_clock(result, tmp_path):
+    rates, steps = np.linspace(0.1, 1.0, 40), np.arange(len(result.time))
+    record = dataclasses.replace(
+        result, clock="sum of learning rates", coordinates={"step": steps}, training={"learning_rate": rates}
+    )
+    loaded = fs.load(record.save(tmp_path / "run.nc"))
+    assert loaded.clock == "sum of learning rates"
+    np.testing.assert_array_equal(loaded["learning_rate"], rates)
+    assert loaded["learning_rate"].dims == ("train_step",)
+    np.testing.assert_array_equal(loaded["modality_gap"].step, steps)
+    assert loaded["modality_gap"].time.attrs["units"] == "sum of learning rates"
+    assert "sum of learning rates" in repr(loaded)
+    assert fs.load(result.save(tmp_path / "flow.nc")).clock == "flow time"
 
 
 def test_continue_a_loaded_run(result, tmp_path):
