@@ -26,6 +26,7 @@ from flowsim.flow import GradientFlow, Moving, State
 from flowsim.pairing import FreshRepairing
 from flowsim.result import Status
 from flowsim.rules import GradientDescent
+from flowsim.swaps import step_weights
 from flowsim.temperature import Learnable
 
 #: Steps at which observables are recorded, about; evenly in the logarithm.
@@ -216,10 +217,7 @@ def _sampled(flow: GradientFlow, state: State, key: Any) -> tuple[GradientFlow, 
     if swap.active:
         image, _ = flow.rows(state)
         pairs, dim = image.shape
-        masks = swap.draw(masks_key, 1, pairs, dim, image.dtype)
-        assert masks is not None
-        # Weights of one are no swap.
-        masks = jnp.where(jax.random.bernoulli(whether, swap.fraction), masks, 1.0)
+        masks = step_weights(swap, whether, masks_key, pairs, dim, image.dtype)
         flow = eqx.tree_at(lambda f: f.schedule.swap.fraction, flow, jnp.ones_like(swap.fraction))
         state = dataclasses.replace(state, masks=masks)
     if isinstance(pairing, FreshRepairing):

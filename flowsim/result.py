@@ -65,6 +65,8 @@ class Status(enum.Enum):
     )
     NON_FINITE = "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
     PREDICTED = "Predicted: closed form, not integrated."
+    UNFINISHED = "Unfinished: training has not reached its last step; run the same command again to go on."
+    DIVERGED = "Failed: the training loss is not finite. Use a smaller learning rate, a longer warm-up, or fp32."
 
     @property
     def covered(self) -> bool:

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from flowsim._arrays import check, check_fraction, check_redraw, number, optional_number
 from flowsim.errors import unknown_name
@@ -37,10 +38,8 @@ class AbstractSwap(eqx.Module):
         """Weights w of shape (count, pairs, dim) or (count, pairs, 1); None without a swap. w = 1 is no swap."""
 
     @abc.abstractmethod
-    def apply(
-        self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
-    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
-        """(X', Y') for one draw of weights, (n, d) or (n, 1)."""
+    def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
+        """(X', Y') of shape (n, d) for one draw of weights, (n, d) or (n, 1); JAX arrays or torch tensors."""
 
 
 class NoSwap(AbstractSwap):
@@ -54,9 +53,7 @@ class NoSwap(AbstractSwap):
     def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
         return None
 
-    def apply(
-        self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
-    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+    def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
         return image, text
 
 
@@ -83,9 +80,7 @@ class HardSwap(AbstractSwap):
         shape = (count, pairs, dim if self.by == "entry" else 1)
         return jax.random.bernoulli(key, 0.5, shape).astype(dtype)
 
-    def apply(
-        self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
-    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+    def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
         return weights * image + (1 - weights) * text, (1 - weights) * image + weights * text
 
 
@@ -110,12 +105,19 @@ class SoftSwap(AbstractSwap):
     def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
         return jax.random.uniform(key, (count, pairs, dim), dtype)
 
-    def apply(
-        self, weights: Array, image: Float[Array, "n d"], text: Float[Array, "n d"]
-    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+    def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
         new_image = weights * image + (1 - weights) * text
         source = image if self.reading == "old" else new_image
         return new_image, weights * text + (1 - weights) * source
+
+
+def step_weights(swap: AbstractSwap, whether: Array, masks: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
+    """Weights of one step of training, (1, n, d) or (1, n, 1): a draw with probability p, else ones (no swap).
+
+    `whether` and `masks` are keys; simulated and real training share this function. None without a swap.
+    """
+    weights = swap.draw(masks, 1, pairs, dim, dtype)
+    return None if weights is None else jnp.where(jax.random.bernoulli(whether, swap.fraction), weights, 1.0)
 
 
 def _check_numbers(swap: HardSwap | SoftSwap) -> None:

@@ -1,0 +1,132 @@
+"""Batches of a split in a fixed random order: what step k sees depends on (seed, k) alone.
+
+A run that is resumed at step k therefore sees what it would have seen. With several processes each takes its
+share of the same batch.
+"""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowsim.clip.data import Pairs
+from flowsim.clip.settings import Training
+
+#: Decoded pixels that are kept in memory unless `preload` says otherwise.
+_FITS = 4 * 2**30
+
+
+@dataclasses.dataclass
+class Batches:
+    """Training batches: `batch(k)` is (pixels uint8 (n, 3, s, s), token ids (n, context)) of micro-batch k.
+
+    `tokens` (number of captions, context); the captions of pair i are rows `first[i]` .. `first[i + 1] - 1`.
+    """
+
+    pairs: Pairs
+    tokens: torch.Tensor
+    first: np.ndarray
+    size: int
+    settings: Training
+    rank: int = 0
+    processes: int = 1
+    stored: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+        self._ahead: tuple[int, Any] | None = None
+        self._reader = ThreadPoolExecutor(1)
+
+    @property
+    def per_epoch(self) -> int:
+        """Micro-batches of an epoch; an incomplete last batch is left out."""
+        return len(self.pairs) // self.settings.batch_size
+
+    def indices(self, k: int) -> np.ndarray:
+        """Pairs of the whole micro-batch k, (batch_size,)."""
+        epoch, within = divmod(k, self.per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, _generator(self.settings.seed, 0, epoch).permutation(len(self.pairs)))
+        n = self.settings.batch_size
+        return self._order[1][within * n : (within + 1) * n]
+
+    def batch(self, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(pixels, tokens, boxes) of this process's share of micro-batch k; boxes (n, 4) for `crop`."""
+        chosen = self.indices(k)
+        random = _generator(self.settings.seed, 1, k)
+        counts = self.first[chosen + 1] - self.first[chosen]
+        caption = np.zeros(len(chosen), int)
+        if self.settings.captions == "all":
+            caption = np.floor(random.random(len(chosen)) * counts).astype(int)
+        boxes = None
+        if self.settings.augment == "random-resized-crop":
+            boxes = torch.from_numpy(_boxes(random, len(chosen), self.settings.crop_scale))
+        share = len(chosen) // self.processes
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        tokens = self.tokens[self.first[chosen[mine]] + caption[mine]]
+        return self._pixels(k, mine), tokens, None if boxes is None else boxes[mine]
+
+    def _pixels(self, k: int, mine: slice) -> torch.Tensor:
+        if self.stored is not None:
+            return self.stored[torch.from_numpy(self.indices(k)[mine])]
+        if self._ahead is not None and self._ahead[0] == k:
+            pixels = self._ahead[1].result()
+        else:
+            pixels = self._read(self.indices(k)[mine])
+        # The next batch is decoded while this one is computed on.
+        self._ahead = (k + 1, self._reader.submit(self._read, self.indices(k + 1)[mine]))
+        return pixels
+
+    def _read(self, chosen: np.ndarray) -> torch.Tensor:
+        return channels_first(self.pairs.pixels(self.size, chosen))
+
+
+def prepare(pairs: Pairs, tokenize: Any, size: int, settings: Training, rank: int = 0, processes: int = 1) -> Batches:
+    """Batches of `pairs` at `size` pixels; pixels are kept in memory if they fit."""
+    counts = np.array([len(c) for c in pairs.captions])
+    first = np.concatenate([[0], np.cumsum(counts)])
+    tokens = tokenize([caption for captions in pairs.captions for caption in captions])
+    fits = len(pairs) * 3 * size * size <= _FITS
+    stored = None
+    if settings.preload if settings.preload is not None else fits:
+        stored = channels_first(pairs.pixels(size))
+    return Batches(pairs, tokens, first, size, settings, rank, processes, stored)
+
+
+def channels_first(pixels: np.ndarray) -> torch.Tensor:
+    """(n, s, s, 3) uint8 as a tensor (n, 3, s, s)."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def crop(pixels: torch.Tensor, boxes: torch.Tensor | None, mean: Any, std: Any) -> torch.Tensor:
+    """Normalised float images (n, 3, s, s) of uint8 pixels, each cut to its box and scaled back to s pixels.
+
+    `boxes` (n, 4): centre x, centre y, half width, half height in [−1, 1] coordinates; None leaves images whole.
+    """
+    images = pixels.float() / 255
+    if boxes is not None:
+        boxes = boxes.to(images)
+        n, channels, size, _ = images.shape
+        matrix = images.new_zeros(n, 2, 3)
+        matrix[:, 0, 0], matrix[:, 1, 1] = boxes[:, 2], boxes[:, 3]
+        matrix[:, :, 2] = boxes[:, :2]
+        grid = torch.nn.functional.affine_grid(matrix, [n, channels, size, size], align_corners=False)
+        images = torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    shape = (1, 3, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+def _boxes(random: np.random.Generator, n: int, scale: float) -> np.ndarray:
+    """Random crops as torchvision's RandomResizedCrop draws them: area in [scale, 1], ratio in [3/4, 4/3]."""
+    area = random.uniform(scale, 1.0, n)
+    ratio = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3), n))
+    # A box that does not fit is cut down, where torchvision draws again.
+    half = np.minimum(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], 1), 1.0)
+    centre = random.uniform(-1, 1, (n, 2)) * (1 - half)
+    return np.concatenate([centre, half], 1).astype(np.float32)
+
+
+def _generator(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed))

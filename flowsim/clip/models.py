@@ -1,0 +1,140 @@
+"""open_clip models: by name, from a JSON configuration, with weights from a tag or a file.
+
+Weights are read without unpickling code (`weights_only`, safetensors).
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from flowsim.errors import FlowsimError, unknown_name
+
+_CONFIGS = Path(__file__).parent / "configs"
+open_clip.add_model_config(_CONFIGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model with what belongs to it.
+
+    `tokenize(list of str)` -> (n, context) int64 token ids; pixels in [0, 1] are normalised with `mean`, `std`.
+    """
+
+    name: str
+    module: Any
+    tokenize: Any
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def build(name: str, pretrained: str | None = None, image_size: int | None = None, seed: int = 0) -> Model:
+    """The open_clip model `name` (or JSON file), initialised with `seed`, on the CPU in fp32.
+
+    Raises `FlowsimError` for an unknown model or tag (with near misses), for a damaged configuration, and for
+    weights that cannot be read or belong to another model.
+    """
+    known = _known(name)
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
+    with _quiet():
+        try:
+            module = open_clip.create_model(known, **options)
+        except (RuntimeError, AssertionError, TypeError, ValueError, KeyError) as error:
+            raise FlowsimError(
+                f"The model {name!r} cannot be built at {image_size or 'its own'} pixels: {_first_line(error)}. "
+                "Check its configuration, and use an image size that its patches divide."
+            ) from None
+        if pretrained is not None:
+            load_weights(module, pretrained, known)
+        tokenize = open_clip.get_tokenizer(known)
+    preprocess = open_clip.get_model_preprocess_cfg(module)
+    size = module.visual.image_size
+    size = size[0] if isinstance(size, (tuple, list)) else size
+    return Model(known, module, tokenize, int(size), tuple(preprocess["mean"]), tuple(preprocess["std"]))
+
+
+def load_weights(module: Any, source: str, name: str) -> None:
+    """Load weights from a file (.pt, .bin, .safetensors), or download those of an open_clip tag."""
+    if Path(source).is_file():
+        path = source
+    elif Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or "/" in source:
+        raise FlowsimError(f"There is no file of weights {source!r}. Check the path, or give an open_clip tag.")
+    else:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if source not in tags:
+            if not tags:
+                raise FlowsimError(f"The model {name!r} has no pretrained tags. Give a file of weights instead.")
+            raise unknown_name(f"pretrained tag of {name}", source, tags)
+        try:
+            path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source))
+        except Exception as error:  # many kinds: network, hub, disk
+            raise FlowsimError(
+                f"The weights {source!r} of {name} cannot be downloaded ({_first_line(error)}). "
+                "Check the connection, or give a local file."
+            ) from None
+    try:
+        open_clip.load_checkpoint(module, path, weights_only=True)
+    except RuntimeError as error:
+        if "state_dict" in str(error):
+            raise FlowsimError(
+                f"The weights in {source!r} belong to another model than {name}: {_first_line(error, 1)}. "
+                "Give the model that they were trained with."
+            ) from None
+        raise FlowsimError(f"The weights in {source!r} cannot be read: {_first_line(error)}.") from None
+    except Exception as error:  # a damaged or foreign file fails in many ways
+        raise FlowsimError(
+            f"The file {source!r} holds no weights that can be loaded safely ({_first_line(error)}). "
+            "Save a state dict with torch.save or safetensors."
+        ) from None
+
+
+def _known(name: str) -> str:
+    """open_clip's name of a model; a JSON file is registered first."""
+    if not name.endswith(".json"):
+        if name not in open_clip.list_models():
+            raise unknown_name("model", name, open_clip.list_models())
+        return name
+    path = Path(name)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FlowsimError(f"There is no model configuration {name!r}. Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise FlowsimError(f"The model configuration {name!r} is not readable JSON: {error}.") from None
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - (config.keys() if isinstance(config, dict) else set())
+    if missing:
+        raise FlowsimError(
+            f"The model configuration {name!r} lacks {', '.join(sorted(missing))}. "
+            "Write it as open_clip does, e.g. as in open_clip's RN50.json."
+        )
+    if path.stem in open_clip.list_models() and open_clip.get_model_config(path.stem) != config:
+        raise FlowsimError(f"{path.stem!r} already is another model. Rename the file {name!r}.")
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+def _first_line(error: BaseException, skip: int = 0) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[min(skip, len(lines) - 1)][:160].rstrip(".:")
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without open_clip's log lines and other people's deprecations."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,457 @@
+"""Training a CLIP model under a schedule, recorded as a `Result`.
+
+The loop is short and our own; model, tokenizer and loss are open_clip's, devices and precision accelerate's.
+Step k of a run depends on its settings, its seed and k alone, and everything else is in the checkpoint: a killed
+run goes on as if nothing had happened (bit by bit on a CPU).
+
+The record has the simulator's form: one row per evaluation with every observable of N held-out pairs, and of N
+training pairs under `seen_...`; `time` is the sum of learning rates, which is flow time for plain SGD only.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import open_clip
+import torch
+
+from flowsim._arrays import check
+from flowsim._files import write_atomically
+from flowsim.clip import data, evaluate, models
+from flowsim.clip.batches import Batches, crop, prepare
+from flowsim.clip.contrast import Contrast, Temperature
+from flowsim.clip.settings import Training
+from flowsim.config import to_config
+from flowsim.errors import FlowsimError
+from flowsim.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, Status, load_result
+from flowsim.schedules import Schedule, as_schedule
+
+#: Losses are fetched from the device this often (steps): each fetch waits for it.
+_FETCH = 25
+
+
+class Towers(torch.nn.Module):
+    """Model and temperature as one module, so that one wrapper for several devices holds both."""
+
+    def __init__(self, clip: torch.nn.Module, temperature: Temperature) -> None:
+        super().__init__()
+        self.clip, self.temperature = clip, temperature
+
+    def forward(
+        self, images: torch.Tensor, tokens: torch.Tensor, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Unit features (n, d) of both modalities, and β."""
+        clip: Any = self.clip
+        image, text = clip.encode_image(images, normalize=True), clip.encode_text(tokens, normalize=True)
+        return image, text, self.temperature(progress)
+
+
+def train(
+    settings: Training,
+    schedule: Schedule | str = "Baseline",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    cpu: bool = False,
+    force: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    tensorboard: str | None = None,
+    progress: Callable[[dict[str, float]], None] | None = None,
+) -> Result:
+    """Train `settings.model` on `settings.data` under a schedule (object, preset's name or JSON file).
+
+    - `out`: record (.nc), written at every evaluation. A checkpoint lies beside it until the run is finished; the
+      same call goes on from there, and returns the record of a finished run. A record of another run is not
+      overwritten, unless `force`.
+    - `weights`: file for the final weights, a state dict that open_clip loads.
+    - `progress`: called with step, steps, loss, temperature, modality_gap, images_per_second.
+    - `tensorboard`: folder for the same numbers.
+
+    Raises `FlowsimError` for bad input before any training. A loss that is not finite ends the run with status
+    DIVERGED; the record holds what came before.
+    """
+    schedule = as_schedule(schedule)
+    path = None if out is None else Path(out)
+    config = {"kind": "training", "schedule": to_config(schedule), "training": _plain(settings)}
+    if path is not None:
+        check(path.suffix == ".nc", f"Records end in .nc, but got {path.name!r}. Use e.g. run.nc.")
+        if path.exists() and not force and (done := _earlier(path, config)).status.code is not Status.UNFINISHED:
+            return done
+    run = _Run(settings, schedule, config, path, cpu)
+    if force and run.checkpoint is not None:
+        run.checkpoint.unlink(missing_ok=True)
+    run.restore()
+    with _writer(tensorboard) as write:
+        result = run.go(progress, write)
+    if weights is not None:
+        run.export(weights)
+    return result
+
+
+@dataclasses.dataclass
+class _Log:
+    """What the record will hold: rows of evaluations, values of steps, embeddings."""
+
+    rows: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    steps: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    snapshot_steps: list[int] = dataclasses.field(default_factory=list)
+    snapshots: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain lists, which a checkpoint can hold."""
+        numbers = {
+            part: {k: torch.tensor(v, dtype=torch.float64) for k, v in getattr(self, part).items()}
+            for part in ("rows", "steps")
+        }
+        rows = {k: torch.from_numpy(np.stack(v)) for k, v in self.snapshots.items()}
+        return {**numbers, "snapshot_steps": list(self.snapshot_steps), "snapshots": rows}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "_Log":
+        """The inverse of `state`."""
+        numbers = [{k: v.tolist() for k, v in state[part].items()} for part in ("rows", "steps")]
+        return cls(*numbers, state["snapshot_steps"], {k: list(v.numpy()) for k, v in state["snapshots"].items()})
+
+
+class _Run:
+    """One training run, from its data to its record."""
+
+    def __init__(
+        self, settings: Training, schedule: Schedule, config: dict[str, Any], path: Path | None, cpu: bool
+    ) -> None:
+        self.settings, self.schedule, self.path = settings, schedule, path
+        self.checkpoint = None if path is None else path.with_suffix(".checkpoint.pt")
+        self.accelerator = accelerate.Accelerator(
+            cpu=cpu, mixed_precision="bf16" if settings.precision == "bf16" else "no"
+        )
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        check(
+            settings.batch_size % processes == 0,
+            f"A batch of {settings.batch_size} pairs cannot be shared by {processes} processes. Use a multiple.",
+        )
+        self.model = models.build(settings.model, settings.pretrained, settings.image_size, settings.seed)
+        train_pairs = data.load(settings.data, settings.split, limit=settings.limit, seed=settings.seed)
+        held_out = data.load(settings.data, settings.held_out, limit=settings.pairs, seed=settings.seed)
+        self.skipped = {"train": dict(train_pairs.skipped), "held_out": dict(held_out.skipped)}
+        self.source = train_pairs.source
+        self.steps = settings.total_steps(len(train_pairs))
+        self.batches: Batches = prepare(
+            train_pairs, self.model.tokenize, self.model.image_size, settings, rank, processes
+        )
+        size, tokenize = self.model.image_size, self.model.tokenize
+        self.seen = evaluate.sample(train_pairs, settings.pairs, tokenize, size)
+        self.held_out = evaluate.sample(held_out, settings.pairs, tokenize, size)
+        check(len(self.held_out) >= 2, f"The split {settings.held_out!r} has fewer than 2 pairs to evaluate on.")
+
+        self.temperature = Temperature(schedule.temperature, settings.clamp)
+        self.model.module.logit_scale.requires_grad_(False)  # the schedule has the temperature
+        self.towers = Towers(self.model.module, self.temperature).to(self.device)
+        self.optimizer = _optimizer(settings, self.towers)
+        self.wrapped, self.stepper = self.accelerator.prepare(self.towers, self.optimizer)
+        self.contrast = Contrast(schedule, settings.seed, rank, processes)
+
+        self.rates = np.array([settings.learning_rate(k, self.steps) for k in range(self.steps)])
+        self.elapsed = np.concatenate([[0.0], np.cumsum(self.rates)])
+        self.evaluations = set(_evaluation_steps(settings, self.steps, len(train_pairs)))
+        first_epoch = min(settings.steps_per_epoch(len(train_pairs)), self.steps)
+        self.snapshot_steps = {0, first_epoch, self.steps} if settings.snapshot_pairs else set()
+        self.per_epoch = len(train_pairs) / (settings.batch_size * settings.accumulate)
+        self.log, self.step = _Log(), 0
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.config = {
+            **config,
+            "evaluation": {
+                "pairs": len(self.held_out), "seen_pairs": len(self.seen), "captions": "first", "crop": "centre",
+                "retrieval_pool": len(self.held_out),
+            },
+            "data": {"source": self.source, "training_pairs": len(train_pairs), "skipped": self.skipped},
+            "steps": self.steps, "negatives": settings.batch_size - 1,
+        }  # fmt: skip
+
+    # --- the loop
+
+    def go(self, progress: Callable[[dict[str, float]], None] | None, write: Callable[[dict], None]) -> Result:
+        """Train to the last step; the finished record."""
+        saved = time.monotonic()
+        pending: list[torch.Tensor] = []
+        self.wrapped.train()
+        status = Status.COMPLETED
+        if self.step == 0 and not self.log.rows:
+            self.evaluate()
+        begin, since = time.perf_counter(), self.step
+        while self.step < self.steps:
+            pending.append(self.take_step())
+            self.step += 1
+            here = self.step in self.evaluations or self.step == self.steps
+            due = self.checkpoint is not None and time.monotonic() - saved > self.settings.checkpoint_seconds
+            if not (here or due or len(pending) == _FETCH):
+                continue
+            values = torch.stack(pending).cpu().double().numpy()
+            pending.clear()
+            seconds = time.perf_counter() - begin
+            self.seconds["training"] += seconds
+            count = self.settings.batch_size * self.settings.accumulate
+            speed = (self.step - since) * count / max(seconds, 1e-9)
+            self.note(values)
+            numbers = {
+                "step": self.step, "steps": self.steps, "loss": float(values[-1, 0]),
+                "temperature": self.log.steps["train_temperature"][-1], "modality_gap": float(values[-1, 1]),
+                "images_per_second": speed,
+            }  # fmt: skip
+            write(numbers)
+            if progress is not None:
+                progress(numbers)
+            if not np.isfinite(values[:, :2]).all():
+                status = Status.DIVERGED
+                break
+            if here:
+                self.evaluate()
+            if due:
+                self.save_checkpoint()
+                saved = time.monotonic()
+            begin, since = time.perf_counter(), self.step
+        result = self.result(status)
+        if self.main and self.path is not None:
+            result.save(self.path)
+            assert self.checkpoint is not None
+            self.checkpoint.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def take_step(self) -> torch.Tensor:
+        """One optimizer step; (loss, modality gap of the batch, ν or NaN) on the device, before the step."""
+        k, settings = self.step, self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[k] * group["ratio"]
+        u = k / self.steps
+        raw = self.temperature.raw
+        noted = torch.full((), torch.nan, device=self.device) if raw is None else raw.detach().float().clone()
+        losses, gaps = [], []
+        for j in range(settings.accumulate):
+            micro = k * settings.accumulate + j
+            pixels, tokens, boxes = self.batches.batch(micro)
+            images = crop(pixels.to(self.device, non_blocking=True), boxes, self.model.mean, self.model.std)
+            last = j == settings.accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    image, text, beta = self.wrapped(images, tokens.to(self.device), u)
+                image, text = image.float(), text.float()  # the loss in full precision
+                loss = self.contrast(image, text, beta, micro)
+                self.accelerator.backward(loss / settings.accumulate)
+            losses.append(loss.detach())
+            with torch.no_grad():
+                centres = self.accelerator.reduce(image.mean(0) - text.mean(0), "mean")
+                gaps.append(torch.linalg.vector_norm(centres))  # pyright: ignore
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        self.temperature.clamp_()
+        return torch.stack([torch.stack(losses).mean(), torch.stack(gaps).mean(), noted])
+
+    def note(self, values: np.ndarray) -> None:
+        """Take fetched values of the last steps into the log."""
+        policy = self.schedule.temperature
+        for k, (loss, gap, raw) in zip(range(self.step - len(values), self.step), values, strict=True):
+            beta = policy.inverse_temperature(k / self.steps, np.float64(raw) if policy.learnable else None)
+            row = {
+                "train_loss": loss, "train_modality_gap": gap, "train_temperature": 1.0 / float(beta),
+                "learning_rate": self.rates[k],
+            }  # fmt: skip
+            for name, value in row.items():
+                self.log.steps.setdefault(name, []).append(float(value))
+
+    # --- evaluation and record
+
+    def evaluate(self) -> None:
+        """Observe the model now, on held-out pairs and on training pairs, and write the record."""
+        if self.main:
+            begin = time.perf_counter()
+            beta, raw = self.temperature.value(self.step / self.steps)
+            row = {
+                "step": self.step, "epoch": self.step / self.per_epoch, "progress": self.step / self.steps,
+                "temperature": 1.0 / beta, "inverse_temperature": beta,
+            }  # fmt: skip
+            if raw is not None:
+                row["raw"] = raw
+            embed = lambda pairs: evaluate.embed(self.model, pairs, self.device, self.accelerator.autocast)  # noqa: E731
+            row |= evaluate.observe(*embed(self.held_out), beta, self.settings.observables)
+            image, text = embed(self.seen)
+            seen = evaluate.observe(image, text, beta, self.settings.observables)
+            row |= {f"seen_{name}": value for name, value in seen.items()}
+            for name, value in row.items():
+                self.log.rows.setdefault(name, []).append(float(value))
+            if self.step in self.snapshot_steps:
+                count = self.settings.snapshot_pairs
+                self.log.snapshot_steps.append(self.step)
+                kept = {"image": image[:count].astype(np.float32), "text": text[:count].astype(np.float32)}
+                for name, value in (kept | ({} if raw is None else {"raw": np.float64(raw)})).items():
+                    self.log.snapshots.setdefault(name, []).append(np.asarray(value))
+            self.wrapped.train()
+            self.seconds["evaluation"] += time.perf_counter() - begin
+            if self.path is not None:
+                self.result(Status.UNFINISHED).save(self.path)
+        self.accelerator.wait_for_everyone()
+
+    def result(self, status: Status) -> Result:
+        """The record so far."""
+        rows = {k: np.array(v) for k, v in self.log.rows.items()}
+        steps = rows.pop("step").astype(int)
+        coordinates = {"step": steps, "epoch": rows.pop("epoch"), "progress": rows.pop("progress")}
+        plain_sgd = self.settings.optimizer == "sgd" and self.settings.momentum == 0 and self.settings.weight_decay == 0
+        taken = len(self.log.steps.get("train_loss", ())) * self.settings.batch_size * self.settings.accumulate
+        return Result(
+            time=self.elapsed[steps],
+            series=rows,
+            status=Outcome(status, float(self.elapsed[self.step]), f"training with {self.settings.optimizer}"),
+            config=self.config,
+            stats={
+                "training_seconds": self.seconds["training"],
+                "evaluation_seconds": self.seconds["evaluation"],
+                "images_per_second": taken / max(self.seconds["training"], 1e-9),
+                "parameters": float(sum(p.numel() for p in self.model.module.parameters())),
+                **_memory(self.device),
+            },
+            versions=_versions(self.device),
+            snapshot_time=self.elapsed[self.log.snapshot_steps],
+            snapshots={k: np.stack(v) for k, v in self.log.snapshots.items()},
+            constants={},
+            clock=FLOW_TIME if plain_sgd else SUM_OF_RATES,
+            coordinates=coordinates,
+            training={k: np.array(v) for k, v in self.log.steps.items()},
+        )
+
+    # --- checkpoints
+
+    def save_checkpoint(self) -> None:
+        """Everything that the rest of the run depends on, atomically."""
+        if self.main:
+            assert self.checkpoint is not None
+            state = {
+                "run": json.dumps(self.config, sort_keys=True), "step": self.step, "towers": self.towers.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "log": self.log.state(), "seconds": dict(self.seconds),
+            }  # fmt: skip
+            write_atomically(self.checkpoint, lambda temporary: torch.save(state, temporary))
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one. Raises `FlowsimError` if it is damaged or of another run."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            same = state["run"] == json.dumps(self.config, sort_keys=True)
+        except Exception as error:  # a damaged or foreign file fails in many ways
+            raise FlowsimError(
+                f"The checkpoint {str(self.checkpoint)!r} cannot be read ({type(error).__name__}). "
+                "Remove it to start again."
+            ) from None
+        check(
+            same,
+            f"The checkpoint {str(self.checkpoint)!r} belongs to a run with other settings. "
+            "Give those again, another --out, or --force.",
+        )
+        self.towers.load_state_dict(state["towers"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.log, self.step, self.seconds = _Log.of(state["log"]), state["step"], state["seconds"]
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the model's weights; its `logit_scale` is set to ln β, so that open_clip uses the same β."""
+        if self.main:
+            beta, _ = self.temperature.value(self.step / self.steps)
+            with torch.no_grad():
+                self.model.module.logit_scale.fill_(float(np.log(beta)))
+            state = {k: v.cpu() for k, v in self.model.module.state_dict().items()}
+            write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def _optimizer(settings: Training, towers: Towers) -> torch.optim.Optimizer:
+    """The optimizer over weights, gains and biases, and ν; `ratio` multiplies a group's learning rate."""
+    decayed, free = [], []
+    for name, parameter in towers.clip.named_parameters():
+        if parameter.requires_grad:
+            # open_clip's rule: no weight decay on gains and biases.
+            gain = parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name
+            (free if gain and not settings.decay_all else decayed).append(parameter)
+    decay = settings.weight_decay
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": decay, "ratio": 1.0},
+        {"params": free, "weight_decay": 0.0, "ratio": 1.0},
+    ]
+    raw = towers.temperature.raw
+    if raw is not None:
+        ratio = float(towers.temperature.policy.lr_ratio)  # pyright: ignore[reportAttributeAccessIssue]
+        groups.append({"params": [raw], "weight_decay": decay if settings.temperature_decay else 0.0, "ratio": ratio})
+    groups = [g for g in groups if g["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
+    )
+
+
+def _evaluation_steps(settings: Training, steps: int, pairs: int) -> list[int]:
+    """About `evaluations` steps, half of them evenly spaced, half in the logarithm; 0, an epoch and the last."""
+    half = settings.evaluations / 2
+    even = np.linspace(0, steps, max(2, round(half)))
+    log = np.geomspace(1, steps, max(1, round(half)))
+    epoch = min(settings.steps_per_epoch(pairs), steps)
+    return np.unique(np.round(np.concatenate([even, log, [epoch]])).astype(int)).tolist()
+
+
+def _plain(settings: Training) -> dict[str, Any]:
+    """Settings for the record. Files are named without their folders, which differ from machine to machine."""
+    config = dataclasses.asdict(settings)
+    config["clamp"] = None if settings.clamp is None else list(settings.clamp)
+    for name in ("data", "model", "pretrained"):
+        if config[name] is not None and not config[name].startswith("shapes"):
+            config[name] = Path(config[name]).name
+    return config
+
+
+def _earlier(path: Path, config: dict[str, Any]) -> Result:
+    """The record at `path`, if it is one of the same run; else `FlowsimError`."""
+    found = load_result(path)
+    same = all(found.config.get(key) == value for key, value in json.loads(json.dumps(config)).items())
+    check(same, f"{str(path)!r} holds another run. Choose another name, or overwrite it with --force.")
+    return found
+
+
+@contextlib.contextmanager
+def _writer(folder: str | None) -> Any:
+    """A function that sends numbers to TensorBoard, or does nothing."""
+    if folder is None:
+        yield lambda numbers: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise FlowsimError("TensorBoard is not installed. Use pip install tensorboard, or leave it out.") from None
+    with SummaryWriter(folder) as writer:
+
+        def write(numbers: dict[str, float]) -> None:
+            for name in ("loss", "temperature", "modality_gap", "images_per_second"):
+                writer.add_scalar(name, numbers[name], int(numbers["step"]))
+
+        yield write
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    if device.type != "cuda":
+        return {}
+    return {"peak_memory_bytes": float(torch.cuda.max_memory_allocated(device))}
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    import importlib.metadata
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "flowsim": importlib.metadata.version("flowsim"), "torch": torch.__version__,
+        "open_clip": open_clip.__version__, "accelerate": accelerate.__version__, "device": name,
+    }  # fmt: skip
