@@ -1,0 +1,1 @@
+"""The bridge to training real CLIP models: data, models, training and its measurement."""
