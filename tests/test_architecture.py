@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
     "plot": {"observables", "result"},
+    "clip": {"config", "observables", "result", "schedules", "swaps"},
     "claims": {
         "config", "encoders", "flow", "geometry", "initial", "losses", "numerics", "observables", "pairing", "result",
         "rules", "schedules", "solve", "swaps", "sweeps", "temperature", "theory",
@@ -176,6 +177,12 @@ print(json.dumps({"loaded": loaded, "x64": jax.config.jax_enable_x64, "dtype": s
 )
 def test_the_core_loads_only_what_it_needs(fresh, name):
     assert name not in fresh["loaded"]
+
+
+def test_data_is_read_without_jax_and_torch():
+    code = "import sys; import flowsim.clip.data; print([m for m in ('jax', 'torch', 'equinox') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_import_leaves_jax_as_it_is(fresh):

@@ -1,0 +1,361 @@
+"""Rendered shapes with captions: an image-text task without a download, made from a seed.
+
+    shapes = Shapes(count=2000, mispaired=0.2)
+    shapes.render(0), shapes.captions(0)
+
+An image shows one or two coloured shapes on a background. The captions tell what is seen in several wordings. What
+they never tell (exact place, size, angle, colour, texture and grain) is nuisance. The causes of a modality gap that
+the simulator knows can be switched on one by one: wrong pairs, duplicates, and captions that tell less than is seen.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image, ImageDraw
+
+from flowsim.errors import FlowsimError, unknown_name
+
+#: Red, green and blue.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 35, 40),
+    "orange": (250, 130, 20),
+    "yellow": (250, 220, 40),
+    "green": (40, 165, 55),
+    "cyan": (45, 205, 220),
+    "blue": (40, 85, 225),
+    "purple": (130, 50, 185),
+    "pink": (250, 135, 195),
+}
+KINDS = ("circle", "ring", "square", "diamond", "triangle", "star", "cross", "heart")
+#: Diameter as a fraction of the image's side.
+SIZES: dict[str, float] = {"small": 0.16, "medium": 0.22, "large": 0.3}
+#: Centre (column, row) as fractions of the image's side.
+PLACES: dict[str, tuple[float, float]] = {
+    "upper left": (0.2, 0.2),
+    "top": (0.5, 0.2),
+    "upper right": (0.8, 0.2),
+    "left": (0.2, 0.5),
+    "center": (0.5, 0.5),
+    "right": (0.8, 0.5),
+    "lower left": (0.2, 0.8),
+    "bottom": (0.5, 0.8),
+    "lower right": (0.8, 0.8),
+}
+#: Brightness, 0 to 255.
+SHADES: dict[str, int] = {"dark": 40, "gray": 125, "light": 215}
+TEXTURES = ("plain", "striped", "dotted", "checked")
+
+#: What a scene consists of, in the order in which captions give it up.
+ATTRIBUTES = ("background", "place", "size", "colour", "kind")
+#: Name -> number of the stream of the seed.
+SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
+CLASSES = tuple(f"{colour} {kind}" for colour in COLOURS for kind in KINDS)
+
+_WORDS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("medium", "medium-sized"),
+    "large": ("large", "big"),
+    "upper left": ("in the upper left", "in the top left corner"),
+    "top": ("at the top", "in the top middle"),
+    "upper right": ("in the upper right", "in the top right corner"),
+    "left": ("on the left", "at the left edge"),
+    "center": ("in the center", "in the middle"),
+    "right": ("on the right", "at the right edge"),
+    "lower left": ("in the lower left", "in the bottom left corner"),
+    "bottom": ("at the bottom", "in the bottom middle"),
+    "lower right": ("in the lower right", "in the bottom right corner"),
+}
+#: Sentences: the shapes, and what follows where the background is told.
+_TEMPLATES: tuple[tuple[str, str], ...] = (
+    ("{shapes}", " on a {shade} {texture} background"),
+    ("a picture of {shapes}", " on a {shade} background that is {texture}"),
+    ("there is {shapes}", ", and the background is {shade} and {texture}"),
+    ("this image shows {shapes}", " against a {texture} {shade} background"),
+    ("{shapes} can be seen", " in front of a {shade} {texture} background"),
+    ("we see {shapes}", "; all else is {shade} and {texture}"),
+    ("look at {shapes}", ", drawn on {texture} {shade} paper"),
+    ("simple drawing: {shapes}", ", {shade} {texture} background"),
+)
+
+_SCALE = 4  # pixels drawn per pixel kept, along each side
+_CODES = 1  # what a random stream is for: the order of scenes,
+_CONTENT = 2  # the rest of a scene and its nuisance,
+_WORDING = 3  # the words of captions,
+_MISPAIRING = 4  # and who gets whose captions
+
+#: What one caption can say of a scene: a tuple of words, equal exactly if the captions are true of each other's image.
+Told: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape: words from KINDS, COLOURS, SIZES and PLACES."""
+
+    kind: str
+    colour: str
+    size: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an image shows: one or two shapes, and a background of a shade and a texture."""
+
+    shapes: tuple[Shape, ...]
+    shade: str
+    texture: str
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A recipe for images with captions. Sample i of a split depends on the seed and on i only, not on `count`.
+
+    - `count`: images of a split. `size`: pixels along each side. `captions_per_image`: different wordings.
+    - `objects`: shapes in an image, 1 or 2.
+    - `imbalance`: how many attributes captions never tell, in the order of ATTRIBUTES: background, place, size,
+      colour. The text sees a subset of the factors (as `text_factors` of `Latents`).
+    - `mispaired`: fraction of images that have, for ever, the captions of another image, of which they are not true
+      (as `FrozenMispairing`). Which ones depends on `count` too.
+    - `duplicates`: fraction of the couples of consecutive images that are the same image, pixel for pixel, with
+      captions in other words (as `Clusters` of size 2).
+
+    The last two act in the split "train" only, so that what is measured on the others is comparable. Without them and
+    without `imbalance`, no two of the first 20,736 images of a split have the same description.
+    """
+
+    count: int = 10_000
+    size: int = 64
+    seed: int = 0
+    captions_per_image: int = 5
+    mispaired: float = 0.0
+    duplicates: float = 0.0
+    imbalance: int = 0
+    objects: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("count", 2, None),
+            ("size", 16, 1024),
+            ("seed", 0, None),
+            ("captions_per_image", 1, len(_TEMPLATES)),
+            ("imbalance", 0, len(ATTRIBUTES) - 1),
+            ("objects", 1, 2),
+        ):
+            value = getattr(self, name)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not whole or value < low or (high is not None and value > high):
+                wanted = f"of at least {low}" if high is None else f"from {low} to {high}"
+                raise FlowsimError(f"Setting `{name}` of shapes must be a whole number {wanted}, but is {value!r}.")
+        for name in ("mispaired", "duplicates"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+                raise FlowsimError(f"Setting `{name}` of shapes must be a fraction from 0 to 1, but is {value!r}.")
+
+    @classmethod
+    def parse(cls, text: str) -> "Shapes":
+        """The recipe written as "count=2000,mispaired=0.2"; nothing stands for the defaults."""
+        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        given: dict[str, Any] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, equals, value = (p.strip() for p in part.partition("="))
+            if name not in types:
+                raise unknown_name("setting of shapes", name, types)
+            if not equals:
+                raise FlowsimError(f"Setting `{name}` of shapes has no value. Write e.g. shapes:{name}=1.")
+            if name in given:
+                raise FlowsimError(f"Setting `{name}` of shapes is given twice. Keep one of them.")
+            try:
+                given[name] = types[name](value)
+            except ValueError:
+                kind = "a whole number" if types[name] is int else "a number"
+                raise FlowsimError(f"Setting `{name}` of shapes must be {kind}, but is {value!r}.") from None
+        return cls(**given)
+
+    def scene(self, index: int, split: str = "train") -> Scene:
+        """What image `index` of the split shows."""
+        return self._compose(index, split)[0]
+
+    def render(self, index: int, split: str = "train") -> Image.Image:
+        """Image `index` of the split, RGB, `size` pixels along each side."""
+        scene, rng = self._compose(index, split)
+        canvas = _background(scene, self.size, rng)
+        for shape in scene.shapes:
+            colour = np.asarray(COLOURS[shape.colour]) + rng.uniform(-14, 14, 3)
+            mask = _mask(shape, self.size, rng)[:, :, None]
+            canvas = canvas + mask * (colour.astype(np.float32) - canvas)
+        grain = rng.integers(-4, 5, canvas.shape, dtype=np.int8)
+        return Image.fromarray(np.clip(canvas + grain, 0, 255).astype(np.uint8))
+
+    def captions(self, index: int, split: str = "train") -> tuple[str, ...]:
+        """True captions of image `index`, each in another wording, without what `imbalance` leaves out."""
+        scene = self.scene(index, split)
+        rng = self._rng(_WORDING, split, index)
+        chosen = rng.permutation(len(_TEMPLATES))[: self.captions_per_image]
+        return tuple(self._sentence(scene, *_TEMPLATES[int(k)], rng) for k in chosen)
+
+    def label(self, index: int, split: str = "train") -> int:
+        """The class of the first shape of image `index`, by place in CLASSES."""
+        first = self.scene(index, split).shapes[0]
+        return CLASSES.index(f"{first.colour} {first.kind}")
+
+    def text_of(self, split: str = "train") -> Int[np.ndarray, "n"]:
+        """For each image, the image whose captions it carries: itself, but for a fraction `mispaired`.
+
+        The captions change hands among these images, never to one that they are true of (where that is possible).
+        """
+        source = np.arange(self.count)
+        moved = round(self.mispaired * self.count) if split == "train" else 0
+        if moved < 2:
+            return source
+        rng = self._rng(_MISPAIRING, split, self.count)
+        chosen = rng.permutation(self.count)[:moved]
+        # Images with the same description stand together, in random order; everybody looks past the largest group.
+        told = [self.told(int(i), split) for i in chosen]
+        rank = dict(zip(dict.fromkeys(told), rng.permutation(len(set(told))), strict=True))
+        group = np.array([rank[t] for t in told])
+        order = chosen[np.argsort(group, kind="stable")]
+        source[order] = np.roll(order, -int(np.bincount(group).max()))
+        return source
+
+    def mispaired_mask(self, split: str = "train") -> Bool[np.ndarray, "n"]:
+        """Which images carry captions that are not true of them."""
+        pairs = enumerate(self.text_of(split).tolist())
+        return np.array([i != j and self.told(i, split) != self.told(j, split) for i, j in pairs])
+
+    def told(self, index: int, split: str = "train") -> Told:
+        """What captions tell of image `index`: captions are true of an image if it has the same."""
+        scene = self.scene(index, split)
+        kept = ATTRIBUTES[self.imbalance :]
+        words = [getattr(shape, a) for shape in scene.shapes for a in kept if a != "background"]
+        return (*words, scene.shade, scene.texture) if "background" in kept else tuple(words)
+
+    def _rng(self, purpose: int, split: str, index: int) -> np.random.Generator:
+        if split not in SPLITS:
+            raise unknown_name("split of shapes", split, SPLITS)
+        return np.random.default_rng((purpose, self.seed, SPLITS[split], index))
+
+    def _compose(self, index: int, split: str) -> tuple[Scene, np.random.Generator]:
+        """The scene, and the generator for its nuisance."""
+        source = self._twin(index) if split == "train" else index
+        rng = self._rng(_CONTENT, split, source)
+        codes = _codes(self.seed, split)
+        code = int(codes[source % len(codes)])
+        code, ground = divmod(code, len(SHADES) * len(TEXTURES))
+        code, place = divmod(code, len(PLACES))
+        first = _shape(code, place)
+        others = ()
+        if self.objects == 2:
+            code = int(rng.integers(len(KINDS) * len(COLOURS) * len(SIZES)))
+            elsewhere = (place + 1 + int(rng.integers(len(PLACES) - 1))) % len(PLACES)
+            others = (_shape(code, elsewhere),)
+        shade, texture = divmod(ground, len(TEXTURES))
+        return Scene((first, *others), list(SHADES)[shade], TEXTURES[texture]), rng
+
+    def _twin(self, index: int) -> int:
+        """The image that image `index` is a copy of: the one before it, or itself."""
+        couple = index // 2
+        copies = [int(np.floor(k * self.duplicates + 0.5)) for k in (couple, couple + 1)]
+        return index - index % 2 if copies[1] > copies[0] else index
+
+    def _sentence(self, scene: Scene, start: str, end: str, rng: np.random.Generator) -> str:
+        kept = ATTRIBUTES[self.imbalance :]
+        phrases = []
+        for shape in scene.shapes:
+            words = [_say(getattr(shape, a), rng) for a in ("size", "colour", "kind") if a in kept]
+            words.insert(0, "an" if words[0][0] in "aeiou" else "a")
+            phrases.append(" ".join([*words, *([_say(shape.place, rng)] if "place" in kept else [])]))
+        template = start + (end if "background" in kept else "")
+        return template.format(shapes=" and ".join(phrases), shade=scene.shade, texture=scene.texture)
+
+
+def _say(word: str, rng: np.random.Generator) -> str:
+    choices = _WORDS.get(word, (word,))
+    return choices[int(rng.integers(len(choices)))]
+
+
+@lru_cache(maxsize=16)
+def _codes(seed: int, split: str) -> Int[np.ndarray, "codes"]:
+    """All combinations of one shape and a background, in random order."""
+    total = len(KINDS) * len(COLOURS) * len(SIZES) * len(PLACES) * len(SHADES) * len(TEXTURES)
+    return np.random.default_rng((_CODES, seed, SPLITS[split], 0)).permutation(total)
+
+
+def _shape(code: int, place: int) -> Shape:
+    code, size = divmod(code, len(SIZES))
+    colour, kind = divmod(code, len(KINDS))
+    return Shape(KINDS[kind], list(COLOURS)[colour], list(SIZES)[size], list(PLACES)[place])
+
+
+def _background(scene: Scene, size: int, rng: np.random.Generator) -> Float[np.ndarray, "size size 3"]:
+    """Shade and texture; contrast, period, angle, phase and tint are nuisance."""
+    contrast, period, turn = rng.uniform(11, 17), rng.uniform(0.13, 0.19), rng.uniform(-0.35, 0.35)
+    angle = turn + (np.pi / 4 if rng.random() < 0.5 else 0.0)
+    phases = rng.uniform(0, 2 * np.pi, 2)
+    tint = SHADES[scene.shade] + rng.uniform(-16, 16) + rng.uniform(-4, 4, 3)
+    axis = (np.arange(size) + 0.5) * (2 * np.pi / (size * period))
+    x, y = axis[None, :], axis[:, None]
+    one = np.cos(np.cos(angle) * x + np.sin(angle) * y + phases[0])
+    if scene.texture == "plain":
+        wave = np.zeros((size, size))
+    elif scene.texture == "striped":
+        wave = one
+    else:
+        two = np.cos(np.cos(angle) * y - np.sin(angle) * x + phases[1])
+        wave = one + two - 0.8 if scene.texture == "dotted" else 3 * one * two
+    level = contrast * np.clip(3 * wave, -1, 1)
+    return (tint + level[:, :, None]).astype(np.float32)
+
+
+def _mask(shape: Shape, size: int, rng: np.random.Generator) -> Float[np.ndarray, "size size"]:
+    """How much of each pixel the shape covers, 0 to 1; place, size and angle vary a little."""
+    centre = np.asarray(PLACES[shape.place]) + rng.uniform(-0.03, 0.03, 2)
+    radius = SIZES[shape.size] / 2 * rng.uniform(0.93, 1.07)
+    angle = rng.uniform(-0.2, 0.2)
+    turned = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    canvas = Image.new("L", (size * _SCALE, size * _SCALE))
+    draw = ImageDraw.Draw(canvas)
+    for outline, fill in _OUTLINES[shape.kind]:
+        draw.polygon(((centre + radius * outline @ turned) * (size * _SCALE)).ravel().tolist(), fill=fill)
+    return np.asarray(canvas.reduce(_SCALE), np.float32) / 255
+
+
+def _regular(corners: int, radius: float = 1.0, start: float = -90.0) -> Float[np.ndarray, "corners 2"]:
+    """A regular polygon, from `start` degrees (−90 is up)."""
+    angle = np.deg2rad(start) + 2 * np.pi * np.arange(corners) / corners
+    return radius * np.column_stack([np.cos(angle), np.sin(angle)])
+
+
+def _star() -> Float[np.ndarray, "corners 2"]:
+    points = _regular(10, 1.2)
+    points[1::2] *= 0.42
+    return points
+
+
+def _heart() -> Float[np.ndarray, "corners 2"]:
+    t = 2 * np.pi * np.arange(40) / 40
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return np.column_stack([x, y - 2.5]) / 15.5
+
+
+def _cross(arm: float = 0.34, reach: float = 1.05) -> Float[np.ndarray, "corners 2"]:
+    corner = [(arm, reach), (arm, arm), (reach, arm)]
+    turns = [np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), k) for k in range(4)]
+    return np.concatenate([np.asarray(corner) @ turn for turn in turns])
+
+
+#: Outlines within the unit circle or a little beyond (equal radii look unequal), each filled (255) or cut out (0).
+_OUTLINES: dict[str, tuple[tuple[np.ndarray, int], ...]] = {
+    "circle": ((_regular(40), 255),),
+    "ring": ((_regular(40, 1.06), 255), (_regular(40, 0.55), 0)),
+    "square": ((_regular(4, 1.25, 45.0), 255),),
+    "diamond": ((_regular(4, 1.25) * np.array([0.72, 1.0]), 255),),
+    "triangle": ((_regular(3, 1.25) + np.array([0.0, 0.2]), 255),),
+    "star": ((_star(), 255),),
+    "cross": ((_cross(), 255),),
+    "heart": ((_heart(), 255),),
+}
