@@ -24,7 +24,7 @@ _channel: Any = None
 _stop: Any = None
 
 
-def run(calls: Sequence[Call], heard: Callable[..., None]) -> Iterator[tuple[int, Any]]:
+def run(calls: Sequence[Call], heard: Callable[..., None], workers: int = WORKERS) -> Iterator[tuple[int, Any]]:
     """(index, result) of each call `function(say, *arguments)` as they finish; `heard` gets what they say.
 
     A single call runs in this process. Calls start in order; functions must be importable by name. An error in
@@ -36,7 +36,7 @@ def run(calls: Sequence[Call], heard: Callable[..., None]) -> Iterator[tuple[int
         return
     context = multiprocessing.get_context("spawn")
     channel, stop = context.SimpleQueue(), context.Event()
-    with ProcessPoolExecutor(WORKERS, context, _begin, (channel, stop)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, (channel, stop)) as pool:
         futures = {pool.submit(_work, function, arguments): i for i, (function, arguments) in enumerate(calls)}
         waiting = set(futures)
         try:

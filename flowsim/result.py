@@ -5,7 +5,7 @@ import enum
 import html
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +149,8 @@ class Result:
     `result["modality_gap"]` is an `xarray.DataArray` over `time` (flow time); `result.at(t)` and
     `result.final` are snapshots with embeddings; `result.to_xarray()` is everything. All arrays are NumPy.
 
-    - `time` (T,), `series` name -> (T,); `clock`: what `time` counts, "flow time" (the flow, plain SGD) or "sum of learning rates" (other optimizers)
+    - `time` (T,), `series` name -> (T,); `clock`: what `time` counts, "flow time" (the flow, plain
+      SGD) or "sum of learning rates" (other optimizers)
     - records of training also have `coordinates` name -> (T,) (step, epoch, progress of every evaluation) and
       `training` name -> (number of steps,), one value per optimizer step, along `train_step`
     - `snapshot_time` (S,), `snapshots` name -> (S, ...), `constants` name -> array
@@ -336,7 +337,48 @@ def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
 
 def load_result(path: str | os.PathLike[str]) -> Result:
     """The result that `Result.save` wrote. Raises `FlowsimError` for foreign or newer files."""
-    dataset = read_netcdf(path)
+    return _result(read_netcdf(path), path)
+
+
+def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) -> Path:
+    """Write several results into one netCDF file, compressed, one group each; atomically."""
+    path = Path(path)
+    check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. runs.nc.")
+    for name in results:
+        check(name and "/" not in name, f"A name of a result must not be empty or hold '/', but is {name!r}.")
+
+    def write(temporary: str) -> None:
+        for index, (name, result) in enumerate(results.items()):
+            dataset = result.to_xarray()
+            packed = {str(k): {"zlib": True, "shuffle": True} for k, v in dataset.variables.items() if v.size > 64}
+            mode = "w" if index == 0 else "a"
+            dataset.to_netcdf(temporary, mode=mode, group=name, engine="h5netcdf", encoding=packed)
+
+    return write_atomically(path, write)
+
+
+def load_results(path: str | os.PathLike[str]) -> dict[str, Result]:
+    """The results that `save_results` wrote, by name. Raises `FlowsimError` for foreign or newer files."""
+    import h5py
+    import xarray as xr
+
+    if not Path(path).is_file():
+        raise FlowsimError(f"There is no file {str(path)!r}. Give the path of saved results (.nc).")
+    try:
+        with h5py.File(path) as file:
+            names = [name for name, item in file.items() if isinstance(item, h5py.Group)]
+        datasets = {}
+        for name in names:
+            with xr.open_dataset(path, group=name, engine="h5netcdf") as dataset:
+                datasets[name] = dataset.load()
+    except Exception as error:
+        raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
+                           "Give a file that flowsim saved.") from None  # fmt: skip
+    check(datasets, f"{str(path)!r} does not hold several results. Read it with `fs.load`.")
+    return {name: _result(dataset, path) for name, dataset in datasets.items()}
+
+
+def _result(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
     if dataset.attrs.get("kind") != "flowsim result":
         raise FlowsimError(f"{str(path)!r} is not a flowsim result. Give a file written by `Result.save`.")
     version = int(dataset.attrs.get("schema_version", 0))

@@ -84,14 +84,15 @@ class Batches:
 
 
 def prepare(pairs: Pairs, tokenize: Any, size: int, settings: Training, rank: int = 0, processes: int = 1) -> Batches:
-    """Batches of `pairs` at `size` pixels; pixels are kept in memory if they fit."""
-    counts = np.array([len(c) for c in pairs.captions])
-    first = np.concatenate([[0], np.cumsum(counts)])
+    """Batches of `pairs` at `size` pixels. Broken images are left out; pixels are kept in memory if they fit."""
+    keep = settings.preload if settings.preload is not None else len(pairs) * 3 * size * size <= _FITS
+    if keep:
+        pairs, pixels = pairs.decoded(size)
+        stored = channels_first(pixels)
+    else:
+        pairs, stored = pairs.checked(), None
+    first = np.concatenate([[0], np.cumsum([len(captions) for captions in pairs.captions])])
     tokens = tokenize([caption for captions in pairs.captions for caption in captions])
-    fits = len(pairs) * 3 * size * size <= _FITS
-    stored = None
-    if settings.preload if settings.preload is not None else fits:
-        stored = channels_first(pairs.pixels(size))
     return Batches(pairs, tokens, first, size, settings, rank, processes, stored)
 
 

@@ -39,9 +39,8 @@ class Temperature(torch.nn.Module):
         self.policy, self.bounds, self.raw = policy, None, None
         if isinstance(policy, Learnable):
             if type(policy.parametrization) not in _BETA:
-                raise FlowsimError(
-                    f"Training knows no {type(policy.parametrization).__name__}. Use Exp, ScaledExp, Softplus, Identity."
-                )
+                kind = type(policy.parametrization).__name__
+                raise FlowsimError(f"Training knows no {kind}. Use Exp, ScaledExp, Softplus or Identity.")
             clamp = clamp if policy.clamp is None else (float(policy.clamp[0]), float(policy.clamp[1]))
             if clamp is not None:
                 self.bounds = tuple(float(policy.parametrization.raw(np.float64(1.0 / tau))) for tau in clamp[::-1])

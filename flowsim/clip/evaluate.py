@@ -40,10 +40,9 @@ class Sample:
 
 
 def sample(pairs: Pairs, count: int, tokenize: Any, size: int) -> Sample:
-    """The first `count` pairs with their first captions."""
-    chosen = np.arange(min(count, len(pairs)))
-    tokens = tokenize([pairs.captions[i][0] for i in chosen])
-    return Sample(channels_first(pairs.pixels(size, chosen)), tokens)
+    """The first `count` pairs with their first captions; broken images are left out."""
+    chosen, pixels = pairs.select(slice(count)).decoded(size)
+    return Sample(channels_first(pixels), tokenize([captions[0] for captions in chosen.captions]))
 
 
 @torch.no_grad()
@@ -123,7 +122,7 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        quantiles = dict(zip(("5 %", "25 %", "50 %", "75 %", "95 %"), np.quantile(self.margins, _QUANTILES).tolist()))
+        quantiles = {f"{q:.0%}": float(np.quantile(self.margins, q)) for q in _QUANTILES}
         return {
             "protocol": self.protocol,
             "observables": dict(self.report.values),
@@ -189,8 +188,7 @@ def measure(
     built = models.build(model, pretrained, image_size, seed)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     built.module.to(where)
-    chosen = data_.load(data, split)
-    chosen = chosen.select(np.arange(min(pairs, len(chosen))))
+    chosen = data_.load(data, split, limit=pairs, verify=True)
     check(len(chosen) >= 2, f"{data!r} has {len(chosen)} pair(s) to measure. Give at least 2.")
     image, text = embed(built, sample(chosen, pairs, built.tokenize, built.image_size), where)
     beta = float(built.module.logit_scale.detach().exp()) if temperature is None else 1.0 / temperature

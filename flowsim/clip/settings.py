@@ -28,7 +28,8 @@ class Training:
     Model and data
     - `model`: an open_clip name (RN50, ViT-B-32, ...), or the path of a model configuration in open_clip's JSON.
     - `pretrained`: open_clip's tag, or a file of weights; None trains from scratch.
-    - `data`: folder, tar shards, COCO JSON, or `shapes:...` (see `data.load`); `split`, `held_out`: its splits.
+    - `data`: folder, tar shards, COCO JSON, or `shapes:...` (see `data.load`). Evaluation is on its split `held_out`
+      (training on `split`), or on another source `held_out_data`; None there takes all of a source.
     - `limit`: use this many training pairs; `captions`: "all" (one at random in each epoch) or "first".
     - `image_size`: pixels; None takes the model's. `augment`: "random-resized-crop" of `crop_scale` of the area,
       or "centre". `preload`: keep decoded pixels in memory (None: if they fit).
@@ -40,6 +41,7 @@ class Training:
     - `decay_all`: weight decay also on biases and gains; `temperature_decay`: also on the raw temperature.
     - `warmup`: share of the steps with linearly rising learning rate, then `decay` "cosine" or "constant".
     - `clamp`: (τ_min, τ_max) for learnable temperatures whose schedule has none; open_clip's is (0.01, 1).
+    - `threads`: of the CPU; None leaves PyTorch's choice. Runs side by side are fastest with one each.
     - `precision`: "fp32", or "bf16" (model only: the loss is always in fp32). `seed`: of everything.
 
     Recording
@@ -52,8 +54,9 @@ class Training:
     model: str = "flowsim-vit-64"
     pretrained: str | None = None
     data: str = "shapes"
-    split: str = "train"
-    held_out: str = "test"
+    split: str | None = "train"
+    held_out: str | None = "test"
+    held_out_data: str | None = None
     limit: int | None = None
     captions: str = "all"
     image_size: int | None = None
@@ -76,6 +79,7 @@ class Training:
     warmup: float = 0.05
     decay: str = "cosine"
     clamp: tuple[float, float] | None = (0.01, 1.0)
+    threads: int | None = None
     precision: str = "fp32"
     seed: int = 0
     pairs: int = 512
@@ -94,7 +98,7 @@ class Training:
             _whole(name, getattr(self, name), 1)
         for name in ("snapshot_pairs", "seed"):
             _whole(name, getattr(self, name), 0)
-        for name in ("steps", "limit", "image_size"):
+        for name in ("steps", "limit", "image_size", "threads"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 2 if name == "limit" else 1)
         for name in ("lr", "epochs", "eps"):
@@ -106,7 +110,7 @@ class Training:
             check(0 <= value < 1, f"Argument `{name}` must be at least 0 and below 1, but is {value:g}. Use e.g. 0.")
         check(
             0 < self.crop_scale <= 1,
-            f"Argument `crop_scale` must be in (0, 1], but is {self.crop_scale:g}. Use e.g. 0.9, or 1 for whole images.",
+            f"Argument `crop_scale` must be in (0, 1], but is {self.crop_scale:g}. Use e.g. 0.9, or 1 for all.",
         )
         if self.clamp is not None:
             check(
@@ -161,12 +165,12 @@ PRESETS: dict[str, tuple[Training, str]] = {
     "smoke": (
         Training(
             model="flowsim-vit-32", data="shapes:count=1024,size=32", image_size=32, steps=60, batch_size=64, pairs=128,
-            evaluations=8, snapshot_pairs=64,
+            threads=1, evaluations=8, snapshot_pairs=64,
         ),
         "generated shapes, under 40 s on a CPU",
     ),
     "laptop": (
-        Training(model="flowsim-vit-64", image_size=64, limit=2048, steps=2500, batch_size=64),
+        Training(model="flowsim-vit-64", image_size=64, limit=2048, steps=3000, batch_size=64, threads=1),
         "small ViT on 64-pixel photos, minutes on 2 CPU cores; give --data",
     ),
     "small-gpu": (

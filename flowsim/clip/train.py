@@ -81,7 +81,7 @@ def train(
     config = {"kind": "training", "schedule": to_config(schedule), "training": _plain(settings)}
     if path is not None:
         check(path.suffix == ".nc", f"Records end in .nc, but got {path.name!r}. Use e.g. run.nc.")
-        if path.exists() and not force and (done := _earlier(path, config)).status.code is not Status.UNFINISHED:
+        if path.is_file() and not force and (done := _earlier(path, config)).status.code is not Status.UNFINISHED:
             return done
     run = _Run(settings, schedule, config, path, cpu)
     if force and run.checkpoint is not None:
@@ -126,6 +126,8 @@ class _Run:
         self, settings: Training, schedule: Schedule, config: dict[str, Any], path: Path | None, cpu: bool
     ) -> None:
         self.settings, self.schedule, self.path = settings, schedule, path
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         self.checkpoint = None if path is None else path.with_suffix(".checkpoint.pt")
         self.accelerator = accelerate.Accelerator(
             cpu=cpu, mixed_precision="bf16" if settings.precision == "bf16" else "no"
@@ -137,18 +139,13 @@ class _Run:
             f"A batch of {settings.batch_size} pairs cannot be shared by {processes} processes. Use a multiple.",
         )
         self.model = models.build(settings.model, settings.pretrained, settings.image_size, settings.seed)
-        train_pairs = data.load(settings.data, settings.split, limit=settings.limit, seed=settings.seed)
-        held_out = data.load(settings.data, settings.held_out, limit=settings.pairs, seed=settings.seed)
-        self.skipped = {"train": dict(train_pairs.skipped), "held_out": dict(held_out.skipped)}
-        self.source = train_pairs.source
-        self.steps = settings.total_steps(len(train_pairs))
-        self.batches: Batches = prepare(
-            train_pairs, self.model.tokenize, self.model.image_size, settings, rank, processes
-        )
+        train_pairs, held_out = _load(settings)
         size, tokenize = self.model.image_size, self.model.tokenize
+        self.batches: Batches = prepare(train_pairs, tokenize, size, settings, rank, processes)
+        train_pairs = self.batches.pairs
+        self.steps = settings.total_steps(len(train_pairs))
         self.seen = evaluate.sample(train_pairs, settings.pairs, tokenize, size)
         self.held_out = evaluate.sample(held_out, settings.pairs, tokenize, size)
-        check(len(self.held_out) >= 2, f"The split {settings.held_out!r} has fewer than 2 pairs to evaluate on.")
 
         self.temperature = Temperature(schedule.temperature, settings.clamp)
         self.model.module.logit_scale.requires_grad_(False)  # the schedule has the temperature
@@ -171,7 +168,10 @@ class _Run:
                 "pairs": len(self.held_out), "seen_pairs": len(self.seen), "captions": "first", "crop": "centre",
                 "retrieval_pool": len(self.held_out),
             },
-            "data": {"source": self.source, "training_pairs": len(train_pairs), "skipped": self.skipped},
+            "data": {
+                "training_pairs": len(train_pairs), "report": _short(train_pairs.report(), train_pairs.source),
+                "skipped": dict(train_pairs.skipped), "held_out_skipped": dict(held_out.skipped),
+            },
             "steps": self.steps, "negatives": settings.batch_size - 1,
         }  # fmt: skip
 
@@ -404,11 +404,25 @@ def _evaluation_steps(settings: Training, steps: int, pairs: int) -> list[int]:
     return np.unique(np.round(np.concatenate([even, log, [epoch]])).astype(int)).tolist()
 
 
+def _load(settings: Training) -> tuple[data.Pairs, data.Pairs]:
+    """Training pairs and held-out pairs; subsets are the same for every seed."""
+    train_pairs = data.load(settings.data, settings.split, limit=settings.limit)
+    held_out = data.load(settings.held_out_data or settings.data, settings.held_out, limit=settings.pairs)
+    for pairs, name in ((train_pairs, settings.split), (held_out, settings.held_out)):
+        check(len(pairs) >= 2, f"{pairs.source!r}, split {name!r}, has fewer than 2 pairs. Give more.")
+    return train_pairs, held_out
+
+
+def _short(report: str, source: str) -> str:
+    """A report that names its source without its folder, which differs from machine to machine."""
+    return report if source.startswith("shapes") else report.replace(source, Path(source).name)
+
+
 def _plain(settings: Training) -> dict[str, Any]:
     """Settings for the record. Files are named without their folders, which differ from machine to machine."""
     config = dataclasses.asdict(settings)
     config["clamp"] = None if settings.clamp is None else list(settings.clamp)
-    for name in ("data", "model", "pretrained"):
+    for name in ("data", "held_out_data", "model", "pretrained"):
         if config[name] is not None and not config[name].startswith("shapes"):
             config[name] = Path(config[name]).name
     return config

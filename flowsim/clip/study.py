@@ -1,0 +1,126 @@
+"""The paper's experiment: every method from the same initial weights, batches and data, over several seeds.
+
+    flowsim clip study --preset laptop --data PHOTOS --methods all --seeds 3
+
+Each run is a `train` of its own, in a process of its own, and resumes by itself; the study only starts what is
+missing and gathers the records. Seeds go first by method: after one seed of all methods there is a table.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flowsim import _workers, schedules
+from flowsim._arrays import check
+from flowsim.clip.settings import Training
+from flowsim.errors import unknown_name
+from flowsim.result import Result, load_results, save_results
+
+#: The rows of the paper's table 2 and those around them that a short study needs.
+SHORT = (
+    "Baseline", "FLT 1e-2", "FLT 4e-2", "FLT 1e-1", "TS S3", "TR softplus", "SLRT 0.1", "HS 1e-2", "SS 5e-2",
+)  # fmt: skip
+
+
+def methods(names: str | Sequence[str]) -> list[str]:
+    """Preset names from "all", "short" or a list. Raises `FlowsimError` for names that do not exist."""
+    if names == "all":
+        return schedules.names()
+    if names == "short":
+        return list(SHORT)
+    chosen = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    for name in chosen:
+        if name not in schedules.names():
+            raise unknown_name("method", name, schedules.names())
+    return chosen
+
+
+def study(
+    settings: Training,
+    out: str | os.PathLike[str],
+    names: str | Sequence[str] = "all",
+    seeds: int | Sequence[int] = 3,
+    *,
+    jobs: int = 1,
+    cpu: bool = False,
+    heard: Callable[[str, dict[str, float]], None] = lambda name, numbers: None,
+) -> dict[str, Result]:
+    """Train every method with every seed; records by name ("TS S3, seed 0").
+
+    - `out`: folder of the records, one file each, and of `runs.nc` with all of them.
+    - `seeds`: how many, from 0, or which. The seed sets weights, batches, crops and swaps alike for all methods.
+    - `jobs`: runs at the same time, each in its own process.
+    - `heard`: called with the run's name and its step, loss, temperature, modality_gap.
+
+    The same call goes on where it was stopped. Raises `FlowsimError` for bad input.
+    """
+    folder, chosen = Path(out), methods(names)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    check(jobs >= 1, f"Argument `jobs` must be at least 1, but is {jobs}. Use e.g. 2.")
+    check(seeds, "A study needs at least one seed. Use e.g. seeds=3.")
+    runs = [(name, seed) for seed in seeds for name in chosen]
+    calls = [
+        (_train, (settings.replace(seed=seed), name, str(folder / file_name(name, seed)), cpu)) for name, seed in runs
+    ]
+    labels = [run_name(*run) for run in runs]
+    done: dict[str, Result] = {}
+    for index, result in _workers.run(calls, lambda name, numbers: heard(name, numbers), jobs):
+        done[labels[index]] = result
+    records = {label: done[label] for label in labels}
+    save_results(records, folder / "runs.nc")
+    return records
+
+
+def run_name(method: str, seed: int) -> str:
+    """ "TS S3, seed 0" """
+    return f"{method}, seed {seed}"
+
+
+def file_name(method: str, seed: int) -> str:
+    """ "TS-S3.seed0.nc" """
+    return f"{method.replace(' ', '-')}.seed{seed}.nc"
+
+
+def _train(say: Callable[..., None], settings: Training, method: str, path: str, cpu: bool) -> Result:
+    """One run; in a process of its own."""
+    from flowsim.clip.train import train
+
+    name = run_name(method, settings.seed)
+    return train(settings, schedules.get(method), path, cpu=cpu, progress=lambda numbers: say(name, numbers))
+
+
+def early_changes(
+    settings: Training, out: str | os.PathLike[str], count: int = 100, steps: int = 10, *, jobs: int = 1,
+    cpu: bool = False, heard: Callable[[str, dict[str, float]], None] = lambda name, numbers: None,
+) -> dict[str, Result]:  # fmt: skip
+    """The first steps from many initialisations (the paper's Figure 4b); records by name ("seed 0").
+
+    Each run takes `steps` steps of the Baseline with its full learning rate, and is evaluated after every one.
+    Finished runs are kept in `out`/early.nc, in parts of ten, so that the same call goes on.
+    """
+    folder = Path(out)
+    quick = dataclasses.replace(
+        settings, steps=steps, evaluations=2 * steps + 2, observables="gap", warmup=0.0, decay="constant"
+    )
+    parts = [range(first, min(first + 10, count)) for first in range(0, count, 10)]
+    calls = [(_early, (quick, list(part), str(folder / f"early.part{part[0]}.nc"), cpu)) for part in parts]
+    found: dict[int, dict[str, Result]] = {}
+    for index, records in _workers.run(calls, lambda name, numbers: heard(name, numbers), jobs):
+        found[index] = records
+    records = {name: result for index in sorted(found) for name, result in found[index].items()}
+    save_results(records, folder / "early.nc")
+    return records
+
+
+def _early(say: Callable[..., None], settings: Training, seeds: list[int], path: str, cpu: bool) -> dict[str, Result]:
+    from flowsim.clip.train import train
+
+    if Path(path).is_file():
+        return load_results(path)
+    records = {}
+    for seed in seeds:
+        name = f"seed {seed}"
+        records[name] = train(settings.replace(seed=seed), cpu=cpu, progress=lambda n, name=name: say(name, n))
+    save_results(records, path)
+    return records
