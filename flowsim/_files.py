@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Writing files so that a reader sees the old one or the new one, never half of one; the reference numbers."""
 
 import os
 import tempfile
@@ -31,3 +31,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[str], Any]) 
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
     return path
+
+
+def reference_path(name: str) -> Path:
+    """A file of reference numbers, from the installed package or from a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "_experiments", package.parent / "experiments"):
+        if (path := folder / "reference" / name).is_file():
+            return path
+    raise FlowsimError(f"The reference numbers {name!r} are missing. Install flowsim anew, or use a checkout.")

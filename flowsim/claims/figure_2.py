@@ -1,29 +1,18 @@
 """Figure 2 of the paper, and what two rings conserve on the free sphere."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import flowsim
 from flowsim import initial, theory
+from flowsim._files import reference_path
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, positive, slope, slow_limit, values
-from flowsim.errors import FlowsimError
 from flowsim.geometry import Sphere
 from flowsim.temperature import Exp, Learnable, ScaledExp
 
 FIGURE: Any = theory.FIGURE_2
 POINTS = 257  # as many as the default grid: one compilation serves all runs
-
-
-def reference_path(name: str) -> Path:
-    """A file of reference numbers, from the installed package or from a checkout."""
-    package = Path(flowsim.__file__).parent
-    for folder in (package / "_experiments", package.parent / "experiments"):
-        if (path := folder / "reference" / name).is_file():
-            return path
-    raise FlowsimError(f"The reference numbers {name!r} are missing. Install flowsim anew, or use a checkout.")
 
 
 def reference(name: str) -> np.ndarray:

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from flowsim import initial, schedules
+from flowsim._files import reference_path
 from flowsim.claims.base import Claim, Numbers, System
-from flowsim.claims.figure_2 import reference_path
 from flowsim.claims.measures import gap, placed, plain_loss, slope
 from flowsim.geometry import Unnormalized
 from flowsim.initial import Start

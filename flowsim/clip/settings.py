@@ -41,6 +41,7 @@ class Training:
     - `decay_all`: weight decay also on biases and gains; `temperature_decay`: also on the raw temperature.
     - `warmup`: share of the steps with linearly rising learning rate, then `decay` "cosine" or "constant".
     - `clamp`: (τ_min, τ_max) for learnable temperatures whose schedule has none; open_clip's is (0.01, 1).
+    - `normalize`: scale features to unit length before the loss; without, the paper's "No normalization".
     - `threads`: of the CPU; None leaves PyTorch's choice. Runs side by side are fastest with one each.
     - `precision`: "fp32", or "bf16" (model only: the loss is always in fp32). `seed`: of everything.
 
@@ -79,6 +80,7 @@ class Training:
     warmup: float = 0.05
     decay: str = "cosine"
     clamp: tuple[float, float] | None = (0.01, 1.0)
+    normalize: bool = True
     threads: int | None = None
     precision: str = "fp32"
     seed: int = 0

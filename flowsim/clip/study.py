@@ -15,7 +15,9 @@ from flowsim import _workers, schedules
 from flowsim._arrays import check
 from flowsim.clip.settings import Training
 from flowsim.errors import unknown_name
-from flowsim.result import Result, load_results, save_results
+from flowsim.result import Result, load_result, load_results, save_results
+from flowsim.schedules import Schedule
+from flowsim.temperature import Fixed
 
 #: The rows of the paper's table 2 and those around them that a short study needs.
 SHORT = (
@@ -23,17 +25,29 @@ SHORT = (
 )  # fmt: skip
 
 
+#: The paper's row that is no schedule: features as they are, at τ = 1 (a temperature would be a choice of units).
+WITHOUT_NORMALIZATION = "No normalization"
+
+
 def methods(names: str | Sequence[str]) -> list[str]:
-    """Preset names from "all", "short" or a list. Raises `FlowsimError` for names that do not exist."""
+    """Names of methods from "all", "short" or a list. Raises `FlowsimError` for names that do not exist."""
+    known = [*schedules.names(), WITHOUT_NORMALIZATION]
     if names == "all":
-        return schedules.names()
+        return known
     if names == "short":
         return list(SHORT)
     chosen = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     for name in chosen:
-        if name not in schedules.names():
-            raise unknown_name("method", name, schedules.names())
+        if name not in known:
+            raise unknown_name("method", name, known)
     return chosen
+
+
+def setup(method: str, settings: Training) -> tuple[Training, Schedule]:
+    """Settings and schedule of a method."""
+    if method == WITHOUT_NORMALIZATION:
+        return dataclasses.replace(settings, normalize=False), Schedule(Fixed(1.0))
+    return settings, schedules.get(method)
 
 
 def study(
@@ -87,7 +101,20 @@ def _train(say: Callable[..., None], settings: Training, method: str, path: str,
     from flowsim.clip.train import train
 
     name = run_name(method, settings.seed)
-    return train(settings, schedules.get(method), path, cpu=cpu, progress=lambda numbers: say(name, numbers))
+    return train(*setup(method, settings), path, cpu=cpu, progress=lambda numbers: say(name, numbers))
+
+
+def finished(out: str | os.PathLike[str]) -> dict[str, Result]:
+    """The finished records of a study's folder, by name. Raises `FlowsimError` if there are none."""
+    records = {}
+    known = {file_name(name, 0).removesuffix("seed0.nc"): name for name in methods("all")}
+    for path in sorted(Path(out).glob("*.seed*.nc")):
+        stem, _, rest = path.name.rpartition("seed")
+        seed = rest.removesuffix(".nc")
+        if stem in known and seed.isdigit() and (record := load_result(path)).status.ok:
+            records[run_name(known[stem], int(seed))] = record
+    check(records, f"There are no finished records in {str(out)!r}. Run flowsim clip study first.")
+    return records
 
 
 def early_changes(

@@ -20,6 +20,8 @@ from typing import Any
 import accelerate
 import numpy as np
 import open_clip
+import scipy.linalg  # noqa: F401  (the linear algebra that JAX calls; only what is loaded can be limited)
+import threadpoolctl
 import torch
 
 from flowsim._arrays import check
@@ -40,16 +42,17 @@ _FETCH = 25
 class Towers(torch.nn.Module):
     """Model and temperature as one module, so that one wrapper for several devices holds both."""
 
-    def __init__(self, clip: torch.nn.Module, temperature: Temperature) -> None:
+    def __init__(self, clip: torch.nn.Module, temperature: Temperature, normalize: bool = True) -> None:
         super().__init__()
-        self.clip, self.temperature = clip, temperature
+        self.clip, self.temperature, self.normalize = clip, temperature, normalize
 
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor, progress: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Unit features (n, d) of both modalities, and β."""
+        """Features (n, d) of both modalities, of unit length if `normalize`, and β."""
         clip: Any = self.clip
-        image, text = clip.encode_image(images, normalize=True), clip.encode_text(tokens, normalize=True)
+        image = clip.encode_image(images, normalize=self.normalize)
+        text = clip.encode_text(tokens, normalize=self.normalize)
         return image, text, self.temperature(progress)
 
 
@@ -83,15 +86,30 @@ def train(
         check(path.suffix == ".nc", f"Records end in .nc, but got {path.name!r}. Use e.g. run.nc.")
         if path.is_file() and not force and (done := _earlier(path, config)).status.code is not Status.UNFINISHED:
             return done
-    run = _Run(settings, schedule, config, path, cpu)
-    if force and run.checkpoint is not None:
-        run.checkpoint.unlink(missing_ok=True)
-    run.restore()
-    with _writer(tensorboard) as write:
+    with _threads(settings.threads), _writer(tensorboard) as write:
+        run = _Run(settings, schedule, config, path, cpu)
+        if force and run.checkpoint is not None:
+            run.checkpoint.unlink(missing_ok=True)
+        run.restore()
         result = run.go(progress, write)
     if weights is not None:
         run.export(weights)
     return result
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Any:
+    """Limit the threads of PyTorch, and those of the linear algebra that measures: waiting threads cost most."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpoolctl.threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclasses.dataclass
@@ -126,8 +144,6 @@ class _Run:
         self, settings: Training, schedule: Schedule, config: dict[str, Any], path: Path | None, cpu: bool
     ) -> None:
         self.settings, self.schedule, self.path = settings, schedule, path
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
         self.checkpoint = None if path is None else path.with_suffix(".checkpoint.pt")
         self.accelerator = accelerate.Accelerator(
             cpu=cpu, mixed_precision="bf16" if settings.precision == "bf16" else "no"
@@ -149,7 +165,7 @@ class _Run:
 
         self.temperature = Temperature(schedule.temperature, settings.clamp)
         self.model.module.logit_scale.requires_grad_(False)  # the schedule has the temperature
-        self.towers = Towers(self.model.module, self.temperature).to(self.device)
+        self.towers = Towers(self.model.module, self.temperature, settings.normalize).to(self.device)
         self.optimizer = _optimizer(settings, self.towers)
         self.wrapped, self.stepper = self.accelerator.prepare(self.towers, self.optimizer)
         self.contrast = Contrast(schedule, settings.seed, rank, processes)
@@ -247,7 +263,8 @@ class _Run:
                 self.accelerator.backward(loss / settings.accumulate)
             losses.append(loss.detach())
             with torch.no_grad():
-                centres = self.accelerator.reduce(image.mean(0) - text.mean(0), "mean")
+                unit = torch.nn.functional.normalize
+                centres = self.accelerator.reduce(unit(image).mean(0) - unit(text).mean(0), "mean")
                 gaps.append(torch.linalg.vector_norm(centres))  # pyright: ignore
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""The command line: `flowsim reproduce | claims | simulate | sweep | measure`.
+"""The command line: `flowsim reproduce | claims | simulate | sweep | measure`, and `flowsim clip ...` (in `clip`).
 
 Commands are dataclasses that tyro fills; each imports what it needs when it runs, so that help is fast. Bad
 input is one sentence on stderr and exit code 2, with nothing written.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import tyro
 from tyro import conf
@@ -445,12 +445,27 @@ class Measure:
         return 0
 
 
-_COMMANDS: dict[str, type[Reproduce] | type[Claims] | type[Simulate] | type[Sweep] | type[Measure]] = {
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The same schedules on real CLIP models (extra `clip`): train, measure, study, early. See flowsim clip --help."""
+
+    def run(self) -> int:
+        raise FlowsimError("Give a command after clip: train, measure, study or early. See flowsim clip --help.")
+
+
+class Command(Protocol):
+    """A dataclass of options that can be run."""
+
+    def run(self) -> int: ...
+
+
+_COMMANDS: dict[str, type[Command]] = {
     "reproduce": Reproduce,
     "claims": Claims,
     "simulate": Simulate,
     "sweep": Sweep,
     "measure": Measure,
+    "clip": Clip,
 }
 
 
@@ -694,54 +709,58 @@ def _progress(title: str, total: int | None = None) -> Iterator[Callable[[str], 
 # --- parsing and errors ---------------------------------------------------------------------------------
 
 
-def _parse(argv: Sequence[str]) -> Reproduce | Claims | Simulate | Sweep | Measure:
+def _parse(argv: Sequence[str], prog: str, commands: dict[str, type[Command]]) -> Command:
     """The command with its options; SystemExit after help, `FlowsimError` for anything wrong."""
     if not argv:
-        raise FlowsimError(f"Give a command: {', '.join(_COMMANDS)}. See flowsim --help.")
+        raise FlowsimError(f"Give a command: {', '.join(commands)}. See {prog} --help.")
     head = argv[0]
-    if head not in _COMMANDS and not head.startswith("-"):
-        raise unknown_name("command", head, _COMMANDS)
+    if head not in commands and not head.startswith("-"):
+        raise unknown_name("command", head, commands)
     if head.startswith("-") and head not in ("-h", "--help") and not head.startswith("--tyro"):
-        raise FlowsimError(f"Option {head!r} stands before the command. Write flowsim COMMAND {head}.")
+        raise FlowsimError(f"Option {head!r} stands before the command. Write {prog} COMMAND {head}.")
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
-            command, unknown = _tyro(argv)
+            command, unknown = _tyro(argv, prog, commands)
     except _UsageError as error:
         raise FlowsimError(str(error)) from None
     except SystemExit as stop:
         if stop.code:
-            raise FlowsimError(f"{_unboxed(boxes.getvalue())} See flowsim {head} --help.") from None
+            raise FlowsimError(f"{_unboxed(boxes.getvalue())} See {prog} {head} --help.") from None
         raise
     for token in unknown:
         if token.startswith("-"):
-            raise unknown_name(f"option of {head}", token.partition("=")[0], _options(head))
-        raise FlowsimError(f"Unexpected argument {token!r}. See flowsim {head} --help.")
+            raise unknown_name(f"option of {head}", token.partition("=")[0], _options(head, prog, commands))
+        raise FlowsimError(f"Unexpected argument {token!r}. See {prog} {head} --help.")
     return command
 
 
-def _tyro(argv: Sequence[str]) -> tuple[Any, list[str]]:
-    commands: Any = None
-    for name, cls in _COMMANDS.items():
-        summary = (cls.__doc__ or "").partition("\n")[0]
-        command = Annotated[cls, conf.subcommand(name, description=_description(cls, summary, argv))]
-        commands = command if commands is None else commands | command
+def _tyro(argv: Sequence[str], prog: str, commands: dict[str, type[Command]]) -> tuple[Any, list[str]]:
+    union: Any = None
+    for name, cls in commands.items():
+        # A command's full text in its own help, its first line in the list of commands.
+        text = cls.__doc__ or ""
+        if argv[0] == name:
+            description = "\n\n".join(" ".join(p.split()) for p in text.split("\n\n"))
+        else:
+            description = text.partition("\n")[0]
+        command = Annotated[cls, conf.subcommand(name, description=description)]
+        union = command if union is None else union | command
     return tyro.cli(
-        commands,
-        prog="flowsim",
-        description="Gradient flow of contrastive losses, and the modality gap it explains. "
-        "`flowsim --version` prints the version.",
+        union,
+        prog=prog,
+        description=_ABOUT[prog],
         args=list(argv),
         return_unknown_args=True,
         config=(conf.FlagCreatePairsOff,),
     )
 
 
-def _description(cls: type, summary: str, argv: Sequence[str]) -> str:
-    """A command's full text in its own help, its first line in the list of commands."""
-    if _COMMANDS.get(argv[0]) is cls:
-        return "\n\n".join(" ".join(p.split()) for p in (cls.__doc__ or "").split("\n\n"))
-    return summary
+_ABOUT = {
+    "flowsim": "Gradient flow of contrastive losses, and the modality gap it explains. "
+    "`flowsim --version` prints the version.",
+    "flowsim clip": "flowsim's schedules on real CLIP models.",
+}
 
 
 def _unboxed(text: str) -> str:
@@ -757,11 +776,11 @@ def _unboxed(text: str) -> str:
     return sentence[0].upper() + sentence[1:] + ("" if sentence.endswith(".") else ".")
 
 
-def _options(command: str) -> list[str]:
+def _options(command: str, prog: str, commands: dict[str, type[Command]]) -> list[str]:
     """The options of a command, from its help."""
     text = io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
-        _tyro([command, "--help"])
+        _tyro([command, "--help"], prog, commands)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", plain)) - {"--help"})
 
@@ -776,8 +795,13 @@ def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] == "--version":
         print(f"flowsim {_version()}")
         return 0
+    prog, commands = "flowsim", _COMMANDS
+    if argv[:1] == ["clip"] and len(argv) > 1:
+        from flowsim.cli import clip
+
+        prog, commands, argv = "flowsim clip", clip.COMMANDS, argv[1:]
     try:
-        command = _parse(argv)
+        command = _parse(argv, prog, commands)
     except SystemExit as stop:  # help was printed
         return int(stop.code or 0)
     return command.run()
@@ -803,7 +827,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         stored = argv[:1] == ["sweep"] and any(a.partition("=")[0] == "--to" for a in argv)
-        again = "resume" if stored or argv[:1] == ["reproduce"] else "start again"
+        again = "resume" if stored or argv[:1] in (["reproduce"], ["clip"]) else "start again"
         _say(f"Interrupted; run the same command to {again}.")
         return EXIT_INTERRUPTED
 

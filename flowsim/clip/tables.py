@@ -1,0 +1,266 @@
+"""Tables of a study beside the paper's, and what can be said about their order. Reads records; needs no PyTorch.
+
+fs.clip.Tables.of(fs.load_all("runs.nc"))
+"""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from flowsim._arrays import check
+from flowsim._files import reference_path
+from flowsim.result import Result
+
+#: column -> (series of the record, column of the paper's tables, factor to the paper's units)
+COLUMNS: dict[str, tuple[str, str | None, float]] = {
+    "gap": ("modality_gap", "modality_gap", 1.0),
+    "temperature": ("temperature", None, 1.0),
+    "uniformity": ("wasserstein_uniformity", "uniformity", 1.0),
+    "image_retrieval": ("text_to_image_at_1", "image_retrieval", 100.0),
+    "text_retrieval": ("image_to_text_at_1", "text_retrieval", 100.0),
+    "seen_gap": ("seen_modality_gap", None, 1.0),
+    "seen_image_retrieval": ("seen_text_to_image_at_1", None, 100.0),
+    "seen_loss": ("seen_loss", None, 1.0),
+}
+#: Pairs of columns whose rank correlation over methods is of interest.
+PAIRS = (("gap", "image_retrieval"), ("gap", "text_retrieval"), ("gap", "uniformity"), ("gap", "temperature"),
+         ("seen_gap", "seen_image_retrieval"))  # fmt: skip
+_DRAWS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """Spearman's ρ with a 95 % interval from resampling methods (and seeds within them)."""
+
+    rho: float
+    low: float
+    high: float
+    methods: int
+
+    def __repr__(self) -> str:
+        return f"ρ = {self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}] over {self.methods} methods"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Final values of every method, (methods, seeds) by column; NaN where a seed is missing.
+
+    - `paper`: table number and method -> its row, as printed
+    - `at_loss`: gap and temperature of each run where its smoothed training loss first reaches `loss_level`, the
+      largest of the runs' smallest: so the gaps are compared at equal training loss
+    """
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    values: dict[str, np.ndarray]
+    at_loss: dict[str, np.ndarray]
+    loss_level: float
+    steps: int
+    paper: dict[tuple[int, str], dict[str, float]]
+
+    @classmethod
+    def of(cls, records: Mapping[str, Result]) -> "Tables":
+        """From the records of a study, by name. Raises `FlowsimError` if there are none, or of unequal lengths."""
+        check(records, "There are no records. Run flowsim clip study first.")
+        runs = {split_name(name): record for name, record in records.items()}
+        methods = tuple(dict.fromkeys(method for method, _ in runs))
+        seeds = tuple(sorted({seed for _, seed in runs}))
+        lengths = {int(r.coordinates["step"][-1]) for r in runs.values()}
+        check(len(lengths) == 1, f"The runs have unequal numbers of steps ({sorted(lengths)}). Compare equal ones.")
+        values = {column: np.full((len(methods), len(seeds)), np.nan) for column in COLUMNS}
+        level = max(float(np.nanmin(smoothed_loss(r))) for r in runs.values())
+        at_loss = {name: np.full((len(methods), len(seeds)), np.nan) for name in ("step", "seen_gap", "temperature")}
+        for (method, seed), record in runs.items():
+            at = methods.index(method), seeds.index(seed)
+            for column, (series, _, factor) in COLUMNS.items():
+                if series in record.series:
+                    values[column][at] = factor * record.series[series][-1]
+            for name, value in _when_loss(record, level).items():
+                at_loss[name][at] = value
+        return cls(methods, seeds, values, at_loss, level, lengths.pop(), paper_tables())
+
+    def mean(self, column: str) -> np.ndarray:
+        """Mean over seeds, (methods,)."""
+        return np.nanmean(self.values[column], axis=1)
+
+    def correlation(self, x: str, y: str) -> Correlation | None:
+        """Rank correlation of two columns over methods; None with fewer than four methods."""
+        return rank_correlation(self.values[x], self.values[y])
+
+    def with_paper(self, column: str = "gap") -> Correlation | None:
+        """Rank correlation of a column with the paper's, over the methods that both have."""
+        printed = {method: row for (_, method), row in self.paper.items()}
+        both = [i for i, m in enumerate(self.methods) if m in printed]
+        theirs = np.array([[printed[self.methods[i]][COLUMNS[column][1] or column]] for i in both])
+        return rank_correlation(self.values[column][both], np.atleast_2d(theirs))
+
+    def disagreements(self) -> list[str]:
+        """Pairs of methods whose order by gap is not the paper's, beyond our seeds' spread and 0.01 of the paper."""
+        printed = {method: row["modality_gap"] for (_, method), row in self.paper.items()}
+        found = []
+        gap, known = self.values["gap"], [m for m in self.methods if m in printed]
+        for i, a in enumerate(known):
+            for b in known[i + 1 :]:
+                ours = gap[self.methods.index(a)] - gap[self.methods.index(b)]
+                ours = ours[np.isfinite(ours)]
+                theirs = printed[a] - printed[b]
+                if abs(theirs) >= 0.01 and ours.size and (np.sign(ours) == -np.sign(theirs)).all():
+                    found.append(
+                        f"{a} against {b}: {ours.mean():+.3f} here ({ours.size} seeds), {theirs:+.3f} in the paper"
+                    )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {
+            "methods": list(self.methods), "seeds": list(self.seeds), "steps": self.steps,
+            "values": {c: v.tolist() for c, v in self.values.items()},
+            "loss_level": self.loss_level, "at_loss": {c: v.tolist() for c, v in self.at_loss.items()},
+            "correlations": {f"{x}~{y}": _as_list(self.correlation(x, y)) for x, y in PAIRS},
+            "paper_order": _as_list(self.with_paper()), "disagreements": self.disagreements(),
+        }  # fmt: skip
+
+    def markdown(self) -> str:
+        """Tables 2 to 5 in the paper's layout, ours beside the paper's in parentheses, and what follows from them."""
+        parts = []
+        for number in (2, 3, 4, 5):
+            rows = [m for n, m in self.paper if n == number and m in self.methods]
+            if rows:
+                parts.append(f"**Table {number}** (the paper's value in parentheses)\n\n{self._rows(number, rows)}")
+        parts.append(
+            f"**At equal training loss** {self.loss_level:.3f} (smoothed), gap of training pairs\n\n{self._at_loss()}"
+        )
+        lines = [f"- order by gap against the paper's: {self.with_paper()}"]
+        lines += [f"- {x} against {y}: {self.correlation(x, y)}" for x, y in PAIRS]
+        lines += [f"- disagrees with the paper: {line}" for line in self.disagreements()]
+        return "\n\n".join([*parts, "\n".join(lines)])
+
+    def _rows(self, number: int, rows: list[str]) -> str:
+        head = [
+            "method",
+            "gap",
+            "τ",
+            "uniformity",
+            "image R@1",
+            "text R@1",
+            "gap, training pairs",
+            "R@1, training pairs",
+        ]
+        columns = ["gap", "temperature", "uniformity", "image_retrieval", "text_retrieval", "seen_gap",
+                   "seen_image_retrieval"]  # fmt: skip
+        table = []
+        for method in rows:
+            cells = [method]
+            for column in columns:
+                ours, (_, printed, _) = self.values[column][self.methods.index(method)], COLUMNS[column]
+                cell = _with_spread(ours, 1 if "retrieval" in column else 3)
+                if printed is not None:
+                    cell += f" ({self.paper[number, method][printed]:g})"
+                cells.append(cell)
+            table.append(cells)
+        return _markdown(head, table)
+
+    def _at_loss(self) -> str:
+        rows = []
+        for i, method in enumerate(self.methods):
+            at = {name: values[i] for name, values in self.at_loss.items()}
+            rows.append([method, _with_spread(at["seen_gap"], 3), _with_spread(at["temperature"], 4),
+                         _with_spread(at["step"], 0)])  # fmt: skip
+        return _markdown(["method", "gap", "τ", "step"], rows)
+
+    def __repr__(self) -> str:
+        title = f"{len(self.methods)} methods, {len(self.seeds)} seed(s), {self.steps} steps"
+        return f"{title}\n\n{self.markdown().replace('**', '')}"
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation | None:
+    """Spearman's ρ of the means of x, y (methods, seeds), and a bootstrap over methods and seeds within them."""
+    means = [np.nanmean(v, axis=1) for v in (x, y)]
+    good = np.isfinite(means[0]) & np.isfinite(means[1])
+    if good.sum() < 4:
+        return None
+    x, y = x[good], y[good]
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(_DRAWS):
+        methods = rng.integers(0, len(x), len(x))
+        a, b = (_resampled(v[methods], rng) for v in (x, y))
+        if np.ptp(a) > 0 and np.ptp(b) > 0:
+            draws.append(_spearman(a, b))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Correlation(_spearman(np.nanmean(x, 1), np.nanmean(y, 1)), float(low), float(high), len(x))
+
+
+def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means over seeds drawn with replacement among those that are there."""
+    return np.array([rng.choice(row[np.isfinite(row)], np.isfinite(row).sum()).mean() for row in values])
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def smoothed_loss(record: Result, share: float = 0.02) -> np.ndarray:
+    """Training loss averaged over a window of `share` of the steps that ends at each step; NaN before the first."""
+    loss = record.training["train_loss"]
+    width = max(1, round(share * len(loss)))
+    sums = np.cumsum(np.concatenate([[0.0], loss]))
+    means = (sums[width:] - sums[:-width]) / width
+    return np.concatenate([np.full(width - 1, np.nan), means])
+
+
+def _when_loss(record: Result, level: float) -> dict[str, float]:
+    """Step at which the smoothed loss first reaches `level`, with gap and temperature interpolated there."""
+    reached = np.flatnonzero(smoothed_loss(record) <= level)
+    if not reached.size:
+        return {}
+    step = int(reached[0])
+    steps = record.coordinates["step"]
+    gap = record.series.get("seen_modality_gap", record.series["modality_gap"])
+    return {
+        "step": float(step),
+        "seen_gap": float(np.interp(step, steps, gap)),
+        "temperature": float(record.training["train_temperature"][step]),
+    }
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """("TS S3", 0) of "TS S3, seed 0"."""
+    method, _, seed = name.rpartition(", seed ")
+    check(method and seed.isdigit(), f"{name!r} does not name a run of a study. Names are like 'TS S3, seed 0'.")
+    return method, int(seed)
+
+
+def paper_tables() -> dict[tuple[int, str], dict[str, float]]:
+    """The paper's tables 2 to 5: (table, method) -> values as printed; NaN where a cell is empty."""
+    with reference_path("tables.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = [key for key in rows[0] if key not in ("table", "method")]
+    return {(int(r["table"]), r["method"]): {k: float(r[k]) if r[k] else math.nan for k in numbers} for r in rows}
+
+
+def _with_spread(values: np.ndarray, digits: int) -> str:
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return "–"
+    text = f"{values.mean():.{digits}f}"
+    return text if values.size == 1 else f"{text} ± {values.std(ddof=1):.{digits}f}"
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    width = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, width, strict=True)) + " |" for row in [head, *rows]]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in width) + "|")
+    return "\n".join(lines)
+
+
+def _as_list(correlation: Correlation | None) -> list[float] | None:
+    return None if correlation is None else [correlation.rho, correlation.low, correlation.high]
