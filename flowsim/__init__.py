@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowsim import (
         claims,
+        clip,
         initial,
         losses,
         observables,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from flowsim.geometry import Parallel, Reduced, Sphere, Subspaces, Unnormalized
     from flowsim.losses import DirectedInfoNCE, InfoNCE, NTXent, Regularised, Sigmoid
     from flowsim.pairing import Clusters, FreshRepairing, FrozenMispairing, LabelNoise, Matched
-    from flowsim.result import Result, SimulationStopped, Status
+    from flowsim.result import Result, SimulationStopped, Status, load_results, save_results
     from flowsim.rules import AdamLimit, GradientDescent
     from flowsim.schedules import Schedule
     from flowsim.solve import load, simulate
@@ -43,7 +44,7 @@ _HOME = {
     "geometry": ["Parallel", "Reduced", "Sphere", "Subspaces", "Unnormalized"],
     "losses": ["DirectedInfoNCE", "InfoNCE", "NTXent", "Regularised", "Sigmoid"],
     "pairing": ["Clusters", "FreshRepairing", "FrozenMispairing", "LabelNoise", "Matched"],
-    "result": ["Result", "SimulationStopped", "Status"],
+    "result": ["Result", "SimulationStopped", "Status", "load_results", "save_results"],
     "rules": ["AdamLimit", "GradientDescent"],
     "schedules": ["Schedule"],
     "solve": ["load", "simulate"],
@@ -52,8 +53,8 @@ _HOME = {
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
-    "claims", "initial", "losses", "observables", "pairing", "plot", "rules", "schedules", "swaps", "temperature",
-    "theory",
+    "claims", "clip", "initial", "losses", "observables", "pairing", "plot", "rules", "schedules", "swaps",
+    "temperature", "theory",
 )  # fmt: skip
 
 
@@ -102,14 +103,17 @@ __all__ = [
     "SweepResult",
     "Unnormalized",
     "claims",
+    "clip",
     "initial",
     "load",
+    "load_results",
     "load_sweep",
     "losses",
     "observables",
     "pairing",
     "plot",
     "rules",
+    "save_results",
     "schedules",
     "simulate",
     "swaps",

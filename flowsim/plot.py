@@ -17,10 +17,13 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from flowsim import observables
+from flowsim._arrays import check
+from flowsim._files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.result import VARIABLES, Result, Snapshot
 
@@ -337,3 +340,46 @@ def _wireframe(ax: Axes3D, sight: np.ndarray) -> None:
             hidden = np.where(side | np.roll(side, 1) | np.roll(side, -1), 1.0, np.nan)
             ax.plot(x * hidden, y * hidden, z * hidden, color=colour, lw=0.4, zorder=order)
     ax.plot(*outline.T, color="#A0A0A0", lw=0.6, zorder=0.6)
+
+
+def clouds(image: np.ndarray, text: np.ndarray, margins: np.ndarray | None = None) -> Figure:
+    """Both modalities on the two main axes of their union (PCA), and the margins of the pairs.
+
+    `image`, `text`: unit rows (n, d) of pairs; `margins` (n,): cosine of each pair minus that of its nearest
+    non-pair, in either direction (computed here if missing).
+    """
+    if margins is None:
+        similarity = image @ text.T
+        others = np.where(np.eye(len(image), dtype=bool), -np.inf, similarity)
+        margins = np.diag(similarity) - np.maximum(others.max(0), others.max(1))
+    both = np.concatenate([image, text])
+    centred = both - both.mean(0)
+    _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+    share = singular**2 / (singular**2).sum()
+    flat = centred @ axes[:2].T
+    with paper_style():
+        figure = Figure(figsize=(6.6, 2.9), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+        n = len(image)
+        left.plot(*flat[:n].T, "o", color=COLOURS["blue"], ms=2.2, alpha=0.6, mew=0, label="images")
+        left.plot(*flat[n:].T, "s", color=COLOURS["vermilion"], ms=2.0, alpha=0.6, mew=0, label="texts")
+        gap = np.linalg.norm(image.mean(0) - text.mean(0))
+        left.set(
+            xlabel=f"first axis ({share[0]:.0%} of the variance)", ylabel=f"second axis ({share[1]:.0%})",
+            title=rf"{n} pairs, gap $\Delta$ = {gap:.3f}",
+        )  # fmt: skip
+        left.set_aspect("equal", adjustable="datalim")
+        left.legend(loc="best", markerscale=1.6)
+        right.hist(margins, bins=30, color=COLOURS["blue"], alpha=0.8)
+        right.axvline(0, color=COLOURS["black"], lw=0.8)
+        matched = np.mean(margins > 0)
+        right.set(xlabel="margin of a pair", ylabel="pairs", title=f"{matched:.0%} of the pairs are matched")
+    return figure
+
+
+def save(figure: Figure, path: str) -> None:
+    """Write a figure, atomically; its kind follows the suffix. Raises `FlowsimError` if that is not possible."""
+    kind = path.rpartition(".")[2].lower()
+    known = figure.canvas.get_supported_filetypes()
+    check(kind in known, f"A figure cannot be written as {path!r}. Use a name that ends in .png, .pdf or .svg.")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind))

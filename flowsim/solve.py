@@ -143,7 +143,9 @@ def simulate(
 def load(path: str | os.PathLike[str]) -> Result:
     """Read a result written by `Result.save`; `at(t)` works on it as before."""
     result = load_result(path)
-    return result if "optimizer" in result.config["options"] else dataclasses.replace(result, resolve=_resolve)
+    # Between the snapshots of optimizers' steps and of training nothing can be integrated.
+    integrated = "optimizer" not in result.config.get("options", {"optimizer": None})
+    return dataclasses.replace(result, resolve=_resolve) if integrated else result
 
 
 # --- checks and grids ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import tyro
 from tyro import conf
@@ -453,6 +453,7 @@ class Clip:
         raise FlowsimError("Give a command after clip: train, measure, study or early. See flowsim clip --help.")
 
 
+@runtime_checkable
 class Command(Protocol):
     """A dataclass of options that can be run."""
 

@@ -47,6 +47,7 @@ def build(name: str, pretrained: str | None = None, image_size: int | None = Non
     with _quiet():
         try:
             module = open_clip.create_model(known, **options)
+            _try(module)
         except (RuntimeError, AssertionError, TypeError, ValueError, KeyError) as error:
             raise FlowsimError(
                 f"The model {name!r} cannot be built at {image_size or 'its own'} pixels: {_first_line(error)}. "
@@ -59,6 +60,15 @@ def build(name: str, pretrained: str | None = None, image_size: int | None = Non
     size = module.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
     return Model(known, module, tokenize, int(size), tuple(preprocess["mean"]), tuple(preprocess["std"]))
+
+
+@torch.no_grad()
+def _try(module: Any) -> None:
+    """Embed one blank image: a configuration that cannot work fails here, not in the first step."""
+    size = module.visual.image_size
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    module.eval().encode_image(torch.zeros(1, 3, height, width))
+    module.train()
 
 
 def load_weights(module: Any, source: str, name: str) -> None:
@@ -82,14 +92,13 @@ def load_weights(module: Any, source: str, name: str) -> None:
             ) from None
     try:
         open_clip.load_checkpoint(module, path, weights_only=True)
-    except RuntimeError as error:
-        if "state_dict" in str(error):
+    except Exception as error:  # a damaged or foreign file fails in many ways
+        # Shapes that do not fit are found by open_clip (an assertion) or by PyTorch.
+        if isinstance(error, AssertionError) or "state_dict" in str(error):
             raise FlowsimError(
                 f"The weights in {source!r} belong to another model than {name}: {_first_line(error, 1)}. "
                 "Give the model that they were trained with."
             ) from None
-        raise FlowsimError(f"The weights in {source!r} cannot be read: {_first_line(error)}.") from None
-    except Exception as error:  # a damaged or foreign file fails in many ways
         raise FlowsimError(
             f"The file {source!r} holds no weights that can be loaded safely ({_first_line(error)}). "
             "Save a state dict with torch.save or safetensors."

@@ -227,8 +227,9 @@ class _Run:
             if not np.isfinite(values[:, :2]).all():
                 status = Status.DIVERGED
                 break
-            if here:
-                self.evaluate()
+            if here and not self.evaluate():
+                status = Status.DIVERGED
+                break
             if due:
                 self.save_checkpoint()
                 saved = time.monotonic()
@@ -285,8 +286,13 @@ class _Run:
 
     # --- evaluation and record
 
-    def evaluate(self) -> None:
-        """Observe the model now, on held-out pairs and on training pairs, and write the record."""
+    def evaluate(self) -> bool:
+        """Observe the model now, on held-out pairs and on training pairs, and write the record.
+
+        False, and nothing is noted, if its weights are not finite any more.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.model.module.parameters()):
+            return False
         if self.main:
             begin = time.perf_counter()
             beta, raw = self.temperature.value(self.step / self.steps)
@@ -314,6 +320,7 @@ class _Run:
             if self.path is not None:
                 self.result(Status.UNFINISHED).save(self.path)
         self.accelerator.wait_for_everyone()
+        return True
 
     def result(self, status: Status) -> Result:
         """The record so far."""

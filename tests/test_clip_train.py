@@ -1,0 +1,438 @@
+"""Training of the bridge: records, resumption, agreement with open_clip's own trainer, and bad input."""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+import flowsim as fs
+from flowsim import cli
+from flowsim.result import load_results
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # other people's deprecations
+    pytest.importorskip("open_clip", reason="open_clip is not installed: pip install '.[clip]'")
+    import open_clip
+    import torch
+    from open_clip_train.scheduler import cosine_lr
+    from open_clip_train.train import train_one_epoch
+
+    from flowsim.clip import models
+    from flowsim.clip import train as train_module
+    from flowsim.clip.batches import crop
+    from flowsim.clip.evaluate import measure
+    from flowsim.clip.settings import PRESETS, Training, preset
+    from flowsim.clip.study import early_changes, finished, study
+    from flowsim.clip.tables import Tables, rank_correlation, smoothed_loss
+    from flowsim.clip.train import train
+
+pytestmark = pytest.mark.filterwarnings("default")  # torch, torchvision and accelerate warn of each other
+
+#: The smallest run that has everything: 6 steps of 8 of 40 generated pairs.
+TINY = Training(
+    model="flowsim-vit-32", data="shapes:count=40,size=32", image_size=32, steps=6, batch_size=8, pairs=16,
+    evaluations=4, observables="gap", snapshot_pairs=4, warmup=0.2, threads=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """A finished run: (path, record)."""
+    path = tmp_path_factory.mktemp("runs") / "run.nc"
+    return path, train(TINY, "Baseline", path, cpu=True)
+
+
+# --- the record -----------------------------------------------------------------------------------------
+
+
+def test_the_record_has_the_form_of_a_simulation(baseline):
+    path, record = baseline
+    loaded = fs.load(path)
+    assert loaded.status.code is fs.Status.COMPLETED
+    assert loaded.clock == "sum of learning rates"
+    data = loaded.to_xarray()
+    assert data["modality_gap"].dims == ("time",)
+    assert data["train_loss"].dims == ("train_step",)
+    assert data.sizes["train_step"] == TINY.steps
+    np.testing.assert_array_equal(data["step"][[0, -1]], [0, TINY.steps])
+    assert 5 in data["step"]  # one epoch of 40 pairs in batches of 8
+    rates = data["learning_rate"].to_numpy()
+    np.testing.assert_allclose(data["time"], np.concatenate([[0], np.cumsum(rates)])[data["step"]], rtol=1e-14)
+    np.testing.assert_allclose(data["progress"], data["step"] / TINY.steps)
+    assert {"seen_modality_gap", "seen_loss", "temperature", "raw"} <= set(loaded.names)
+    assert loaded.final.image.shape == (4, 64)
+    np.testing.assert_allclose(np.linalg.norm(loaded.final.image, axis=1), 1, rtol=1e-6)
+    assert loaded.config["schedule"]["temperature"]["kind"] == "Learnable"
+    assert "torch" in loaded.versions
+    assert [p.name for p in path.parent.iterdir()] == ["run.nc"]  # no checkpoint is left
+    for name, values in record.series.items():
+        np.testing.assert_array_equal(loaded.series[name], values)
+
+
+def test_a_finished_run_is_not_trained_again_and_another_one_is_not_overwritten(baseline):
+    path, record = baseline
+    before = path.stat().st_mtime_ns
+    again = train(TINY, "Baseline", path, cpu=True)
+    np.testing.assert_array_equal(again.training["train_loss"], record.training["train_loss"])
+    with pytest.raises(fs.FlowsimError, match="holds another run"):
+        train(TINY, "TS S3", path, cpu=True)
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["FLT 4e-2", "TS S3", "TS A1"])
+def test_temperatures_are_the_schedule_at_the_same_progress(name):
+    schedule = fs.schedules.get(name)
+    record = train(TINY, schedule, cpu=True)
+    u = np.arange(TINY.steps) / TINY.steps
+    np.testing.assert_allclose(record.training["train_temperature"], schedule.temperature.temperature(u), rtol=1e-12)
+    u = record.coordinates["progress"]
+    np.testing.assert_allclose(record.series["temperature"], schedule.temperature.temperature(u), rtol=1e-12)
+    assert "raw" not in record.series
+
+
+def test_a_learnable_temperature_moves_by_its_own_rate_and_stays_in_its_clamp(baseline):
+    _, record = baseline
+    steady = dataclasses.replace(TINY, decay="constant", warmup=0.0, lr=1e-2, clamp=(0.0699, 0.0701))
+    clamped = train(steady, cpu=True).series["temperature"]
+    assert clamped.min() == pytest.approx(0.0699, rel=1e-6) or clamped.max() == pytest.approx(0.0701, rel=1e-6)
+    slow = train(TINY, "SLRT 0.1", cpu=True)
+    moved = [abs(r.series["raw"][1] - r.series["raw"][0]) for r in (record, slow)]
+    assert record.coordinates["step"][1] == 1  # Adam's first step is the learning rate itself, whatever the gradient
+    np.testing.assert_allclose(moved, [TINY.lr, 0.1 * TINY.lr], rtol=1e-2)
+
+
+def test_plain_sgd_runs_on_flow_time():
+    plain = dataclasses.replace(TINY, optimizer="sgd", lr=0.01, weight_decay=0.0)
+    assert train(plain, cpu=True).clock == "flow time"
+    assert train(dataclasses.replace(plain, momentum=0.9), cpu=True).clock == "sum of learning rates"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path):
+    wild = dataclasses.replace(TINY, optimizer="sgd", lr=1e30, warmup=0.0)
+    record = train(wild, cpu=True, out=tmp_path / "wild.nc")
+    assert record.status.code is fs.Status.DIVERGED
+    assert fs.load(tmp_path / "wild.nc").coordinates["step"][0] == 0
+
+
+def test_causes_of_the_simulator_can_be_switched_on_in_training():
+    noisy = dataclasses.replace(TINY, data="shapes:count=40,size=32,mispaired=0.5,duplicates=0.2,imbalance=2")
+    record = train(noisy, "HS 1", cpu=True)
+    assert "Mispaired: 20" in record.config["data"]["report"]
+    assert record.status.ok
+
+
+# --- the same curve -------------------------------------------------------------------------------------
+
+_KILLED = """
+import os, signal, sys
+from flowsim.clip.settings import Training
+from flowsim.clip.train import train
+settings = Training(**{settings!r})
+def kill(numbers):
+    if numbers["step"] == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(settings, "HS 1e-1", sys.argv[1], cpu=True, progress=kill)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_record(tmp_path):
+    settings = dataclasses.replace(TINY, checkpoint_seconds=0.0, evaluations=2)
+    code = _KILLED.format(settings=dataclasses.asdict(settings))
+    path = tmp_path / "killed.nc"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(path)], capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert fs.load(path).status.code is fs.Status.UNFINISHED
+    assert path.with_suffix(".checkpoint.pt").exists()
+    with pytest.raises(fs.FlowsimError, match="holds another run"):
+        train(dataclasses.replace(settings, lr=1e-4), "HS 1e-1", path, cpu=True)
+    path.unlink()
+    with pytest.raises(fs.FlowsimError, match="other settings"):
+        train(dataclasses.replace(settings, lr=1e-4), "HS 1e-1", path, cpu=True)
+    resumed = train(settings, "HS 1e-1", path, cpu=True)
+    whole = train(settings, "HS 1e-1", tmp_path / "whole.nc", cpu=True)
+    for part in ("series", "training", "snapshots", "coordinates"):
+        ours, theirs = getattr(resumed, part), getattr(whole, part)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert not path.with_suffix(".checkpoint.pt").exists()
+
+
+def test_losses_are_those_of_open_clips_own_trainer(monkeypatch):
+    """Same weights, batches and hyperparameters through open_clip_train: the losses of every step agree to 1e-4."""
+    settings = dataclasses.replace(TINY, data="shapes:count=96,size=32", steps=12, batch_size=8)
+    ours = train(settings, cpu=True).training["train_loss"]
+    run = train_module._Run(settings, fs.Schedule(), {}, None, True)
+    model = models.build(settings.model, None, 32, settings.seed)
+    theirs, module = [], model.module
+    module.output_dict = True
+    named = [(n, p) for n, p in module.named_parameters() if n != "logit_scale"]
+    gains = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n]
+    rest = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n)]
+    optimizer = torch.optim.AdamW(
+        [{"params": [*gains, module.logit_scale], "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.1}],
+        lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
+    )  # fmt: skip
+
+    class Loader:
+        num_batches, num_samples = settings.steps, 96
+
+        def __iter__(self):
+            for k in range(settings.steps):
+                pixels, tokens, boxes = run.batches.batch(k)
+                yield crop(pixels, boxes, model.mean, model.std), tokens
+
+    def loss(image_features, text_features, logit_scale, output_dict):
+        value = open_clip.loss.ClipLoss()(image_features, text_features, logit_scale)
+        theirs.append(value.item())
+        return {"contrastive_loss": value}
+
+    data = argparse.Namespace(dataloader=Loader(), set_epoch=lambda epoch: None)
+    args = argparse.Namespace(
+        device="cpu", precision="fp32", distill=False, accum_freq=1, skip_scheduler=False, grad_clip_norm=None,
+        horovod=False, log_every_n_steps=10_000, batch_size=8, world_size=1, rank=0, wandb=False, local_rank=0,
+    )  # fmt: skip
+    scheduler = cosine_lr(optimizer, settings.lr, int(settings.warmup * settings.steps), settings.steps)
+    train_one_epoch(module, {"train": data}, loss, 0, optimizer, None, scheduler, None, args)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert np.ptp(theirs) > 0.05
+
+
+def test_accumulation_averages_losses_with_their_own_negatives():
+    double = dataclasses.replace(TINY, accumulate=2, steps=1)
+    single = dataclasses.replace(TINY, steps=1, optimizer="sgd", lr=1e-12, weight_decay=0.0)
+    first = train(double, cpu=True).training["train_loss"][0]
+    still = train(dataclasses.replace(single, steps=2), cpu=True).training["train_loss"]
+    assert first == pytest.approx(still.mean(), rel=1e-6)
+
+
+_SHARED = """
+import json, sys
+from flowsim.clip.settings import Training
+from flowsim.clip.train import train
+record = train(Training(**{settings!r}), "HS 1", cpu=True)
+import accelerate
+if accelerate.PartialState().is_main_process:
+    print(json.dumps([record.training["train_loss"].tolist(), record.training["train_modality_gap"].tolist()]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Features are gathered with their gradient: losses and gaps of the whole batch, whatever the processes."""
+    script = tmp_path / "shared.py"
+    script.write_text(_SHARED.format(settings=dataclasses.asdict(TINY)))
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", str(script)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses, gaps = json.loads(done.stdout.strip().splitlines()[-1])
+    alone = train(TINY, "HS 1", cpu=True)
+    np.testing.assert_allclose(losses, alone.training["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(gaps, alone.training["train_modality_gap"], rtol=1e-3)
+
+
+# --- weights and measuring ------------------------------------------------------------------------------
+
+
+def test_weights_are_exported_for_open_clip_and_read_back(tmp_path):
+    file = tmp_path / "weights.pt"
+    record = train(TINY, "TS S3", cpu=True, weights=file)
+    built = models.build("flowsim-vit-32", str(file))
+    assert built.module.logit_scale.exp().item() == pytest.approx(20.0, rel=1e-6)  # τ = 0.05 at the end
+    measured = measure("flowsim-vit-32", TINY.data, str(file), pairs=16, image_size=32, device="cpu")
+    assert measured.report["modality_gap"] == pytest.approx(record.series["modality_gap"][-1], rel=1e-5)
+    assert measured.loss == pytest.approx(record.series["loss"][-1], rel=1e-4)
+    with pytest.raises(fs.FlowsimError, match="belong to another model"):
+        models.build("flowsim-vit-64", str(file))
+    file.write_bytes(b"not weights")
+    with pytest.raises(fs.FlowsimError, match="no weights that can be loaded safely"):
+        models.build("flowsim-vit-32", str(file))
+    with pytest.raises(fs.FlowsimError, match="no file of weights"):
+        models.build("flowsim-vit-32", "missing.pt")
+    with pytest.raises(fs.FlowsimError, match="Did you mean"):
+        models.build("RN50", "open_ai")
+
+
+class _Payload:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_weights_that_hold_code_are_refused(tmp_path):
+    torch.save({"weight": _Payload()}, tmp_path / "code.pt")
+    with pytest.raises(fs.FlowsimError, match="loaded safely"):
+        models.build("flowsim-vit-32", str(tmp_path / "code.pt"))
+
+
+def test_measure_says_what_it_measured_and_classifies_shapes(tmp_path, capsys):
+    out = tmp_path / "rows.npz"
+    data = "shapes:count=128,size=32"
+    arguments = ["clip", "measure", "--model", "flowsim-vit-32", "--image-size", "32", "--data", data, "--pairs", "32",
+                 "--labelled", data, "--out", str(out), "--figure", str(tmp_path / "clouds.png"), "--cpu",
+                 "--json"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["protocol"]["pairs"] == 32
+    assert numbers["protocol"]["captions"] == 5
+    assert 0 <= numbers["zero_shot"] <= 1
+    assert numbers["linear_probe"] > 2 / 64  # even random features tell some of the 64 classes apart
+    assert set(numbers["retrieval_all_captions"]) >= {"image_to_text_at_1", "text_to_image_at_10"}
+    image, text = fs.observables.load_embeddings(out)
+    assert fs.observables.modality_gap(image, text) == pytest.approx(numbers["observables"]["modality_gap"])
+    assert (tmp_path / "clouds.png").stat().st_size > 10_000
+
+
+# --- studies --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    settings = dataclasses.replace(TINY, observables="gap")
+    names = ["Baseline", "FLT 4e-2", "FLT 1e-1", "No normalization"]
+    return folder, study(settings, folder, names, 1, cpu=True)
+
+
+def test_a_study_keeps_every_record_and_goes_on(small_study):
+    folder, records = small_study
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "Baseline.seed0.nc", "FLT-1e-1.seed0.nc", "FLT-4e-2.seed0.nc", "No-normalization.seed0.nc", "runs.nc",
+    ]  # fmt: skip
+    assert finished(folder).keys() == records.keys() == load_results(folder / "runs.nc").keys()
+    starts = {float(r.series["modality_gap"][0]) for r in records.values()}
+    assert len(starts) == 1  # the same weights for every method
+    assert records["No normalization, seed 0"].series["temperature"][-1] == 1.0
+    with pytest.raises(fs.FlowsimError, match="Did you mean 'TS S3'"):
+        study(TINY, folder, ["TS S33"], 1)
+
+
+def test_tables_have_the_papers_layout(small_study):
+    _, records = small_study
+    tables = Tables.of(records)
+    text = tables.markdown()
+    assert "**Table 3**" in text
+    assert "(0.122)" in text  # the paper's gap of FLT 4e-2
+    assert "At equal training loss" in text
+    gaps = [float(r.series["modality_gap"][-1]) for r in records.values()]
+    np.testing.assert_array_equal(tables.values["gap"][:, 0], gaps)
+    assert json.loads(json.dumps(tables.to_dict()))["methods"] == list(tables.methods)
+    reached = tables.at_loss["step"]
+    level = [smoothed_loss(r)[int(k)] for r, k in zip(records.values(), reached[:, 0], strict=True)]
+    assert max(level) <= tables.loss_level + 1e-12
+
+
+def test_rank_correlation_and_its_interval():
+    rng = np.random.default_rng(0)
+    x = np.arange(12.0)[:, None] + rng.normal(size=(12, 3)) * 0.1
+    same, opposite = rank_correlation(x, x**3), rank_correlation(x, -x)
+    assert same.rho == pytest.approx(1.0)
+    assert opposite.rho == pytest.approx(-1.0)
+    noise = rank_correlation(x, rng.normal(size=(12, 3)))
+    assert noise.low < 0 < noise.high
+    assert rank_correlation(x[:3], x[:3]) is None
+
+
+def test_early_changes_of_many_initialisations(tmp_path):
+    records = early_changes(TINY, tmp_path, count=3, steps=2, cpu=True)
+    assert list(records) == ["seed 0", "seed 1", "seed 2"]
+    for record in records.values():
+        np.testing.assert_array_equal(record.coordinates["step"], [0, 1, 2])
+    assert len({float(r.series["modality_gap"][0]) for r in records.values()}) == 3
+    again = early_changes(TINY, tmp_path, count=3, steps=2, cpu=True)
+    np.testing.assert_array_equal(again["seed 1"].series["modality_gap"], records["seed 1"].series["modality_gap"])
+
+
+# --- settings and bad input -----------------------------------------------------------------------------
+
+
+def test_learning_rates_are_open_clips_cosine():
+    settings = dataclasses.replace(TINY, warmup=0.2)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = cosine_lr(optimizer, settings.lr, 10, 50)
+    assert [settings.learning_rate(k, 50) for k in range(50)] == pytest.approx([theirs(k) for k in range(50)])
+
+
+def test_presets_are_described_and_reach_training():
+    for name, (settings, text) in PRESETS.items():
+        assert preset(name) is settings
+        assert text
+    assert preset("paper").total_steps(82_783) == 80 * 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--schedule", "TS S9"], "Did you mean 'TS S3'"),
+        (["--model", "RN5"], "Unknown model 'RN5'. Did you mean"),
+        (["--model", "missing.json"], "no model configuration 'missing.json'"),
+        (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--data", "shapes:mispaird=0.1"], "mispaired"),
+        (["--set", "warmpu=1"], "Did you mean 'warmup'"),
+        (["--set", "augment=crop"], "Unknown augment 'crop'"),
+        (["--lr", "-1"], "`lr` must be positive"),
+        (["--batch-size", "2000"], "one step takes 2000"),
+        (["--set", "image_size=4"], "cannot be built at 4 pixels"),
+        (["--set", "held_out=tset"], "tset"),
+        (["--pretrained", "laion"], "no pretrained tags"),
+        (["--out", "run.txt"], "takes a .nc file"),
+        (["--preset", "laptop"], "Add --data"),
+        (["--clamp", "1", "0.1"], "positive and rising"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["clip", "train", "--cpu", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_keeps_earlier_records(tmp_path, monkeypatch, baseline):
+    path, _ = baseline
+    before = path.read_bytes()
+
+    def full(temporary, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("xarray.Dataset.to_netcdf", full)
+    with pytest.raises(fs.FlowsimError, match="No space left on device"):
+        train(TINY, "TS S3", path, cpu=True, force=True)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(fs.FlowsimError, match="Cannot write"):
+        train(TINY, "TS S3", tmp_path / "file" / "run.nc", cpu=True)
+
+
+def test_a_run_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "run.nc"
+    schedule = tmp_path / "own.json"
+    schedule.write_text(fs.Schedule(fs.temperature.Linear(0.02, 0.03), fs.SoftSwap(0.5)).to_json())
+    options = [
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+        "--pairs",
+        "16",
+        "--set",
+        "evaluations=2",
+        "--set",
+        "observables=gap",
+    ]
+    code = cli.main(
+        ["clip", "train", "--schedule", str(schedule), "--data", "shapes:count=16,size=32", *options, "--out", str(out),
+         "--cpu", "--json"]
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "COMPLETED"
+    assert fs.load(out).series["temperature"][-1] == pytest.approx(0.03)
