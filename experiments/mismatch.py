@@ -23,11 +23,12 @@ FULL = {
     "repaired_seeds": 2,
     "t1": 1e3,
     "shared": [8, 4, 2],
+    "points": 121,
 }
-QUICK = {"fractions": [0.0, 0.25, 0.5, 1.0], "seeds": 2, "repaired_seeds": 1, "t1": 1e2, "shared": [8, 4]}
+QUICK = {"fractions": [0.0, 0.25, 0.5, 1.0], "seeds": 2, "repaired_seeds": 1, "t1": 1e2, "shared": [8, 4], "points": 60}
 
 GAMMA0, PAIRS = 0.3, 16
-TIMES = np.concatenate([[0.0], np.geomspace(1e-2, 1e4, 121)])
+T1 = 1e4
 REPAIRED_PAIRS, DIM, BETA = 48, 8, 20.0
 REPAIRED, HEIGHTS = (0.0, 0.25, 0.5), (0.1, 0.3)
 TEMPERATURES = (0.2, 0.07, 0.02, 0.01)
@@ -37,18 +38,19 @@ LOOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 def compute(quick: bool, progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     seeds = range(SEED, SEED + sizes["seeds"])
+    ts = np.concatenate([[0.0], np.geomspace(1e-2, T1, sizes["points"])])
     runs = fs.sweep(
         fs.GradientFlow(), fs.initial.mismatched(PAIRS, DIM - 1, GAMMA0),
-        {"start.fraction": sizes["fractions"], "seed": seeds}, ts=TIMES, observables=("modality_gap",),
+        {"start.fraction": sizes["fractions"], "seed": seeds}, ts=ts, observables=("modality_gap",),
         track=progress, **LOOSE,
     )  # fmt: skip
     gap = runs["modality_gap"].to_numpy()
     above = gap > gap[..., :1] + 1e-6
     last = above.shape[-1] - 1 - np.argmax(above[..., ::-1], axis=-1)
-    record = xr.Dataset(coords={"fraction": sizes["fractions"], "time": TIMES, "seed": list(seeds)})
+    record = xr.Dataset(coords={"fraction": sizes["fractions"], "time": ts, "seed": list(seeds)})
     record["gap"] = (("fraction", "seed", "time"), gap)
     record["enlargement"] = (("fraction", "seed"), gap.max(axis=-1) - gap[..., 0])
-    record["time_above"] = (("fraction", "seed"), np.where(above.any(axis=-1), TIMES[last], 0.0))
+    record["time_above"] = (("fraction", "seed"), np.where(above.any(axis=-1), ts[last], 0.0))
     record.attrs["t1"] = sizes["t1"]
     record = record.assign(_repaired(sizes["repaired_seeds"], sizes["t1"], progress))
     return record.assign(_encoders(seeds if quick else seeds[:8], sizes["shared"], progress))

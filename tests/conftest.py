@@ -1,10 +1,9 @@
 """Strict numerics for the whole suite: no silent promotion, no silent broadcasting, no warnings."""
 
-import os
+from flowsim._workers import compile_quickly
 
-# Tests compile much and run little: optimise less. Read when JAX starts.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+# Tests compile much and run little.
+compile_quickly()
 
 import jax
 import pytest
