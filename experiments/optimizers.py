@@ -17,7 +17,7 @@ from flowsim.claims.retrieval import held_out_recall, split_latents
 SEED = 0
 FULL = {"pairs": 16, "dim": 8, "steps": 100_000, "seeds": 4, "temperatures": 9, "retrieval_seeds": 8}
 #: Both starts of the same size share compiled programs.
-QUICK = {"pairs": 5, "dim": 3, "steps": 10_000, "seeds": 1, "temperatures": 5, "retrieval_seeds": 2}
+QUICK = {"pairs": 5, "dim": 3, "steps": 4_000, "seeds": 1, "temperatures": 4, "retrieval_seeds": 2}
 
 LR, MOMENTUM = 1e-3, 0.9
 NAMES = ("sgd", "momentum", "adam", "adamw")
