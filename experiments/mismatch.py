@@ -67,6 +67,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
 
 def _repaired(sizes: dict, progress) -> dict:
     times = np.concatenate([[0.0], np.geomspace(1e-2, sizes["t1"], 60)])
+    seeds = range(SEED, SEED + sizes["repaired_seeds"])
     found = {}
     kinds: tuple[tuple[str, Any, Any], ...] = (
         ("fresh", fs.FreshRepairing(0.0), "stabilised"),
@@ -74,7 +75,7 @@ def _repaired(sizes: dict, progress) -> dict:
     )
     for name, pairing, method in kinds:
         flow = fs.GradientFlow(schedule=fs.temperature.Fixed(1 / BETA), pairing=pairing)
-        over = {"pairing.fraction": REPAIRED, "start.height": HEIGHTS, "seed": range(SEED, SEED + sizes["repaired_seeds"])}
+        over = {"pairing.fraction": REPAIRED, "start.height": HEIGHTS, "seed": seeds}
         runs = fs.sweep(
             flow, fs.initial.cones(sizes["repaired_pairs"], DIM, GAMMA0), over, ts=times, method=method,
             observables=("modality_gap",), track=progress, **LOOSE,
@@ -138,8 +139,8 @@ def plot(record: xr.Dataset) -> Figure:
     )
     figure.supxlabel(
         rf"(a, b) free rows, $n = {PAIRS}$, $d = {DIM}$, $\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, $\beta = e^\nu$, "
-        rf"{record.sizes['seed']} seeds; (c, d) free rows, random cones, $n = {record.attrs['repaired_pairs']}$, $d = {DIM}$, "
-        rf"$\beta = {BETA:g}$;" + "\n"
+        rf"{record.sizes['seed']} seeds; (c, d) free rows, random cones, $n = {record.attrs['repaired_pairs']}$, "
+        rf"$d = {DIM}$, $\beta = {BETA:g}$;" + "\n"
         rf"(e, f) linear encoders, 8 latent factors, $n = {PAIRS}$, $d = {DIM}$, {record.sizes['start']} seeds; "
         r"(f) $\tau = 0.07$",
         fontsize=8,

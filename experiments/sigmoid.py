@@ -93,8 +93,8 @@ def plot(record: xr.Dataset) -> Figure:
     _errors(axes[1, 1], record)
     seeds = record.sizes["seed"]
     figure.supxlabel(
-        rf"(a) to (c): free rows on the sphere, uniform, $n = {PAIRS}$, $\tau$ from {HOT:g} to {COLD:g}, linear in $t$ up to "
-        rf"$t = {fs.plot.time_text(T1).strip('$')}$; {seeds} seed{'s' * (seeds > 1)}." + "\n"
+        rf"(a) to (c): free rows on the sphere, uniform, $n = {PAIRS}$, $\tau$ from {HOT:g} to {COLD:g}, linear in $t$ "
+        rf"up to $t = {fs.plot.time_text(T1).strip('$')}$; {seeds} seed{'s' * (seeds > 1)}." + "\n"
         rf"(d): random cones, $n = {PAIRS}$, $d = {REPAIRED_DIM}$, fixed $\beta = {BETA:g}$, "
         rf"half of the pairs permuted; sigmoid loss with $b = 0$",
         fontsize=8,

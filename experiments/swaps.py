@@ -137,7 +137,8 @@ def plot(record: xr.Dataset) -> Figure:
     seeds = record.sizes["seed"]
     figure.supxlabel(
         rf"Free rows on the sphere, random cones in a random basis: $n = {PAIRS}$, $d = {DIM}$, "
-        rf"$\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, $\beta = e^\nu$, $r = 1$, $K = {record.attrs['masks']}$ masks; {seeds} seeds",
+        rf"$\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, $\beta = e^\nu$, $r = 1$, "
+        rf"$K = {record.attrs['masks']}$ masks; {seeds} seeds",
         fontsize=8,
     )
     return figure

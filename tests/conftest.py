@@ -1,13 +1,12 @@
 """Strict numerics for the whole suite: no silent promotion, no silent broadcasting, no warnings."""
 
+import jax
+import pytest
+
 from flowsim._workers import compile_quickly
 
 # Tests compile much and run little.
 compile_quickly()
-
-import jax
-import pytest
-
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

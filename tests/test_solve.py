@@ -151,7 +151,7 @@ def test_large_stiff_problem_takes_the_stabilised_method_and_agrees_with_the_exp
 @pytest.mark.parametrize("parametrization", [Exp(), ScaledExp(10.0), Softplus(), Identity()], ids=repr)
 def test_conserved_quantities_to_t_1e30(parametrization):
     """ln γ − γ²/2 + (2/r)F(β), free rows, r = 0.1, 1, 3: relative residual at most 1e-8."""
-    start = fs.initial.matched(32, 16, gamma=0.3)
+    start = fs.initial.matched(16, 8, gamma=0.3)
     for ratio in (0.1, 1.0, 3.0):
         flow = fs.GradientFlow(fs.Parallel(), Learnable(0.07, parametrization, ratio))
         result = fs.simulate(flow, start, t1=1e30)
@@ -225,10 +225,12 @@ def test_inverse_temperature_reaching_zero_ends_the_run_with_a_status():
 
 
 def test_steady_state_holds_its_value():
-    result = fs.simulate(fs.GradientFlow(schedule=Fixed(0.5)), fs.initial.uniform(5, 3), t1=1e7)
+    ts = [0, 1e2, 1e3, 1e5, 1e6, 1e7]  # as many as above: the compiled programs are shared
+    result = fs.simulate(fs.GradientFlow(schedule=Fixed(0.5)), fs.initial.uniform(5, 3), ts=ts)
     assert result.status.code is fs.Status.STEADY
     assert result.status.stopped_at < 1e7
     later = result.time > result.status.stopped_at
+    assert later.sum() >= 2
     assert np.ptp(result.series["loss"][later]) == 0
     assert result.final.time == 1e7
 
