@@ -352,7 +352,7 @@ def _chunk(
             if not asked:
                 break
             for how, batch in asked.items():
-                size = _padded(len(batch), len(jobs))
+                size = _padded(len(batch))
                 flows = _stack([chain.flow for chain, _ in batch], size, options.dtype)
                 tasks = _stack([task for _, task in batch], size, options.dtype)
                 outs = programs((structure, how, size), lambda f=flows, k=tasks, h=how: to_numpy(segments(f, k, h)))
@@ -374,7 +374,7 @@ def _observe(chains: list[Chain], options: Options, structure: Any, programs: _P
     waiting = [(chain, seen) for chain in chains if (seen := chain.seen()) is not None]
     if not waiting:
         return
-    size = _padded(len(waiting), len(chains))
+    size = _padded(len(waiting))
     flows = _stack([chain.flow for chain, _ in waiting], size, options.dtype)
     stacked = _stack([seen for _, seen in waiting], size, options.dtype)
     call = lambda: to_numpy(observe_many(flows, stacked, options.observables))  # noqa: E731
@@ -383,10 +383,8 @@ def _observe(chains: list[Chain], options: Options, structure: Any, programs: _P
         chain.fill({name: values[i] for name, values in found.items()})
 
 
-def _padded(count: int, chunk: int) -> int:
-    """The size of a batch of a chunk. The last of several runs goes with copies of itself: a program costs more."""
-    wanted = max(count, min(chunk, 2))
-    return next((size for size in _SIZES if size >= wanted), count)
+def _padded(count: int) -> int:
+    return next((size for size in _SIZES if size >= count), count)
 
 
 def _stack(trees: Sequence[Any], size: int, dtype: Any) -> Any:
@@ -402,7 +400,7 @@ def _complete(flows: GradientFlow, movings: Moving, constants: Any, seeds: Any) 
 
 def _initial_states(jobs: list[_Job], options: Options) -> list[State]:
     placed = [job.flow.place(as_start(job.start, job.seed)) for job in jobs]
-    size = _padded(len(jobs), len(jobs))
+    size = _padded(len(jobs))
     flows = _stack([job.flow for job in jobs], size, options.dtype)
     movings = _stack([moving for moving, _ in placed], size, options.dtype)
     constants = _stack([constants for _, constants in placed], size, options.dtype)
