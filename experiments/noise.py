@@ -14,7 +14,7 @@ import flowsim as fs
 
 SEED = 0
 FULL = {"temperatures": 40, "noises": 40, "seeds": 8, "law_pairs": [8, 16, 64], "t1": 1e4, "law_t1": 1e5, "chunk": 128}
-QUICK = {"temperatures": 8, "noises": 8, "seeds": 1, "law_pairs": [8], "t1": 1e3, "law_t1": 1e4, "chunk": 16}
+QUICK = {"temperatures": 8, "noises": 8, "seeds": 1, "law_pairs": [8], "t1": 1e2, "law_t1": 1e3, "chunk": 16}
 
 PAIRS, GAMMA0 = 8, 0.6
 LAW_NOISES, LAW_BETAS = np.array([0.01, 0.1, 0.3]), np.array([5.0, 10.0, 20.0, 50.0])
