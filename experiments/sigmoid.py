@@ -45,7 +45,7 @@ def _locked(dims: list[int], count: int, seeds: range, progress) -> xr.Dataset:
             fs.initial.uniform(PAIRS, dims[i]), ts=[0.0, T1], seed=seeds[k], rtol=1e-5, atol=1e-7,
             observables=("modality_gap",),
         )  # fmt: skip
-        cosines = run.final.image @ run.final.text.T
+        cosines = np.asarray(run.final.image) @ np.asarray(run.final.text).T
         found["pair"][i, j, k] = np.diagonal(cosines).min()
         found["other"][i, j, k] = cosines[wrong].max()
         found["gap"][i, j, k] = run.final["modality_gap"]
@@ -76,9 +76,9 @@ def _redrawn(sizes: dict, progress) -> dict:
             options = {"rtol": 1e-6, "atol": 1e-9, "observables": ("modality_gap",), "track": progress}
             return fs.sweep(flow, start, over, ts=[0.0, SHORT], **options)["modality_gap"].to_numpy()[..., -1]
 
-        wanted = gaps(flow.replace(pairing=fs.FreshRepairing(FRACTION)), {"seed": [SEED]})[0]
+        wanted = gaps(flow.replace(pairing=fs.FreshRepairing(fraction=FRACTION)), {"seed": [SEED]})[0]
         over = {"pairing.redraw": sizes["intervals"], "seed": range(SEED, SEED + sizes["draws"])}
-        drawn = gaps(flow.replace(pairing=fs.FreshRepairing(FRACTION, redraw=1.0)), over)
+        drawn = gaps(flow.replace(pairing=fs.FreshRepairing(fraction=FRACTION, redraw=1.0)), over)
         error[i] = np.sqrt(np.mean((drawn - wanted) ** 2, axis=1))
     coords = {"loss": sizes["losses"], "interval": sizes["intervals"]}
     return {"redraw_error": xr.DataArray(error, coords, ("loss", "interval"))}
