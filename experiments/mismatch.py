@@ -20,15 +20,25 @@ SEED = 0
 FULL = {
     "fractions": [0.0, 0.125, 0.25, 0.5, 0.75, 1.0],
     "seeds": 16,
+    "repaired_pairs": 48,
     "repaired_seeds": 2,
     "t1": 1e3,
     "shared": [8, 4, 2],
+    "points": 121,
 }
-QUICK = {"fractions": [0.0, 0.25, 0.5, 1.0], "seeds": 2, "repaired_seeds": 1, "t1": 1e2, "shared": [8, 4]}
+QUICK = {
+    "fractions": [0.0, 0.25, 0.5, 1.0],
+    "seeds": 2,
+    "repaired_pairs": 16,
+    "repaired_seeds": 1,
+    "t1": 1e2,
+    "shared": [8, 4],
+    "points": 60,
+}
 
 GAMMA0, PAIRS = 0.3, 16
-TIMES = np.concatenate([[0.0], np.geomspace(1e-2, 1e4, 121)])
-REPAIRED_PAIRS, DIM, BETA = 48, 8, 20.0
+T1 = 1e4
+DIM, BETA = 8, 20.0
 REPAIRED, HEIGHTS = (0.0, 0.25, 0.5), (0.1, 0.3)
 TEMPERATURES = (0.2, 0.07, 0.02, 0.01)
 LOOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
@@ -37,25 +47,27 @@ LOOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 def compute(quick: bool, progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     seeds = range(SEED, SEED + sizes["seeds"])
+    ts = np.concatenate([[0.0], np.geomspace(1e-2, T1, sizes["points"])])
     runs = fs.sweep(
         fs.GradientFlow(), fs.initial.mismatched(PAIRS, DIM - 1, GAMMA0),
-        {"start.fraction": sizes["fractions"], "seed": seeds}, ts=TIMES, observables=("modality_gap",),
+        {"start.fraction": sizes["fractions"], "seed": seeds}, ts=ts, observables=("modality_gap",),
         track=progress, **LOOSE,
     )  # fmt: skip
     gap = runs["modality_gap"].to_numpy()
     above = gap > gap[..., :1] + 1e-6
     last = above.shape[-1] - 1 - np.argmax(above[..., ::-1], axis=-1)
-    record = xr.Dataset(coords={"fraction": sizes["fractions"], "time": TIMES, "seed": list(seeds)})
+    record = xr.Dataset(coords={"fraction": sizes["fractions"], "time": ts, "seed": list(seeds)})
     record["gap"] = (("fraction", "seed", "time"), gap)
     record["enlargement"] = (("fraction", "seed"), gap.max(axis=-1) - gap[..., 0])
-    record["time_above"] = (("fraction", "seed"), np.where(above.any(axis=-1), TIMES[last], 0.0))
-    record.attrs["t1"] = sizes["t1"]
-    record = record.assign(_repaired(sizes["repaired_seeds"], sizes["t1"], progress))
+    record["time_above"] = (("fraction", "seed"), np.where(above.any(axis=-1), ts[last], 0.0))
+    record.attrs["repaired_pairs"], record.attrs["t1"] = sizes["repaired_pairs"], sizes["t1"]
+    record = record.assign(_repaired(sizes, progress))
     return record.assign(_encoders(seeds if quick else seeds[:8], sizes["shared"], progress))
 
 
-def _repaired(seeds: int, t1: float, progress) -> dict:
-    times = np.concatenate([[0.0], np.geomspace(1e-2, t1, 60)])
+def _repaired(sizes: dict, progress) -> dict:
+    times = np.concatenate([[0.0], np.geomspace(1e-2, sizes["t1"], 60)])
+    seeds = range(SEED, SEED + sizes["repaired_seeds"])
     found = {}
     kinds: tuple[tuple[str, Any, Any], ...] = (
         ("fresh", fs.FreshRepairing(0.0), "stabilised"),
@@ -63,9 +75,9 @@ def _repaired(seeds: int, t1: float, progress) -> dict:
     )
     for name, pairing, method in kinds:
         flow = fs.GradientFlow(schedule=fs.temperature.Fixed(1 / BETA), pairing=pairing)
-        over = {"pairing.fraction": REPAIRED, "start.height": HEIGHTS, "seed": range(SEED, SEED + seeds)}
+        over = {"pairing.fraction": REPAIRED, "start.height": HEIGHTS, "seed": seeds}
         runs = fs.sweep(
-            flow, fs.initial.cones(REPAIRED_PAIRS, DIM, GAMMA0), over, ts=times, method=method,
+            flow, fs.initial.cones(sizes["repaired_pairs"], DIM, GAMMA0), over, ts=times, method=method,
             observables=("modality_gap",), track=progress, **LOOSE,
         )  # fmt: skip
         found[f"{name}_gap"] = xr.DataArray(
@@ -127,8 +139,8 @@ def plot(record: xr.Dataset) -> Figure:
     )
     figure.supxlabel(
         rf"(a, b) free rows, $n = {PAIRS}$, $d = {DIM}$, $\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, $\beta = e^\nu$, "
-        rf"{record.sizes['seed']} seeds; (c, d) free rows, random cones, $n = {REPAIRED_PAIRS}$, $d = {DIM}$, "
-        rf"$\beta = {BETA:g}$;" + "\n"
+        rf"{record.sizes['seed']} seeds; (c, d) free rows, random cones, $n = {record.attrs['repaired_pairs']}$, "
+        rf"$d = {DIM}$, $\beta = {BETA:g}$;" + "\n"
         rf"(e, f) linear encoders, 8 latent factors, $n = {PAIRS}$, $d = {DIM}$, {record.sizes['start']} seeds; "
         r"(f) $\tau = 0.07$",
         fontsize=8,

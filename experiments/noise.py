@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 import flowsim as fs
 
 SEED = 0
-FULL = {"temperatures": 40, "noises": 40, "seeds": 8, "law_pairs": [8, 16, 64], "t1": 1e4, "law_t1": 1e5}
-QUICK = {"temperatures": 10, "noises": 10, "seeds": 2, "law_pairs": [8], "t1": 1e3, "law_t1": 1e4}
+FULL = {"temperatures": 40, "noises": 40, "seeds": 8, "law_pairs": [8, 16, 64], "t1": 1e4, "law_t1": 1e5, "chunk": 128}
+QUICK = {"temperatures": 8, "noises": 8, "seeds": 1, "law_pairs": [8], "t1": 1e2, "law_t1": 1e3, "chunk": 16}
 
 PAIRS, GAMMA0 = 8, 0.6
 LAW_NOISES, LAW_BETAS = np.array([0.01, 0.1, 0.3]), np.array([5.0, 10.0, 20.0, 50.0])
@@ -23,6 +23,8 @@ OPEN = 0.02
 OPTIONS = {"rtol": 1e-4, "atol": 1e-6, "method": "stabilised"}
 LAW_OPTIONS = {"rtol": 1e-5, "atol": 1e-7, "method": "stabilised"}
 NORMS = ("mean_pair_cosine", "image_centre_norm", "text_centre_norm")
+#: The same for every sweep, whose compiled programs are shared.
+OBSERVABLES = ("modality_gap", *NORMS)
 
 
 def compute(quick: bool, progress) -> xr.Dataset:
@@ -31,7 +33,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     noises = np.geomspace(0.01, 0.5, sizes["noises"])
     flow = fs.GradientFlow(schedule=fs.temperature.Fixed(0.1), pairing=fs.LabelNoise(0.1))
     grid = {"schedule.temperature.tau": temperatures, "pairing.noise": noises}
-    shared = {"ts": [0.0, sizes["t1"]], "observables": ("modality_gap",), "track": progress}
+    shared = {"ts": [0.0, sizes["t1"]], "observables": OBSERVABLES, "track": progress, "chunk": sizes["chunk"]}
     random = fs.sweep(
         flow, fs.initial.cones(PAIRS, PAIRS, GAMMA0), {**grid, "seed": range(SEED, SEED + sizes["seeds"])},
         **shared, **OPTIONS,
@@ -63,7 +65,7 @@ def _law(all_pairs: list[int], t1: float, progress) -> dict:
         flow = fs.GradientFlow(schedule=fs.temperature.Fixed(0.1), pairing=fs.LabelNoise(0.1))
         runs = fs.sweep(
             flow, fs.initial.uniform(n, n), {"schedule.temperature.tau": 1 / LAW_BETAS, "pairing.noise": LAW_NOISES},
-            ts=[0.0, t1], seed=SEED, observables=("modality_gap", *NORMS), track=progress, **LAW_OPTIONS,
+            ts=[0.0, t1], seed=SEED, observables=OBSERVABLES, track=progress, **LAW_OPTIONS,
         )  # fmt: skip
         last = runs.to_xarray().isel(time=-1)
         pair, image, text = (last[name].to_numpy() for name in NORMS)

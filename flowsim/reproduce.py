@@ -191,7 +191,7 @@ def _reproduce(
         for name in reused:
             draw(name, 0.0)
         calls = [(_compute, (n, folder, quick, stamps[n], _record_path(out, n))) for n in missing]
-        for index, seconds in _workers.run(calls, heard):
+        for index, seconds in _workers.run(calls, heard, quick):
             bars.remove_task(tasks.pop(missing[index]))
             draw(missing[index], seconds)
     return tuple(done[name] for name in names)

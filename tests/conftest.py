@@ -1,13 +1,12 @@
 """Strict numerics for the whole suite: no silent promotion, no silent broadcasting, no warnings."""
 
-import os
-
-# Tests compile much and run little: optimise less. Read when JAX starts.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-
 import jax
 import pytest
 
+from flowsim._workers import compile_quickly
+
+# Tests compile much and run little.
+compile_quickly()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

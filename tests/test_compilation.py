@@ -13,6 +13,7 @@ import pytest
 
 import flowsim as fs
 from flowsim import solve
+from flowsim._workers import compile_quickly
 
 _SETTLE = """
 import json, jax
@@ -77,14 +78,28 @@ def test_segments_do_not_call_back(monkeypatch):
     programs = []
     segment = solve.segment
 
+    class Traced(Exception):
+        pass
+
     def spy(flow, task, how):
         programs.append(segment.lower(flow, task, how).as_text())  # pyright: ignore
-        return segment(flow, task, how)
+        raise Traced
 
     monkeypatch.setattr(solve, "segment", spy)
-    fs.simulate(fs.GradientFlow.from_preset("FLT 1e-2"), fs.initial.uniform(pairs=3, dim=3), t1=1e3, method="implicit")
-    assert programs
-    assert all("callback" not in text for text in programs)
+    flow, start = fs.GradientFlow.from_preset("FLT 1e-2"), fs.initial.uniform(pairs=3, dim=3)
+    with pytest.raises(Traced):
+        fs.simulate(flow, start, t1=1e3, method="implicit")
+    assert "stablehlo.while" in programs[0]
+    assert "callback" not in programs[0]
+
+
+def test_quick_flags_join_those_of_the_session(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_max_hlo_modules=1")
+    compile_quickly()
+    once = os.environ["XLA_FLAGS"]
+    assert once.startswith("--xla_dump_max_hlo_modules=1 --xla_backend_optimization_level=0")
+    compile_quickly()
+    assert os.environ["XLA_FLAGS"] == once
 
 
 def test_others_keep_the_checks_of_diffrax():

@@ -72,6 +72,12 @@ def go(folder: Path, *names: str, **options) -> reproduce.Reproduction:
     return reproduce.run(names, folder=folder, **options)
 
 
+def go_one_by_one(folder: Path) -> None:
+    """All experiments in this process: starting others takes longer."""
+    for name in reproduce.experiment_names(folder):
+        go(folder, name)
+
+
 def calls(folder: Path) -> list[str]:
     log = folder / "log.txt"
     return sorted(log.read_text().split()) if log.exists() else []
@@ -114,7 +120,7 @@ def test_force_computes_again(folder: Path) -> None:
 
 @pytest.mark.parametrize("old_new", [("SEED = 3", "SEED = 4"), ('"points": 5', '"points": 6'), ("A line", "A word")])
 def test_changed_source_seed_or_sizes_compute_again(folder: Path, old_new: tuple[str, str]) -> None:
-    go(folder)
+    go_one_by_one(folder)
     file = folder / "fig1.py"
     file.write_text(file.read_text().replace(*old_new))
     assert [f.reused for f in go(folder).figures] == [False, True, True]
@@ -202,6 +208,7 @@ def test_claims_end_a_full_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     from flowsim import claims
 
     monkeypatch.setattr(claims, "run_all", lambda quick, progress, only, processes: [Verdict()], raising=False)
+    go_one_by_one(folder)
     done = go(folder, claims=None)
     assert done.ok
     assert json.loads((folder.parent / "out" / "claims.json").read_text())[0]["id"] == "lemma"

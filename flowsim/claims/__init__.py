@@ -97,7 +97,7 @@ def run_all(
         calls = [
             (_measure, (quick, ids)) for module in _ORDER if (ids := [c.id for c in module.CLAIMS if c.id in chosen])
         ]
-        for _ in _workers.run(calls, finished):
+        for _ in _workers.run(calls, finished, quick):
             pass
     else:
 

@@ -812,8 +812,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--quick" in argv and "jax" not in sys.modules:
-        # Quick runs spend their time compiling, not running.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+        from flowsim import _workers
+
+        _workers.compile_quickly()
     try:
         code = _run(argv)
         sys.stdout.flush()

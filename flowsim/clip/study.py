@@ -79,7 +79,7 @@ def study(
     ]
     labels = [run_name(*run) for run in runs]
     done: dict[str, Result] = {}
-    for index, result in _workers.run(calls, lambda name, numbers: heard(name, numbers), jobs):
+    for index, result in _workers.run(calls, lambda name, numbers: heard(name, numbers), workers=jobs):
         done[labels[index]] = result
     records = {label: done[label] for label in labels}
     save_results(records, folder / "runs.nc")
@@ -133,7 +133,7 @@ def early_changes(
     parts = [range(first, min(first + 10, count)) for first in range(0, count, 10)]
     calls = [(_early, (quick, list(part), str(folder / f"early.part{part[0]}.nc"), cpu)) for part in parts]
     found: dict[int, dict[str, Result]] = {}
-    for index, records in _workers.run(calls, lambda name, numbers: heard(name, numbers), jobs):
+    for index, records in _workers.run(calls, lambda name, numbers: heard(name, numbers), workers=jobs):
         found[index] = records
     records = {name: result for index in sorted(found) for name, result in found[index].items()}
     save_results(records, folder / "early.nc")

@@ -246,7 +246,7 @@ class _Run:
         """One optimizer step; (loss, modality gap of the batch, ν or NaN) on the device, before the step."""
         k, settings = self.step, self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rates[k] * group["ratio"]
+            group["lr"] = float(self.rates[k] * group["ratio"])
         u = k / self.steps
         raw = self.temperature.raw
         noted = torch.full((), torch.nan, device=self.device) if raw is None else raw.detach().float().clone()
@@ -289,12 +289,14 @@ class _Run:
     def evaluate(self) -> bool:
         """Observe the model now, on held-out pairs and on training pairs, and write the record.
 
-        False, and nothing is noted, if its weights are not finite any more.
+        False, and nothing is noted, if its embeddings are not finite any more.
         """
-        if not all(bool(p.isfinite().all()) for p in self.model.module.parameters()):
+        begin = time.perf_counter()
+        rows = [evaluate.embed(self.model, pairs, self.device, self.accelerator.autocast)
+                for pairs in (self.held_out, self.seen)]  # fmt: skip
+        if not all(np.isfinite(part).all() for pair in rows for part in pair):
             return False
         if self.main:
-            begin = time.perf_counter()
             beta, raw = self.temperature.value(self.step / self.steps)
             row = {
                 "step": self.step, "epoch": self.step / self.per_epoch, "progress": self.step / self.steps,
@@ -302,9 +304,8 @@ class _Run:
             }  # fmt: skip
             if raw is not None:
                 row["raw"] = raw
-            embed = lambda pairs: evaluate.embed(self.model, pairs, self.device, self.accelerator.autocast)  # noqa: E731
-            row |= evaluate.observe(*embed(self.held_out), beta, self.settings.observables)
-            image, text = embed(self.seen)
+            row |= evaluate.observe(*rows[0], beta, self.settings.observables)
+            image, text = rows[1]
             seen = evaluate.observe(image, text, beta, self.settings.observables)
             row |= {f"seen_{name}": value for name, value in seen.items()}
             for name, value in row.items():
