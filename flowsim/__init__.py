@@ -6,6 +6,8 @@ result = fs.simulate(flow, fs.initial.rings(pairs=5, height=0.309, twist=-144), 
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         temperature,
         theory,
     )
+    from flowsim.compare import Comparison, compare
     from flowsim.encoders import LinearEncoders, MLPEncoders
     from flowsim.errors import FlowsimError
     from flowsim.flow import GradientFlow
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 # Everything is loaded when first used: `flowsim --help` starts at once, and figures never cost a solve.
 _HOME = {
+    "compare": ["Comparison", "compare"],
     "encoders": ["LinearEncoders", "MLPEncoders"],
     "errors": ["FlowsimError"],
     "flow": ["GradientFlow"],
@@ -57,6 +61,16 @@ _MODULES = (
 )  # fmt: skip
 
 
+class _Package(types.ModuleType):
+    """`fs.compare` is the function, also after its module of the same name was imported, which would take its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, getattr(value, name) if name in _NAMES and isinstance(value, types.ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"flowsim.{name}")
@@ -74,6 +88,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "AdamLimit",
     "Clusters",
+    "Comparison",
     "DirectedInfoNCE",
     "FlowsimError",
     "FreshRepairing",
@@ -102,6 +117,7 @@ __all__ = [
     "SweepResult",
     "Unnormalized",
     "claims",
+    "compare",
     "initial",
     "load",
     "load_sweep",

@@ -1,4 +1,4 @@
-"""The command line: `flowsim reproduce | claims | simulate | sweep | measure`.
+"""The command line: `flowsim reproduce | claims | simulate | sweep | compare | measure`.
 
 Commands are dataclasses that tyro fills; each imports what it needs when it runs, so that help is fast. Bad
 input is one sentence on stderr and exit code 2, with nothing written.
@@ -418,6 +418,41 @@ class Sweep(_Run):
 
 
 @dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare a run, or a record of training, with the simulation and the closed forms: numbers, verdict, a sentence.
+
+    Further files are other initialisations of the same run, for the early enlargement of the gap.
+    """
+
+    files: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="RUN.nc ...", help_behavior_hint="")] = ()
+    """Saved runs."""
+    out: Annotated[str | None, _text("--out", "FIGURE"), _hint()] = None
+    """Draw everything into a figure, .png or .pdf."""
+    json: Flag = False
+    """JSON on stdout; a number that is missing is null."""
+
+    def run(self) -> int:
+        if not self.files:
+            raise FlowsimError("Command `compare` takes one RUN.nc or more. Use e.g. flowsim compare run.nc.")
+        if self.out is not None:
+            check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
+        from flowsim.compare import compare
+
+        with _progress("Comparing"):
+            found = compare(*self.files)
+        if self.out is not None:
+            found.save(self.out)
+        if self.json:
+            _print_json(found.to_dict())
+        else:
+            print(found)
+        sys.stdout.flush()
+        if self.out is not None:
+            _say(f"Saved {self.out}.")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Measure:
     """Print every observable of two embedding sets: gap, alignment, uniformity, retrieval and more."""
 
@@ -445,11 +480,14 @@ class Measure:
         return 0
 
 
-_COMMANDS: dict[str, type[Reproduce] | type[Claims] | type[Simulate] | type[Sweep] | type[Measure]] = {
+_COMMANDS: dict[
+    str, type[Reproduce] | type[Claims] | type[Simulate] | type[Sweep] | type[Compare] | type[Measure]
+] = {
     "reproduce": Reproduce,
     "claims": Claims,
     "simulate": Simulate,
     "sweep": Sweep,
+    "compare": Compare,
     "measure": Measure,
 }
 
@@ -694,7 +732,7 @@ def _progress(title: str, total: int | None = None) -> Iterator[Callable[[str], 
 # --- parsing and errors ---------------------------------------------------------------------------------
 
 
-def _parse(argv: Sequence[str]) -> Reproduce | Claims | Simulate | Sweep | Measure:
+def _parse(argv: Sequence[str]) -> Reproduce | Claims | Simulate | Sweep | Compare | Measure:
     """The command with its options; SystemExit after help, `FlowsimError` for anything wrong."""
     if not argv:
         raise FlowsimError(f"Give a command: {', '.join(_COMMANDS)}. See flowsim --help.")

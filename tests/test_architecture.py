@@ -44,13 +44,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
     "plot": {"observables", "result"},
+    "compare": {"flow", "initial", "pairing", "plot", "result", "schedules", "solve", "temperature", "theory"},
     "claims": {
         "config", "encoders", "flow", "geometry", "initial", "losses", "numerics", "observables", "pairing", "result",
         "rules", "schedules", "solve", "swaps", "sweeps", "temperature", "theory",
     },
     "reproduce": {"claims", "plot", "result", "solve"},
     "cli": {
-        "claims", "config", "flow", "geometry", "initial", "observables", "reproduce", "result", "schedules",
+        "claims", "compare", "config", "flow", "geometry", "initial", "observables", "reproduce", "result", "schedules",
         "solve", "sweeps",
     },
     "__main__": {"cli"},
