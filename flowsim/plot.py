@@ -289,23 +289,32 @@ def _steps_axis(curves: Mapping[str, Any], x: np.ndarray, ax: Axes) -> None:
     ax.set_xlabel(curves["label"])
 
 
+def _dots(x: np.ndarray, y: np.ndarray, ax: Axes) -> None:
+    """The run as dots, few enough (even in log x, where that is the axis) to leave lines visible."""
+    order = np.argsort(x)
+    logs = np.log(np.maximum(x[order], x[x > 0].min())) if ax.get_xscale() == "log" else x[order]
+    room = np.round((logs - logs[0]) / max(float(np.ptp(logs)), 1e-300) * 50)
+    shown = order[np.unique(room, return_index=True)[1]]
+    ax.plot(x[shown], y[shown], ls="", marker="o", ms=3, mew=0, color=_RUN, label="run")
+
+
 def _draw_gap(curves: Mapping[str, Any], ax: Axes) -> None:
-    ax.plot(curves["whole_x"], curves["whole_gap"], ls="", marker="o", ms=2.6, mew=0, color=_RUN, label="run")
-    ax.plot(curves["x"], curves["simulated_gap"], color=_SIMULATED, label="simulation")
+    _steps_axis(curves, curves["whole_x"], ax)
+    _dots(curves["whole_x"], curves["whole_gap"], ax)
+    ax.plot(curves["x"], curves["simulated_gap"], color=_SIMULATED, label="simulation", zorder=1.9)
     if "closed_gap" in curves:
         ax.plot(curves["closed_x"], curves["closed_gap"], color=_CLOSED, ls=(0, (4, 2)), lw=1, label="parallel cones")
-    _steps_axis(curves, curves["whole_x"], ax)
     ax.set_ylim(bottom=0)
     ax.set_ylabel(label("modality_gap"))
     ax.legend(loc="best")
 
 
 def _draw_temperature(curves: Mapping[str, Any], ax: Axes) -> None:
-    ax.plot(curves["whole_x"], curves["whole_tau"], ls="", marker="o", ms=2.6, mew=0, color=_RUN, label="run")
-    ax.plot(curves["x"], curves["simulated_tau"], color=_SIMULATED, label="simulation")
+    _steps_axis(curves, curves["whole_x"], ax)
+    _dots(curves["whole_x"], curves["whole_tau"], ax)
+    ax.plot(curves["x"], curves["simulated_tau"], color=_SIMULATED, label="simulation", zorder=1.9)
     if "closed_tau" in curves:
         ax.plot(curves["closed_x"], curves["closed_tau"], color=_CLOSED, ls=(0, (4, 2)), lw=1, label="parallel cones")
-    _steps_axis(curves, curves["whole_x"], ax)
     drawn = np.concatenate([np.ravel(line.get_ydata()) for line in ax.lines])
     drawn = drawn[np.isfinite(drawn)]
     if drawn.max() > 10 * drawn.min():
@@ -320,8 +329,10 @@ def _draw_exponent(curves: Mapping[str, Any], ax: Axes) -> None:
     x, gap = curves["x"], curves["gap"]
     at = np.exp(x) if curves["exponential"] else x
     order = np.argsort(at)
-    ax.plot(at, gap, ls="", marker="o", ms=2.6, mew=0, color=_RUN, label="run")
-    ax.plot(at[order], curves["fit"][order], color=_RUN, lw=1, label=f"power {curves['exponent']:.3g}")
+    if curves["exponential"]:
+        ax.set_xscale("log")
+    _dots(at, gap, ax)
+    ax.plot(at[order], curves["fit"][order], color=_RUN, lw=1, label=f"fit: {_signed(curves['exponent'])}")
     # The laws say a slope, not a level: they pass through the middle of the run.
     centre, level = float(np.mean(x)), float(np.mean(np.log(gap)))
     low, high = np.log(gap.min()), np.log(gap.max())
@@ -333,11 +344,9 @@ def _draw_exponent(curves: Mapping[str, Any], ax: Axes) -> None:
         line = np.exp(level + power * (np.linspace(x.min(), x.max(), 200) - centre))
         along = np.linspace(x.min(), x.max(), 200)
         along = np.exp(along) if curves["exponential"] else along
-        ax.plot(along, line, color=colour, ls=style, lw=1, label=f"{names[name]}: {power:.3g}")
+        ax.plot(along, line, color=colour, ls=style, lw=1, label=f"{names[name]}: {_signed(power)}", zorder=2.5)
     ax.set_yscale("log")
     ax.set_ylim(np.exp(low - margin), np.exp(high + margin))
-    if curves["exponential"]:
-        ax.set_xscale("log")
     for axis in (ax.xaxis, ax.yaxis) if curves["exponential"] else (ax.yaxis,):
         _plain_ticks(axis)
     ax.set_xlabel(label("inverse_temperature") if curves["exponential"] else r"potential $F(\beta)$")
@@ -355,7 +364,7 @@ def _draw_closing(curves: Mapping[str, Any], ax: Axes) -> None:
         first, last = (-1 / np.log(s) ** 2 for s in curves["straight"])
         ax.axvspan(first, last, color=MATCHED_COLOUR, lw=0, zorder=0, label="straight")
     ends = t[late]
-    ax.set_xlim(1.12 * x[late][0] - 0.12 * x[late][-1], max(0.0, 0.0))
+    ax.set_xlim(1.12 * x[late][0] - 0.12 * x[late][-1], 0.0)
     height = np.ptp(curves["gap"][late])
     ax.set_ylim(curves["gap"][late].min() - 0.35 * height, curves["gap"][late].max() + 0.15 * height)
     shown = [s for s in 10.0 ** np.arange(1, 31) if ends[0] * 0.999 <= s <= ends[-1] * 1.001]
@@ -368,7 +377,7 @@ def _draw_closing(curves: Mapping[str, Any], ax: Axes) -> None:
                 kept.append(i)
         for i in kept:
             ax.annotate(
-                f"${curves['word'][0] if curves['word'] != 'step' else 'k'} = 10^{{{round(np.log10(shown[i]))}}}$",
+                f"${'k' if curves['word'] == 'step' else 't'} = 10^{{{round(np.log10(shown[i]))}}}$",
                 (places[i], 0.02), xycoords=ax.get_xaxis_transform(), fontsize=7, ha="center", color=COLOURS["grey"],
             )  # fmt: skip
     ax.set_xlabel(r"$-1/\ln(k)^2$, $k$ the step" if curves["word"] == "step" else r"$-1/\ln(t)^2$, $t$ the flow time")
@@ -393,8 +402,8 @@ def _draw_matching(curves: Mapping[str, Any], ax: Axes) -> None:
 def _draw_calibration(curves: Mapping[str, Any], ax: Axes) -> None:
     x, rest = curves["x"], curves["rest"]
     ax.axvspan(x[0], curves["seen_until"], color="#EDEDED", lw=0, zorder=0, label="seen")
-    ax.plot(x, curves["gap"], ls="", marker="o", ms=2.6, mew=0, color=_RUN, label="run")
-    ax.plot(x, curves["predicted"], color=_SIMULATED, label="simulation")
+    _dots(x, curves["gap"], ax)
+    ax.plot(x, curves["predicted"], color=_SIMULATED, label="simulation", zorder=1.9)
     ax.plot(x[rest], curves["constant"][rest], color=COLOURS["grey"], ls=(0, (1, 1)), label="constant")
     ax.plot(x[rest], curves["line"][rest], color=COLOURS["purple"], ls=(0, (4, 2)), lw=1, label=r"line in $\log t$")
     ax.set_xlim(x[0], x[-1])
@@ -412,6 +421,11 @@ def _draw_enlargement(curves: Mapping[str, Any], ax: Axes) -> None:
     ax.set_xlabel(r"change of the gap over the first steps")
     ax.set_ylabel("initialisations")
     ax.legend(loc="best")
+
+
+def _signed(value: float) -> str:
+    """A number with a minus sign instead of a hyphen."""
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _plain_ticks(axis: Any) -> None:
