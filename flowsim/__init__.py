@@ -65,7 +65,9 @@ class _Package(types.ModuleType):
     """`fs.compare` is the function, also after its module of the same name was imported, which would take its place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, getattr(value, name) if name in _NAMES and isinstance(value, types.ModuleType) else value)
+        if name in _NAMES and isinstance(value, types.ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package

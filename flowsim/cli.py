@@ -480,9 +480,7 @@ class Measure:
         return 0
 
 
-_COMMANDS: dict[
-    str, type[Reproduce] | type[Claims] | type[Simulate] | type[Sweep] | type[Compare] | type[Measure]
-] = {
+_COMMANDS: dict[str, type[Reproduce] | type[Claims] | type[Simulate] | type[Sweep] | type[Compare] | type[Measure]] = {
     "reproduce": Reproduce,
     "claims": Claims,
     "simulate": Simulate,

@@ -480,7 +480,8 @@ def _fit_factor(
     near = (grid[max(k - 1, 0)], grid[min(k + 1, count - 1)])
     if cheap:
         options = {"xatol": 1e-5}
-        best = float(minimize_scalar(lambda x: costs(x).mean(), bounds=near, method="bounded", options=options).x)
+        found: Any = minimize_scalar(lambda x: costs(x).mean(), bounds=near, method="bounded", options=options)
+        best = float(found.x)
     else:
         finer = np.linspace(*near, 7)
         best = float(finer[np.argmin([costs(x).mean() for x in finer])])
@@ -494,8 +495,7 @@ def _fit_factor(
         weights = np.stack([np.bincount(row, minlength=int(used.sum())) for row in drawn])
         chosen = local[np.argmin(table @ weights.T, axis=0)]
         interval = [float(x) for x in np.exp(np.quantile(chosen, [0.025, 0.975]))]
-    found = at(math.exp(best), clock)
-    return _Fit(math.exp(best), interval, found[0], found[1], float(costs(best).mean()))
+    return _Fit(math.exp(best), interval, *at(math.exp(best), clock), float(costs(best).mean()))
 
 
 def _schedule_from(run: _Run, index: int) -> Schedule:
@@ -506,7 +506,7 @@ def _schedule_from(run: _Run, index: int) -> Schedule:
         return run.schedule
     tau = 1 / beta[index]
     if policy.clamp is not None:  # a rounded clamp would refuse the value it led to
-        tau = float(np.clip(tau, *(float(x) for x in policy.clamp)))
+        tau = min(max(tau, float(policy.clamp[0])), float(policy.clamp[1]))
     return dataclasses.replace(run.schedule, temperature=dataclasses.replace(policy, init=tau))
 
 
@@ -654,13 +654,12 @@ def _closed_form(
     curve = _Curve(s, 2 * np.exp(np.asarray(log_gamma)), -np.log(np.asarray(betas)))
     later = slice(peak, None)
     since = clock[later] - clock[peak]
-    fit = _fit_factor(
-        lambda f, t: curve.at(f * t), since, gap[later], None, np.ones(len(since), bool), cheap=True
-    )
+    fit = _fit_factor(lambda f, t: curve.at(f * t), since, gap[later], None, np.ones(len(since), bool), cheap=True)
     if not np.isfinite(fit.gap).all():
         return None
     numbers = {
-        "closed_form_margin": margin, "closed_form_time_factor": fit.factor,
+        "closed_form_margin": margin,
+        "closed_form_time_factor": fit.factor,
         "closed_form_rms_gap": _rms(fit.gap - gap[later]),
         "closed_form_relative_gap": _rms(fit.gap - gap[later]) / max(float(np.std(gap[later])), 1e-12),
     }
@@ -670,8 +669,9 @@ def _closed_form(
 # --- (b) gap against temperature ----------------------------------------------------------------------------
 
 _EXPONENT = (
-    "a law agrees if its exponent lies in the interval or within a tenth of the fit and the interval is narrower than "
-    "the exponent itself and R² >= 0.9, and disagrees if it lies outside both; agrees if one law does, disagrees if none"
+    "a law agrees if its exponent lies in the interval of the fit or within a tenth of itself from it, the interval is "
+    "narrower than the exponent and R² >= 0.9, and disagrees if it lies outside both; agrees if one law does, disagrees "
+    "if every law does"
 )
 
 
@@ -733,10 +733,10 @@ def _exponent(run: _Run) -> Item:
         "agrees" if "agrees" in verdicts else "disagrees" if set(verdicts) == {"disagrees"} else "cannot tell"
     )
     words = {"agrees": "met", "disagrees": "not met", "cannot tell": "undecided"}
-    against = "ln β" if name == "exp" else "F(β)"
+    against, base = ("ln β", "β") if name == "exp" else ("F(β)", "exp F(β)")
     parallel = laws["parallel"]
     sentence = (
-        f"The gap goes as the power {_text(plain)} ({_interval(plain_interval)}) of {'β' if name == 'exp' else 'exp F(β)'}; "
+        f"The gap goes as the power {_text(plain)} ({_interval(plain_interval)}) of {base}; "
         f"parallel cones want {_text(parallel['prediction'])} ({words[parallel['verdict']]}: their conserved quantity "
         f"has {_text(corrected)})"
     )
@@ -767,9 +767,9 @@ def _judge_law(prediction: float, fit: float, interval: list[float], r2: float) 
 # --- (c) slow closing ---------------------------------------------------------------------------------------
 
 _CLOSING = (
-    "agrees if from step 100 on (10 in runs of fewer than 1000) the gap falls, is straight in -1/log(t)² (R² >= 0.9, and "
-    "no bend that is both significant at 1 % and above 5 % of the range) and a line in log t is no better; disagrees if "
-    "it does not fall or is not straight"
+    "agrees if from step 100 on (10 in runs of fewer than 1000) the gap falls, is straight in -1/log(t)² (R² >= 0.9, "
+    "and no bend that is both significant at 1 % and above 5 % of the range) and a line in log t is no better; "
+    "disagrees if it does not fall or is bent"
 )
 _BEND = 0.05
 
@@ -1023,16 +1023,14 @@ def _theorem_3_3(run: _Run, gap: float, beta: float, rates: Sequence[float]) -> 
 # --- (e) matching -----------------------------------------------------------------------------------------------
 
 _MATCHING = (
-    "agrees if at most half of the closing of the gap after its peak came before half of the pairs were matched, and the "
-    "gap did not grow again by a tenth of the closing once all were; disagrees otherwise"
+    "agrees if at most half of the closing of the gap after its peak came before half of the pairs were matched, and "
+    "the gap did not grow again by a tenth of the closing once all were; disagrees otherwise"
 )
 
 
 def _matching(run: _Run) -> Item:
     title = "Matching"
-    fraction, margin, defect = (
-        run.series(name) for name in ("matched_fraction", "margin", "doubly_stochastic_defect")
-    )
+    fraction, margin, defect = (run.series(name) for name in ("matched_fraction", "margin", "doubly_stochastic_defect"))
     axis, gap = run.axis, run.gap
 
     def at(index: int | None) -> float | None:
@@ -1129,7 +1127,7 @@ def _calibration(run: _Run) -> Item:
     log_tau = None if tau is None else tau[good]
     early = axis <= SEEN * axis[-1]
     if early.sum() < 5 or (~early).sum() < 5:
-        few, part = ((early.sum(), "first") if early.sum() < 5 else ((~early).sum(), "last"))
+        few, part = (early.sum(), "first") if early.sum() < 5 else ((~early).sum(), "last")
         return cannot(f"Only {int(few)} evaluations in the {part} part of the run; five are needed.")
     if not _moved(gap[early]):
         return cannot(f"The gap moved by less than {_share(_GAP_MOVED)} in the first {_share(SEEN)} of the run.")
@@ -1172,7 +1170,8 @@ def _calibration(run: _Run) -> Item:
         "agrees" if ratio <= 0.8 and relative <= 0.5 else "disagrees" if max(ratio, relative) >= 1 else "cannot tell"
     )
     numbers = {
-        "pairs": min(len(rows[0]), _NOISY_PAIRS) if noise else len(rows[0]), "seen": SEEN, "time_factor": fit.factor, "time_factor_interval": fit.interval,
+        "pairs": min(len(rows[0]), _NOISY_PAIRS) if noise else len(rows[0]), "seen": SEEN,
+        "time_factor": fit.factor, "time_factor_interval": fit.interval,
         "noise": noise, "noise_tried": list(NOISE_LEVELS) if tried else [],
         "misfit_seen": math.sqrt(fit.cost), "misfit_seen_without_noise": math.sqrt(plain_cost),
         "rms_error": errors["prediction"], "rms_error_constant": errors["constant"],
@@ -1187,8 +1186,8 @@ def _calibration(run: _Run) -> Item:
     extra = f" and label noise {noise:g}" if noise else ""
     beats = "it beats both" if ratio <= 0.8 else "it beats neither clearly" if ratio < 1 else "it does not beat both"
     sentence = (
-        f"With a factor of time of {_text(fit.factor)}{within}{extra} from the first {_share(SEEN)}, the rest of the gap "
-        f"is predicted to {_text(errors['prediction'])} rms, against {_text(errors['constant'])} of a constant, "
+        f"With a factor of time of {_text(fit.factor)}{within}{extra} from the first {_share(SEEN)}, the rest of the "
+        f"gap is predicted to {_text(errors['prediction'])} rms, against {_text(errors['constant'])} of a constant, "
         f"{_text(errors['line_in_log_t'])} of a line in log t and a spread of {_text(spread)}: {beats}"
         + (", yet it misses what the gap does." if ratio < 1 <= relative else ".")
     )

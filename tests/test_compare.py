@@ -439,5 +439,3 @@ def test_the_command_line(everything, tmp_path, capsys):
     ):
         assert cli.main(arguments) == 2
         assert says in capsys.readouterr().err
-
-
