@@ -670,8 +670,8 @@ def _closed_form(
 
 _EXPONENT = (
     "a law agrees if its exponent lies in the interval of the fit or within a tenth of itself from it, the interval is "
-    "narrower than the exponent and R² >= 0.9, and disagrees if it lies outside both; agrees if one law does, disagrees "
-    "if every law does"
+    "narrower than the exponent and R² >= 0.9, and disagrees if it lies outside both; the item agrees if one law does, "
+    "and disagrees if every law does"
 )
 
 

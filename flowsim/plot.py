@@ -386,17 +386,26 @@ def _draw_closing(curves: Mapping[str, Any], ax: Axes) -> None:
 
 
 def _draw_matching(curves: Mapping[str, Any], ax: Axes) -> None:
-    gap = curves["gap"]
+    gap, defect = curves["gap"], curves["defect"]
     ax.plot(curves["x"], gap / np.nanmax(gap), color=_RUN, label="gap / its peak")
     ax.plot(curves["x"], curves["matched"], color=COLOURS["green"], label="matched fraction")
-    if curves["defect"] is not None:
-        ax.plot(curves["x"], curves["defect"], color=COLOURS["orange"], ls=(0, (4, 2)), lw=1, label="DS defect")
     if curves.get("all") is not None:
         ax.axvspan(curves["all"], curves["x"][-1], color=MATCHED_COLOUR, lw=0, zorder=0)
     _steps_axis(curves, curves["x"], ax)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.05)
     ax.set_ylabel("fraction")
-    ax.legend(loc="best")
+    handles, top = ax.get_legend_handles_labels()[0], ax
+    if defect is not None and np.nanmax(defect) > 1e-12:  # below, it is rounding
+        top = ax.twinx()
+        handles += top.plot(
+            curves["x"], np.maximum(defect, 1e-16), color=COLOURS["orange"], ls=(0, (4, 2)), lw=1,
+            label="DS defect (right)",
+        )  # fmt: skip
+        top.set_yscale("log")
+        top.set_ylabel("DS defect")
+        top.spines["right"].set_visible(True)
+    # On the upper axes, so that no curve crosses its words.
+    top.legend(handles=handles, loc="lower left", frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _draw_calibration(curves: Mapping[str, Any], ax: Axes) -> None:
@@ -416,11 +425,13 @@ def _draw_calibration(curves: Mapping[str, Any], ax: Axes) -> None:
 def _draw_enlargement(curves: Mapping[str, Any], ax: Axes) -> None:
     ax.hist(curves["changes"], bins=min(10, max(3, len(curves["changes"]) // 2)), color=_RUN, alpha=0.8, rwidth=0.92)
     ax.axvline(0, color=COLOURS["grey"], lw=0.8, ls=":")
-    ax.axvline(curves["mean"], color=_SIMULATED, label=f"mean {curves['mean']:.3g}")
+    ax.axvline(curves["mean"], color=_SIMULATED, label=f"mean {_signed(curves['mean'])}")
+    ax.margins(y=0.25)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(r"change of the gap over the first steps")
     ax.set_ylabel("initialisations")
-    ax.legend(loc="best")
+    ax.legend(loc="upper left")
 
 
 def _signed(value: float) -> str:
