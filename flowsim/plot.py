@@ -394,7 +394,7 @@ def _draw_matching(curves: Mapping[str, Any], ax: Axes) -> None:
     _steps_axis(curves, curves["x"], ax)
     ax.set_ylim(0, 1.05)
     ax.set_ylabel("fraction")
-    handles, top = ax.get_legend_handles_labels()[0], ax
+    handles = ax.get_legend_handles_labels()[0]
     if defect is not None and np.nanmax(defect) > 1e-12:  # below, it is rounding
         top = ax.twinx()
         handles += top.plot(
@@ -404,8 +404,8 @@ def _draw_matching(curves: Mapping[str, Any], ax: Axes) -> None:
         top.set_yscale("log")
         top.set_ylabel("DS defect")
         top.spines["right"].set_visible(True)
-    # On the upper axes, so that no curve crosses its words.
-    top.legend(handles=handles, loc="lower left", frameon=True, framealpha=0.85, edgecolor="none")
+    # Below: three curves from corner to corner leave no room inside.
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=3, columnspacing=0.9)
 
 
 def _draw_calibration(curves: Mapping[str, Any], ax: Axes) -> None:
