@@ -6,6 +6,8 @@ result = fs.simulate(flow, fs.initial.rings(pairs=5, height=0.309, twist=-144), 
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         temperature,
         theory,
     )
+    from flowsim.compare import Comparison, compare
     from flowsim.encoders import LinearEncoders, MLPEncoders
     from flowsim.errors import FlowsimError
     from flowsim.flow import GradientFlow
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 # Everything is loaded when first used: `flowsim --help` starts at once, and figures never cost a solve.
 _HOME = {
+    "compare": ["Comparison", "compare"],
     "encoders": ["LinearEncoders", "MLPEncoders"],
     "errors": ["FlowsimError"],
     "flow": ["GradientFlow"],
@@ -58,6 +62,18 @@ _MODULES = (
 )  # fmt: skip
 
 
+class _Package(types.ModuleType):
+    """`fs.compare` is the function, also after its module of the same name was imported, which would take its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _NAMES and isinstance(value, types.ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"flowsim.{name}")
@@ -75,6 +91,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "AdamLimit",
     "Clusters",
+    "Comparison",
     "DirectedInfoNCE",
     "FlowsimError",
     "FreshRepairing",
@@ -104,6 +121,7 @@ __all__ = [
     "Unnormalized",
     "claims",
     "clip",
+    "compare",
     "initial",
     "load",
     "load_results",

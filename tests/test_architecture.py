@@ -37,22 +37,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flow": {"config", "encoders", "geometry", "initial", "losses", "pairing", "rules", "schedules"},
     "result": {"initial"},
     "chain": {"flow", "numerics", "observables", "result", "temperature"},
-    "discrete": {"chain", "flow", "pairing", "result", "rules", "temperature"},
+    "discrete": {"chain", "flow", "pairing", "result", "rules", "swaps", "temperature"},
     "solve": {
         "chain", "config", "discrete", "flow", "initial", "numerics", "observables", "result", "temperature", "theory",
         "times",
     },
     "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
     "plot": {"observables", "result"},
-    "clip": {"config", "observables", "result", "schedules", "swaps"},
+    "clip": {"config", "losses", "observables", "pairing", "result", "schedules", "swaps", "temperature"},
+    "compare": {"flow", "initial", "pairing", "plot", "result", "schedules", "solve", "temperature", "theory"},
     "claims": {
         "config", "encoders", "flow", "geometry", "initial", "losses", "numerics", "observables", "pairing", "result",
         "rules", "schedules", "solve", "swaps", "sweeps", "temperature", "theory",
     },
     "reproduce": {"claims", "plot", "result", "solve"},
     "cli": {
-        "claims", "config", "flow", "geometry", "initial", "observables", "reproduce", "result", "schedules",
-        "solve", "sweeps",
+        "claims", "clip", "compare", "config", "flow", "geometry", "initial", "observables", "plot", "reproduce",
+        "result", "schedules", "solve", "sweeps",
     },
     "__main__": {"cli"},
 }  # fmt: skip

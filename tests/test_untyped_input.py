@@ -17,6 +17,7 @@ import pytest
             "fs.sweep(fs.GradientFlow(), fs.initial.rings(), {'seed': 3}, t1=1)",
             "must be a list, but are 3. Use e.g. [3]",
         ),
+        ("fs.compare([1.0, 2.0])", "Expected a result or the path of one, but got list"),
         ("fs.GradientFlow().replace(geometry=3)", "Give an object of its kind"),
     ],
 )

@@ -1,4 +1,5 @@
-"""The command line: `flowsim reproduce | claims | simulate | sweep | measure`, and `flowsim clip ...` (in `clip`).
+"""The command line: `flowsim reproduce | claims | simulate | sweep | compare | measure`, and
+`flowsim clip ...` (in `clip`).
 
 Commands are dataclasses that tyro fills; each imports what it needs when it runs, so that help is fast. Bad
 input is one sentence on stderr and exit code 2, with nothing written.
@@ -418,6 +419,41 @@ class Sweep(_Run):
 
 
 @dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare a run, or a record of training, with the simulation and the closed forms: numbers, verdict, a sentence.
+
+    Further files are other initialisations of the same run, for the early enlargement of the gap.
+    """
+
+    files: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="RUN.nc ...", help_behavior_hint="")] = ()
+    """Saved runs."""
+    out: Annotated[str | None, _text("--out", "FIGURE"), _hint()] = None
+    """Draw everything into a figure, .png or .pdf."""
+    json: Flag = False
+    """JSON on stdout; a number that is missing is null."""
+
+    def run(self) -> int:
+        if not self.files:
+            raise FlowsimError("Command `compare` takes one RUN.nc or more. Use e.g. flowsim compare run.nc.")
+        if self.out is not None:
+            check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
+        from flowsim.compare import compare
+
+        with _progress("Comparing"):
+            found = compare(*self.files)
+        if self.out is not None:
+            found.save(self.out)
+        if self.json:
+            _print_json(found.to_dict())
+        else:
+            print(found)
+        sys.stdout.flush()
+        if self.out is not None:
+            _say(f"Saved {self.out}.")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Measure:
     """Print every observable of two embedding sets: gap, alignment, uniformity, retrieval and more."""
 
@@ -465,6 +501,7 @@ _COMMANDS: dict[str, type[Command]] = {
     "claims": Claims,
     "simulate": Simulate,
     "sweep": Sweep,
+    "compare": Compare,
     "measure": Measure,
     "clip": Clip,
 }

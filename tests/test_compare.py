@@ -1,0 +1,441 @@
+"""Every item of a comparison agrees with a system where it must, and disagrees with one where it must."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+import flowsim as fs
+from flowsim import cli, theory
+from flowsim.compare import PARTS
+from flowsim.config import to_config
+from flowsim.result import SUM_OF_RATES, Outcome, Result, Status
+
+LINEAR = np.linspace(0.0, 20.0, 257)
+
+
+def record(steps, gap, *, training=None, schedule=None, snapshots=None, at=(), lr=1e-3, **series) -> Result:
+    """A record of training, made by hand."""
+    steps = np.asarray(steps, np.float64)
+    described = {"model": "tiny", "data": "pairs", "optimizer": "adamw", "batch_size": 5, "steps": int(steps[-1])}
+    return Result(
+        time=lr * steps,
+        series={"modality_gap": np.asarray(gap, np.float64), **series},
+        status=Outcome(Status.COMPLETED, lr * steps[-1], "adamw"),
+        config={
+            "kind": "training",
+            "schedule": to_config(schedule or fs.Schedule()),
+            "training": described | (training or {}),
+            "evaluation": {"pairs": 64},
+        },
+        stats={},
+        versions={},
+        snapshot_time=np.asarray(at, np.float64),
+        snapshots=snapshots or {},
+        constants={},
+        clock=SUM_OF_RATES,
+        coordinates={"step": steps, "epoch": steps / 100, "progress": steps / steps[-1]},
+    )
+
+
+def with_series(result: Result, **series) -> Result:
+    return dataclasses.replace(result, series={**result.series, **series})
+
+
+@pytest.fixture(scope="module")
+def rings() -> Result:
+    """Figure 2's run: βΔ⁵ is conserved, and pairs are matched after the peak of the gap."""
+    return fs.simulate(fs.GradientFlow(), fs.initial.rings(), t1=1e5)
+
+
+@pytest.fixture(scope="module")
+def early() -> Result:
+    """The same run until t = 20, evenly in time: a fifth of it ends just before the pairs are matched."""
+    return fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=LINEAR)
+
+
+@pytest.fixture(scope="module")
+def parallel() -> Result:
+    return fs.simulate(fs.GradientFlow(fs.Parallel()), fs.initial.matched(pairs=5, dim=2, gamma=0.4), t1=1e5)
+
+
+@pytest.fixture(scope="module")
+def descent() -> Result:
+    """Plain gradient descent in finite steps."""
+    return fs.simulate(fs.GradientFlow(), fs.initial.rings(), optimizer="sgd", lr=4e-3, steps=5000)
+
+
+# --- (a) simulation -------------------------------------------------------------------------------------------
+
+
+def test_a_simulation_follows_gradient_descent(descent):
+    item = fs.compare(descent, parts=["simulation"])["simulation"]
+    assert item.verdict == "agrees"
+    assert item.numbers["pairs"] == 5
+    assert item.numbers["time_factor"] == pytest.approx(1.0, abs=0.05)
+    low, high = item.numbers["time_factor_interval"]
+    assert low <= item.numbers["time_factor"] * 1.001 and high >= item.numbers["time_factor"] * 0.999
+    # First order in the learning rate, and in units of the observables.
+    assert item.numbers["rms_gap"] < 5 * 4e-3
+    assert item.numbers["relative_gap"] == pytest.approx(item.numbers["rms_gap"] / item.numbers["spread_gap"])
+    assert "5 pairs at the start" in item.sentence
+
+
+def test_a_simulation_on_the_sphere_does_not_follow_parallel_cones(parallel):
+    item = fs.compare(parallel, parts="simulation")["simulation"]
+    assert item.verdict == "disagrees"
+    assert item.numbers["relative_gap"] > 0.5 or item.numbers["relative_log_tau"] > 0.5
+    # From the peak on, the closed form of parallel cones is nearer, which is drawn beside it.
+    assert item.numbers["closed_form_relative_gap"] < 0.5
+
+
+def test_a_forged_gap_is_not_simulated(early):
+    upside = with_series(early, modality_gap=1.7 - early.series["modality_gap"])
+    assert fs.compare(upside, parts="simulation")["simulation"].verdict == "disagrees"
+
+
+def test_a_simulation_starts_after_the_first_epoch_and_from_training_pairs(early):
+    kept = [0, 40, 256]
+    rows = [early.at(float(early.time[i])) for i in kept]
+    steps = np.arange(257)
+    forged = np.full(257, np.nan)
+    made = record(
+        steps, forged, at=1e-3 * np.asarray(kept), lr=1e-3,
+        snapshots={"image": np.stack([r.image for r in rows]), "text": np.stack([r.text for r in rows])},
+        seen_modality_gap=early.series["modality_gap"], temperature=early.series["temperature"],
+    )  # fmt: skip
+    made.coordinates["epoch"] = steps / 40
+    item = fs.compare(made, parts="simulation")["simulation"]
+    assert item.verdict == "agrees"
+    assert item.numbers["start"] == "after the first epoch"
+    assert item.numbers["time_factor"] == pytest.approx(20 / 256 / 1e-3, rel=0.02)
+    made.coordinates["epoch"] = steps / 400  # less than one epoch
+    assert fs.compare(made, parts="simulation")["simulation"].numbers["start"] == "at the start"
+
+
+# --- (b) exponent -----------------------------------------------------------------------------------------------
+
+
+def test_parallel_cones_meet_their_exponent_and_not_the_spheres(parallel):
+    item = fs.compare(parallel, parts="exponent")["exponent"]
+    assert item.verdict == "agrees"
+    laws = item.numbers["laws"]
+    assert laws["parallel"]["verdict"] == "agrees"
+    assert laws["parallel"]["fit"] == pytest.approx(-2.0, abs=1e-6)
+    assert laws["sphere"]["verdict"] == "disagrees"
+    assert laws["sphere"]["prediction"] == theory.sphere_exponent(5)
+
+
+def test_rings_on_the_sphere_meet_their_exponent_and_not_that_of_cones(rings):
+    item = fs.compare(rings, parts="exponent")["exponent"]
+    assert item.verdict == "agrees"
+    assert item.numbers["exponent"] == pytest.approx(-0.2, abs=1e-8)
+    assert {k: law["verdict"] for k, law in item.numbers["laws"].items()} == {
+        "parallel": "disagrees", "sphere": "agrees",
+    }  # fmt: skip
+
+
+def test_the_exponent_of_a_scaled_temperature(parallel):
+    """The law follows the parametrization: the same record under another schedule is refused."""
+    flow = fs.GradientFlow(fs.Parallel(), fs.Schedule(fs.temperature.Learnable(lr_ratio=0.5)))
+    other = dataclasses.replace(parallel, config={**parallel.config, "flow": flow.to_config()})
+    item = fs.compare(other, parts="exponent")["exponent"]
+    assert item.numbers["laws"]["parallel"]["prediction"] == -4.0
+    assert item.verdict == "disagrees"
+
+
+def test_another_power_agrees_with_no_law(rings):
+    noise = np.random.default_rng(0).normal(0, 0.01, len(rings.time))
+    forged = with_series(rings, modality_gap=rings.series["inverse_temperature"] ** (-0.3) * np.exp(noise))
+    item = fs.compare(forged, parts="exponent")["exponent"]
+    assert item.verdict == "disagrees"
+    low, high = item.numbers["interval"]
+    assert low < -0.3 < high and high - low < 0.02
+
+
+def test_noise_leaves_the_exponent_open(rings):
+    noise = np.random.default_rng(0).normal(0, 3.0, len(rings.time))
+    forged = with_series(rings, modality_gap=0.1 * rings.series["inverse_temperature"] ** (-2) * np.exp(noise))
+    assert fs.compare(forged, parts="exponent")["exponent"].numbers["laws"]["sphere"]["verdict"] != "agrees"
+    assert fs.compare(forged, parts="exponent")["exponent"].verdict == "cannot tell"
+
+
+def test_a_temperature_that_rests_says_nothing():
+    steps = np.arange(0, 300, 10)
+    still = record(steps, np.linspace(1.4, 0.4, 30), inverse_temperature=np.linspace(14.3, 14.6, 30))
+    item = fs.compare(still, parts="exponent")["exponent"]
+    assert item.verdict == "cannot tell" and "hardly moved" in item.sentence
+    fixed = record(steps, np.linspace(1.4, 0.4, 30), schedule=fs.schedules.get("FLT 4e-2"))
+    item = fs.compare(fixed, parts="exponent")["exponent"]
+    assert item.verdict == "cannot tell" and "not learned" in item.sentence
+    clamped = fs.Schedule(fs.temperature.Learnable(clamp=(0.01, 1.0)))
+    stuck = record(steps, np.linspace(1.4, 0.4, 30), schedule=clamped, inverse_temperature=np.full(30, 100.0))
+    assert "free temperature" in fs.compare(stuck, parts="exponent")["exponent"].sentence
+
+
+# --- (c) slow closing -------------------------------------------------------------------------------------------
+
+STEPS = np.unique(np.concatenate([[0], np.geomspace(1, 10_000, 120).round()]))
+
+
+def closing(gap) -> fs.Comparison:
+    return fs.compare(record(STEPS, gap), parts=["slow_closing"])
+
+
+def test_a_gap_that_closes_like_the_theorem_is_straight():
+    rng = np.random.default_rng(1)
+    with np.errstate(divide="ignore"):
+        law = 0.05 + 12 / np.log(np.maximum(STEPS, 1.5)) ** 2
+    for noise in (0.0, 0.005):
+        item = closing(law + noise * rng.normal(size=len(STEPS)))["slow_closing"]
+        assert item.verdict == "agrees"
+        assert item.numbers["slope"] == pytest.approx(-12, rel=0.05)
+        assert item.numbers["slope_interval"][0] - 0.1 <= -12 <= item.numbers["slope_interval"][1] + 0.1
+        assert item.numbers["limit"] == pytest.approx(0.05, abs=0.02)
+        assert item.numbers["straight_until"] == 10_000
+        assert "reaches only 10" not in item.sentence
+
+
+def test_where_it_stops_being_straight():
+    law = 0.05 + 12 / np.log(np.maximum(STEPS, 1.5)) ** 2
+    item = closing(np.maximum(law, law[STEPS <= 1000].min()))["slow_closing"]
+    assert item.verdict == "disagrees"
+    assert 800 < item.numbers["straight_until"] < 2500
+
+
+@pytest.mark.parametrize(
+    "gap",
+    [np.exp(-STEPS / 1500), 1.2 - 0.1 * np.log(STEPS + 1), 0.2 + 0.08 * np.log(STEPS + 1)],
+    ids=["exponential", "line in log t", "growing"],
+)
+def test_other_gaps_are_not(gap):
+    assert closing(gap)["slow_closing"].verdict == "disagrees"
+
+
+def test_a_gap_that_rests_says_nothing():
+    assert closing(np.full(len(STEPS), 0.8))["slow_closing"].verdict == "cannot tell"
+    short = fs.compare(record(np.arange(50), np.linspace(1, 0.5, 50)), parts="slow_closing")["slow_closing"]
+    assert short.verdict == "cannot tell" and "too short" in short.sentence
+
+
+def test_few_evaluations_are_filled_from_the_batches():
+    k = np.arange(1, 5001)
+    batch = 0.05 + 12 / np.log(np.maximum(k, 1.5)) ** 2 + np.random.default_rng(0).normal(0, 0.03, 5000)
+    few = dataclasses.replace(record([0, 2500, 5000], [1.0, 0.5, 0.4]), training={"train_modality_gap": batch})
+    item = fs.compare(few, parts="slow_closing")["slow_closing"]
+    assert item.numbers["source"] == "batches" and item.verdict == "agrees"
+
+
+# --- (d) enlargement ----------------------------------------------------------------------------------------------
+
+
+def starts(changes) -> list[Result]:
+    steps = np.concatenate([np.arange(11), [100]])
+    return [record(steps, np.concatenate([0.6 + c * np.arange(11) / 10, [0.1]])) for c in changes]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        (np.linspace(0.05, 0.3, 8), "agrees"),
+        (-np.linspace(0.05, 0.3, 8), "disagrees"),
+        (np.linspace(-0.2, 0.25, 8), "cannot tell"),
+        ([0.2], "cannot tell"),
+    ],
+)
+def test_the_sign_of_the_early_change(changes, verdict):
+    item = fs.compare(*starts(changes), parts="enlargement")["enlargement"]
+    assert item.verdict == verdict
+    assert item.numbers["records"] == len(changes)
+    assert item.numbers["grew"] == np.sum(np.asarray(changes) > 0)
+    assert item.numbers["mean_change"] == pytest.approx(np.mean(changes))
+    if len(changes) > 1:
+        low, high = item.numbers["mean_change_interval"]
+        assert low < np.mean(changes) < high
+
+
+def test_enlargement_beside_theorem_3_3(rings):
+    """Uniform directions in cones grow apart, on the same clock as the theorem."""
+    ts = np.concatenate([[0.0], np.geomspace(1e-4, 1e-2, 256)])
+    runs = [
+        fs.simulate(fs.GradientFlow(), fs.initial.uniform(pairs=5, dim=2, gamma=0.5), ts=ts, seed=seed)
+        for seed in range(8)
+    ]
+    item = fs.compare(*runs, parts="enlargement")["enlargement"]
+    assert item.verdict == "agrees"
+    theorem = item.numbers["theorem_3_3"]
+    gamma = theorem["gamma0"]
+    assert theorem["limit"] == pytest.approx(theory.theorem_3_3_limit(theorem["beta0"], gamma, 2))
+    assert theorem["vacuous"] and "vacuous" in item.sentence
+    assert theorem["measured_rate"] > 0
+    # Adam's clock is not the theorem's.
+    adam = starts([0.1] * 8)
+    rows = {"image": np.eye(5)[None], "text": np.eye(5)[None]}
+    adam[0] = dataclasses.replace(adam[0], snapshots=rows, snapshot_time=np.zeros(1))
+    adam[0].series["temperature"] = np.full(12, 0.07)
+    assert fs.compare(*adam, parts="enlargement")["enlargement"].numbers["theorem_3_3"]["measured_rate"] is None
+    assert "only its sign can be compared" in fs.compare(*adam, parts="enlargement")["enlargement"].sentence
+
+
+# --- (e) matching ---------------------------------------------------------------------------------------------------
+
+
+def test_the_gap_of_figure_2_closes_after_matching(rings):
+    item = fs.compare(rings, parts="matching")["matching"]
+    assert item.verdict == "agrees"
+    assert item.numbers["gap_peak_at"] == pytest.approx(theory.FIGURE_2["peak_time"], rel=0.1)
+    assert item.numbers["all_matched_at"] == pytest.approx(theory.FIGURE_2["matching_time"], rel=0.1)
+    assert item.numbers["defect_last"] < 1e-12
+
+
+def test_a_gap_that_closes_without_matching_disagrees(rings):
+    never = with_series(rings, matched_fraction=np.zeros(257), margin=np.full(257, -1.0))
+    item = fs.compare(never, parts="matching")["matching"]
+    assert item.verdict == "disagrees" and item.numbers["closed_before_half_matched"] == 1
+    late = rings.time > 1e3
+    again = with_series(rings, modality_gap=rings.series["modality_gap"] + np.where(late, 0.2, 0.0))
+    assert fs.compare(again, parts="matching")["matching"].verdict == "disagrees"
+    growing = with_series(rings, modality_gap=np.linspace(0.5, 0.9, 257))
+    assert fs.compare(growing, parts="matching")["matching"].verdict == "cannot tell"
+
+
+# --- (f) calibration ------------------------------------------------------------------------------------------------
+
+
+def test_a_hidden_clock_is_found_and_the_rest_predicted(early):
+    hidden = dataclasses.replace(early, time=early.time / 3.7, snapshot_time=early.snapshot_time / 3.7)
+    item = fs.compare(hidden, parts="calibration")["calibration"]
+    assert item.verdict == "agrees"
+    assert item.numbers["time_factor"] == pytest.approx(3.7, rel=0.02)
+    assert item.numbers["noise"] == 0
+    assert item.numbers["rms_error"] < 0.05 * item.numbers["rms_error_constant"]
+    assert item.numbers["relative_to_better_baseline"] < 0.2
+    assert "beats both" in item.sentence
+
+
+def test_a_schedule_that_jumps_is_not_predicted(early):
+    """From a fifth on the run goes another way than its schedule says: the temperature is held high."""
+    cut = int(np.searchsorted(LINEAR, 4.0)) + 1
+    rows = early.at(float(LINEAR[cut]))
+    held = fs.Schedule(fs.temperature.Learnable(init=1.5, lr_ratio=1e-6))
+    other = fs.simulate(
+        fs.GradientFlow(schedule=held), fs.initial.from_arrays(rows.image, rows.text), ts=LINEAR
+    )  # fmt: skip
+    jump = {}
+    for name in ("modality_gap", "temperature", "inverse_temperature"):
+        jump[name] = np.concatenate([early.series[name][:cut], other.series[name][: 257 - cut]])
+    item = fs.compare(with_series(early, **jump), parts="calibration")["calibration"]
+    assert item.numbers["misfit_seen"] < 0.02
+    assert item.verdict == "disagrees"
+    assert item.numbers["relative_to_spread"] > 1
+
+
+@pytest.mark.slow
+def test_label_noise_is_found():
+    flow = fs.GradientFlow(schedule=fs.Schedule(fs.temperature.Learnable(lr_ratio=0.2)), pairing=fs.LabelNoise(0.1))
+    start = fs.initial.uniform(pairs=8, dim=4, gamma=0.5)
+    noisy = fs.simulate(flow, start, ts=np.linspace(0.0, 60.0, 257), observables=("modality_gap", "temperature"))
+    item = fs.compare(noisy, parts="calibration")["calibration"]
+    assert item.numbers["noise"] == 0.1
+    assert item.numbers["time_factor"] == pytest.approx(1.0, rel=0.05)
+    assert item.verdict == "agrees"
+
+
+@pytest.mark.slow
+def test_a_schedule_in_progress_is_simulated_for_every_factor():
+    flow = fs.GradientFlow(schedule=fs.schedules.get("TS S3"))
+    ran = fs.simulate(flow, fs.initial.rings(), optimizer="sgd", lr=1e-3, steps=5000)
+    item = fs.compare(ran, parts="simulation")["simulation"]
+    assert item.verdict == "agrees"
+    assert item.numbers["time_factor"] == pytest.approx(1e-3, rel=0.3)  # flow time per step
+    assert item.numbers["time_factor_interval"] is None
+
+
+# --- what is missing, and what is wrong -------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_said_and_never_raised():
+    bare = dataclasses.replace(record(np.arange(3), [1.0, 1.1, 0.9]), config={})
+    found = fs.compare(bare)
+    assert list(found.items) == list(PARTS)
+    assert set(found.verdicts.values()) == {"cannot tell"}
+    assert all(item.sentence.endswith(".") for item in found.items.values())
+    with pytest.raises(fs.FlowsimError, match="nothing to draw"):
+        found.plot()
+    text = repr(found)
+    assert text.startswith("Comparison of the flow") and len(text.splitlines()) == 7
+    assert json.loads(json.dumps(cli._plain(found.to_dict()), allow_nan=False))["items"][0]["verdict"] == "cannot tell"
+
+
+def test_wrong_input_is_refused_in_a_sentence(rings, tmp_path):
+    with pytest.raises(fs.FlowsimError, match="There is no file"):
+        fs.compare(tmp_path / "none.nc")
+    (tmp_path / "text.nc").write_text("no")
+    with pytest.raises(fs.FlowsimError, match="Cannot read"):
+        fs.compare(tmp_path / "text.nc")
+    with pytest.raises(fs.FlowsimError, match="no modality gap"):
+        fs.compare(dataclasses.replace(rings, series={"loss": rings.series["loss"]}))
+    with pytest.raises(fs.FlowsimError, match="Did you mean 'exponent'"):
+        fs.compare(rings, parts=["exponents"])
+    with pytest.raises(fs.FlowsimError, match="Unknown item"):
+        fs.compare(rings, parts=["exponent"])["matching"]
+    with pytest.raises(fs.FlowsimError, match="Figures end in"):
+        fs.compare(rings, parts=["exponent"]).save(tmp_path / "figure.doc")
+
+
+def test_compare_is_the_function_whatever_was_imported_first():
+    code = "import flowsim.compare, flowsim as fs; from flowsim.compare import Comparison; print(callable(fs.compare))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "True"
+    assert callable(fs.compare)
+
+
+# --- figure and command line ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything(early, tmp_path_factory):
+    """All items on one saved run, with others of its kind for the early enlargement."""
+    folder = tmp_path_factory.mktemp("runs")
+    others = starts(np.linspace(0.05, 0.3, 8))
+    paths = [early.save(folder / "run.nc")] + [r.save(folder / f"start{i}.nc") for i, r in enumerate(others)]
+    return paths, fs.compare(*paths)
+
+
+def test_the_figure_has_a_panel_for_every_item(everything, tmp_path):
+    figure = everything[1].plot()
+    assert len(figure.axes) >= 6
+    assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes)
+    for suffix in ("png", "pdf"):
+        path = everything[1].save(tmp_path / f"figure.{suffix}")
+        assert path.stat().st_size > 10_000
+
+
+def test_the_words(everything):
+    found = everything[1]
+    assert repr(found).startswith("Comparison of run.nc: the flow on Sphere and 8 others")
+    assert "<td style='text-align:left'>matching</td>" in found._repr_html_()
+    assert found["simulation"].verdict == "agrees"
+    assert found.verdicts["enlargement"] == "agrees"
+
+
+def test_the_command_line(everything, tmp_path, capsys):
+    paths = [str(p) for p in everything[0]]
+    out = tmp_path / "figure.png"
+    assert cli.main(["compare", *paths, "--json", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert [item["name"] for item in json.loads(printed.out)["items"]] == list(everything[1].items)
+    assert out.is_file() and "Saved" in printed.err
+    for arguments, says in (
+        (["compare"], "takes one RUN.nc or more"),
+        (["compare", "none.nc"], "There is no file"),
+        (["compare", paths[0], "--out", "figure.txt"], "takes a .png file"),
+    ):
+        assert cli.main(arguments) == 2
+        assert says in capsys.readouterr().err
