@@ -77,8 +77,11 @@ def _begin(channel: Any, stop: Any, quick: bool) -> None:
 
 
 def _work(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    parent = os.getppid()
+
     def say(*message: Any) -> None:
-        if _stop.is_set():
+        # A parent that was killed cannot call off anything; its children then belong to another process.
+        if _stop.is_set() or os.getppid() != parent:
             raise Stopped
         _channel.put(message)
 

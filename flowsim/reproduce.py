@@ -52,7 +52,7 @@ RECORD_VERSION = 1
 #: Entries of a PDF that would differ from run to run or version to version.
 _PDF_STAMPS = ("CreationDate", "Creator", "Producer")
 #: Package files that show numbers but do not make them.
-_PRESENTATION = ("plot.py", "cli.py", "reproduce.py", "claims/", "_experiments/")
+_PRESENTATION = ("plot.py", "cli/", "reproduce.py", "compare.py", "claims/", "_experiments/")
 
 Job = TypeVar("Job")
 
@@ -292,11 +292,15 @@ def _stamp(name: str, module: ModuleType, folder: Path, quick: bool) -> dict[str
 
 def _source_hash(name: str, folder: Path) -> str:
     """SHA-256 of everything a record depends on: the experiment, its reference numbers, the package."""
-    files = [folder / f"{name}.py", *sorted((folder / "reference").glob("*.csv"))]
+    source = folder / f"{name}.py"
+    # The bridge, and the records of training, matter where an experiment reads them.
+    real = "flowsim.clip" in source.read_text(encoding="utf-8") or '.nc"' in source.read_text(encoding="utf-8")
+    apart = _PRESENTATION if real else (*_PRESENTATION, "clip/")
+    files = [source, *sorted((folder / "reference").glob("*.*" if real else "*.csv"))]
     named = [(p.relative_to(folder).as_posix(), p) for p in files]
     for path in sorted(PACKAGE.rglob("*.py")):
         inside = path.relative_to(PACKAGE).as_posix()
-        if not inside.startswith(_PRESENTATION):
+        if not inside.startswith(apart):
             named.append((f"flowsim/{inside}", path))
     digest = hashlib.sha256()
     for label, path in named:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 
+import filelock
 import numpy as np
 import pytest
 
@@ -163,6 +164,11 @@ def test_a_killed_run_goes_on_to_the_same_record(tmp_path):
         for name in ours:
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
     assert not path.with_suffix(".checkpoint.pt").exists()
+
+
+def test_two_processes_do_not_write_one_record(tmp_path):
+    with filelock.FileLock(tmp_path / "run.lock"), pytest.raises(fs.FlowsimError, match="by another process"):
+        train(TINY, cpu=True, out=tmp_path / "run.nc")
 
 
 def test_losses_are_those_of_open_clips_own_trainer(monkeypatch):

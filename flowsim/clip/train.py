@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import filelock
 import numpy as np
 import open_clip
 import scipy.linalg  # noqa: F401  (the linear algebra that JAX calls; only what is loaded can be limited)
@@ -86,7 +87,7 @@ def train(
         check(path.suffix == ".nc", f"Records end in .nc, but got {path.name!r}. Use e.g. run.nc.")
         if path.is_file() and not force and (done := _earlier(path, config)).status.code is not Status.UNFINISHED:
             return done
-    with _threads(settings.threads), _writer(tensorboard) as write:
+    with _alone(path), _threads(settings.threads), _writer(tensorboard) as write:
         run = _Run(settings, schedule, config, path, cpu)
         if force and run.checkpoint is not None:
             run.checkpoint.unlink(missing_ok=True)
@@ -95,6 +96,28 @@ def train(
     if weights is not None:
         run.export(weights)
     return result
+
+
+@contextlib.contextmanager
+def _alone(path: Path | None) -> Any:
+    """Refuse a record that another process is writing."""
+    if path is None or int(os.environ.get("RANK", "0")) != 0:
+        yield
+        return
+    lock = path.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(lock, timeout=0):
+            yield
+            lock.unlink(missing_ok=True)
+    except filelock.Timeout:
+        raise FlowsimError(
+            f"{str(path)!r} is being written by another process. Wait for it, stop it, or choose another name."
+        ) from None
+    except OSError as error:
+        raise FlowsimError(
+            f"Cannot write {str(path)!r}: {error.strerror or error}. Choose a folder that you may write to."
+        ) from None
 
 
 @contextlib.contextmanager
