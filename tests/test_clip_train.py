@@ -1,6 +1,5 @@
 """Training of the bridge: records, resumption, agreement with open_clip's own trainer, and bad input."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import filelock
 import numpy as np
@@ -20,14 +20,13 @@ from flowsim.result import load_results
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # other people's deprecations
     pytest.importorskip("open_clip", reason="open_clip is not installed: pip install '.[clip]'")
-    import open_clip
     import torch
     from open_clip_train.scheduler import cosine_lr
-    from open_clip_train.train import train_one_epoch
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import open_clip_peer
 
     from flowsim.clip import models
-    from flowsim.clip import train as train_module
-    from flowsim.clip.batches import crop
     from flowsim.clip.evaluate import measure
     from flowsim.clip.settings import PRESETS, Training, preset
     from flowsim.clip.study import early_changes, finished, study
@@ -123,8 +122,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path):
 
 
 def test_causes_of_the_simulator_can_be_switched_on_in_training():
-    noisy = dataclasses.replace(TINY, data="shapes:count=40,size=32,mispaired=0.5,duplicates=0.2,imbalance=2")
-    record = train(noisy, "HS 1", cpu=True)
+    source = "shapes:count=40,size=32,mispaired=0.5,duplicates=0.2,imbalance=2"
+    record = train(dataclasses.replace(TINY, data=source, labelled="shapes:count=64,size=32"), "HS 1", cpu=True)
+    assert 0 <= record.stats["zero_shot"] <= 1
+    assert record.stats["linear_probe"] > 1 / 64
     assert "Mispaired: 20" in record.config["data"]["report"]
     assert record.status.ok
 
@@ -171,42 +172,11 @@ def test_two_processes_do_not_write_one_record(tmp_path):
         train(TINY, cpu=True, out=tmp_path / "run.nc")
 
 
-def test_losses_are_those_of_open_clips_own_trainer(monkeypatch):
+def test_losses_are_those_of_open_clips_own_trainer():
     """Same weights, batches and hyperparameters through open_clip_train: the losses of every step agree to 1e-4."""
-    settings = dataclasses.replace(TINY, data="shapes:count=96,size=32", steps=12, batch_size=8)
+    settings = dataclasses.replace(TINY, data="shapes:count=96,size=32", steps=12)
     ours = train(settings, cpu=True).training["train_loss"]
-    run = train_module._Run(settings, fs.Schedule(), {}, None, True)
-    model = models.build(settings.model, None, 32, settings.seed)
-    theirs, module = [], model.module
-    module.output_dict = True
-    named = [(n, p) for n, p in module.named_parameters() if n != "logit_scale"]
-    gains = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n]
-    rest = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n)]
-    optimizer = torch.optim.AdamW(
-        [{"params": [*gains, module.logit_scale], "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.1}],
-        lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
-    )  # fmt: skip
-
-    class Loader:
-        num_batches, num_samples = settings.steps, 96
-
-        def __iter__(self):
-            for k in range(settings.steps):
-                pixels, tokens, boxes = run.batches.batch(k)
-                yield crop(pixels, boxes, model.mean, model.std), tokens
-
-    def loss(image_features, text_features, logit_scale, output_dict):
-        value = open_clip.loss.ClipLoss()(image_features, text_features, logit_scale)
-        theirs.append(value.item())
-        return {"contrastive_loss": value}
-
-    data = argparse.Namespace(dataloader=Loader(), set_epoch=lambda epoch: None)
-    args = argparse.Namespace(
-        device="cpu", precision="fp32", distill=False, accum_freq=1, skip_scheduler=False, grad_clip_norm=None,
-        horovod=False, log_every_n_steps=10_000, batch_size=8, world_size=1, rank=0, wandb=False, local_rank=0,
-    )  # fmt: skip
-    scheduler = cosine_lr(optimizer, settings.lr, int(settings.warmup * settings.steps), settings.steps)
-    train_one_epoch(module, {"train": data}, loss, 0, optimizer, None, scheduler, None, args)
+    theirs, _ = open_clip_peer.train(settings)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert np.ptp(theirs) > 0.05
 
@@ -333,6 +303,16 @@ def test_tables_have_the_papers_layout(small_study):
     reached = tables.at_loss["step"]
     level = [smoothed_loss(r)[int(k)] for r, k in zip(records.values(), reached[:, 0], strict=True)]
     assert max(level) <= tables.loss_level + 1e-12
+
+
+def test_a_study_is_reported_from_its_records(small_study, capsys):
+    folder, _ = small_study
+    assert cli.main(["clip", "study", "--tables", "--out", str(folder)]) == 0
+    assert "Table 3" in capsys.readouterr().out
+    assert "(0.122)" in (folder / "tables.md").read_text("utf-8")
+    for name in ("tables.md", "methods.png", "methods.pdf"):
+        assert (folder / name).stat().st_size > 1000
+        (folder / name).unlink()
 
 
 def test_rank_correlation_and_its_interval():

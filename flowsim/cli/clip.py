@@ -278,7 +278,7 @@ class _Several(_Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Study(_Several):
-    """Train every method of the paper over seeds, and print its tables beside ours.
+    """Train every method of the paper over seeds; tables beside the paper's, figures, rank correlations.
 
     Example: flowsim clip study --preset laptop --data PHOTOS --methods short --seeds 3 --jobs 2. The same command goes
     on where it was stopped; with --tables it only reads the records that are there.
@@ -304,10 +304,13 @@ class Study(_Several):
             with _bars(len(names) * self.seeds) as heard:
                 records = study.study(settings, self.out, names, self.seeds, jobs=self.jobs, cpu=self.cpu, heard=heard)
         tables = bridge("tables").Tables.of(records)
+        saved = bridge("study").report(records, self.out)
         if self.json:
             _print_json(tables.to_dict())
         else:
             print(tables)
+        sys.stdout.flush()
+        _say(f"Saved {', '.join(str(path) for path in saved)}.")
         return 0
 
 

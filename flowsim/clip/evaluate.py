@@ -201,7 +201,7 @@ def measure(
     margins = np.diag(similarity) - np.maximum(others.max(0), others.max(1))
     zero_shot = linear_probe = None
     if labelled is not None:
-        zero_shot, linear_probe = _classify(built, labelled, template, where)
+        zero_shot, linear_probe = classify(built, labelled, template, where)
     protocol = {
         "model": built.name, "weights": "random" if pretrained is None else Path(pretrained).name,
         "data": chosen.source, "split": split, "pairs": len(image), "captions": captions,
@@ -214,8 +214,10 @@ def measure(
     )  # fmt: skip
 
 
-def _classify(built: models.Model, source: str, template: str, device: Any) -> tuple[float, float]:
-    """(zero-shot accuracy, linear-probe accuracy) on the test split of a labelled source."""
+def classify(
+    built: models.Model, source: str, template: str = "a photo of a {}", device: Any = "cpu"
+) -> tuple[float, float]:
+    """(zero-shot accuracy, linear-probe accuracy) on the test split of a labelled source; its train split fits."""
     fit, judge = data_.load(source, "train"), data_.load(source, "test")
     for pairs in (fit, judge):
         if pairs.labels is None:

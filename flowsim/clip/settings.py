@@ -48,6 +48,7 @@ class Training:
     Recording
     - `pairs`: N, training pairs and held-out pairs that each evaluation embeds (first caption, centre crop).
     - `evaluations`: about how many; `observables`: "all", or "gap" for the quick ones.
+    - `labelled`: source of images with classes; the finished model's zero-shot and linear-probe accuracies on it.
     - `snapshot_pairs`: training pairs whose embeddings are stored, at the start, after one epoch and at the end.
     - `checkpoint_seconds`: pause between checkpoints, from which a killed run continues.
     """
@@ -87,6 +88,7 @@ class Training:
     pairs: int = 512
     evaluations: int = 40
     observables: str = "all"
+    labelled: str | None = None
     snapshot_pairs: int = 128
     checkpoint_seconds: float = 60.0
 

@@ -8,11 +8,12 @@ missing and gathers the records. Seeds go first by method: after one seed of all
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flowsim import _workers, schedules
 from flowsim._arrays import check
+from flowsim._files import write_atomically
 from flowsim.clip.settings import Training
 from flowsim.errors import unknown_name
 from flowsim.result import Result, load_result, load_results, save_results
@@ -84,6 +85,34 @@ def study(
     records = {label: done[label] for label in labels}
     save_results(records, folder / "runs.nc")
     return records
+
+
+def report(records: Mapping[str, Result], out: str | os.PathLike[str]) -> list[Path]:
+    """Write the tables (Markdown) and the figures of a study into its folder; the files.
+
+    `methods`: gap, temperature and retrieval of all methods (the paper's figures 6 and 7). `gap`: embeddings, slow
+    closing and early changes (figures 1 and 4), if `early_changes` was run with the same folder.
+    """
+    from flowsim import plot
+    from flowsim.clip import figures
+    from flowsim.clip.tables import Tables
+
+    folder = Path(out)
+    text = Tables.of(records).markdown()
+    files = [write_atomically(folder / "tables.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))]
+    drawn = {}
+    with plot.paper_style():
+        drawn["methods"] = figures.methods_figure(figures.methods_numbers(records))
+        first = next((r for name, r in records.items() if name.startswith("Baseline,")), None)
+        if first is not None and "image" in first.snapshots and (folder / "early.nc").is_file():
+            numbers = figures.gap_numbers(first, load_results(folder / "early.nc"))
+            drawn["gap"] = figures.gap_figure(numbers)
+        for name, figure in drawn.items():
+            for kind in ("png", "pdf"):
+                path = folder / f"{name}.{kind}"
+                plot.save(figure, str(path))
+                files.append(path)
+    return files
 
 
 def run_name(method: str, seed: int) -> str:

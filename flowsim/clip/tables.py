@@ -16,21 +16,30 @@ from flowsim._arrays import check
 from flowsim._files import reference_path
 from flowsim.result import Result
 
-#: column -> (series of the record, column of the paper's tables, factor to the paper's units)
+#: column -> (series of the record, or one of its `stats`; column of the paper's tables; factor to the paper's units)
 COLUMNS: dict[str, tuple[str, str | None, float]] = {
     "gap": ("modality_gap", "modality_gap", 1.0),
     "temperature": ("temperature", None, 1.0),
     "uniformity": ("wasserstein_uniformity", "uniformity", 1.0),
     "image_retrieval": ("text_to_image_at_1", "image_retrieval", 100.0),
     "text_retrieval": ("image_to_text_at_1", "text_retrieval", 100.0),
+    "zero_shot": ("zero_shot", "zero_shot", 100.0),
+    "linear_probe": ("linear_probe", "linear_probe", 100.0),
     "seen_gap": ("seen_modality_gap", None, 1.0),
     "seen_image_retrieval": ("seen_text_to_image_at_1", None, 100.0),
     "seen_loss": ("seen_loss", None, 1.0),
 }
 #: Pairs of columns whose rank correlation over methods is of interest.
 PAIRS = (("gap", "image_retrieval"), ("gap", "text_retrieval"), ("gap", "uniformity"), ("gap", "temperature"),
+         ("gap", "zero_shot"), ("gap", "linear_probe"), ("uniformity", "image_retrieval"),
          ("seen_gap", "seen_image_retrieval"))  # fmt: skip
 _DRAWS = 1000
+#: Columns of the printed tables. What is marked with a star is of training pairs.
+_TITLES = {
+    "gap": "gap", "temperature": "τ", "uniformity": "uniformity", "zero_shot": "zero-shot",
+    "linear_probe": "linear probe", "image_retrieval": "image R@1", "text_retrieval": "text R@1", "seen_gap": "gap*",
+    "seen_image_retrieval": "image R@1*",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +87,8 @@ class Tables:
         for (method, seed), record in runs.items():
             at = methods.index(method), seeds.index(seed)
             for column, (series, _, factor) in COLUMNS.items():
-                if series in record.series:
-                    values[column][at] = factor * record.series[series][-1]
+                last = record.series[series][-1] if series in record.series else record.stats.get(series, math.nan)
+                values[column][at] = factor * last
             for name, value in _when_loss(record, level).items():
                 at_loss[name][at] = value
         return cls(methods, seeds, values, at_loss, level, lengths.pop(), paper_tables())
@@ -131,39 +140,29 @@ class Tables:
         for number in (2, 3, 4, 5):
             rows = [m for n, m in self.paper if n == number and m in self.methods]
             if rows:
-                parts.append(f"**Table {number}** (the paper's value in parentheses)\n\n{self._rows(number, rows)}")
+                title = f"**Table {number}** (the paper's value in parentheses; * on training pairs)"
+                parts.append(f"{title}\n\n{self._rows(number, rows)}")
         parts.append(
             f"**At equal training loss** {self.loss_level:.3f} (smoothed), gap of training pairs\n\n{self._at_loss()}"
         )
         lines = [f"- order by gap against the paper's: {self.with_paper()}"]
-        lines += [f"- {x} against {y}: {self.correlation(x, y)}" for x, y in PAIRS]
+        lines += [f"- {x} against {y}: {found}" for x, y in PAIRS if (found := self.correlation(x, y)) is not None]
         lines += [f"- disagrees with the paper: {line}" for line in self.disagreements()]
         return "\n\n".join([*parts, "\n".join(lines)])
 
     def _rows(self, number: int, rows: list[str]) -> str:
-        head = [
-            "method",
-            "gap",
-            "τ",
-            "uniformity",
-            "image R@1",
-            "text R@1",
-            "gap, training pairs",
-            "R@1, training pairs",
-        ]
-        columns = ["gap", "temperature", "uniformity", "image_retrieval", "text_retrieval", "seen_gap",
-                   "seen_image_retrieval"]  # fmt: skip
+        shown = [column for column in _TITLES if np.isfinite(self.values[column]).any()]
         table = []
         for method in rows:
             cells = [method]
-            for column in columns:
-                ours, (_, printed, _) = self.values[column][self.methods.index(method)], COLUMNS[column]
-                cell = _with_spread(ours, 1 if "retrieval" in column else 3)
+            for column in shown:
+                ours, (_, printed, factor) = self.values[column][self.methods.index(method)], COLUMNS[column]
+                cell = _with_spread(ours, 1 if factor == 100 else 3)
                 if printed is not None:
                     cell += f" ({self.paper[number, method][printed]:g})"
                 cells.append(cell)
             table.append(cells)
-        return _markdown(head, table)
+        return _markdown(["method", *(_TITLES[column] for column in shown)], table)
 
     def _at_loss(self) -> str:
         rows = []

@@ -104,12 +104,10 @@ def _alone(path: Path | None) -> Any:
     if path is None or int(os.environ.get("RANK", "0")) != 0:
         yield
         return
-    lock = path.with_suffix(".lock")
+    lock = filelock.FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(lock, timeout=0):
-            yield
-            lock.unlink(missing_ok=True)
+        lock.acquire(timeout=0)
     except filelock.Timeout:
         raise FlowsimError(
             f"{str(path)!r} is being written by another process. Wait for it, stop it, or choose another name."
@@ -118,6 +116,11 @@ def _alone(path: Path | None) -> Any:
         raise FlowsimError(
             f"Cannot write {str(path)!r}: {error.strerror or error}. Choose a folder that you may write to."
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -200,6 +203,7 @@ class _Run:
         self.snapshot_steps = {0, first_epoch, self.steps} if settings.snapshot_pairs else set()
         self.per_epoch = len(train_pairs) / (settings.batch_size * settings.accumulate)
         self.log, self.step = _Log(), 0
+        self.accuracies: dict[str, float] = {}
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.config = {
             **config,
@@ -257,6 +261,9 @@ class _Run:
                 self.save_checkpoint()
                 saved = time.monotonic()
             begin, since = time.perf_counter(), self.step
+        if self.main and status is Status.COMPLETED and self.settings.labelled is not None:
+            found = evaluate.classify(self.model, self.settings.labelled, device=self.device)
+            self.accuracies = dict(zip(("zero_shot", "linear_probe"), found, strict=True))
         result = self.result(status)
         if self.main and self.path is not None:
             result.save(self.path)
@@ -364,6 +371,7 @@ class _Run:
                 "images_per_second": taken / max(self.seconds["training"], 1e-9),
                 "parameters": float(sum(p.numel() for p in self.model.module.parameters())),
                 **_memory(self.device),
+                **self.accuracies,
             },
             versions=_versions(self.device),
             snapshot_time=self.elapsed[self.log.snapshot_steps],
@@ -470,7 +478,7 @@ def _plain(settings: Training) -> dict[str, Any]:
     """Settings for the record. Files are named without their folders, which differ from machine to machine."""
     config = dataclasses.asdict(settings)
     config["clamp"] = None if settings.clamp is None else list(settings.clamp)
-    for name in ("data", "held_out_data", "model", "pretrained"):
+    for name in ("data", "held_out_data", "labelled", "model", "pretrained"):
         if config[name] is not None and not config[name].startswith("shapes"):
             config[name] = Path(config[name]).name
     return config

@@ -1,0 +1,206 @@
+"""Figures of a study: what the paper's figures 1, 4, 6 and 7 show, from records. Needs no PyTorch.
+
+Each comes in two parts, as the experiments have them: numbers (`*_numbers(records) -> xarray.Dataset`), and the
+drawing of those alone (`*_figure(numbers) -> Figure`). Yaras et al. 2025.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from flowsim import plot
+from flowsim._arrays import check
+from flowsim.clip.tables import Tables, smoothed_loss, split_name
+from flowsim.result import Result
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: Points of the smoothed training loss that are kept.
+_POINTS = 150
+#: Steps before which the slow closing is not looked for, as in the paper.
+_FIRST_STEP = 100
+
+
+def methods_numbers(records: Mapping[str, Result]) -> "xr.Dataset":
+    """Curves and final values of all methods over (method, seed), gaps at equal loss, and rank correlations."""
+    import xarray as xr
+
+    tables = Tables.of(records)
+    names = dict(zip(tables.methods, range(len(tables.methods)), strict=True))
+    shape = (len(names), len(tables.seeds))
+    steps = next(iter(records.values())).coordinates["step"]
+    curves = {
+        name: np.full((*shape, len(steps)), np.nan) for name in ("seen_modality_gap", "modality_gap", "temperature")
+    }
+    chosen = np.unique(np.linspace(0, tables.steps - 1, _POINTS).astype(int))
+    loss = np.full((*shape, len(chosen)), np.nan)
+    for name, result in records.items():
+        method, seed = split_name(name)
+        at = names[method], tables.seeds.index(seed)
+        for series, values in curves.items():
+            values[at] = result.series[series]
+        loss[at] = smoothed_loss(result)[chosen]
+    dims = ("method", "seed")
+    record = xr.Dataset(
+        {name: ((*dims, "step"), values) for name, values in curves.items()}
+        | {f"final_{name}": (dims, values) for name, values in tables.values.items()}
+        | {f"at_loss_{name}": (dims, values) for name, values in tables.at_loss.items()}
+        | {"train_loss": ((*dims, "train_step"), loss)},
+        {"method": list(tables.methods), "seed": list(tables.seeds), "step": steps, "train_step": chosen},
+    )
+    printed = {method: row["modality_gap"] for (_, method), row in tables.paper.items()}
+    record["paper_gap"] = ("method", [printed.get(m, math.nan) for m in tables.methods])
+    record.attrs["loss_level"] = tables.loss_level
+    for name, found in (("paper", tables.with_paper()), ("tau", tables.correlation("gap", "temperature")),
+                        ("recall", tables.correlation("gap", "image_retrieval"))):  # fmt: skip
+        if found is not None:
+            record.attrs[f"rho_{name}"] = [found.rho, found.low, found.high]
+    return record
+
+
+def methods_figure(record: "xr.Dataset") -> Figure:
+    """Gap, temperature, gap at equal loss; final gap against temperature, the paper's gap, and retrieval."""
+    figure = Figure(figsize=(plot.PAGE, 4.7), layout="constrained")
+    axes = figure.subplots(2, 3)
+    methods = [str(m) for m in record["method"].to_numpy()]
+    style = _styles(methods)
+    mean = record.mean("seed")
+    for method in methods:
+        here, draw = mean.sel({"method": method}), {"color": style[method][0], "ls": style[method][1], "lw": 1.2}
+        axes[0, 0].plot(here["step"], here["seen_modality_gap"], label=method, **draw)
+        axes[0, 1].plot(here["step"], here["temperature"], **draw)
+        gap = np.interp(*(here[name].to_numpy() for name in ("train_step", "step", "seen_modality_gap")))
+        axes[0, 2].plot(here["train_loss"], gap, **draw)
+        for ax, x, y in (
+            (axes[1, 0], "final_temperature", "final_gap"), (axes[1, 1], "paper_gap", "final_gap"),
+            (axes[1, 2], "final_gap", "final_seen_image_retrieval"),
+        ):  # fmt: skip
+            ax.plot(here[x], here[y], _marker(method), color=style[method][0], ms=5, mfc=_face(method, style))
+    axes[0, 0].set(xlabel="step", ylabel=r"gap $\Delta$, training pairs", ylim=(0, None))
+    axes[0, 1].set(xlabel="step", ylabel=r"temperature $\tau$", yscale="log")
+    axes[0, 1].set_yticks([0.01, 0.02, 0.05, 0.1], ["0.01", "0.02", "0.05", "0.1"])
+    axes[0, 1].yaxis.set_minor_formatter(NullFormatter())
+    axes[0, 2].axvline(record.attrs["loss_level"], color=plot.COLOURS["grey"], lw=0.7, ls=":")
+    axes[0, 2].set(xlabel="training loss", ylabel=r"gap $\Delta$, training pairs", ylim=(0, None))
+    axes[0, 2].set_xlim(math.log(64) + 0.1, 0)
+    axes[1, 0].set(xlabel=r"final temperature $\tau$", ylabel=r"final gap $\Delta$, held out", xscale="log")
+    axes[1, 0].set_xticks([0.01, 0.02, 0.05, 0.1], ["0.01", "0.02", "0.05", "0.1"])
+    axes[1, 0].xaxis.set_minor_formatter(NullFormatter())
+    axes[1, 1].set(xlabel=r"gap $\Delta$ in the paper", ylabel=r"final gap $\Delta$, held out")
+    axes[1, 2].set(xlabel=r"final gap $\Delta$, held out", ylabel="image R@1 on training pairs, %")
+    titles = ("gap", "temperature", "gap at equal loss", "gap and temperature", "order of the methods",
+              "retrieval and gap")  # fmt: skip
+    rho = {3: "tau", 4: "paper", 5: None}
+    for i, (ax, title) in enumerate(zip(axes.flat, titles, strict=True)):
+        found = record.attrs.get(f"rho_{rho.get(i)}")
+        text = "" if found is None else rf", $\rho = {found[0]:+.2f}$"
+        ax.set_title(rf"$\bf{{({'abcdef'[i]})}}$ {title}{text}")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+    return figure
+
+
+def gap_numbers(run: Result, early: Mapping[str, Result]) -> "xr.Dataset":
+    """Clouds of a run's snapshots on the axes of the last, its gap, and the gaps of many beginnings."""
+    import xarray as xr
+
+    check("image" in run.snapshots, "This record holds no embeddings. Train with snapshot_pairs > 0.")
+    check(early, "There are no records of beginnings. Run flowsim clip early first.")
+    clouds = []
+    # The axes of the last embeddings, for all three times.
+    last = np.concatenate([run.snapshots["image"][-1], run.snapshots["text"][-1]]).astype(float)
+    _, _, axes = np.linalg.svd(last - last.mean(0), full_matrices=False)
+    for k in range(len(run.snapshot_time)):
+        both = np.stack([run.snapshots["image"][k], run.snapshots["text"][k]]).astype(float)
+        clouds.append((both - both.mean((0, 1))) @ axes[:2].T)
+    steps = run.coordinates["step"]
+    at = [int(steps[np.argmin(abs(run.time - t))]) for t in run.snapshot_time]
+    record = xr.Dataset(
+        {
+            "cloud": (("snapshot", "modality", "pair", "axis"), np.array(clouds)),
+            "cloud_step": ("snapshot", at),
+            "gap": ("step", run.series["seen_modality_gap"]),
+            "early_gap": (("seed", "early_step"), np.array([r.series["seen_modality_gap"] for r in early.values()])),
+            "early_batch_gap": (
+                ("seed", "batch_step"), np.array([r.training["train_modality_gap"] for r in early.values()]),
+            ),
+        },
+        {"step": steps, "early_step": next(iter(early.values())).coordinates["step"]},
+    )  # fmt: skip
+    late = steps >= _FIRST_STEP
+    x = -1 / np.log10(steps[late].astype(float)) ** 2
+    slope, offset = np.polyfit(x, run.series["seen_modality_gap"][late], 1)
+    r2 = np.corrcoef(x, run.series["seen_modality_gap"][late])[0, 1] ** 2
+    record.attrs |= {"slope": float(slope), "offset": float(offset), "r2": float(r2), "first": _FIRST_STEP}
+    return record
+
+
+def gap_figure(record: "xr.Dataset") -> Figure:
+    """Three clouds (Figure 1), slow closing (Figure 4a), early changes (Figure 4b)."""
+    colours = plot.COLOURS
+    figure = Figure(figsize=(plot.PAGE, 4.5), layout="constrained")
+    grid = figure.add_gridspec(2, 6)
+    axes = [figure.add_subplot(grid[0, 2 * k : 2 * k + 2]) for k in range(3)]
+    gaps = np.interp(record["cloud_step"], record["step"], record["gap"])
+    titles = ("at the start", "after one epoch", "at the end")
+    limit = float(abs(record["cloud"]).max()) * 1.05
+    for k, ax in enumerate(axes):
+        for m, (colour, marker, label) in enumerate(
+            ((colours["blue"], "o", "images"), (colours["vermilion"], "s", "texts"))
+        ):
+            x, y = record["cloud"].isel(snapshot=k, modality=m).to_numpy().T
+            ax.plot(x, y, marker, color=colour, ms=2.2, mew=0, alpha=0.6, label=label)
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="first axis")
+        step = int(record["cloud_step"][k])
+        ax.set_title(rf"$\bf{{({'abc'[k]})}}$ {titles[k]} (step {step}): $\Delta = {gaps[k]:.2f}$", fontsize=8)
+    axes[0].set_ylabel("second axis")
+    axes[0].legend(loc="upper left", markerscale=1.8, handletextpad=0.1)
+    left, right = figure.add_subplot(grid[1, :3]), figure.add_subplot(grid[1, 3:])
+    late = record.sel(step=record["step"] >= record.attrs["first"])
+    x = -1 / np.log10(late["step"].to_numpy().astype(float)) ** 2
+    left.plot(x, late["gap"], "o", color=colours["blue"], ms=3.5, label="training pairs, evaluated")
+    line = np.array([x.min(), x.max()])
+    label = rf"straight line, $R^2 = {record.attrs['r2']:.3f}$"
+    left.plot(line, record.attrs["offset"] + record.attrs["slope"] * line, color="black", lw=1, label=label)
+    ticks = np.array([100, 200, 500, 1000, 3000])
+    left.set_xticks(-1 / np.log10(ticks) ** 2, [f"{t:,}" for t in ticks])
+    left.set(xlabel=r"step $t$, on the axis $-1/\log(t)^2$", ylabel=r"gap $\Delta$", ylim=(0, None))
+    left.legend(loc="lower left")
+    left.set_title(r"$\bf{(d)}$ slow closing")
+    gap = record["early_gap"].to_numpy()
+    change = gap[:, -1] - gap[:, 0]
+    right.hist(change, bins=20, color=colours["blue"], alpha=0.8)
+    right.axvline(0, color="black", lw=0.8)
+    right.axvline(change.mean(), color=colours["vermilion"], lw=1.2, label=f"mean {change.mean():+.3f}")
+    right.set(xlabel=rf"change of $\Delta$ over {int(record['early_step'][-1])} steps", ylabel="initialisations")
+    right.legend(loc="upper left")
+    right.set_title(rf"$\bf{{(e)}}$ early change: {np.mean(change > 0):.0%} of {len(change)} enlarge")
+    return figure
+
+
+def _styles(methods: list[str]) -> dict[str, tuple[str, str]]:
+    """Colour and line of each method: colour by family, line within it."""
+    colours, lines = plot.COLOURS, ("-", "--", ":", "-.")
+    family = {"Baseline": "black", "FLT": "blue", "TS": "vermilion", "TR": "green", "SLRT": "purple", "HS": "orange",
+              "SS": "sky", "No": "grey"}  # fmt: skip
+    found: dict[str, tuple[str, str]] = {}
+    count: dict[str, int] = {}
+    for method in methods:
+        head = method.split()[0]
+        found[method] = colours[family[head]], lines[count.get(head, 0) % len(lines)]
+        count[head] = count.get(head, 0) + 1
+    return found
+
+
+def _marker(method: str) -> str:
+    return {"FLT": "s", "TS": "^", "TR": "v", "SLRT": "D", "HS": "p", "SS": "h"}.get(method.split()[0], "o")
+
+
+def _face(method: str, style: dict[str, tuple[str, str]]) -> str:
+    """Filled for the first method of a family."""
+    return style[method][0] if style[method][1] == "-" else "white"
