@@ -1,5 +1,6 @@
 """What a solve returns: labelled time series, snapshots of the embeddings, status, cost and provenance."""
 
+import contextlib
 import dataclasses
 import enum
 import html
@@ -376,6 +377,16 @@ def load_results(path: str | os.PathLike[str]) -> dict[str, Result]:
                            "Give a file that flowsim saved.") from None  # fmt: skip
     check(datasets, f"{str(path)!r} does not hold several results. Read it with `fs.load`.")
     return {name: _result(dataset, path) for name, dataset in datasets.items()}
+
+
+def load_any(path: str | os.PathLike[str]) -> dict[str, Result]:
+    """The results in a file by name: those of `save_results`, or the one of `Result.save`, named by its path."""
+    import h5py
+
+    with contextlib.suppress(OSError), h5py.File(path) as file:
+        if any(isinstance(item, h5py.Group) for item in file.values()):
+            return load_results(path)
+    return {str(path): load_result(path)}
 
 
 def _result(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import flowsim as fs
+from flowsim.result import load_any
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,26 @@ def test_records_of_training_keep_their_steps_and_their_clock(result, tmp_path):
     assert loaded["modality_gap"].time.attrs["units"] == "sum of learning rates"
     assert "sum of learning rates" in repr(loaded)
     assert fs.load(result.save(tmp_path / "flow.nc")).clock == "flow time"
+
+
+def test_several_results_in_one_file(result, cones, tmp_path):
+    path = fs.save_results({"rings, seed 0": result, "cones": cones}, tmp_path / "runs.nc")
+    loaded = fs.load_results(path)
+    assert loaded.keys() == load_any(path).keys() == {"rings, seed 0", "cones"}
+    for name, saved in (("rings, seed 0", result), ("cones", cones)):
+        for key, values in saved.series.items():
+            np.testing.assert_array_equal(loaded[name].series[key], values)
+        assert loaded[name].status == saved.status
+    single = result.save(tmp_path / "run.nc")
+    assert list(load_any(single)) == [str(single)]
+    with pytest.raises(fs.FlowsimError, match=r"does not hold several results. Read it with `fs.load`"):
+        fs.load_results(single)
+    with pytest.raises(fs.FlowsimError, match="is not a flowsim result"):
+        fs.load(path)
+    with pytest.raises(fs.FlowsimError, match="must not be empty or hold '/'"):
+        fs.save_results({"a/b": result}, path)
+    with pytest.raises(fs.FlowsimError, match="There is no file"):
+        fs.load_results(tmp_path / "missing.nc")
 
 
 def test_continue_a_loaded_run(result, tmp_path):

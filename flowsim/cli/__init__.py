@@ -422,11 +422,16 @@ class Sweep(_Run):
 class Compare:
     """Compare a run, or a record of training, with the simulation and the closed forms: numbers, verdict, a sentence.
 
-    Further files are other initialisations of the same run, for the early enlargement of the gap.
+    Further files are other initialisations of the same run, for the early enlargement of the gap. A file of several
+    runs (`flowsim clip study`, `early`) counts as all of them, or with --run as the one of that name.
     """
 
     files: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="RUN.nc ...", help_behavior_hint="")] = ()
     """Saved runs."""
+    run_name: Annotated[str | None, _text("--run", "NAME"), conf.arg(name="run", help_behavior_hint="")] = None
+    """Which run of a file of several, e.g. "Baseline, seed 0"."""
+    parts: Annotated[str | None, _text("--parts", "NAME,..."), _hint("(default: all)")] = None
+    """Items wanted: simulation, exponent, slow_closing, enlargement, matching, calibration."""
     out: Annotated[str | None, _text("--out", "FIGURE"), _hint()] = None
     """Draw everything into a figure, .png or .pdf."""
     json: Flag = False
@@ -438,9 +443,15 @@ class Compare:
         if self.out is not None:
             check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
         from flowsim.compare import compare
+        from flowsim.result import load_any
 
+        runs = {name: result for file in self.files for name, result in load_any(file).items()}
+        if self.run_name is not None:
+            if self.run_name not in runs:
+                raise unknown_name("run", self.run_name, runs)
+            runs = {self.run_name: runs[self.run_name]}
         with _progress("Comparing"):
-            found = compare(*self.files)
+            found = compare(*runs.values(), parts=None if self.parts is None else self.parts.split(","))
         if self.out is not None:
             found.save(self.out)
         if self.json:
