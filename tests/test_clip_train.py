@@ -108,6 +108,18 @@ def test_a_learnable_temperature_moves_by_its_own_rate_and_stays_in_its_clamp(ba
     np.testing.assert_allclose(moved, [TINY.lr, 0.1 * TINY.lr], rtol=1e-2)
 
 
+def test_bf16_follows_fp32_and_both_can_be_had_in_one_session(baseline):
+    rough = train(dataclasses.replace(TINY, precision="bf16"), cpu=True)
+    np.testing.assert_allclose(rough.training["train_loss"], baseline[1].training["train_loss"], rtol=0.02)
+    assert (rough.training["train_loss"] != baseline[1].training["train_loss"]).any()
+    assert train(TINY, cpu=True).training["train_loss"] == pytest.approx(baseline[1].training["train_loss"])
+
+
+def test_images_are_read_as_they_are_needed_if_they_do_not_fit(baseline):
+    streamed = train(dataclasses.replace(TINY, preload=False), cpu=True)
+    np.testing.assert_array_equal(streamed.training["train_loss"], baseline[1].training["train_loss"])
+
+
 def test_plain_sgd_runs_on_flow_time():
     plain = dataclasses.replace(TINY, optimizer="sgd", lr=0.01, weight_decay=0.0)
     assert train(plain, cpu=True).clock == "flow time"

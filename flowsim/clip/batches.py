@@ -70,7 +70,7 @@ class Batches:
 
     def _pixels(self, k: int, mine: slice) -> torch.Tensor:
         if self.stored is not None:
-            return self.stored[torch.from_numpy(self.indices(k)[mine])]
+            return self.stored[torch.from_numpy(self.indices(k)[mine]).to(self.stored.device)]
         if self._ahead is not None and self._ahead[0] == k:
             pixels = self._ahead[1].result()
         else:
@@ -81,6 +81,14 @@ class Batches:
 
     def _read(self, chosen: np.ndarray) -> torch.Tensor:
         return channels_first(self.pairs.pixels(self.size, chosen))
+
+
+def onto(batches: Batches, device: torch.device) -> None:
+    """Move stored pixels to a GPU if they take less than a quarter of its free memory."""
+    if batches.stored is not None and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if batches.stored.numel() < free / 4:
+            batches.stored = batches.stored.to(device)
 
 
 def prepare(pairs: Pairs, tokenize: Any, size: int, settings: Training, rank: int = 0, processes: int = 1) -> Batches:

@@ -28,7 +28,7 @@ import torch
 from flowsim._arrays import check
 from flowsim._files import write_atomically
 from flowsim.clip import data, evaluate, models
-from flowsim.clip.batches import Batches, crop, prepare
+from flowsim.clip.batches import Batches, crop, onto, prepare
 from flowsim.clip.contrast import Contrast, Temperature
 from flowsim.clip.settings import Training
 from flowsim.config import to_config
@@ -171,6 +171,9 @@ class _Run:
     ) -> None:
         self.settings, self.schedule, self.path = settings, schedule, path
         self.checkpoint = None if path is None else path.with_suffix(".checkpoint.pt")
+        if "RANK" not in os.environ:
+            # accelerate keeps precision and device for the whole session; a second run may want others.
+            accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = accelerate.Accelerator(
             cpu=cpu, mixed_precision="bf16" if settings.precision == "bf16" else "no"
         )
@@ -184,6 +187,7 @@ class _Run:
         train_pairs, held_out = _load(settings)
         size, tokenize = self.model.image_size, self.model.tokenize
         self.batches: Batches = prepare(train_pairs, tokenize, size, settings, rank, processes)
+        onto(self.batches, self.device)
         train_pairs = self.batches.pairs
         self.steps = settings.total_steps(len(train_pairs))
         self.seen = evaluate.sample(train_pairs, settings.pairs, tokenize, size)
