@@ -195,6 +195,11 @@ def _pair_gaps(image: Rows, text: Rows) -> Float[Array, " n"]:
     return _by_row(lambda i, z: z[i] - jnp.max(jnp.where(jnp.arange(z.size) == i, -jnp.inf, z)), image, text)
 
 
+def _pair_margins(image: Rows, text: Rows) -> Float[Array, " n"]:
+    """Z_ii − max_{j≠i} max(Z_ij, Z_ji) for every pair of unit rows."""
+    return jnp.minimum(_pair_gaps(image, text), _pair_gaps(text, image))
+
+
 def _off_diagonal(similarity: Square) -> tuple[Float[Array, " n"], Square]:
     diagonal = jnp.diagonal(similarity)
     return diagonal, jnp.where(jnp.eye(similarity.shape[0], dtype=bool), -jnp.inf, similarity)
@@ -363,8 +368,16 @@ def margin(image: Rows, text: Rows) -> Number:
     perfectly matched when it is positive. For parallel cones [√(1−γ²) h, ±γ] the theory uses the margin of
     the directions h: pass those. Source: Yaras et al., CPAL 2025.
     """
-    x, y = _unit(image), _unit(text)
-    return jnp.minimum(jnp.min(_pair_gaps(x, y)), jnp.min(_pair_gaps(y, x)))
+    return jnp.min(_pair_margins(_unit(image), _unit(text)))
+
+
+@_metric(pairs=True)
+def pair_margins(image: Rows, text: Rows) -> Float[Array | np.ndarray, " n"]:
+    """Margin of every pair, Z_ii − max_{j≠i} max(Z_ij, Z_ji), shape (n,); its smallest entry is `margin`.
+
+    Normalisation: unit rows. Sample: the n true pairs against all non-pairs, in blocks of rows. Range: [−2, 2] each.
+    """
+    return _pair_margins(_unit(image), _unit(text))
 
 
 @_metric(pairs=True)
@@ -376,8 +389,7 @@ def matched_fraction(image: Rows, text: Rows) -> Number:
     the matching condition of Yaras et al., CPAL 2025, pair by pair.
     """
     x, y = _unit(image), _unit(text)
-    least = jnp.minimum(_pair_gaps(x, y), _pair_gaps(y, x))
-    return _fraction(least > _TIES * _eps(x), x)
+    return _fraction(_pair_margins(x, y) > _TIES * _eps(x), x)
 
 
 @_metric(pairs=True)

@@ -548,16 +548,12 @@ def _wireframe(ax: Axes3D, sight: np.ndarray) -> None:
     ax.plot(*outline.T, color="#A0A0A0", lw=0.6, zorder=0.6)
 
 
-def clouds(image: np.ndarray, text: np.ndarray, margins: np.ndarray | None = None) -> Figure:
+def clouds(image: np.ndarray, text: np.ndarray) -> Figure:
     """Both modalities on the two main axes of their union (PCA), and the margins of the pairs.
 
-    `image`, `text`: unit rows (n, d) of pairs; `margins` (n,): cosine of each pair minus that of its nearest
-    non-pair, in either direction (computed here if missing).
+    `image`, `text`: unit rows (n, d) of pairs.
     """
-    if margins is None:
-        similarity = image @ text.T
-        others = np.where(np.eye(len(image), dtype=bool), -np.inf, similarity)
-        margins = np.diag(similarity) - np.maximum(others.max(0), others.max(1))
+    margins = observables.pair_margins(image, text)
     both = np.concatenate([image, text])
     centred = both - both.mean(0)
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)

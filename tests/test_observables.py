@@ -219,6 +219,18 @@ def test_doubly_stochastic_rows_do_not_imply_doubly_stochastic_columns():
     assert obs.doubly_stochastic_defect_of_logits(m) > 0.1
 
 
+def test_margins_of_pairs():
+    rng = np.random.default_rng(3)
+    image, text = unit(rng.normal(size=(9, 4))), unit(rng.normal(size=(9, 4)))
+    z = image @ text.T
+    others = np.where(np.eye(9, dtype=bool), -np.inf, z)
+    wanted = np.diag(z) - np.maximum(others.max(0), others.max(1))
+    found = obs.pair_margins(image, text)
+    np.testing.assert_allclose(found, wanted, rtol=1e-13)
+    assert found.min() == pytest.approx(obs.margin(image, text), rel=1e-13)
+    assert np.mean(found > 0) == obs.matched_fraction(image, text)
+
+
 def test_margin_and_matched_fraction_of_similarity_need_no_scale():
     z = np.array([[-5.0, -7.0], [-6.0, -4.0]])
     assert obs.margin_of_similarity(z) == 1

@@ -248,7 +248,7 @@ class Measure:
         if self.figure is not None:
             from flowsim import plot
 
-            plot.save(plot.clouds(measured.image, measured.text, measured.margins), self.figure)
+            plot.save(plot.clouds(measured.image, measured.text), self.figure)
         if self.json:
             _print_json(measured.to_dict())
         else:

@@ -196,9 +196,7 @@ def measure(
     if captions > 1:
         every = embed_texts(built, built.tokenize([c for cs in chosen.captions for c in cs[:captions]]), where)
         five = observables.report(image, every, captions_per_image=captions)
-    similarity = image @ text.T
-    others = np.where(np.eye(len(image), dtype=bool), -np.inf, similarity)
-    margins = np.diag(similarity) - np.maximum(others.max(0), others.max(1))
+    margins = np.asarray(observables.pair_margins(image, text))
     zero_shot = linear_probe = None
     if labelled is not None:
         zero_shot, linear_probe = classify(built, labelled, template, where)

@@ -74,7 +74,7 @@ def methods_figure(record: "xr.Dataset") -> Figure:
         here, draw = mean.sel({"method": method}), {"color": style[method][0], "ls": style[method][1], "lw": 1.2}
         axes[0, 0].plot(here["step"], here["seen_modality_gap"], label=method, **draw)
         axes[0, 1].plot(here["step"], here["temperature"], **draw)
-        gap = np.interp(*(here[name].to_numpy() for name in ("train_step", "step", "seen_modality_gap")))
+        gap = here["seen_modality_gap"].interp(step=here["train_step"].to_numpy())
         axes[0, 2].plot(here["train_loss"], gap, **draw)
         for ax, x, y in (
             (axes[1, 0], "final_temperature", "final_gap"), (axes[1, 1], "paper_gap", "final_gap"),
@@ -146,7 +146,7 @@ def gap_figure(record: "xr.Dataset") -> Figure:
     figure = Figure(figsize=(plot.PAGE, 4.5), layout="constrained")
     grid = figure.add_gridspec(2, 6)
     axes = [figure.add_subplot(grid[0, 2 * k : 2 * k + 2]) for k in range(3)]
-    gaps = np.interp(record["cloud_step"], record["step"], record["gap"])
+    gaps = record["gap"].interp(step=record["cloud_step"].to_numpy()).to_numpy()
     titles = ("at the start", "after one epoch", "at the end")
     limit = float(abs(record["cloud"]).max()) * 1.05
     for k, ax in enumerate(axes):

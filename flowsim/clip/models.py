@@ -46,7 +46,7 @@ def build(name: str, pretrained: str | None = None, image_size: int | None = Non
     options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
     with _quiet():
         try:
-            module = open_clip.create_model(known, **options)
+            module: Any = open_clip.create_model(known, **options)
             _try(module)
         except (RuntimeError, AssertionError, TypeError, ValueError, KeyError) as error:
             raise FlowsimError(

@@ -159,8 +159,9 @@ class _Log:
     @classmethod
     def of(cls, state: dict[str, Any]) -> "_Log":
         """The inverse of `state`."""
-        numbers = [{k: v.tolist() for k, v in state[part].items()} for part in ("rows", "steps")]
-        return cls(*numbers, state["snapshot_steps"], {k: list(v.numpy()) for k, v in state["snapshots"].items()})
+        rows, steps = ({k: v.tolist() for k, v in state[part].items()} for part in ("rows", "steps"))
+        snapshots = {k: list(v.numpy()) for k, v in state["snapshots"].items()}
+        return cls(rows, steps, state["snapshot_steps"], snapshots)
 
 
 class _Run:
