@@ -86,6 +86,10 @@ def train(
     if path is not None:
         check(path.suffix == ".nc", f"Records end in .nc, but got {path.name!r}. Use e.g. run.nc.")
         if path.is_file() and not force and (done := _earlier(path, config)).status.code is not Status.UNFINISHED:
+            check(
+                weights is None or Path(weights).exists(),
+                f"{str(path)!r} is finished, and its weights were not kept. Use --force to train it again.",
+            )
             return done
     with _alone(path), _threads(settings.threads), _writer(tensorboard) as write:
         run = _Run(settings, schedule, config, path, cpu)
@@ -238,7 +242,9 @@ class _Run:
             pending.append(self.take_step())
             self.step += 1
             here = self.step in self.evaluations or self.step == self.steps
-            due = self.checkpoint is not None and time.monotonic() - saved > self.settings.checkpoint_seconds
+            # The main process alone saves: clocks differ, and nobody may wait for another.
+            due = self.main and self.checkpoint is not None
+            due = due and time.monotonic() - saved > self.settings.checkpoint_seconds
             if not (here or due or len(pending) == _FETCH):
                 continue
             values = torch.stack(pending).cpu().double().numpy()
@@ -391,14 +397,12 @@ class _Run:
 
     def save_checkpoint(self) -> None:
         """Everything that the rest of the run depends on, atomically."""
-        if self.main:
-            assert self.checkpoint is not None
-            state = {
-                "run": json.dumps(self.config, sort_keys=True), "step": self.step, "towers": self.towers.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "log": self.log.state(), "seconds": dict(self.seconds),
-            }  # fmt: skip
-            write_atomically(self.checkpoint, lambda temporary: torch.save(state, temporary))
-        self.accelerator.wait_for_everyone()
+        assert self.checkpoint is not None
+        state = {
+            "run": json.dumps(self.config, sort_keys=True), "step": self.step, "towers": self.towers.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "log": self.log.state(), "seconds": dict(self.seconds),
+        }  # fmt: skip
+        write_atomically(self.checkpoint, lambda temporary: torch.save(state, temporary))
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one. Raises `FlowsimError` if it is damaged or of another run."""
@@ -483,6 +487,7 @@ def _plain(settings: Training) -> dict[str, Any]:
     """Settings for the record. Files are named without their folders, which differ from machine to machine."""
     config = dataclasses.asdict(settings)
     config["clamp"] = None if settings.clamp is None else list(settings.clamp)
+    del config["checkpoint_seconds"]  # changes nothing in the record
     for name in ("data", "held_out_data", "labelled", "model", "pretrained"):
         if config[name] is not None and not config[name].startswith("shapes"):
             config[name] = Path(config[name]).name
