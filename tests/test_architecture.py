@@ -44,7 +44,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
     "plot": {"observables", "result"},
-    "clip": {"config", "losses", "observables", "pairing", "result", "schedules", "swaps", "temperature"},
+    "clip": {
+        "config", "losses", "observables", "pairing", "plot", "result", "schedules", "swaps", "temperature",
+    },
     "compare": {"flow", "initial", "pairing", "plot", "result", "schedules", "solve", "temperature", "theory"},
     "claims": {
         "config", "encoders", "flow", "geometry", "initial", "losses", "numerics", "observables", "pairing", "result",
