@@ -9,12 +9,15 @@ which remain distinct under colour blindness.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from matplotlib import animation
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -242,6 +245,75 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
         if name == "margin":
             panel.axhline(0, color=COLOURS["grey"], lw=0.8, ls=":")
     return axes
+
+
+#: Frames are for screens.
+_FILM_DPI = 120
+
+
+def animate(result: Result, path: str, fps: int = 20) -> Path:
+    """Film of a run: gap and temperature as they grow, and the embeddings, one frame for each stored snapshot.
+
+    In three dimensions the embeddings are on the sphere, else the matrix of similarities is shown. `path` ends in
+    .gif, .html (with a player), or .mp4 (needs ffmpeg). Written atomically. Raises `FlowsimError` for another ending,
+    or a result with fewer than two snapshots: simulate with `snapshots=np.geomspace(...)`.
+    """
+    kind = film_kind(path)
+    check(
+        len(result.snapshot_time) > 1,
+        "A film needs snapshots, but this result holds fewer than two. Simulate with e.g. snapshots=result.time[1:].",
+    )
+    frames = [result.at(float(t)) for t in result.snapshot_time]
+    with paper_style():
+        plt.rcParams["savefig.dpi"] = _FILM_DPI
+        figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+        grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.1))
+        left, middle = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+        gap(result, ax=left)
+        temperature(result, ax=middle)
+        dots = []
+        for ax, name in ((left, "modality_gap"), (middle, "temperature")):
+            ax.lines[0].set_alpha(0.3)
+            (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"])
+            dots.append((dot, name))
+        rows = _rows(frames[0])[0]
+        flat = rows.shape[1] != 3
+        right = figure.add_subplot(grid[2], projection=None if flat else "3d")
+
+        def show(frame: int) -> list[Any]:
+            snapshot = frames[frame]
+            t = max(snapshot.time, result.time[result.time > 0].min())
+            for dot, name in dots:
+                dot.set_data([t], [np.interp(snapshot.time, result.time, result.series[name])])
+            right.clear()
+            (similarity if flat else sphere)(snapshot, ax=right)
+            right.set_title(f"$t$ = {time_text(snapshot.time)}", loc="center")
+            return []
+
+        film = animation.FuncAnimation(figure, show, frames=len(frames), interval=1000 / fps)
+        if kind == "html":
+            text = film.to_jshtml(fps=fps)
+            return write_atomically(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
+        writer = animation.PillowWriter(fps) if kind == "gif" else animation.FFMpegWriter(fps)
+
+        def write(temporary: str) -> None:
+            # The writers choose the format by the ending.
+            named = f"{temporary}.{kind}"
+            film.save(named, writer=writer)
+            os.replace(named, temporary)
+
+        return write_atomically(path, write)
+
+
+def film_kind(path: str) -> str:
+    """ "gif", "html" or "mp4". Raises `FlowsimError` for another ending, or .mp4 without ffmpeg."""
+    kind = path.rpartition(".")[2].lower()
+    check(kind in ("gif", "html", "mp4"), f"A film cannot be written as {path!r}. Use a name in .gif, .html or .mp4.")
+    check(
+        kind != "mp4" or animation.FFMpegWriter.isAvailable(),
+        "An .mp4 needs ffmpeg, which is not installed. Use .gif or .html.",
+    )
+    return kind
 
 
 #: Colours and words of the three sources that a comparison overlays.

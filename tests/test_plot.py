@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from PIL import Image
 
 import flowsim as fs
 from flowsim import plot
@@ -118,3 +119,19 @@ def test_labels_have_symbols() -> None:
         "$10^{5}$",
         r"$2.5 \times 10^{6}$",
     ]
+
+
+def test_a_film_has_a_frame_for_each_snapshot(tmp_path):
+    times = np.concatenate([[0.0], np.geomspace(0.1, 100, 4)])
+    result = fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=times, snapshots=times)
+    path = fs.plot.animate(result, str(tmp_path / "flow.gif"), fps=5)
+    with Image.open(path) as film:
+        assert film.n_frames == 5
+        first = np.asarray(film.convert("RGB")).copy()
+        film.seek(4)
+        assert (np.asarray(film.convert("RGB")) != first).any()
+    assert "<script" in fs.plot.animate(result, str(tmp_path / "flow.html")).read_text("utf-8")
+    with pytest.raises(fs.FlowsimError, match="cannot be written as"):
+        fs.plot.animate(result, "flow.avi")
+    with pytest.raises(fs.FlowsimError, match="fewer than two"):
+        fs.plot.animate(fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=times, snapshots=[0.0]), "flow.gif")

@@ -1,4 +1,4 @@
-"""The command line: `flowsim reproduce | claims | simulate | sweep | compare | measure`, and
+"""The command line: `flowsim reproduce | claims | simulate | sweep | animate | compare | measure`, and
 `flowsim clip ...` (in `clip`).
 
 Commands are dataclasses that tyro fills; each imports what it needs when it runs, so that help is fast. Bad
@@ -350,6 +350,45 @@ class Simulate(_Run):
 
 
 @dataclasses.dataclass(frozen=True)
+class Animate(_Run):
+    """Integrate one gradient flow and film it: gap, temperature, and the embeddings on the sphere.
+
+    Example: flowsim animate --start rings --twist -144 --out fig2.gif
+    """
+
+    frames: Annotated[int, _whole("--frames", "120")] = 120
+    """Number of frames, evenly spaced in the logarithm of time."""
+    fps: Annotated[int, _whole("--fps", "20")] = 20
+    """Frames per second."""
+    out: Annotated[str, _text("--out", "FILM.gif"), _hint("(default: flow.gif)")] = "flow.gif"
+    """The film: .gif, .html (with a player) or .mp4 (needs ffmpeg)."""
+
+    def run(self) -> int:
+        check_writable_folder(Path(self.out).parent)
+        if self.frames < 2 or self.fps < 1:
+            raise FlowsimError(
+                "A film needs at least 2 frames, and 1 frame per second. Use e.g. --frames 120 --fps 20."
+            )
+        import numpy as np
+
+        from flowsim import plot
+        from flowsim.solve import simulate
+
+        plot.film_kind(self.out)
+        flow, start = self._flow_and_start()
+        t1 = 1e5 if self.t1 is None else self.t1
+        times = np.concatenate([[0.0], np.geomspace(min(1e-2, t1 / 10), t1, self.frames - 1)])
+        with _progress("Filming"):
+            result = simulate(
+                flow, start, ts=times, seed=self.seed, rtol=self.rtol, snapshots=times,
+                method=self.method,  # pyright: ignore[reportArgumentType]
+            )  # fmt: skip
+            plot.animate(result, self.out, self.fps)
+        _say(f"Saved {self.out}.")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep(_Run):
     """Integrate a flow for every combination of values and seeds, batched; print how the runs ended.
 
@@ -512,6 +551,7 @@ _COMMANDS: dict[str, type[Command]] = {
     "claims": Claims,
     "simulate": Simulate,
     "sweep": Sweep,
+    "animate": Animate,
     "compare": Compare,
     "measure": Measure,
     "clip": Clip,
