@@ -12,6 +12,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
+from PIL import Image
 
 import flowsim as fs
 from flowsim import cli
@@ -411,6 +412,29 @@ def test_an_unwritable_place_keeps_earlier_records(tmp_path, monkeypatch, baseli
     (tmp_path / "file").write_text("")
     with pytest.raises(fs.FlowsimError, match="Cannot write"):
         train(TINY, "TS S3", tmp_path / "file" / "run.nc", cpu=True)
+
+
+def test_what_was_skipped_is_said_and_recorded(tmp_path, capsys):
+    """A folder of photographs with a broken image, an image without caption, and a caption without image."""
+    rng = np.random.default_rng(0)
+    rows, splits = ["filename\tcaption"], ["filename\tsplit"]
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        rows += [f"{i}.png\tpicture {i}"] if i != 3 else []
+        splits += [f"{i}.png\t{'train' if i < 18 else 'test'}"]
+    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:100])
+    rows += ["lost.png\tnothing to see"]
+    (tmp_path / "captions.tsv").write_text("\n".join(rows))
+    (tmp_path / "splits.tsv").write_text("\n".join(splits))
+    options = ["--steps", "1", "--batch-size", "16", "--pairs", "4", "--set", "observables=gap", "--cpu"]
+    out = tmp_path / "run.nc"
+    assert cli.main(["clip", "train", "--data", str(tmp_path), *options, "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "broken image: 1 (5.png)" in said
+    recorded = fs.load(out).config["data"]
+    assert recorded["training_pairs"] == 16
+    assert sum(recorded["skipped"].values()) >= 2
+    assert str(tmp_path.parent) not in json.dumps(fs.load(out).config)  # folders differ from machine to machine
 
 
 def test_a_run_from_the_command_line(tmp_path, capsys):

@@ -192,6 +192,9 @@ class Train(_Settings):
         else:
             print(record)
         sys.stdout.flush()
+        data = record.config["data"]
+        if data["skipped"] or data["held_out_skipped"]:
+            _say(f"{data['report']} Held out: {data['held_out_report']}")
         if record.status.ok:
             _say(f"Saved {self.out}.")
             return 0

@@ -30,8 +30,9 @@ _BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Pairs ready to be embedded: pixels (n, 3, s, s) uint8, tokens (n, context)."""
+    """Pairs ready to be embedded: pixels (n, 3, s, s) uint8, tokens (n, context); `pairs` without broken images."""
 
+    pairs: Pairs
     pixels: torch.Tensor
     tokens: torch.Tensor
 
@@ -42,7 +43,7 @@ class Sample:
 def sample(pairs: Pairs, count: int, tokenize: Any, size: int) -> Sample:
     """The first `count` pairs with their first captions; broken images are left out."""
     chosen, pixels = pairs.select(slice(count)).decoded(size)
-    return Sample(channels_first(pixels), tokenize([captions[0] for captions in chosen.captions]))
+    return Sample(chosen, channels_first(pixels), tokenize([captions[0] for captions in chosen.captions]))
 
 
 @torch.no_grad()

@@ -197,6 +197,7 @@ class _Run:
         self.steps = settings.total_steps(len(train_pairs))
         self.seen = evaluate.sample(train_pairs, settings.pairs, tokenize, size)
         self.held_out = evaluate.sample(held_out, settings.pairs, tokenize, size)
+        held_out = self.held_out.pairs
 
         self.temperature = Temperature(schedule.temperature, settings.clamp)
         self.model.module.logit_scale.requires_grad_(False)  # the schedule has the temperature
@@ -222,6 +223,7 @@ class _Run:
             },
             "data": {
                 "training_pairs": len(train_pairs), "report": _short(train_pairs.report(), train_pairs.source),
+                "held_out_report": _short(held_out.report(), held_out.source),
                 "skipped": dict(train_pairs.skipped), "held_out_skipped": dict(held_out.skipped),
             },
             "steps": self.steps, "negatives": settings.batch_size - 1,
