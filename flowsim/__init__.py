@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flowsim.compare import Comparison, compare
     from flowsim.encoders import LinearEncoders, MLPEncoders
     from flowsim.errors import FlowsimError
+    from flowsim.explore import explore
     from flowsim.flow import GradientFlow
     from flowsim.geometry import Parallel, Reduced, Sphere, Subspaces, Unnormalized
     from flowsim.losses import DirectedInfoNCE, InfoNCE, NTXent, Regularised, Sigmoid
@@ -44,6 +45,7 @@ _HOME = {
     "compare": ["Comparison", "compare"],
     "encoders": ["LinearEncoders", "MLPEncoders"],
     "errors": ["FlowsimError"],
+    "explore": ["explore"],
     "flow": ["GradientFlow"],
     "geometry": ["Parallel", "Reduced", "Sphere", "Subspaces", "Unnormalized"],
     "losses": ["DirectedInfoNCE", "InfoNCE", "NTXent", "Regularised", "Sigmoid"],
@@ -122,6 +124,7 @@ __all__ = [
     "claims",
     "clip",
     "compare",
+    "explore",
     "initial",
     "load",
     "load_results",

@@ -47,6 +47,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clip": {
         "config", "losses", "observables", "pairing", "plot", "result", "schedules", "swaps", "temperature",
     },
+    "explore": {
+        "flow", "geometry", "initial", "pairing", "plot", "result", "schedules", "solve", "swaps", "temperature",
+        "theory",
+    },
     "compare": {"flow", "initial", "pairing", "plot", "result", "schedules", "solve", "temperature", "theory"},
     "claims": {
         "config", "encoders", "flow", "geometry", "initial", "losses", "numerics", "observables", "pairing", "result",
