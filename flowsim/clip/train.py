@@ -10,6 +10,7 @@ training pairs under `seen_...`; `time` is the sum of learning rates, which is f
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -473,11 +474,17 @@ def _evaluation_steps(settings: Training, steps: int, pairs: int) -> list[int]:
 
 def _load(settings: Training) -> tuple[data.Pairs, data.Pairs]:
     """Training pairs and held-out pairs; subsets are the same for every seed."""
-    train_pairs = data.load(settings.data, settings.split, limit=settings.limit)
-    held_out = data.load(settings.held_out_data or settings.data, settings.held_out, limit=settings.pairs)
+    train_pairs = _pairs(settings.data, settings.split, settings.limit)
+    held_out = _pairs(settings.held_out_data or settings.data, settings.held_out, settings.pairs)
     for pairs, name in ((train_pairs, settings.split), (held_out, settings.held_out)):
         check(len(pairs) >= 2, f"{pairs.source!r}, split {name!r}, has fewer than 2 pairs. Give more.")
     return train_pairs, held_out
+
+
+@functools.lru_cache(maxsize=4)
+def _pairs(source: str, split: str | None, limit: int | None) -> data.Pairs:
+    """Pairs of a source; many short runs in one process share them."""
+    return data.load(source, split, limit=limit)
 
 
 def _short(report: str, source: str) -> str:

@@ -308,7 +308,7 @@ class _Picture:
         self.figure = Figure(figsize=(11, 6), dpi=80)
         self.figure.subplots_adjust(0.06, 0.09, 0.98, 0.92, 0.28, 0.3)
         gap, tau, margin, loss = (self.figure.add_subplot(2, 3, k) for k in (1, 2, 4, 5))
-        self.cloud = self.figure.add_subplot(2, 3, 3, projection="3d")
+        self.cloud: Any = self.figure.add_subplot(2, 3, 3, projection="3d")
         self.matrix = self.figure.add_subplot(2, 3, 6)
         colours = plot.COLOURS
         self.panels = {"modality_gap": gap, "temperature": tau, "margin": margin, "loss": loss}
@@ -326,7 +326,7 @@ class _Picture:
         margin.legend(loc="lower right", frameon=False)
         margin.axhline(0, color=colours["grey"], lw=0.6)
         self.cloud.set_axis_off()
-        self.cloud.set_box_aspect((1, 1, 1), zoom=1.4)  # pyright: ignore
+        self.cloud.set_box_aspect((1, 1, 1), zoom=1.4)
         u, v = np.meshgrid(np.linspace(0, 2 * np.pi, 13), np.linspace(0, np.pi, 9))
         self.globe = self.cloud.plot_wireframe(
             np.cos(u) * np.sin(v), np.sin(u) * np.sin(v), np.cos(v), color=colours["grey"], lw=0.4, alpha=0.4
