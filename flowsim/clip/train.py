@@ -331,7 +331,7 @@ class _Run:
     # --- evaluation and record
 
     def evaluate(self) -> bool:
-        """Observe the model now, on held-out pairs and on training pairs, and write the record.
+        """Observe the model now, on held-out pairs and on training pairs; the main process writes the record.
 
         False, and nothing is noted, if its embeddings are not finite any more.
         """
@@ -340,30 +340,29 @@ class _Run:
                 for pairs in (self.held_out, self.seen)]  # fmt: skip
         if not all(np.isfinite(part).all() for pair in rows for part in pair):
             return False
-        if self.main:
-            beta, raw = self.temperature.value(self.step / self.steps)
-            row = {
-                "step": self.step, "epoch": self.step / self.per_epoch, "progress": self.step / self.steps,
-                "temperature": 1.0 / beta, "inverse_temperature": beta,
-            }  # fmt: skip
-            if raw is not None:
-                row["raw"] = raw
-            row |= evaluate.observe(*rows[0], beta, self.settings.observables)
-            image, text = rows[1]
-            seen = evaluate.observe(image, text, beta, self.settings.observables)
-            row |= {f"seen_{name}": value for name, value in seen.items()}
-            for name, value in row.items():
-                self.log.rows.setdefault(name, []).append(float(value))
-            if self.step in self.snapshot_steps:
-                count = self.settings.snapshot_pairs
-                self.log.snapshot_steps.append(self.step)
-                kept = {"image": image[:count].astype(np.float32), "text": text[:count].astype(np.float32)}
-                for name, value in (kept | ({} if raw is None else {"raw": np.float64(raw)})).items():
-                    self.log.snapshots.setdefault(name, []).append(np.asarray(value))
-            self.wrapped.train()
-            self.seconds["evaluation"] += time.perf_counter() - begin
-            if self.path is not None:
-                self.result(Status.UNFINISHED).save(self.path)
+        beta, raw = self.temperature.value(self.step / self.steps)
+        row = {
+            "step": self.step, "epoch": self.step / self.per_epoch, "progress": self.step / self.steps,
+            "temperature": 1.0 / beta, "inverse_temperature": beta,
+        }  # fmt: skip
+        if raw is not None:
+            row["raw"] = raw
+        row |= evaluate.observe(*rows[0], beta, self.settings.observables)
+        image, text = rows[1]
+        seen = evaluate.observe(image, text, beta, self.settings.observables)
+        row |= {f"seen_{name}": value for name, value in seen.items()}
+        for name, value in row.items():
+            self.log.rows.setdefault(name, []).append(float(value))
+        if self.step in self.snapshot_steps:
+            count = self.settings.snapshot_pairs
+            self.log.snapshot_steps.append(self.step)
+            kept = {"image": image[:count].astype(np.float32), "text": text[:count].astype(np.float32)}
+            for name, value in (kept | ({} if raw is None else {"raw": np.float64(raw)})).items():
+                self.log.snapshots.setdefault(name, []).append(np.asarray(value))
+        self.wrapped.train()
+        self.seconds["evaluation"] += time.perf_counter() - begin
+        if self.main and self.path is not None:
+            self.result(Status.UNFINISHED).save(self.path)
         self.accelerator.wait_for_everyone()
         return True
 
