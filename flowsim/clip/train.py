@@ -307,14 +307,21 @@ class _Run:
                 loss = self.contrast(image, text, beta, micro)
                 self.accelerator.backward(loss / settings.accumulate)
             losses.append(loss.detach())
-            with torch.no_grad():
-                unit = torch.nn.functional.normalize
-                centres = self.accelerator.reduce(unit(image).mean(0) - unit(text).mean(0), "mean")
-                gaps.append(torch.linalg.vector_norm(centres))  # pyright: ignore
+            gaps.append(self.batch_gap(image.detach(), text.detach()))
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
         self.temperature.clamp_()
         return torch.stack([torch.stack(losses).mean(), torch.stack(gaps).mean(), noted])
+
+    @torch.no_grad()
+    def batch_gap(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Modality gap of the whole batch, from this process's share of its features (n, d)."""
+        if not self.settings.normalize:
+            image, text = (torch.nn.functional.normalize(rows, dim=1) for rows in (image, text))
+        centres = (image - text).mean(0)
+        if self.contrast.processes > 1:
+            centres = self.accelerator.reduce(centres, "mean")
+        return torch.linalg.vector_norm(centres)  # pyright: ignore
 
     def note(self, values: np.ndarray) -> None:
         """Take fetched values of the last steps into the log."""
