@@ -106,18 +106,17 @@ def methods_figure(record: "xr.Dataset") -> Figure:
 
 
 def gap_numbers(run: Result, early: Mapping[str, Result]) -> "xr.Dataset":
-    """Clouds of a run's snapshots on the axes of the last, its gap, and the gaps of many beginnings."""
+    """Clouds of a run's snapshots, each on its own main axes, its gap, and the gaps of many beginnings."""
     import xarray as xr
 
     check("image" in run.snapshots, "This record holds no embeddings. Train with snapshot_pairs > 0.")
     check(early, "There are no records of beginnings. Run flowsim clip early first.")
     clouds = []
-    # The axes of the last embeddings, for all three times.
-    last = np.concatenate([run.snapshots["image"][-1], run.snapshots["text"][-1]]).astype(float)
-    _, _, axes = np.linalg.svd(last - last.mean(0), full_matrices=False)
     for k in range(len(run.snapshot_time)):
         both = np.stack([run.snapshots["image"][k], run.snapshots["text"][k]]).astype(float)
-        clouds.append((both - both.mean((0, 1))) @ axes[:2].T)
+        centred = both - both.mean((0, 1))
+        _, _, axes = np.linalg.svd(centred.reshape(-1, centred.shape[-1]), full_matrices=False)
+        clouds.append(centred @ axes[:2].T)
     steps = run.coordinates["step"]
     at = [int(steps[np.argmin(abs(run.time - t))]) for t in run.snapshot_time]
     record = xr.Dataset(
@@ -155,10 +154,10 @@ def gap_figure(record: "xr.Dataset") -> Figure:
         ):
             x, y = record["cloud"].isel(snapshot=k, modality=m).to_numpy().T
             ax.plot(x, y, marker, color=colour, ms=2.2, mew=0, alpha=0.6, label=label)
-        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="first axis")
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="first main axis")
         step = int(record["cloud_step"][k])
         ax.set_title(rf"$\bf{{({'abc'[k]})}}$ {titles[k]} (step {step}): $\Delta = {gaps[k]:.2f}$", fontsize=8)
-    axes[0].set_ylabel("second axis")
+    axes[0].set_ylabel("second main axis")
     axes[0].legend(loc="upper left", markerscale=1.8, handletextpad=0.1)
     left, right = figure.add_subplot(grid[1, :3]), figure.add_subplot(grid[1, 3:])
     late = record.sel(step=record["step"] >= record.attrs["first"])
@@ -178,7 +177,7 @@ def gap_figure(record: "xr.Dataset") -> Figure:
     right.axvline(0, color="black", lw=0.8)
     right.axvline(change.mean(), color=colours["vermilion"], lw=1.2, label=f"mean {change.mean():+.3f}")
     right.set(xlabel=rf"change of $\Delta$ over {int(record['early_step'][-1])} steps", ylabel="initialisations")
-    right.legend(loc="upper left")
+    right.legend(loc="upper right")
     right.set_title(rf"$\bf{{(e)}}$ early change: {np.mean(change > 0):.0%} of {len(change)} enlarge")
     return figure
 
