@@ -101,7 +101,7 @@ def test_version(command):
     ("arguments", "says"),
     [
         ([], ["Give a command: reproduce, claims, simulate, sweep, animate, compare, measure, clip."]),
-        (["simulat"], ["Unknown command 'simulat'. Did you mean 'simulate'?"]),
+        (["simulat"], ["Unknown command 'simulat'. Did you mean 'simulate'"]),
         (["--quick", "reproduce"], ["'--quick' stands before the command"]),
         (["simulate", "--sed", "1"], ["Unknown option of simulate '--sed'. Did you mean '--seed'"]),
         (["reproduce", "--quik"], ["Unknown option of reproduce '--quik'. Did you mean '--quick'"]),
