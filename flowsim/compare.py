@@ -268,6 +268,8 @@ class _Run:
     @property
     def dim(self) -> int | None:
         """Dimension of the embeddings."""
+        if (dim := self.result.config.get("embed_dim")) is not None:
+            return int(dim)
         for index in range(len(self.result.snapshot_time)):
             rows = self.rows(index)
             return None if rows is None else rows[0].shape[1]

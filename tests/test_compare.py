@@ -276,8 +276,8 @@ def test_enlargement_beside_theorem_3_3(rings):
     assert theorem["measured_rate"] > 0
     # Adam's clock is not the theorem's.
     adam = starts([0.1] * 8)
-    rows = {"image": np.eye(5)[None], "text": np.eye(5)[None]}
-    adam[0] = dataclasses.replace(adam[0], snapshots=rows, snapshot_time=np.zeros(1))
+    sizes = {**adam[0].config, "embed_dim": 5}
+    adam[0] = dataclasses.replace(adam[0], config=sizes)
     adam[0].series["temperature"] = np.full(12, 0.07)
     assert fs.compare(*adam, parts="enlargement")["enlargement"].numbers["theorem_3_3"]["measured_rate"] is None
     assert "only its sign can be compared" in fs.compare(*adam, parts="enlargement")["enlargement"].sentence

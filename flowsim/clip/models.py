@@ -31,6 +31,7 @@ class Model:
     module: Any
     tokenize: Any
     image_size: int
+    embed_dim: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -59,7 +60,8 @@ def build(name: str, pretrained: str | None = None, image_size: int | None = Non
     preprocess = open_clip.get_model_preprocess_cfg(module)
     size = module.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
-    return Model(known, module, tokenize, int(size), tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    dim = int(open_clip.get_model_config(known)["embed_dim"])  # pyright: ignore[reportOptionalSubscript]
+    return Model(known, module, tokenize, int(size), dim, tuple(preprocess["mean"]), tuple(preprocess["std"]))
 
 
 @torch.no_grad()

@@ -227,7 +227,7 @@ class _Run:
                 "held_out_report": _short(held_out.report(), held_out.source),
                 "skipped": dict(train_pairs.skipped), "held_out_skipped": dict(held_out.skipped),
             },
-            "steps": self.steps, "negatives": settings.batch_size - 1,
+            "steps": self.steps, "negatives": settings.batch_size - 1, "embed_dim": self.model.embed_dim,
         }  # fmt: skip
 
     # --- the loop
