@@ -15,15 +15,17 @@ import flowsim as fs
 from flowsim.clip import figures
 
 SEED = 0
-FULL = {"records": "clip_laptop.nc", "early": "clip_early.nc", "run": "Baseline, seed 0"}
-QUICK = FULL
+RUN = "Baseline, seed 0"
+FULL = {"early": 100}
+QUICK = {"early": 10}
 
 RECORDS = Path(__file__).parent / "reference"
 
 
 def compute(quick: bool, progress) -> xr.Dataset:
-    run = fs.load_results(RECORDS / FULL["records"])[FULL["run"]]
-    return figures.gap_numbers(run, fs.load_results(RECORDS / FULL["early"]))
+    run = fs.load_results(RECORDS / "clip_laptop.nc", [RUN])[RUN]
+    count = (QUICK if quick else FULL)["early"]
+    return figures.gap_numbers(run, fs.load_results(RECORDS / "clip_early.nc", [f"seed {k}" for k in range(count)]))
 
 
 def plot(record: xr.Dataset) -> Figure:

@@ -6,7 +6,7 @@ import enum
 import html
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from flowsim._arrays import check
 from flowsim._files import write_atomically
-from flowsim.errors import FlowsimError
+from flowsim.errors import FlowsimError, unknown_name
 from flowsim.initial import Start
 
 if TYPE_CHECKING:
@@ -133,8 +133,6 @@ class Snapshot:
 
     def __getitem__(self, name: str) -> float:
         if name not in self.values:
-            from flowsim.errors import unknown_name
-
             raise unknown_name("observable", name, self.values)
         return self.values[name]
 
@@ -181,8 +179,6 @@ class Result:
 
     def __getitem__(self, name: str) -> "xr.DataArray":
         if name not in self.series and name not in self.training:
-            from flowsim.errors import unknown_name
-
             raise unknown_name("observable", name, self.names)
         return self.to_xarray()[name]
 
@@ -358,8 +354,11 @@ def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) ->
     return write_atomically(path, write)
 
 
-def load_results(path: str | os.PathLike[str]) -> dict[str, Result]:
-    """The results that `save_results` wrote, by name. Raises `FlowsimError` for foreign or newer files."""
+def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, Result]:
+    """The results that `save_results` wrote, by name: all, or those of `names`.
+
+    Raises `FlowsimError` for foreign or newer files and for names that are not in the file.
+    """
     import h5py
     import xarray as xr
 
@@ -367,11 +366,17 @@ def load_results(path: str | os.PathLike[str]) -> dict[str, Result]:
         raise FlowsimError(f"There is no file {str(path)!r}. Give the path of saved results (.nc).")
     try:
         with h5py.File(path) as file:
-            names = [name for name, item in file.items() if isinstance(item, h5py.Group)]
+            held = [name for name, item in file.items() if isinstance(item, h5py.Group)]
+        chosen = held if names is None else list(names)
+        for name in chosen:
+            if name not in held:
+                raise unknown_name("run", name, held)
         datasets = {}
-        for name in names:
+        for name in chosen:
             with xr.open_dataset(path, group=name, engine="h5netcdf") as dataset:
                 datasets[name] = dataset.load()
+    except FlowsimError:
+        raise
     except Exception as error:
         raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
                            "Give a file that flowsim saved.") from None  # fmt: skip

@@ -71,6 +71,9 @@ def test_several_results_in_one_file(result, cones, tmp_path):
         for key, values in saved.series.items():
             np.testing.assert_array_equal(loaded[name].series[key], values)
         assert loaded[name].status == saved.status
+    assert list(fs.load_results(path, ["cones"])) == ["cones"]
+    with pytest.raises(fs.FlowsimError, match="Unknown run 'cone'. Did you mean 'cones'?"):
+        fs.load_results(path, ["cone"])
     single = result.save(tmp_path / "run.nc")
     assert list(load_any(single)) == [str(single)]
     with pytest.raises(fs.FlowsimError, match=r"does not hold several results. Read it with `fs.load`"):
