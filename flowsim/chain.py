@@ -8,6 +8,7 @@ end at a switch of method, at a clamp of the temperature, at a redraw of masks o
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import diffrax
@@ -31,6 +32,8 @@ EXPLICIT_BUDGET = 2000
 DENSE_UNKNOWNS = 200
 Method = Literal["explicit", "implicit", "stabilised"]
 METHODS = {"explicit": "Dopri8", "implicit": "Kvaerno5", "stabilised": "RungeKuttaChebyshev"}
+#: At this relative tolerance and looser ones the explicit method is of lower order: more steps at half the price.
+LOOSE, LOOSE_METHOD = 1e-7, "Tsit5"
 #: Where the stabilised method runs out of evaluations, up to this many unknowns are handed to the implicit.
 _DENSE_LAST_RESORT = 2500
 #: A stiff segment spans this factor of time; its tolerance never asks for less than rounding noise.
@@ -142,10 +145,12 @@ def _chord_norm(update: Moving) -> Array:
     return jnp.where(size < 0.1, jnp.zeros_like(size), size)
 
 
-def _solver(method: str, task: Task) -> diffrax.AbstractAdaptiveSolver:
-    if method == "explicit":
+def _solver(name: str, task: Task) -> diffrax.AbstractAdaptiveSolver:
+    if name == "Dopri8":
         return diffrax.Dopri8()
-    if method == "implicit":
+    if name == "Tsit5":
+        return diffrax.Tsit5()
+    if name == "Kvaerno5":
         return diffrax.Kvaerno5(root_finder=diffrax.VeryChord(task.rtol, task.atol, norm=_chord_norm))
     return RungeKuttaChebyshev()
 
@@ -203,7 +208,7 @@ def _on_state(
     return cond_fn
 
 
-def _event(flow: GradientFlow, task: Task, locate: bool) -> diffrax.Event:
+def _event(flow: GradientFlow, task: Task, watch: bool, locate: bool) -> diffrax.Event | None:
     """What ends a segment early: at the end of a step, or (`locate`) at the zero of a crossing."""
     names = list(_crossings(flow, task.t0, task.state, task))
 
@@ -216,7 +221,9 @@ def _event(flow: GradientFlow, task: Task, locate: bool) -> diffrax.Event:
 
     if locate:
         return diffrax.Event(_on_state(nearest), optx.Bisection(1e-12, 1e-12, flip="detect"))
-    return diffrax.Event({"steady": _on_state(_is_steady), **{name: crossed(name) for name in names}})
+    conditions = {"steady": _on_state(_is_steady)} if watch else {}
+    conditions |= {name: crossed(name) for name in names}
+    return diffrax.Event(conditions) if conditions else None
 
 
 def _cause(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str, Any]:
@@ -257,17 +264,19 @@ def _is_steady(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
 
 class How(NamedTuple):
     """What a segment is compiled for. `streamed` observables are recorded on the way, for problems whose states
-    are too many to keep; `locate` finds the time of a crossing inside a step."""
+    are too many to keep; `locate` finds the time of a crossing inside a step; `watch` looks for a steady state
+    after every step, instead of at the end only (which is cheaper, for segments of few steps)."""
 
-    method: str
+    solver: str
     max_steps: int
+    watch: bool
     locate: bool
     streamed: tuple[str, ...]
 
 
 def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
     """Integrate from `task.t0` to `task.end` or the first event."""
-    method, max_steps, locate, streamed = how
+    solver, max_steps, watch, locate, streamed = how
     s0, s1 = jnp.log1p(task.t0), jnp.log1p(task.end)
 
     def observe(s: Any, moving: Moving, args: Any) -> dict[str, Any]:
@@ -287,7 +296,7 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
     with without_host_checks():
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(_field_in_log_time),
-            _solver(method, task),
+            _solver(solver, task),
             t0=s0,
             t1=s1,
             dt0=None,
@@ -295,7 +304,7 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
             args=(flow, task),
             saveat=diffrax.SaveAt(subs=subs),
             stepsize_controller=controller,
-            event=_event(flow, task, locate),
+            event=_event(flow, task, watch, locate),
             max_steps=max_steps,
             adjoint=diffrax.ForwardMode(),
             throw=False,
@@ -303,11 +312,15 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
     assert solution.ts is not None and solution.ys is not None
     log_time = solution.ts[1][-1]
     moving = jax.tree.map(lambda x: x[-1], solution.ys[1])
-    events = solution.event_mask
     ended = dataclasses.replace(task.state, moving=moving)
+    finished = solution.result == diffrax.RESULTS.successful
+    events: Any = solution.event_mask
     if locate:
         occurred = solution.result == diffrax.RESULTS.event_occurred
         events = {k: occurred & v for k, v in _cause(flow, jnp.expm1(log_time), ended, task).items()}
+    elif not watch:
+        steady = ~finished & _is_steady(flow, jnp.expm1(log_time), ended, task)
+        events = {"steady": steady} if events is None else {**events, "steady": steady}
     assert isinstance(events, dict)
     return Segment(
         series=solution.ys[2] if streamed else {},
@@ -315,7 +328,7 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
         moving=moving,
         log_time=log_time,
         events=events,
-        finished=solution.result == diffrax.RESULTS.successful,
+        finished=finished,
         force=flow.force_scale(jnp.expm1(log_time), ended, task.horizon),
         accepted=solution.stats["num_accepted_steps"],
         rejected=solution.stats["num_rejected_steps"],
@@ -328,9 +341,12 @@ def segment(flow: GradientFlow, task: Task, how: How) -> Segment:
     return _integrate(flow, task, how)
 
 
-@eqx.filter_jit
+@partial(eqx.filter_jit, compiler_options={"xla_cpu_multi_thread_eigen": False})
 def segments(flows: GradientFlow, tasks: Task, how: How) -> Segment:
-    """`segment` for many flows and tasks of the same structure at once, stacked along a first axis."""
+    """`segment` for many flows and tasks of the same structure at once, stacked along a first axis.
+
+    In one thread of the CPU: a sweep runs several of these side by side, whose threads would wait for each other.
+    """
     return eqx.filter_vmap(lambda flow, task: _integrate(flow, task, how))(flows, tasks)
 
 
@@ -386,11 +402,15 @@ _ENDINGS = {
 
 
 class Chain:
-    """One solve on its way: `request` the next segment, run it, `absorb` what came out, until `status` is set."""
+    """One solve on its way: `request` the next segment, run it, `absorb` what came out, until `status` is set.
+
+    `most_steps`: steps of the explicit method after which a segment ends in any case, so that runs that are solved
+    side by side wait for each other no longer than that.
+    """
 
     def __init__(
         self, flow: GradientFlow, state: State, t0: float, ts: np.ndarray, kept: np.ndarray, horizon: float,
-        options: Options,
+        options: Options, most_steps: int | None = None,
     ) -> None:  # fmt: skip
         self.flow, self.state, self.options = flow, state, options
         self.ts, self.kept, self.t, self.horizon = ts, kept, t0, horizon
@@ -402,6 +422,7 @@ class Chain:
         self._t0 = t0
         self._labels: list[str] = []
         self._method: str = options.method or "explicit"
+        self._most_steps, self._explicit_steps = most_steps, 0
         self._stiff = "implicit" if self.unknowns <= DENSE_UNKNOWNS else "stabilised"
         # Observables are computed afterwards where every state is kept: that compiles in half the time.
         self._streamed = options.observables if len(kept) < len(ts) else ()
@@ -441,9 +462,20 @@ class Chain:
         numbers = (t, self.ts, self.kept, self.horizon, span, max(options.rtol, noise), max(options.atol, noise),
                    float(self._pinned), 1e-3 * options.rtol)  # fmt: skip
         task = Task(self.state, *(np.asarray(x, options.dtype) for x in numbers))
-        free = options.method is None and self._method == "explicit"
-        budget = EXPLICIT_BUDGET if free else options.max_steps
-        return task, How(self._method, budget, self._locate, self._streamed)
+        steps = options.max_steps
+        if self._method == "explicit":
+            steps = min(self._explicit_budget, self._most_steps or self._explicit_budget)
+        brief = self._method == "explicit" and self._most_steps is not None and not self._locate
+        return task, How(self._solver, steps, not brief, self._locate, self._streamed)
+
+    @property
+    def _solver(self) -> str:
+        loose = self._method == "explicit" and self.options.rtol >= LOOSE
+        return LOOSE_METHOD if loose else METHODS[self._method]
+
+    @property
+    def _explicit_budget(self) -> int:
+        return EXPLICIT_BUDGET if self.options.method is None else self.options.max_steps
 
     def absorb(self, out: Segment) -> None:
         """Take in what the requested segment returned (NumPy leaves)."""
@@ -453,6 +485,8 @@ class Chain:
             self._locate = True
             return
         self._record(out)
+        spent = int(out.accepted) + int(out.rejected)
+        self._explicit_steps += spent
         finished = bool(out.finished) and not occurred
         begin, self.t = self.t, self._end if finished else float(np.expm1(out.log_time))
         self._force = float(out.force)
@@ -474,7 +508,9 @@ class Chain:
         elif "clamp" in occurred:
             self.state, self._pinned = _toggle(self.flow, self.state, self._pinned)
         elif finished:
-            pass
+            self._explicit_steps = 0
+        elif self._method == "explicit" and spent > 0 and self._explicit_steps < self._explicit_budget:
+            pass  # made room for others
         elif free and self._method == "explicit":
             self._method = self._stiff
         elif free and self._method == "stabilised" and self.unknowns <= _DENSE_LAST_RESORT:
@@ -486,7 +522,7 @@ class Chain:
         self.stats["segments"] += 1
         self.stats["steps"] += int(out.accepted)
         self.stats["rejected"] += int(out.rejected)
-        label = METHODS[self._method]
+        label = self._solver
         if not self._labels or label not in self._labels[-1]:
             self._labels.append(f"{label} from t = {self.t:.3g}" if self._labels else label)
 
@@ -533,7 +569,7 @@ def _fill(into: np.ndarray, new: np.ndarray, ts: np.ndarray, begin: float, end: 
 def is_filled(states: Moving) -> np.ndarray:
     """Which slots hold a state."""
     leaves = jax.tree.leaves(states)
-    return np.array([all(np.isfinite(x[i]).all() for x in leaves) for i in range(len(leaves[0]))])
+    return np.all([np.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves], axis=0)
 
 
 def _hold(chain: Chain, slots: np.ndarray, kept: np.ndarray) -> None:

@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SCHEMA_VERSION = 1
-#: Runs that go through one compiled call together.
+#: Runs that one thread works on, and that are stored together.
 CHUNK = 128
 #: Bytes of states that a chunk may hold before its observables are computed on the way.
 _STATE_BYTES = 256 * 2**20
-#: Batches are padded to one of these sizes, so that few programs are compiled.
-_SIZES = (1, 16, CHUNK)
+#: Runs are solved side by side in batches whose similarities fit into the cache: more runs cost more each.
+_CACHE_BYTES, _MOST_LANES = 2**16, 64
+#: Steps after which those that are ready make room for others.
+_STEPS = 64
 
 Track = Callable[[Collection[Any], str], Iterable[Any]]
 
@@ -138,7 +140,7 @@ def sweep(
         rtol, atol = max(rtol, 1e-5), max(atol, 1e-7)
     grid = _Grid(over, mode)
     jobs = [_job(flow, start, seed, values) for values in grid.points()]
-    for job in {_structure(job): job for job in jobs}.values():
+    for job in dict(zip(_structures(jobs), jobs, strict=True)).values():
         job.flow.place(as_start(job.start, job.seed))  # refuses a start that does not fit
     settings = {
         "flow": flow.to_config(), "over": grid.described(), "mode": mode, "seed": seed, "horizon": horizon_,
@@ -277,9 +279,9 @@ def _run(
     check(chunk >= 1, f"Argument `chunk` must be at least 1, but is {chunk}. Use e.g. {CHUNK}.")
     found = _Found(len(jobs), len(ts), options.observables) if store is None else store.found
     groups: dict[Any, list[int]] = defaultdict(list)
-    for index, job in enumerate(jobs):
+    for index, structure in enumerate(_structures(jobs)):
         if not found.done[index]:
-            groups[_structure(job)].append(index)
+            groups[structure].append(index)
     pieces = [part[i : i + chunk] for part in groups.values() for i in range(0, len(part), chunk)]
     store_programs()
     programs = _Programs()
@@ -307,12 +309,20 @@ def _run(
     return found.columns()
 
 
-def _structure(job: _Job) -> Any:
+def _structures(jobs: list[_Job]) -> list[Any]:
     """Jobs with equal keys share their programs."""
-    leaves, tree = jax.tree.flatten(job.flow)
-    recipe = jax.tree.flatten(job.start)
-    shapes = tuple(np.shape(x) for x in recipe[0])
-    return tree, recipe[1], shapes, tuple(np.shape(x) for x in leaves)
+    known: dict[tuple[int, int], Any] = {}  # most jobs share the objects themselves
+
+    def structure(job: _Job) -> Any:
+        leaves, tree = jax.tree.flatten(job.flow)
+        recipe = jax.tree.flatten(job.start)
+        shapes = tuple(np.shape(x) for x in recipe[0])
+        return tree, recipe[1], shapes, tuple(np.shape(x) for x in leaves)
+
+    for job in jobs:
+        if (key := (id(job.flow), id(job.start))) not in known:
+            known[key] = structure(job)
+    return [known[id(job.flow), id(job.start)] for job in jobs]
 
 
 class _Programs:
@@ -336,14 +346,16 @@ def _chunk(
 ) -> list[dict[str, Any]]:
     """Series, status and cost of each job."""
     with jax.enable_x64(options.dtype == np.float64):
-        states = _initial_states(jobs, options)
+        starts = [as_start(job.start, job.seed) for job in jobs]
+        lanes = _lanes(starts[0].pairs)
+        states = _initial_states(jobs, starts, lanes, options)
         size = 8 * len(ts) * len(jobs) * sum(x.size for x in jax.tree.leaves(states[0].moving))
         kept = ts if size <= _STATE_BYTES else ts[-1:]
         chains = [
-            Chain(job.flow, state, 0.0, ts, kept, horizon, options._replace(seed=job.seed))
+            Chain(job.flow, state, 0.0, ts, kept, horizon, options._replace(seed=job.seed), _STEPS)
             for job, state in zip(jobs, states, strict=True)
         ]
-        structure = _structure(jobs[0])
+        structure = _structures(jobs[:1])[0]
         while True:
             asked: dict[How, list[tuple[Chain, Any]]] = defaultdict(list)
             for chain in chains:
@@ -351,14 +363,14 @@ def _chunk(
                     asked[request[1]].append((chain, request[0]))
             if not asked:
                 break
-            for how, batch in asked.items():
-                size = _padded(len(batch))
+            for how, batch in ((h, part) for h, all_ in asked.items() for part in _parts(all_, lanes)):
+                size = _padded(len(batch), lanes)
                 flows = _stack([chain.flow for chain, _ in batch], size, options.dtype)
                 tasks = _stack([task for _, task in batch], size, options.dtype)
                 outs = programs((structure, how, size), lambda f=flows, k=tasks, h=how: to_numpy(segments(f, k, h)))
                 for i, (chain, _) in enumerate(batch):
                     chain.absorb(jax.tree.map(lambda x, i=i: x[i], outs))
-        _observe(chains, options, structure, programs)
+        _observe(chains, lanes, options, structure, programs)
     return [
         {
             **chain.series,
@@ -370,26 +382,37 @@ def _chunk(
     ]
 
 
-def _observe(chains: list[Chain], options: Options, structure: Any, programs: _Programs) -> None:
-    waiting = [(chain, seen) for chain in chains if (seen := chain.seen()) is not None]
-    if not waiting:
-        return
-    size = _padded(len(waiting))
-    flows = _stack([chain.flow for chain, _ in waiting], size, options.dtype)
-    stacked = _stack([seen for _, seen in waiting], size, options.dtype)
-    call = lambda: to_numpy(observe_many(flows, stacked, options.observables))  # noqa: E731
-    found = programs((structure, "observe", size), call)
-    for i, (chain, _) in enumerate(waiting):
-        chain.fill({name: values[i] for name, values in found.items()})
+def _observe(chains: list[Chain], lanes: int, options: Options, structure: Any, programs: _Programs) -> None:
+    for waiting in _parts([(chain, seen) for chain in chains if (seen := chain.seen()) is not None], lanes):
+        size = _padded(len(waiting), lanes)
+        flows = _stack([chain.flow for chain, _ in waiting], size, options.dtype)
+        stacked = _stack([seen for _, seen in waiting], size, options.dtype)
+        call = lambda f=flows, s=stacked: to_numpy(observe_many(f, s, options.observables))  # noqa: E731
+        found = programs((structure, "observe", size), call)
+        for i, (chain, _) in enumerate(waiting):
+            chain.fill({name: values[i] for name, values in found.items()})
 
 
-def _padded(count: int) -> int:
-    return next((size for size in _SIZES if size >= count), count)
+def _lanes(pairs: int) -> int:
+    """How many runs of so many pairs go through one compiled call: a power of two."""
+    fit = max(1, _CACHE_BYTES // (8 * pairs**2))
+    return min(_MOST_LANES, 1 << (fit.bit_length() - 1))
+
+
+def _parts(items: Sequence[Any], lanes: int) -> list[Sequence[Any]]:
+    return [items[i : i + lanes] for i in range(0, len(items), lanes)]
+
+
+def _padded(count: int, lanes: int) -> int:
+    """Batches are padded to one of three sizes, so that few programs are compiled."""
+    return next(size for size in (1, min(8, lanes), lanes) if size >= count)
 
 
 def _stack(trees: Sequence[Any], size: int, dtype: Any) -> Any:
     """Trees of the same structure along a new first axis, the last repeated up to `size`."""
     trees = [*trees, *[trees[-1]] * (size - len(trees))]
+    if all(tree is trees[0] for tree in trees):
+        return to_device(jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], size, axis=0), trees[0]), dtype)
     return to_device(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees), dtype)
 
 
@@ -398,15 +421,18 @@ def _complete(flows: GradientFlow, movings: Moving, constants: Any, seeds: Any) 
     return eqx.filter_vmap(lambda f, m, c, s: f.complete(m, c, jax.random.key(s)))(flows, movings, constants, seeds)
 
 
-def _initial_states(jobs: list[_Job], options: Options) -> list[State]:
-    placed = [job.flow.place(as_start(job.start, job.seed)) for job in jobs]
-    size = _padded(len(jobs))
-    flows = _stack([job.flow for job in jobs], size, options.dtype)
-    movings = _stack([moving for moving, _ in placed], size, options.dtype)
-    constants = _stack([constants for _, constants in placed], size, options.dtype)
-    seeds = np.asarray([job.seed for job in jobs] + [0] * (size - len(jobs)), np.uint32)
-    states = to_numpy(_complete(flows, movings, constants, seeds))
-    return [jax.tree.map(lambda x, i=i: x[i], states) for i in range(len(jobs))]
+def _initial_states(jobs: list[_Job], starts: list[Start], lanes: int, options: Options) -> list[State]:
+    states = []
+    for part in _parts(list(zip(jobs, starts, strict=True)), lanes):
+        placed = [job.flow.place(start) for job, start in part]
+        size = _padded(len(part), lanes)
+        flows = _stack([job.flow for job, _ in part], size, options.dtype)
+        movings = _stack([moving for moving, _ in placed], size, options.dtype)
+        constants = _stack([constants for _, constants in placed], size, options.dtype)
+        seeds = np.asarray([job.seed for job, _ in part] + [0] * (size - len(part)), np.uint32)
+        found = to_numpy(_complete(flows, movings, constants, seeds))
+        states += [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(part))]
+    return states
 
 
 # --- what is found ------------------------------------------------------------------------------------

@@ -1,0 +1,143 @@
+"""Many trajectories at once: `fs.sweep` against SciPy's best method for one trajectory, at equal error.
+
+    python benchmarks/ensembles.py [--runs 1024] [--repeats 7] [--json FILE]
+
+The problem: `Sphere`, learnable temperature (β = e^ν, τ0 = 0.07), rows drawn from the uniform distribution, to
+t = 1e6, 33 output times. The error is the largest difference of the gap, over output times and the first trajectories,
+from SciPy's DOP853 at rtol 1e-12. Each solver runs at the loosest tolerance that keeps the error below `--error`.
+SciPy integrates a NumPy closed form of the same field in the same variable ln(1 + t), one trajectory after another in
+one thread; `sweep` uses all cores. Times are per trajectory, after compilation, alternating within one run.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+import flowsim as fs
+
+TIMES = np.concatenate([[0.0], np.geomspace(1e-2, 1e6, 32)])
+TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
+SIZES = ((5, 3), (16, 8), (32, 8))
+#: Trajectories whose error is measured, and those that SciPy is timed on.
+CHECKED = 16
+
+
+def peer(n: int, d: int):
+    """The field of ln(1 + t) for SciPy: rows and ν in one vector."""
+
+    def field(s: float, y: np.ndarray) -> np.ndarray:
+        image, text, beta = y[: n * d].reshape(n, d), y[n * d : -1].reshape(n, d), math.exp(y[-1])
+        similarity = image @ text.T
+        weights = np.exp(beta * (similarity - 1))
+        weights = 0.5 * (weights / weights.sum(1, keepdims=True) + weights / weights.sum(0))
+        weights[np.diag_indices(n)] -= 1
+        weights /= n
+        raw = -beta * np.vdot(weights, similarity)
+        weights *= -beta
+        along_image, along_text = weights @ text, weights.T @ image
+        along_image -= np.sum(along_image * image, 1, keepdims=True) * image
+        along_text -= np.sum(along_text * text, 1, keepdims=True) * text
+        return math.exp(s) * np.concatenate([along_image.ravel(), along_text.ravel(), [raw]])
+
+    return field
+
+
+def peer_gap(n: int, d: int, start: fs.initial.Start, method: str, rtol: float) -> np.ndarray:
+    image, text = start.rows()
+    y0 = np.concatenate([np.ravel(image), np.ravel(text), [-math.log(0.07)]])
+    s = np.log1p(TIMES)
+    found = solve_ivp(peer(n, d), (s[0], s[-1]), y0, method, s, rtol=rtol, atol=1e-3 * rtol)
+    image, text = found.y[: n * d].reshape(n, d, -1), found.y[n * d : -1].reshape(n, d, -1)
+    return np.linalg.norm(image.mean(0) - text.mean(0), axis=0)
+
+
+def ours_gap(n: int, d: int, runs: int, rtol: float, **options) -> np.ndarray:
+    flow, start = fs.GradientFlow(), fs.initial.uniform(pairs=n, dim=d)
+    found = fs.sweep(
+        flow, start, {"seed": range(runs)}, ts=TIMES, rtol=rtol, atol=1e-3 * rtol, observables=("modality_gap",), **options
+    )  # fmt: skip
+    assert found.ok, found.counts
+    return found["modality_gap"].to_numpy()
+
+
+def measure(n: int, d: int, runs: int, repeats: int, limit: float) -> dict:
+    recipe = fs.initial.uniform(pairs=n, dim=d)
+    starts = [recipe.draw(seed) for seed in range(CHECKED)]
+    exact = np.array([peer_gap(n, d, start, "DOP853", 1e-12) for start in starts])
+    report: dict = {"pairs": n, "dim": d, "runs": runs, "error_limit": limit}
+
+    def error(gap: np.ndarray) -> float:
+        return float(np.abs(gap - exact).max())
+
+    peers = {}
+    for method in ("LSODA", "DOP853", "RK45", "BDF", "Radau"):
+        for rtol in TOLERANCES:
+            begin = time.perf_counter()
+            gap = np.array([peer_gap(n, d, start, method, rtol) for start in starts])
+            if error(gap) <= limit:
+                seconds = (time.perf_counter() - begin) / CHECKED
+                peers[method] = {"seconds": seconds, "rtol": rtol, "error": error(gap)}
+                break
+    best = min(peers, key=lambda m: peers[m]["seconds"])
+    report["scipy"] = peers
+    for rtol in TOLERANCES:
+        found = error(ours_gap(n, d, CHECKED, rtol))
+        if found <= limit:
+            break
+    begin = time.perf_counter()
+    full = ours_gap(n, d, runs, rtol)
+    report["first_call_seconds"] = time.perf_counter() - begin
+    report["ours"] = {"rtol": rtol, "error": error(full[:CHECKED])}
+    ours, theirs = [], []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        ours_gap(n, d, runs, rtol)
+        ours.append((time.perf_counter() - begin) / runs)
+        begin = time.perf_counter()
+        for start in starts:
+            peer_gap(n, d, start, best, peers[best]["rtol"])
+        theirs.append((time.perf_counter() - begin) / CHECKED)
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    for name, values, scale in (("ours_ms", ours, 1e3), ("scipy_ms", theirs, 1e3), ("ratio", ratios, 1)):
+        report[name] = [scale * f(values) for f in (min, statistics.median, max)]
+    report["best"] = best
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=[f"{n},{d}" for n, d in SIZES])
+    parser.add_argument("--runs", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--error", type=float, default=1e-6)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    reports = []
+    for size in options.sizes:
+        n, d = (int(x) for x in size.split(","))
+        report = measure(n, d, options.runs, options.repeats, options.error)
+        reports.append(report)
+        print(f"n = {n}, d = {d}: error <= {options.error:g}")
+        for method, one in report["scipy"].items():
+            print(
+                f"    SciPy {method:<7} {1e3 * one['seconds']:8.2f} ms  rtol {one['rtol']:g}  error {one['error']:.1e}"
+            )
+        print(f"    sweep          rtol {report['ours']['rtol']:g}  error {report['ours']['error']:.1e}")
+        for name, text in (("scipy_ms", f"{report['best']} ms"), ("ours_ms", "sweep ms"), ("ratio", "ratio")):
+            print(f"    {text:<14} min {report[name][0]:.3f}, median {report[name][1]:.3f}, max {report[name][2]:.3f}")
+        print(f"    first call with {options.runs} runs {report['first_call_seconds']:.2f} s", flush=True)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(reports, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
