@@ -92,6 +92,19 @@ def test_the_closed_form_is_drawn_where_there_is_one(explorer):
     np.testing.assert_allclose(found, explorer.result.series["modality_gap"], rtol=1e-6)
 
 
+def test_a_slider_that_snaps_to_its_grid_changes_nothing(explorer):
+    box = views.notebook(explorer)
+    controls = dict(zip([c.name for c in CONTROLS], box.children[0].children[1:], strict=True))
+    before = explorer.choice
+    controls["temperature"].value = 0.0701  # what a browser makes of 0.07
+    controls["horizon"].value = 1.001e5
+    assert explorer.choice == before
+    controls["temperature"].value = 0.0705
+    assert explorer.choice.temperature == 0.0705
+    controls["height"].value = 0.31000000000000005
+    assert explorer.choice.height == 0.31
+
+
 def test_scrubbing_shows_another_time(explorer):
     explorer.scrub(0)
     first = explorer._picture.image.get_array().copy()

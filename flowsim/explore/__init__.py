@@ -12,6 +12,7 @@ swap is another structure and compiles for some seconds the first time.
 """
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -43,27 +44,38 @@ _SWAPS = ("none", "hard, entries", "hard, rows", "soft")
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """One control: `kind` is "number", "log" (a number on a logarithmic slider), "whole" or "choice"."""
+    """One control: `kind` is "number", "log" (a number on a logarithmic slider), "whole" or "choice".
+
+    `step` is that of the slider, of log10 of the value if `kind` is "log".
+    """
 
     name: str
     kind: Literal["number", "log", "whole", "choice"]
     label: str
     low: float = 0.0
     high: float = 1.0
+    step: float = 0.01
     options: tuple[str, ...] = ()
+
+    def same(self, old: float, new: float) -> bool:
+        """Whether a slider at `new` may mean `old`: sliders put values that lie between their steps on the next one."""
+        if self.kind not in ("number", "log"):
+            return old == new
+        old, new = (math.log10(old), math.log10(new)) if self.kind == "log" else (old, new)
+        return abs(new - old) <= 0.51 * self.step
 
 
 CONTROLS = (
     Control("geometry", "choice", "geometry", options=("Sphere", "Parallel")),
     Control("pairs", "whole", "pairs n", 2, 32),
     Control("dim", "whole", "dimension d", 3, 16),
-    Control("height", "number", "cone height γ₀", 0.0, 0.95),
-    Control("twist", "number", "twist (degrees)", -180.0, 180.0),
+    Control("height", "number", "cone height γ₀", 0.0, 0.95, 0.001),
+    Control("twist", "number", "twist (degrees)", -180.0, 180.0, 1.0),
     Control("mismatch", "number", "mismatched fraction", 0.0, 1.0),
-    Control("noise", "number", "label noise p", 0.0, 0.5),
+    Control("noise", "number", "label noise p", 0.0, 0.5, 0.005),
     Control("policy", "choice", "temperature policy", options=_POLICIES),
-    Control("temperature", "log", "temperature τ₀", 0.01, 1.0),
-    Control("end", "log", "last or other τ", 0.01, 1.0),
+    Control("temperature", "log", "temperature τ₀", 0.01, 1.0, 0.002),
+    Control("end", "log", "last or other τ", 0.01, 1.0, 0.002),
     Control("lr_ratio", "log", "learning-rate ratio r", 0.1, 10.0),
     Control("swap", "choice", "swap", options=_SWAPS),
     Control("fraction", "number", "swapped fraction p", 0.0, 1.0),
@@ -107,7 +119,8 @@ class Choice:
                 isinstance(value, (int, float, np.number)) and control.low <= value <= control.high,
                 f"Control `{name}` must be from {control.low:g} to {control.high:g}, but is {value!r}.",
             )
-            changes[name] = int(value) if control.kind == "whole" else float(value)
+            # Sliders give 0.31000000000000005.
+            changes[name] = int(value) if control.kind == "whole" else float(f"{value:.12g}")
         return dataclasses.replace(self, **changes)
 
     @property

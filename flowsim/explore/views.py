@@ -24,7 +24,8 @@ def notebook(explorer: Explorer) -> Any:
     w.jslink((play, "value"), (frame, "value"))
     path = w.Text(value="explorer.png", description="file")
     save = w.Button(description="save", tooltip="picture (.png, .pdf), result (.nc) or calls (.py)")
-    preset = w.Dropdown(options=["", *presets()], description="preset")
+    preset = w.Dropdown(options=["", *presets()], description="preset", style=_DESCRIPTION)
+    preset.layout.width = "410px"
     widgets = {control.name: _slider(w, control, getattr(explorer.choice, control.name)) for control in CONTROLS}
     quiet = False
 
@@ -44,9 +45,9 @@ def notebook(explorer: Explorer) -> Any:
         code.value = explorer.code()
         paint()
 
-    def moved(name: str, change: Any) -> None:
-        if not quiet:
-            explorer.set(**{name: change["new"]})
+    def moved(control: Control, change: Any) -> None:
+        if not quiet and not control.same(getattr(explorer.choice, control.name), change["new"]):
+            explorer.set(**{control.name: change["new"]})
             refresh()
 
     def scrubbed(change: Any) -> None:
@@ -67,8 +68,8 @@ def notebook(explorer: Explorer) -> Any:
         except FlowsimError as error:
             message.value = f"<span style='color:firebrick'>{error}</span>"
 
-    for name, widget in widgets.items():
-        widget.observe(functools.partial(moved, name), "value")
+    for control in CONTROLS:
+        widgets[control.name].observe(functools.partial(moved, control), "value")
     frame.observe(scrubbed, "value")
     preset.observe(chosen, "value")
     save.on_click(saved)
@@ -81,15 +82,16 @@ def notebook(explorer: Explorer) -> Any:
 
 
 def _slider(w: Any, control: Control, value: Any) -> Any:
-    common = {"description": control.label, "style": _DESCRIPTION, "value": value}
+    layout = w.Layout(width="410px")
+    common = {"description": control.label, "style": _DESCRIPTION, "value": value, "layout": layout}
     if control.kind == "choice":
         return w.Dropdown(options=list(control.options), **common)
     if control.kind == "whole":
         return w.IntSlider(min=int(control.low), max=int(control.high), continuous_update=False, **common)
     if control.kind == "log":
         low, high = np.log10([control.low, control.high])
-        return w.FloatLogSlider(min=low, max=high, step=(high - low) / 200, readout_format=".3g", **common)
-    return w.FloatSlider(min=control.low, max=control.high, step=(control.high - control.low) / 200, **common)
+        return w.FloatLogSlider(min=low, max=high, step=control.step, readout_format=".3g", **common)
+    return w.FloatSlider(min=control.low, max=control.high, step=control.step, readout_format=".3g", **common)
 
 
 def window(explorer: Explorer) -> Any:
