@@ -1,0 +1,172 @@
+"""Tables that are made from the code and from the committed measurement, never by hand.
+
+    python docs/_site/generate.py            # writes the generated parts of README.md and docs/clip.md
+    python docs/_site/generate.py --check    # says whether they are current
+
+The measurement itself: flowsim claims --json > docs/claims.json
+"""
+
+import html
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CLAIMS = ROOT / "docs" / "claims.json"
+RUNS = ROOT / "experiments" / "reference" / "clip_laptop.nc"
+_LIMITS = (("_at_most", "≤"), ("_at_least", "≥"))
+
+#: Claims of the README: what is said, and the numbers that say it ({name:format} of the measurement).
+SHORT: dict[str, tuple[str, str]] = {}
+
+
+def measured() -> list[dict[str, Any]]:
+    """The committed verdicts, in the order of the registry."""
+    return json.loads(CLAIMS.read_text(encoding="utf-8"))
+
+
+def claims_table() -> str:
+    """All claims, for the site."""
+    verdicts = measured()
+    fail = sum(v["verdict"] == "fails" for v in verdicts)
+    lines = [
+        f"{len(verdicts)} claims: {len(verdicts) - fail} hold, {fail} fail; "
+        f"{sum(v['verdict'] == v['expected'] for v in verdicts)} of the verdicts are the expected ones.",
+        "",
+        '<table class="wide"><thead><tr><th>claim</th><th>statement, source, numbers</th><th>verdict</th></tr></thead>'
+        "<tbody>",
+    ]
+    for v in verdicts:
+        text = html.escape
+        lines.append(
+            f'<tr id="{v["id"]}"><td><code>{v["id"]}</code></td><td>{text(v["statement"])}<br>'
+            f"<small>{text(v['source'])}. Assumptions: {text(v['assumptions'])}</small><br>"
+            f'<span class="numbers">{text(_numbers(v["numbers"]))}</span></td>'
+            f'<td><span class="{v["verdict"]}">{v["verdict"]}</span>'
+            f"{'' if v['verdict'] == v['expected'] else '<br>(not expected)'}</td></tr>"
+        )
+    # Without an empty line within, Markdown leaves HTML alone.
+    return "\n".join([*lines, "</tbody></table>"])
+
+
+def _numbers(numbers: dict[str, Any]) -> str:
+    limits = {
+        name.removesuffix(suffix): f" ({sign} {value:.10g})"
+        for suffix, sign in _LIMITS
+        for name, value in numbers.items()
+        if name.endswith(suffix)
+    }
+    shown = {k: v for k, v in numbers.items() if not k.endswith(("_at_most", "_at_least"))}
+    order = [*limits, *(k for k in shown if k not in limits)]
+    return ", ".join(
+        f"{name} {'–' if shown[name] is None else format(shown[name], '.4g')}{limits.get(name, '')}" for name in order
+    )
+
+
+def claims_in_short() -> str:
+    """The claims of the README."""
+    verdicts = {v["id"]: v for v in measured()}
+    lines = ["| statement | measured | verdict |", "|---|---|---|"]
+    for name, (statement, template) in SHORT.items():
+        v = verdicts[name]
+        lines.append(f"| {statement} | {template.format(**v['numbers'])} | {v['verdict']} |")
+    fail = sum(v["verdict"] == "fails" for v in verdicts.values())
+    total = len(verdicts)
+    lines += [
+        "",
+        f"{total} claims are measured; {total - fail} hold, and {fail} do not, all of them expected. All of them with "
+        "their numbers: the page *Claims* of the documentation, or `flowsim claims`.",
+    ]
+    return "\n".join(lines)
+
+
+def public_names() -> str:
+    """Every name of the top level with the first sentence of its docstring."""
+    import flowsim as fs
+
+    lines = ["| name | what it is |", "|---|---|"]
+    for name in sorted(fs.__all__, key=str.lower):
+        thing = getattr(fs, name)
+        if inspect.ismodule(thing):
+            continue
+        lines.append(f"| [`fs.{name}`][{thing.__module__}.{name}] | {_first_sentence(thing)} |")
+    return "\n".join(lines)
+
+
+def modules() -> str:
+    """The modules that have a page."""
+    import importlib
+
+    lines = ["| module | what is in it |", "|---|---|"]
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        if page.stem != "index":
+            module = importlib.import_module(f"flowsim.{page.stem}")
+            lines.append(f"| [`flowsim.{page.stem}`]({page.name}) | {_first_sentence(module)} |")
+    return "\n".join(lines)
+
+
+def observables() -> str:
+    """Every metric with its formula."""
+    from flowsim import observables as obs
+
+    lines = ["| metric | formula, range |", "|---|---|"]
+    lines += [f"| `{name}` | {_cell(item.description)} |" for name, item in obs.REGISTRY.items()]
+    return "\n".join(lines)
+
+
+def _first_sentence(thing: Any) -> str:
+    first = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    return _cell(re.split(r"(?<=[a-z)`\]])\. |:$", first)[0].rstrip(".:") + ".")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*") if "`" not in text else text.replace("|", "\\|")
+
+
+def clip_tables() -> str:
+    """The tables of the recorded study of CLIP, as `flowsim clip study --tables` prints them."""
+    import flowsim as fs
+
+    return fs.clip.Tables.of(fs.load_results(RUNS)).markdown()
+
+
+#: What pages of the site hold as `<!-- generated: NAME -->`.
+TABLES = {
+    "generated: claims": claims_table,
+    "generated: names": public_names,
+    "generated: modules": modules,
+    "generated: observables": observables,
+}
+#: What is written into files between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
+PARTS = {"claims": ("README.md", claims_in_short), "clip tables": ("docs/clip.md", clip_tables)}
+
+
+def updated(name: str) -> tuple[Path, str, str]:
+    """The file of a part, its text, and the text that it should have."""
+    path, make = ROOT / PARTS[name][0], PARTS[name][1]
+    text = path.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
+    head, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise SystemExit(f"{path.name} lacks the markers of {name!r}.")
+    return path, text, f"{head}{begin}\n{make()}\n\n{end}{rest.partition(end)[2]}"
+
+
+def main() -> int:
+    """Write the parts, or with `--check` only say which are out of date."""
+    stale = 0
+    for name in PARTS:
+        path, text, wanted = updated(name)
+        if text != wanted:
+            stale += 1
+            print(f"{path.relative_to(ROOT)}: {name} {'is out of date' if '--check' in sys.argv else 'written'}")
+            if "--check" not in sys.argv:
+                path.write_text(wanted, encoding="utf-8")
+    return stale if "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
