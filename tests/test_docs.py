@@ -101,3 +101,83 @@ def test_the_main_functions_have_examples():
         *(getattr(fs.initial, name) for name in ("rings", "cones", "uniform", "matched", "from_arrays")),
     ):  # fmt: skip
         assert ">>> " in thing.__doc__, thing
+
+
+# --- what is generated, and links ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generate():
+    """The script that writes generated parts."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "_site" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_measurement_is_of_these_claims(generate):
+    verdicts = generate.measured()
+    assert [v["id"] for v in verdicts] == fs.claims.names()
+    for v in verdicts:
+        claim = fs.claims.get(v["id"])
+        assert (v["statement"], v["source"], v["expected"]) == (claim.statement, claim.source, claim.expected)
+        assert v["verdict"] == v["expected"]
+        # Limits may have been tightened since.
+        numbers = {k: float("nan") if n is None else n for k, n in v["numbers"].items()}
+        assert claim.judge(numbers) == v["verdict"]
+
+
+@pytest.mark.parametrize("part", ["claims", "clip tables"])
+def test_generated_parts_are_current(generate, part):
+    path, text, wanted = generate.updated(part)
+    assert text == wanted, f"{path.name} is out of date. Run python docs/_site/generate.py."
+
+
+def test_every_public_module_has_a_page():
+    pages = {p.stem for p in (DOCS / "reference").glob("*.md")} - {"index"}
+    modules = {m.name for m in pkgutil.iter_modules(fs.__path__) if not m.name.startswith("_")}
+    # The command line documents itself.
+    assert pages == modules - {"cli"}
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert all(f"reference/{page}.md" in nav for page in pages)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_and_figures_are_there(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"(?<!`)\]\(([^)\s]+)\)", text)
+    for target in (t for t in targets if not t.startswith(("http://", "https://"))):
+        path, _, anchor = target.partition("#")
+        file = page if not path else (page.parent / path)
+        assert file.exists(), target
+        if anchor and file.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], target
+
+
+def test_notebooks_are_stored_without_outputs():
+    notebooks = sorted((DOCS / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) >= 3
+    for path in notebooks:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert "".join(content["cells"][0]["source"]).startswith("# "), path.name
+        for cell in content["cells"]:
+            assert not cell.get("outputs") and cell.get("execution_count") is None, path.name
+
+
+@pytest.mark.slow
+def test_the_session_of_the_readme_runs(elsewhere):
+    """Prompts are stripped; what the session prints depends on the machine, except for the numbers of its floats."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    session, more = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:2]
+    namespace: dict = {}
+    for code, shown in re.findall(r"^In \[\d+\]: (.*)\n(?:Out\[\d+\]: (\d\.\d+)$)?", session, re.MULTILINE):
+        value = None
+        with contextlib.suppress(SyntaxError):
+            value = eval(code, namespace)
+        if value is None:
+            exec(code, namespace)
+        if shown:
+            assert value == pytest.approx(float(shown), rel=1e-6)
+    exec(more, namespace)

@@ -7,10 +7,12 @@ import base64
 import functools
 import hashlib
 import html
+import importlib.util
 import os
 import posixpath
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,10 @@ def on_files(files: Files, config: Any) -> Files:
     for figure in sorted((ROOT / "figures").iterdir()):
         if figure.suffix in ENDINGS:
             files.append(File.generated(config, f"figures/{figure.name}", abs_src_path=str(figure)))
-    import ziamath
-
-    font = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    # Found without importing it: only its font is wanted.
+    package = importlib.util.find_spec("ziamath")
+    assert package is not None and package.origin is not None
+    font = Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
     files.append(File.generated(config, "assets/STIXTwoMath-Regular.ttf", abs_src_path=str(font)))
     for file in [f for f in files if f.src_uri.endswith(".ipynb")]:
         files.remove(file)
@@ -98,8 +101,10 @@ def executed(path: Path) -> Any:
             notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
         )
         # Sockets of the file system: nothing listens on the network.
-        client.create_kernel_manager().transport = "ipc"
-        client.execute()
+        with tempfile.TemporaryDirectory() as sockets:
+            manager = client.create_kernel_manager()
+            manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
+            client.execute()
         CACHE.mkdir(exist_ok=True)
         nbformat.write(notebook, kept)
     return nbformat.read(kept, as_version=4)

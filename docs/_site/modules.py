@@ -22,7 +22,7 @@ class Modules(griffe.Extension):
             if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
                 continue
             name, annotation = statement.target.id, ast.unparse(statement.annotation)
-            if annotation.startswith(("ClassVar", "Abstract")) or name.startswith("_"):
+            if annotation.startswith(("ClassVar", "AbstractVar", "AbstractClassVar")) or name.startswith("_"):
                 continue
             default = _default(statement.value)
             attribute = cls.members[name]
