@@ -29,9 +29,11 @@ class Modules(griffe.Extension):
             attribute.value = default
             parameters.append(
                 griffe.Parameter(
-                    name, annotation=attribute.annotation, kind=griffe.ParameterKind.positional_or_keyword,
+                    name,
+                    annotation=attribute.annotation,
+                    kind=griffe.ParameterKind.positional_or_keyword,
                     default=default,
-                )  # fmt: skip
+                ),
             )
         if len(parameters) > 1:
             cls.set_member("__init__", griffe.Function("__init__", parameters=griffe.Parameters(*parameters)))
