@@ -112,11 +112,11 @@ def claims_table() -> str:
         f"{len(verdicts)} claims: {len(verdicts) - fail} hold, {fail} fail; "
         f"{sum(v['verdict'] == v['expected'] for v in verdicts)} of the verdicts are the expected ones.",
         "",
-        '<table class="wide"><thead><tr><th>claim</th><th>statement, source, numbers</th><th>verdict</th></tr></thead>'
+        '<div class="wide"><table><thead><tr><th>claim</th><th>statement, source, numbers</th><th>verdict</th></tr></thead>'
         "<tbody>",
     ]
     for v in verdicts:
-        text = html.escape
+        text = _code
         lines.append(
             f'<tr id="{v["id"]}"><td><code>{v["id"]}</code></td><td>{text(v["statement"])}<br>'
             f"<small>{text(v['source'])}. Assumptions: {text(v['assumptions'])}</small><br>"
@@ -125,7 +125,12 @@ def claims_table() -> str:
             f"{'' if v['verdict'] == v['expected'] else '<br>(not expected)'}</td></tr>"
         )
     # Without an empty line within, Markdown leaves HTML alone.
-    return "\n".join([*lines, "</tbody></table>"])
+    return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _code(text: str) -> str:
+    """Text as HTML, with what stands between backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
