@@ -112,8 +112,8 @@ def claims_table() -> str:
         f"{len(verdicts)} claims: {len(verdicts) - fail} hold, {fail} fail; "
         f"{sum(v['verdict'] == v['expected'] for v in verdicts)} of the verdicts are the expected ones.",
         "",
-        '<div class="wide"><table><thead><tr><th>claim</th><th>statement, source, numbers</th><th>verdict</th></tr></thead>'
-        "<tbody>",
+        '<div class="wide"><table><thead><tr><th>claim</th><th>statement, source, numbers</th><th>verdict</th></tr>'
+        "</thead><tbody>",
     ]
     for v in verdicts:
         text = _code
