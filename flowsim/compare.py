@@ -160,6 +160,14 @@ def compare(record: Record, *more: Record, parts: Sequence[str] | None = None) -
       which predicts the rest; beside a constant and a straight line in log t.
 
     Raises `FlowsimError` for what is no result, a file that is none, or a run without a modality gap.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow.from_preset("Baseline")
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144)
+        >>> found = fs.compare(fs.simulate(flow, start, t1=1e5), parts=["matching"])
+        >>> found.verdicts
+        {'matching': 'agrees'}
     """
     wanted = PARTS if parts is None else ((parts,) if isinstance(parts, str) else tuple(parts))
     for name in wanted:

@@ -49,6 +49,15 @@ class GradientFlow(eqx.Module):
 
     `schedule` may be a preset's name or a temperature policy. Structure is static and numbers are leaves,
     so that changing a number never recompiles.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow.from_preset("Baseline")
+        >>> flow.replace(**{"schedule.temperature.init": 0.2}).schedule.temperature.init.item()
+        0.2
+        >>> flow = fs.GradientFlow(fs.Parallel(), fs.temperature.Fixed(0.1), pairing=fs.LabelNoise(0.1))
+        >>> fs.GradientFlow.from_config(flow.to_config()).pairing.noise.item()
+        0.1
     """
 
     geometry: AbstractGeometry = Sphere()

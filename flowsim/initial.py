@@ -116,6 +116,12 @@ class Rings(AbstractRecipe):
 
     The defaults are the start of Figure 2 of Yaras et al. 2025: five pairs in three dimensions,
     γ0 = (√5 − 1)/4, twist −144°.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144).draw()
+        >>> start.image.shape, round(float(start.gamma), 3)
+        ((5, 2), 0.309)
     """
 
     pairs: int = eqx.field(static=True, default=5)
@@ -141,6 +147,12 @@ class Cones(AbstractRecipe):
     """Two parallel cones with independent random directions, in `dim` dimensions including the axis.
 
     With `random_basis` the axis points in a random direction, which matters to entry-wise swaps only.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.cones(pairs=16, dim=8, height=0.3).draw(seed=1)
+        >>> [rows.shape for rows in start.rows()]
+        [(16, 8), (16, 8)]
     """
 
     pairs: int = eqx.field(static=True, default=16)
@@ -163,7 +175,13 @@ class Cones(AbstractRecipe):
 
 
 class Uniform(AbstractRecipe):
-    """Rows of both modalities independent and uniform on S^{dim−1}; with `gamma`, as directions in cones."""
+    """Rows of both modalities independent and uniform on S^{dim−1}; with `gamma`, as directions in cones.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> fs.initial.uniform(pairs=16, dim=8).draw(seed=1).image.shape
+        (16, 8)
+    """
 
     pairs: int = eqx.field(static=True, default=16)
     dim: int = eqx.field(static=True, default=8)
@@ -182,7 +200,14 @@ class Uniform(AbstractRecipe):
 
 
 class MatchedPairs(AbstractRecipe):
-    """Perfectly matched cones: identical random directions H_X = H_Y in R^dim, heights ±γ."""
+    """Perfectly matched cones: identical random directions H_X = H_Y in R^dim, heights ±γ.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.matched(pairs=16, dim=8, gamma=0.3).draw()
+        >>> bool((start.image == start.text).all())
+        True
+    """
 
     pairs: int = eqx.field(static=True, default=16)
     dim: int = eqx.field(static=True, default=8)
@@ -199,7 +224,14 @@ class MatchedPairs(AbstractRecipe):
 
 
 class Orthonormal(AbstractRecipe):
-    """Matched cones with orthonormal directions, Z = I (margin 1)."""
+    """Matched cones with orthonormal directions, Z = I (margin 1).
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.orthonormal(pairs=3).draw()
+        >>> (start.image @ start.text.T).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
 
     pairs: int = eqx.field(static=True, default=16)
     gamma: Any = eqx.field(converter=number, default=0.3)
@@ -213,7 +245,14 @@ class Orthonormal(AbstractRecipe):
 
 
 class Simplex(AbstractRecipe):
-    """Matched cones with simplex directions, Z = (nI − J)/(n − 1) (margin n/(n − 1), the largest)."""
+    """Matched cones with simplex directions, Z = (nI − J)/(n − 1) (margin n/(n − 1), the largest).
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.simplex(pairs=3).draw()
+        >>> (start.image @ start.text.T).round(2).tolist()
+        [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
+    """
 
     pairs: int = eqx.field(static=True, default=16)
     gamma: Any = eqx.field(converter=number, default=0.3)
@@ -233,6 +272,12 @@ class Mismatched(AbstractRecipe):
 
     The pairs are right, the positions are wrong: the start is mismatched where fraction > 0. The fraction is
     rounded to whole pairs; a single one has no other to change places with.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.mismatched(pairs=8, dim=4, fraction=0.5).draw()
+        >>> int((start.image != start.text).any(axis=1).sum())
+        4
     """
 
     pairs: int = eqx.field(static=True, default=16)
@@ -265,6 +310,12 @@ class Latents(AbstractRecipe):
     - `noise`: standard deviation of what is added to text inputs.
     - `dim`: of the embeddings. `hidden`: units of the first of two layers, for `MLPEncoders`; None for
       `LinearEncoders`. Weights are N(0, 1/fan-in).
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.latents(pairs=16, factors=8, text_factors=4).draw()
+        >>> start.image_inputs.shape, start.text_inputs.shape
+        ((16, 8), (16, 4))
     """
 
     pairs: int = eqx.field(static=True, default=16)
@@ -322,6 +373,12 @@ def from_arrays(image: ArrayLike, text: ArrayLike, gamma: float | None = None) -
 
     With `gamma` the rows are directions H within cones at heights ±γ. Raises `FlowsimError` for arrays
     that are not two finite matrices of the same shape with n >= 2, or contain a zero row.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.from_arrays([[3.0, 4.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]])
+        >>> start.image.tolist()
+        [[0.6, 0.8], [1.0, 0.0]]
     """
     arrays = []
     for name, value in (("image", image), ("text", text)):
@@ -339,7 +396,14 @@ def from_arrays(image: ArrayLike, text: ArrayLike, gamma: float | None = None) -
 
 
 def from_similarity(similarity: ArrayLike, gamma: float) -> Start:
-    """A start for `Reduced` from Z = H_X H_Yᵀ (n, n) alone, entries in [−1, 1]."""
+    """A start for `Reduced` from Z = H_X H_Yᵀ (n, n) alone, entries in [−1, 1].
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.from_similarity([[1.0, 0.2], [0.2, 1.0]], gamma=0.3)
+        >>> start.pairs, start.image is None
+        (2, True)
+    """
     z = _matrix("similarity", similarity)
     check(z.shape[0] == z.shape[1], f"`similarity` must be square, but has shape {z.shape}. Use H_X @ H_Y.T.")
     check(

@@ -236,6 +236,11 @@ def modality_gap(image: Rows, text: MoreRows) -> Number:
 
     Normalisation: unit rows. Sample: all rows, unpaired. Range: [0, 2], 0 when the centres coincide.
     Source: Liang et al., NeurIPS 2022; Yaras et al., CPAL 2025. Called L2M elsewhere.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> round(fs.observables.modality_gap([[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]), 3)
+        1.414
     """
     return jnp.linalg.norm(jnp.mean(_unit(image), axis=0) - jnp.mean(_unit(text), axis=0))
 
@@ -728,6 +733,15 @@ def report(image: Any, text: Any, temperature: Any = None, captions_per_image: i
     > 1, `text` has c·n rows, c in a row for each image; retrieval follows that protocol, metrics over
     one-to-one pairs are left out. With unequal row numbers the unpaired metrics remain. `seed` splits the
     rows of `linear_separability`. Raises `FlowsimError` for bad input.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144).draw()
+        >>> report = fs.observables.report(*start.rows(), temperature=0.07)
+        >>> round(report["modality_gap"], 3), report["matched_fraction"]
+        (0.618, 0.0)
+        >>> report.reasons["text_to_image_at_5"]
+        'needs more than 5 candidates, but has 5: every query would succeed'
     """
     c = captions_per_image
     _check_counts({"captions_per_image": c})

@@ -217,6 +217,14 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
 
     `ax`: four Axes for the time series, if you have them; then no spheres are drawn. Returns the list of
     Axes, time series first.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow.from_preset("Baseline")
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144)
+        >>> axes = fs.plot.overview(fs.simulate(flow, start, t1=1e5))
+        >>> len(axes)  # gap, temperature, loss, margin, and six spheres
+        10
     """
     names = [n for n in ("modality_gap", "temperature", "loss", "margin") if n in result.series]
     if ax is not None:

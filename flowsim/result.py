@@ -155,6 +155,16 @@ class Result:
     - `snapshot_time` (S,), `snapshots` name -> (S, ...), `constants` name -> array
     - `status`, `stats` (steps, evaluations, seconds), `config` (flow, start, options), `versions`
     - `reasons`: why an observable is NaN
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow.from_preset("Baseline")
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144)
+        >>> result = fs.simulate(flow, start, t1=1e5)
+        >>> result["modality_gap"].dims, result.final.image.shape
+        (('time',), (5, 3))
+        >>> result.status.code.name
+        'COMPLETED'
     """
 
     time: np.ndarray

@@ -93,7 +93,18 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Schedule:
-    """The preset `name`. Raises `FlowsimError` with the nearest names if there is none."""
+    """The preset `name`. Raises `FlowsimError` with the nearest names if there is none.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> policy = fs.schedules.get("TS S3").temperature
+        >>> policy.start.item(), policy.end.item()
+        (0.01, 0.05)
+        >>> fs.schedules.get("TS S33")
+        Traceback (most recent call last):
+        ...
+        flowsim.errors.FlowsimError: Unknown schedule 'TS S33'. Did you mean 'TS S3' or ...
+    """
     if name not in _PRESETS:
         raise unknown_name("schedule", name, _PRESETS)
     return _PRESETS[name]

@@ -93,6 +93,19 @@ def simulate(
     - `throw`: raise `SimulationStopped` unless every output time was covered; else return the part before.
 
     64-bit mode is entered here and left again; results are NumPy. Raises `FlowsimError` for bad input.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow.from_preset("Baseline")
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144)
+        >>> result = fs.simulate(flow, start, t1=1e5)
+        >>> round(result.final["modality_gap"], 3)
+        0.541
+        >>> round(result.at(t=4.0)["temperature"], 3)
+        0.689
+        >>> longer = fs.simulate(flow, result, t1=1e8)  # continues on its clock
+        >>> round(longer.final["modality_gap"], 3)
+        0.504
     """
     wall = time.perf_counter()
     check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)

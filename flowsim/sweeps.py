@@ -127,6 +127,16 @@ def sweep(
     - all else as in `simulate`. Runs never raise: `status` says how each one ended.
 
     Raises `FlowsimError` for bad input, before anything is computed.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow.from_preset("Baseline")
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144)
+        >>> runs = fs.sweep(flow, start, {"schedule.temperature.init": [0.04, 0.07]}, t1=1e5)
+        >>> runs["modality_gap"].isel(time=-1).round(3).values.tolist()
+        [0.602, 0.541]
+        >>> runs.counts
+        {'COMPLETED': 2}
     """
     import xarray as xr
 

@@ -153,7 +153,14 @@ class Fixed(AbstractTemperature):
 
 
 class Linear(AbstractTemperature):
-    """τ(u) = start + (end − start) u: the paper's "TS S0 .. S3". Linear in τ, not in β."""
+    """τ(u) = start + (end − start) u: the paper's "TS S0 .. S3". Linear in τ, not in β.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> policy = fs.temperature.Linear(0.01, 0.05)
+        >>> [round(float(policy.temperature(u)), 3) for u in (0.0, 0.5, 1.0)]
+        [0.01, 0.03, 0.05]
+    """
 
     start: Any = eqx.field(converter=number, default=0.01)
     end: Any = eqx.field(converter=number, default=0.05)
@@ -209,6 +216,13 @@ class Learnable(AbstractTemperature):
     - `parametrization`: β(ν); `Exp()` is CLIP's.
     - `lr_ratio`: r, the learning rate of ν relative to that of the embeddings ("SLRT" is 0.1).
     - `clamp`: None, or (τ_min, τ_max): a projected flow that stops ν at the bound (open_clip: (0.01, 1)).
+
+    Examples:
+        >>> import flowsim as fs
+        >>> policy = fs.temperature.Learnable(init=0.07, parametrization=fs.temperature.Softplus())
+        >>> nu = policy.initial_raw()
+        >>> round(float(policy.temperature(0.0, nu)), 6)
+        0.07
     """
 
     init: Any = eqx.field(converter=number, default=0.07)

@@ -821,6 +821,13 @@ def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None
 
     `flow`, `start`, `t1`, `ts`, `seed` as in `fs.simulate`; temperature learnable without clamp, or fixed.
     Raises `FlowsimError` that names what stands in the way of a closed form. Derived here.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow(geometry=fs.Reduced())
+        >>> closed = fs.theory.predict(flow, fs.initial.simplex(pairs=5, gamma=0.3), t1=1e30)
+        >>> round(float(closed.series["gamma"][-1]), 4)
+        0.0146
     """
     config = flow.to_config()
     policy, geometry = config["schedule"]["temperature"], config["geometry"]["kind"]

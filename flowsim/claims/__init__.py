@@ -60,14 +60,27 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Claim:
-    """The claim `name`. Raises `FlowsimError` with the nearest ids if there is none."""
+    """The claim `name`. Raises `FlowsimError` with the nearest ids if there is none.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> fs.claims.get("theorem-3.2-as-printed").expected
+        'fails'
+    """
     if name not in REGISTRY:
         raise unknown_name("claim", name, REGISTRY)
     return REGISTRY[name]
 
 
 def run(name: str, quick: bool = False, system: System | None = None) -> Verdict:
-    """Measure one claim on `system` (default: flowsim itself). `quick`: fewer seeds, not looser limits."""
+    """Measure one claim on `system` (default: flowsim itself). `quick`: fewer seeds, not looser limits.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> verdict = fs.claims.run("figure-2", quick=True)
+        >>> verdict.verdict, verdict.as_expected
+        ('holds', True)
+    """
     return get(name).run(quick, system)
 
 

@@ -110,6 +110,13 @@ class Tables:
 
     def disagreements(self) -> list[str]:
         """Pairs of methods whose order by gap is not the paper's, beyond our seeds' spread and 0.01 of the paper."""
+        return [
+            f"{a} against {b}: {ours.mean():+.3f} here ({_seeds(ours.size)}), {theirs:+.3f} in the paper"
+            for a, b, ours, theirs in self._disagreements()
+        ]
+
+    def _disagreements(self) -> list[tuple[str, str, np.ndarray, float]]:
+        """(a, b, gap of a minus gap of b by seed, the same in the paper)."""
         printed = {method: row["modality_gap"] for (_, method), row in self.paper.items()}
         found = []
         gap, known = self.values["gap"], [m for m in self.methods if m in printed]
@@ -119,9 +126,7 @@ class Tables:
                 ours = ours[np.isfinite(ours)]
                 theirs = printed[a] - printed[b]
                 if abs(theirs) >= 0.01 and ours.size and (np.sign(ours) == -np.sign(theirs)).all():
-                    found.append(
-                        f"{a} against {b}: {ours.mean():+.3f} here ({ours.size} seeds), {theirs:+.3f} in the paper"
-                    )
+                    found.append((a, b, ours, theirs))
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,8 +152,13 @@ class Tables:
         )
         lines = [f"- order by gap against the paper's: {self.with_paper()}"]
         lines += [f"- {x} against {y}: {found}" for x, y in PAIRS if (found := self.correlation(x, y)) is not None]
-        lines += [f"- disagrees with the paper: {line}" for line in self.disagreements()]
-        return "\n\n".join([*parts, "\n".join(lines)])
+        parts.append("\n".join(lines))
+        if wrong := self._other_order():
+            parts.append(
+                f"**Pairs in another order than in the paper** ({_seeds(len(self.seeds))}): difference of the gaps "
+                f"here, and the paper's in parentheses\n\n{wrong}"
+            )
+        return "\n\n".join(parts)
 
     def _rows(self, number: int, rows: list[str]) -> str:
         shown = [column for column in _TITLES if np.isfinite(self.values[column]).any()]
@@ -172,8 +182,17 @@ class Tables:
                          _with_spread(at["step"], 0)])  # fmt: skip
         return _markdown(["method", "gap", "τ", "step"], rows)
 
+    def _other_order(self) -> str:
+        """A row for each method that is below others here, but above them in the paper; empty without any."""
+        above: dict[str, list[str]] = {method: [] for method in self.methods}
+        for a, b, ours, theirs in self._disagreements():
+            low, high, sign = (a, b, 1) if ours.mean() < 0 else (b, a, -1)
+            above[low].append(f"{high} {sign * ours.mean():+.3f} ({sign * theirs:+.3f})")
+        rows = [[low, ", ".join(high)] for low, high in above.items() if high]
+        return _markdown(["smaller gap here", "than"], rows) if rows else ""
+
     def __repr__(self) -> str:
-        title = f"{len(self.methods)} methods, {len(self.seeds)} seed(s), {self.steps} steps"
+        title = f"{len(self.methods)} methods, {_seeds(len(self.seeds))}, {self.steps} steps"
         return f"{title}\n\n{self.markdown().replace('**', '')}"
 
     def _repr_markdown_(self) -> str:
@@ -244,6 +263,10 @@ def paper_tables() -> dict[tuple[int, str], dict[str, float]]:
         rows = list(csv.DictReader(file))
     numbers = [key for key in rows[0] if key not in ("table", "method")]
     return {(int(r["table"]), r["method"]): {k: float(r[k]) if r[k] else math.nan for k in numbers} for r in rows}
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _with_spread(values: np.ndarray, digits: int) -> str:

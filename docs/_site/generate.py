@@ -1,0 +1,257 @@
+"""Tables that are made from the code and from the committed measurement, never by hand.
+
+    python docs/_site/generate.py            # writes the generated parts of README.md and docs/clip.md
+    python docs/_site/generate.py --check    # says whether they are current
+
+The measurement itself: flowsim claims --json > docs/claims.json
+"""
+
+import html
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CLAIMS = ROOT / "docs" / "claims.json"
+RUNS = ROOT / "experiments" / "reference" / "clip_laptop.nc"
+_LIMITS = (("_at_most", "≤"), ("_at_least", "≥"))
+
+#: Claims of the README: what is said, and the numbers that say it ({name:format} of the measurement).
+SHORT: dict[str, tuple[str, str]] = {
+    "figure-2": ("Figure 2 of the paper, at every digitised point", "gap off by at most {largest_gap_distance:.1g}"),
+    "lemma-3.1": (
+        "Lemma 3.1: β = β₀ √(γ₀/γ) exp((γ² − γ₀²)/4) on parallel cones",
+        "deviation ≤ {largest_deviation:.0e}",
+    ),
+    "conserved-exp": (
+        "generalised: ln γ − γ²/2 + (2/r) ln β is conserved at any rate r",
+        "residual ≤ {largest_residual:.0e}",
+    ),
+    "exponent-in-time": (
+        "the gap closes like (ln t)^(−2s²/r) for β = exp(ν/s)",
+        "limits off by {largest_relative_error:.1g}",
+    ),
+    "identity-law": (
+        "with β = ν or softplus it closes like exp(−(ln t)²/(rα²))",
+        "limits off by {largest_relative_error:.1g}",
+    ),
+    "theorem-3.2": (
+        "Theorem 3.2 with the constants of its proof: matched pairs close no faster",
+        "γ over bound ≥ {smallest_ratio_to_bound:.3f}",
+    ),
+    "theorem-3.2-as-printed": ("Theorem 3.2 as printed", "γ over bound down to {smallest_ratio_to_bound:.2f}"),
+    "theorem-3.3-height": (
+        "random pairs: the cone height opens at first",
+        "in {smallest_fraction_opening:.0%} of draws",
+    ),
+    "theorem-3.3-gap": (
+        "random pairs: the gap itself opens at first, in every draw",
+        "only {smallest_fraction_opening:.0%} in one setting",
+    ),
+    "theorem-3.3-deduction": (
+        "dΔ/dt < 2 dγ/dt at the start: its proof bounds the larger one",
+        "in {smallest_fraction_below:.0%} of draws",
+    ),
+    "theorem-3.3-bound": (
+        "the finite-n bound of Theorem 3.3 is respected; it is negative at practical sizes",
+        "positive in {bounds_positive:.0f} of the settings",
+    ),
+    "lemma-3.1-on-figure-2": ("Lemma 3.1 along Figure 2", "its quantity goes {first:.2f}, {smallest:.2f}, {last:.2f}"),
+    "rings-conserve": ("instead βΔⁿ is conserved along Figure 2", "error ≤ {largest_relative_error:.0e}"),
+    "fixed-temperature": (
+        "at fixed temperature the gap is exponential in time",
+        "rate off by {largest_relative_error:.0e}",
+    ),
+    "noise-law": ("label noise p: β·m = ln[(1 − p)(n − 1)/p] in the end", "error ≤ {largest_relative_error:.0e}"),
+    "adam-enlarges": (
+        "mismatched pairs open the gap under Adam too",
+        "peak over start ≥ {smallest_peak_over_start_adam:.2f}",
+    ),
+    "adam-stabilises": (
+        "Adam leaves half of the gap, as SGD does",
+        "{smallest_gap_left_adam:.2f} left; SGD {smallest_gap_left_sgd:.2f}",
+    ),
+    "paper-order": (
+        "the order of the methods correlates with the paper's",
+        "ρ = {rank_correlation:.2f}, from {interval_low:.2f}",
+    ),
+    "paper-order-table-2": ("the methods of Table 2 end in the paper's order", "ρ = {rank_correlation:.2f}"),
+    "repairing-opens-gap": (
+        "re-pairing texts in every step opens a gap that right pairs close",
+        "gap grows by {smallest_growth_with:.2f} or more",
+    ),
+    "repairing-opens-any-gap": ("re-pairing opens any gap", "change of the gap down to {smallest_growth:+.2f}"),
+    "contrastive-gap": (
+        "two encoders with the same inputs keep a gap at β = 100",
+        "gap ≥ {smallest_gap_at_beta_100:.2f}",
+    ),
+    "siglip-margins": (
+        "sigmoid loss: the published margins at locked bias",
+        "off by {largest_deviation_of_first_four:.3f} at most",
+    ),
+    "subspace-angle": (
+        "modalities in hyperplanes at angle φ end at that angle",
+        "off by up to {largest_error_in_degrees:.0f}°",
+    ),
+}
+
+
+def measured() -> list[dict[str, Any]]:
+    """The committed verdicts, in the order of the registry."""
+    return json.loads(CLAIMS.read_text(encoding="utf-8"))
+
+
+def claims_table() -> str:
+    """All claims, for the site."""
+    verdicts = measured()
+    fail = sum(v["verdict"] == "fails" for v in verdicts)
+    lines = [
+        f"{len(verdicts)} claims: {len(verdicts) - fail} hold, {fail} fail; "
+        f"{sum(v['verdict'] == v['expected'] for v in verdicts)} of the verdicts are the expected ones.",
+        "",
+        '<div class="wide"><table><thead><tr><th>claim</th><th>statement, source, numbers</th><th>verdict</th></tr>'
+        "</thead><tbody>",
+    ]
+    for v in verdicts:
+        text = _code
+        lines.append(
+            f'<tr id="{v["id"]}"><td><code>{v["id"]}</code></td><td>{text(v["statement"])}<br>'
+            f"<small>{text(v['source'])}. Assumptions: {text(v['assumptions'])}</small><br>"
+            f'<span class="numbers">{text(_numbers(v["numbers"]))}</span></td>'
+            f'<td><span class="{v["verdict"]}">{v["verdict"]}</span>'
+            f"{'' if v['verdict'] == v['expected'] else '<br>(not expected)'}</td></tr>"
+        )
+    # Without an empty line within, Markdown leaves HTML alone.
+    return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _code(text: str) -> str:
+    """Text as HTML, with what stands between backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
+
+
+def _numbers(numbers: dict[str, Any]) -> str:
+    limits = {
+        name.removesuffix(suffix): f" ({sign} {value:.10g})"
+        for suffix, sign in _LIMITS
+        for name, value in numbers.items()
+        if name.endswith(suffix)
+    }
+    shown = {k: v for k, v in numbers.items() if not k.endswith(("_at_most", "_at_least"))}
+    order = [*limits, *(k for k in shown if k not in limits)]
+    return ", ".join(
+        f"{name} {'–' if shown[name] is None else format(shown[name], '.4g')}{limits.get(name, '')}" for name in order
+    )
+
+
+def claims_in_short() -> str:
+    """The claims of the README."""
+    verdicts = {v["id"]: v for v in measured()}
+    lines = ["| statement | measured | verdict |", "|---|---|---|"]
+    for name, (statement, template) in SHORT.items():
+        v = verdicts[name]
+        lines.append(f"| {statement} | {template.format(**v['numbers'])} | {v['verdict']} |")
+    fail = sum(v["verdict"] == "fails" for v in verdicts.values())
+    total = len(verdicts)
+    lines += [
+        "",
+        f"{total} claims are measured: {total - fail} hold and {fail} fail, each as expected. The documentation lists",
+        "all of them with their sources, numbers and limits; so does `flowsim claims`.",
+    ]
+    return "\n".join(lines)
+
+
+def public_names() -> str:
+    """Every name of the top level with the first sentence of its docstring."""
+    import flowsim as fs
+
+    lines = ["| name | what it is |", "|---|---|"]
+    for name in sorted(fs.__all__, key=str.lower):
+        thing = getattr(fs, name)
+        if inspect.ismodule(thing):
+            continue
+        lines.append(f"| [`fs.{name}`][{thing.__module__}.{name}] | {_first_sentence(thing)} |")
+    return "\n".join(lines)
+
+
+def modules() -> str:
+    """The modules that have a page."""
+    import importlib
+
+    lines = ["| module | what is in it |", "|---|---|"]
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        if page.stem != "index":
+            module = importlib.import_module(f"flowsim.{page.stem}")
+            lines.append(f"| [`flowsim.{page.stem}`]({page.name}) | {_first_sentence(module)} |")
+    return "\n".join(lines)
+
+
+def observables() -> str:
+    """Every metric with its formula."""
+    from flowsim import observables as obs
+
+    lines = ["| metric | formula, range |", "|---|---|"]
+    lines += [f"| `{name}` | {_cell(item.description)} |" for name, item in obs.REGISTRY.items()]
+    return "\n".join(lines)
+
+
+def _first_sentence(thing: Any) -> str:
+    first = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    return _cell(re.split(r"(?<=[a-z)`\]])\. |:$", first)[0].rstrip(".:") + ".")
+
+
+def _cell(text: str) -> str:
+    return (
+        text.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
+        if "`" not in text
+        else text.replace("|", "\\|")
+    )
+
+
+def clip_tables() -> str:
+    """The tables of the recorded study of CLIP, as `flowsim clip study --tables` prints them."""
+    import flowsim as fs
+
+    return fs.clip.Tables.of(fs.load_results(RUNS)).markdown()
+
+
+#: What pages of the site hold as `<!-- generated: NAME -->`.
+TABLES = {
+    "generated: claims": claims_table,
+    "generated: names": public_names,
+    "generated: modules": modules,
+    "generated: observables": observables,
+}
+#: What is written into files between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
+PARTS = {"claims": ("README.md", claims_in_short), "clip tables": ("docs/clip.md", clip_tables)}
+
+
+def updated(name: str) -> tuple[Path, str, str]:
+    """The file of a part, its text, and the text that it should have."""
+    path, make = ROOT / PARTS[name][0], PARTS[name][1]
+    text = path.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
+    head, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise SystemExit(f"{path.name} lacks the markers of {name!r}.")
+    return path, text, f"{head}{begin}\n{make()}\n\n{end}{rest.partition(end)[2]}"
+
+
+def main() -> int:
+    """Write the parts, or with `--check` only say which are out of date."""
+    stale = 0
+    for name in PARTS:
+        path, text, wanted = updated(name)
+        if text != wanted:
+            stale += 1
+            print(f"{path.relative_to(ROOT)}: {name} {'is out of date' if '--check' in sys.argv else 'written'}")
+            if "--check" not in sys.argv:
+                path.write_text(wanted, encoding="utf-8")
+    return stale if "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,183 @@
+"""The documentation: its code runs, its output is what it says, its links lead somewhere, its tables are current."""
+
+import contextlib
+import doctest
+import importlib
+import importlib.util
+import io
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+import flowsim as fs
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+#: Pages with code; those of the reference are made from docstrings.
+WITH_CODE = [p for p in PAGES if "```python" in p.read_text(encoding="utf-8")]
+#: Pages that compile for more than ten seconds.
+SLOW = {"loss.md", "temperature-policy.md", "embeddings.md", "sweeps.md", "start.md", "geometry.md"}
+BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, str | None]]:
+    """(code, where, output that the page shows or None) of every block that is run."""
+    text = page.read_text(encoding="utf-8")
+    found: list[tuple[str, str, str | None]] = []
+    end, code_before = 0, False
+    for match in BLOCK.finditer(text):
+        skipped, kind, content = match.groups()
+        if kind == "python" and not skipped:
+            # Line numbers in tracebacks are those of the page.
+            line = text[: match.start(3)].count("\n")
+            found.append(("\n" * line + content, f"{page.name}:{line + 1}", None))
+        elif kind == "text" and code_before and not text[end : match.start()].strip():
+            found[-1] = (*found[-1][:2], content)
+        end, code_before = match.end(), kind == "python" and not skipped
+    return found
+
+
+def execute(page: Path, shows: bool = True) -> None:
+    """Run a page from top to bottom in one namespace; what is printed must be what the page shows below."""
+    namespace: dict = {"__name__": page.stem}
+    for code, where, shown in blocks(page):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, str(page), "exec"), namespace)
+        if shown is not None and shows:
+            assert printed.getvalue() == shown, where
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder that pages may write to."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", lambda: None)
+    yield tmp_path
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, id=p.relative_to(DOCS).as_posix(), marks=[pytest.mark.slow] if p.name in SLOW else [])
+        for p in WITH_CODE
+    ],
+)
+def test_pages_run(page, elsewhere):
+    execute(page)
+
+
+def documented() -> list:
+    """Modules of the package whose docstrings have examples."""
+    found = []
+    for info in pkgutil.walk_packages(fs.__path__, "flowsim."):
+        path = info.module_finder.path + "/" + info.name.rpartition(".")[2]  # type: ignore[union-attr]
+        source = Path(path + ".py") if not info.ispkg else Path(path) / "__init__.py"
+        if not info.name.startswith("flowsim._") and ">>> " in source.read_text(encoding="utf-8"):
+            found.append(info.name)
+    return found
+
+
+@pytest.mark.parametrize("name", documented())
+def test_examples_of_docstrings(name, elsewhere):
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    report = io.StringIO()
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+        runner.run(test, out=report.write, clear_globs=True)
+    assert not runner.failures, report.getvalue()
+
+
+def test_the_main_functions_have_examples():
+    for thing in (
+        fs.simulate, fs.sweep, fs.GradientFlow, fs.compare, fs.claims.run, fs.schedules.get, fs.theory.predict,
+        fs.observables.report, fs.plot.overview, fs.Result,
+        *(getattr(fs.initial, name) for name in ("rings", "cones", "uniform", "matched", "from_arrays")),
+    ):  # fmt: skip
+        assert ">>> " in thing.__doc__, thing
+
+
+# --- what is generated, and links ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generate():
+    """The script that writes generated parts."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "_site" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_measurement_is_of_these_claims(generate):
+    verdicts = generate.measured()
+    assert [v["id"] for v in verdicts] == fs.claims.names()
+    for v in verdicts:
+        claim = fs.claims.get(v["id"])
+        assert (v["statement"], v["source"], v["expected"]) == (claim.statement, claim.source, claim.expected)
+        assert v["verdict"] == v["expected"]
+        # Limits may have been tightened since.
+        numbers = {k: float("nan") if n is None else n for k, n in v["numbers"].items()}
+        assert claim.judge(numbers) == v["verdict"]
+
+
+@pytest.mark.parametrize("part", ["claims", pytest.param("clip tables", marks=pytest.mark.slow)])
+def test_generated_parts_are_current(generate, part):
+    path, text, wanted = generate.updated(part)
+    assert text == wanted, f"{path.name} is out of date. Run python docs/_site/generate.py."
+
+
+def test_every_public_module_has_a_page():
+    pages = {p.stem for p in (DOCS / "reference").glob("*.md")} - {"index"}
+    modules = {m.name for m in pkgutil.iter_modules(fs.__path__) if not m.name.startswith("_")}
+    # The command line documents itself.
+    assert pages == modules - {"cli"}
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert all(f"reference/{page}.md" in nav for page in pages)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_and_figures_are_there(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"(?<!`)\]\(([^)\s]+)\)", text)
+    for target in (t for t in targets if not t.startswith(("http://", "https://"))):
+        path, _, anchor = target.partition("#")
+        file = page if not path else (page.parent / path)
+        assert file.exists(), target
+        if anchor and file.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], target
+
+
+def test_notebooks_are_stored_without_outputs():
+    notebooks = sorted((DOCS / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) >= 3
+    for path in notebooks:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert "".join(content["cells"][0]["source"]).startswith("# "), path.name
+        for cell in content["cells"]:
+            assert not cell.get("outputs") and cell.get("execution_count") is None, path.name
+
+
+@pytest.mark.slow
+def test_the_session_of_the_readme_runs(elsewhere):
+    """Prompts are stripped; what the session prints depends on the machine, except for the numbers of its floats."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    session, more = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:2]
+    namespace: dict = {}
+    for code, shown in re.findall(r"^In \[\d+\]: (.*)\n(?:Out\[\d+\]: (\d\.\d+)$)?", session, re.MULTILINE):
+        value = None
+        with contextlib.suppress(SyntaxError):
+            value = eval(code, namespace)
+        if value is None:
+            exec(code, namespace)
+        if shown:
+            assert value == pytest.approx(float(shown), rel=1e-6)
+    exec(more, namespace)
