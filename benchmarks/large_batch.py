@@ -4,8 +4,9 @@
         [--single] [--devices 1] [--json FILE]
 
 Every line is measured in a fresh process, whose peak memory (ru_maxrss) includes Python, JAX and the compiler; the
-first call, which compiles, is not timed. Above `--once-above` pairs the call is timed once. `numpy` is the plain
-formula as one would write it: n×n logits, two softmaxes, four matrix products.
+first call, which compiles, is not timed. Above `--once-above` pairs that first call is the only one, and is timed
+with its compilation (one or two seconds). `numpy` is the plain formula as one would write it: n×n logits, two
+softmaxes, four matrix products.
 """
 
 import argparse
@@ -79,12 +80,12 @@ def prepared(kind: str, image: np.ndarray, text: np.ndarray, devices: int) -> Ca
 def measure(kind: str, pairs: int, dim: int, repeats: int, single: bool, devices: int) -> dict[str, Any]:
     """One line, in this process."""
     call = prepared(kind, *rows_of(pairs, dim, np.float32 if single else np.float64), devices)
-    value = float(call()[0])
     seconds = []
-    for _ in range(repeats):
+    for index in range(repeats + 1):
         begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
+        value = float(call()[0])
+        if index or repeats == 0:
+            seconds.append(time.perf_counter() - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"kind": kind, "pairs": pairs, "value": value, "seconds": seconds, "peak_mib": round(peak)}
 
@@ -109,7 +110,7 @@ def main() -> None:
     lines = []
     for pairs in options.pairs:
         for kind in options.kinds:
-            repeats = options.repeats if pairs <= options.once_above else 1
+            repeats = options.repeats if pairs <= options.once_above else 0
             command = [sys.executable, __file__, "--here", "--kinds", kind, "--pairs", str(pairs)]
             done = subprocess.run([*command, "--repeats", str(repeats), *same], capture_output=True, text=True)
             if done.returncode:

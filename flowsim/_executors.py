@@ -28,30 +28,47 @@ _CURE = (
 _LOOK = 1.0
 
 
+def check(executor: Any) -> None:
+    """Raise `FlowsimError` for what cannot compute anything, before anything is opened or written."""
+    if isinstance(executor, str) and executor.startswith("processes:"):
+        count = executor.removeprefix("processes:")
+        if not count.isdecimal() or int(count) < 1:
+            raise FlowsimError(f"Argument `executor` cannot be {executor!r}. {_CURE}")
+    elif isinstance(executor, str):
+        try:
+            import distributed  # noqa: F401
+        except ImportError:
+            raise FlowsimError("Clusters need dask. Install it: pip install 'flowsim[cluster]'.") from None
+    elif not (executor is None or isinstance(executor, Executor) or _is_client(executor)):
+        raise FlowsimError(f"Argument `executor` cannot be {type(executor).__name__}. {_CURE}")
+
+
 @contextlib.contextmanager
 def opened(executor: Any, threads: int) -> Iterator[Executor]:
-    """A concurrent.futures executor for what the user gave; None: `threads` threads of this process.
+    """A concurrent.futures executor for what the user gave and `check` let pass; None: `threads` threads here.
 
-    What is opened here is closed here; what the user opened stays open. Raises `FlowsimError` for anything else.
+    What is opened here is closed here; what the user opened stays open. Raises `FlowsimError` where no scheduler is.
     """
     if executor is None:
         with ThreadPoolExecutor(max(threads, 1)) as pool:
             yield pool
     elif isinstance(executor, Executor):
         yield executor
-    elif isinstance(executor, str) and executor.startswith("processes:"):
-        count = executor.removeprefix("processes:")
-        if not count.isdecimal() or int(count) < 1:
-            raise FlowsimError(f"Argument `executor` cannot be {executor!r}. {_CURE}")
-        with ProcessPoolExecutor(int(count), multiprocessing.get_context("spawn"), _follow_parent) as pool:
-            yield pool
-    elif isinstance(executor, str):
-        with _connected(executor) as client:
-            yield _of_client(client)
-    elif "distributed" in sys.modules and isinstance(executor, sys.modules["distributed"].Client):
+    elif _is_client(executor):
         yield _of_client(executor)
+    elif executor.startswith("processes:"):
+        count = int(executor.removeprefix("processes:"))
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _follow_parent) as pool:
+            yield pool
     else:
-        raise FlowsimError(f"Argument `executor` cannot be {type(executor).__name__}. {_CURE}")
+        from distributed import Client
+
+        try:
+            client = Client(executor, timeout="10s")
+        except (OSError, ValueError):
+            raise FlowsimError(f"There is no dask scheduler at {executor!r}. {_CURE}") from None
+        with client:
+            yield _of_client(client)
 
 
 def completed(
@@ -65,7 +82,8 @@ def completed(
     try:
         futures.update((executor.submit(function, *call), index) for index, call in enumerate(calls))
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            # Answers are not kept: those of a large sweep would be as much again as its result.
+            yield futures.pop(future), future.result()
     except (BrokenExecutor, CancelledError, *_lost()) as error:
         raise FlowsimError(
             f"The workers were lost before the end ({type(error).__name__}). "
@@ -76,24 +94,14 @@ def completed(
             future.cancel()
 
 
+def _is_client(executor: Any) -> bool:
+    """Whether this is a dask client; dask is loaded only where somebody else has loaded it."""
+    return "distributed" in sys.modules and isinstance(executor, sys.modules["distributed"].Client)
+
+
 def _of_client(client: Any) -> Executor:
     # Not pure: a chunk that failed must not be answered from the scheduler's memory.
     return client.get_executor(pure=False)
-
-
-@contextlib.contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """A client of the scheduler at this address."""
-    try:
-        from distributed import Client
-    except ImportError:
-        raise FlowsimError("Clusters need dask. Install it: pip install 'flowsim[cluster]'.") from None
-    try:
-        client = Client(address, timeout="10s")
-    except (OSError, ValueError):
-        raise FlowsimError(f"There is no dask scheduler at {address!r}. {_CURE}") from None
-    with client:
-        yield client
 
 
 def _lost() -> tuple[type[BaseException], ...]:

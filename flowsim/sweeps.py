@@ -135,6 +135,7 @@ def sweep(
     import xarray as xr
 
     check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)
+    _executors.check(executor)
     check(mode in ("product", "zip"), f"Argument `mode` must be 'product' or 'zip', but is {mode!r}.")
     times = output_times(t1, ts)
     horizon_ = float(times[-1]) if horizon is None else float(horizon)

@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -139,7 +137,8 @@ def test_workers_with_other_versions_are_refused(monkeypatch):
 def test_bad_executors_get_one_sentence(executor, message, monkeypatch, tmp_path):
     monkeypatch.setattr(sweeps, "_chunk", lambda *args: pytest.fail("something was computed"))
     with pytest.raises(fs.FlowsimError, match=message):
-        fs.sweep(FLOW, START, **OPTIONS, executor=executor)
+        fs.sweep(FLOW, START, **OPTIONS, executor=executor, to=tmp_path / "runs.zarr")
+    assert executor == "nowhere" or not list(tmp_path.iterdir())
 
 
 def test_without_dask_one_sentence_says_what_to_install(monkeypatch):
@@ -197,78 +196,57 @@ def test_a_killed_session_loses_unfinished_chunks_only(tmp_path):
 
 # --- a cluster of processes on this machine -----------------------------------------------------------
 
+#: A dask cluster in a process of its own; it kills one of its workers at random for each line that it reads.
+HOST = """
+import os, random, signal, sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    choice = random.Random(0)
+    with LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, dashboard_address=None) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        for _ in sys.stdin:
+            pid = choice.choice([nanny.pid for nanny in cluster.workers.values() if nanny.pid])
+            os.kill(pid, signal.SIGKILL)
+            print(pid, flush=True)
+"""
+MANY = {"over": {"seed": range(24)}, "ts": TIMES, "chunk": 2}
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two worker processes that are started again when they die."""
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
+
+@contextlib.contextmanager
+def cluster(workers):
+    """(process of the scheduler, its address)."""
+    pytest.importorskip("distributed")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", HOST, str(workers)], **pipes, text=True) as host:
+        try:
+            yield host, host.stdout.readline().strip()
+        finally:
+            host.stdin.close()
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_mid_sweep_changes_nothing(cluster, tmp_path):
-    """A random worker gets SIGKILL at a random moment, twice: all runs are there, to the last bit."""
-    over, options = {"seed": range(24)}, {"ts": TIMES, "chunk": 2}
-    wanted = fs.sweep(FLOW, START, over, **options)
-    choice = random.Random(0)
-    begun, killed = threading.Event(), []
+def test_a_worker_killed_in_mid_sweep_changes_nothing(tmp_path):
+    """A random worker gets SIGKILL, twice: all runs are there, to the last bit."""
+    folder, killed = tmp_path / "runs.zarr", set()
+    with cluster(2) as (host, address):
 
-    def murder():
-        begun.wait(120)
-        for _ in range(2):
-            time.sleep(choice.random())
-            pids = [info["pid"] for info in cluster.run(os_pid).values()]
-            killed.append(choice.choice(pids))
-            os.kill(killed[-1], signal.SIGKILL)
+        def track(pieces, text):
+            for index, piece in enumerate(pieces):
+                if index in (2, 6):
+                    print("kill", file=host.stdin, flush=True)
+                    killed.add(int(host.stdout.readline()))
+                yield piece
 
-    thread = threading.Thread(target=murder)
-    thread.start()
-
-    def track(pieces, text):
-        for piece in pieces:
-            yield piece
-            begun.set()
-
-    runs = fs.sweep(FLOW, START, over, **options, executor=cluster, to=tmp_path / "runs.zarr", track=track)
-    begun.set()
-    thread.join()
+        runs = fs.sweep(FLOW, START, **MANY, executor=address, to=folder, track=track)
     assert len(killed) == 2
-    assert_identical(runs, wanted)
-    xr.testing.assert_equal(fs.sweep(FLOW, START, over, **options, to=tmp_path / "runs.zarr").dataset, runs.dataset)
-
-
-def os_pid():
-    import os
-
-    return {"pid": os.getpid()}
+    assert_identical(runs, fs.sweep(FLOW, START, **MANY))
+    xr.testing.assert_equal(fs.sweep(FLOW, START, **MANY, to=folder).dataset, runs.dataset)
 
 
 @pytest.mark.slow
 def test_a_killed_scheduler_gets_one_sentence_and_the_same_call_goes_on(tmp_path):
-    pytest.importorskip("distributed")
-    folder, options = tmp_path / "runs.zarr", {"ts": TIMES, "chunk": 2}
-    code = """
-import sys
-from distributed import LocalCluster
-if __name__ == "__main__":
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        print(cluster.scheduler_address, flush=True)
-        sys.stdin.read()
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as host:
-        address = host.stdout.readline().strip()
+    folder = tmp_path / "runs.zarr"
+    with cluster(1) as (host, address):
 
         def track(pieces, text):
             for index, piece in enumerate(pieces):
@@ -277,10 +255,18 @@ if __name__ == "__main__":
                 yield piece
 
         with pytest.raises(fs.FlowsimError, match="workers were lost before the end"):
-            fs.sweep(FLOW, START, {"seed": range(24)}, **options, executor=address, to=folder, track=track)
-    runs = fs.sweep(FLOW, START, {"seed": range(24)}, **options, to=folder)
-    assert runs.ok
-    assert_identical(runs, fs.sweep(FLOW, START, {"seed": range(24)}, **options))
+            fs.sweep(FLOW, START, **MANY, executor=address, to=folder, track=track)
+    assert_identical(fs.sweep(FLOW, START, **MANY, to=folder), fs.sweep(FLOW, START, **MANY))
+
+
+@pytest.mark.slow
+def test_a_client_of_the_user_stays_open(expected):
+    with cluster(1) as (_, address):
+        from distributed import Client
+
+        with Client(address) as client:
+            assert_identical(fs.sweep(FLOW, START, **OPTIONS, executor=client), expected)
+            assert client.submit(int).result() == 0
 
 
 def test_no_call_is_made_twice_and_the_rest_is_cancelled():

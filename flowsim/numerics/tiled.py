@@ -233,7 +233,7 @@ def _paste(blocks: Array, n: int) -> Array:
 
 def _numbers(n: int, block: int, ring: _Ring) -> Array:
     """Number of each pair in all, (blocks, block); −1 for padding."""
-    place = jnp.arange(n) + ring.first(n)
+    place = jnp.arange(n, dtype=jnp.int32) + ring.first(n)  # the type of a device's number
     return _cut(place + 1, block) - 1
 
 
