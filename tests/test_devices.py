@@ -96,11 +96,11 @@ def test_every_number_of_devices_gives_the_same_numbers(found):
 
 @pytest.mark.slow
 def test_memory_per_device_falls_with_their_number(found):
-    """Tiles stay; all that grows with n is divided."""
+    """All that grows with n is divided; texts on their way need a second place, which one device does not have."""
     one, two, four, eight = found["memory"]
-    assert two < 0.65 * one
-    assert four < 0.65 * two
-    assert eight < 0.75 * four
+    assert two < 0.9 * one
+    assert four < 0.6 * two
+    assert eight < 0.6 * four
 
 
 @pytest.mark.slow
