@@ -6,7 +6,7 @@
 Every line is measured in a fresh process, whose peak memory (ru_maxrss) includes Python, JAX and the compiler; the
 first call, which compiles, is not timed. Above `--once-above` pairs that first call is the only one, and is timed
 with its compilation (one or two seconds). `numpy` is the plain formula as one would write it: n×n logits, two
-softmaxes, four matrix products.
+softmaxes, four matrix products. Seconds of processors, of all threads together, hardly depend on other work.
 """
 
 import argparse
@@ -80,14 +80,15 @@ def prepared(kind: str, image: np.ndarray, text: np.ndarray, devices: int) -> Ca
 def measure(kind: str, pairs: int, dim: int, repeats: int, single: bool, devices: int) -> dict[str, Any]:
     """One line, in this process."""
     call = prepared(kind, *rows_of(pairs, dim, np.float32 if single else np.float64), devices)
-    seconds = []
+    seconds, busy = [], []
     for index in range(repeats + 1):
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         value = float(call()[0])
         if index or repeats == 0:
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.perf_counter() - begin[0])
+            busy.append(time.process_time() - begin[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"kind": kind, "pairs": pairs, "value": value, "seconds": seconds, "peak_mib": round(peak)}
+    return {"kind": kind, "pairs": pairs, "value": value, "seconds": seconds, "busy": busy, "peak_mib": round(peak)}
 
 
 def main() -> None:
@@ -119,7 +120,8 @@ def main() -> None:
             lines.append(line := json.loads(done.stdout.splitlines()[-1]))
             low, middle, high = min(line["seconds"]), statistics.median(line["seconds"]), max(line["seconds"])
             print(
-                f"{kind:6s} {pairs:8d} pairs  {low:9.4f} / {middle:9.4f} / {high:9.4f} s  {line['peak_mib']:6d} MiB  "
+                f"{kind:6s} {pairs:8d} pairs  {low:9.4f} / {middle:9.4f} / {high:9.4f} s  "
+                f"{statistics.median(line['busy']):9.4f} s of processors  {line['peak_mib']:6d} MiB  "
                 f"loss {line['value']:.12g}  load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
