@@ -62,7 +62,8 @@ def peer_gap(n: int, d: int, start: fs.initial.Start, method: str, rtol: float) 
 def ours_gap(n: int, d: int, runs: int, rtol: float, **options) -> np.ndarray:
     flow, start = fs.GradientFlow(), fs.initial.uniform(pairs=n, dim=d)
     found = fs.sweep(
-        flow, start, {"seed": range(runs)}, ts=TIMES, rtol=rtol, atol=1e-3 * rtol, observables=("modality_gap",), **options
+        flow, start, {"seed": range(runs)}, ts=TIMES, rtol=rtol, atol=1e-3 * rtol,
+        observables=("modality_gap",), **options,
     )  # fmt: skip
     assert found.ok, found.counts
     return found["modality_gap"].to_numpy()

@@ -12,6 +12,10 @@ from flowsim.errors import FlowsimError
 #: Arrays of states: NumPy on the host, JAX inside a solve.
 Numeric = jax.Array | np.ndarray
 
+#: From this many pairs on nothing n×n is formed where that can be avoided: tiles need a quarter of the processor's
+#: time there (docs/performance.md), and from about ten times as many on nothing else fits into memory.
+LARGE = 1024
+
 
 def number(value: Any) -> Any:
     """A numeric leaf: NumPy float64 unless it already is a JAX array.

@@ -8,7 +8,6 @@ end at a switch of method, at a clamp of the temperature, at a redraw of masks o
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import diffrax
@@ -54,9 +53,12 @@ STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any]
     "gamma": lambda f, t, s, b, h: _gamma(f, s),
     "log_gamma": lambda f, t, s, b, h: _log_gamma(f, s),
     "loss": lambda f, t, s, b, h: f.loss_value(t, s, h),
-    "margin": lambda f, t, s, b, h: obs.margin_of_similarity(_pair_similarity(f, s)),
-    "matched_fraction": lambda f, t, s, b, h: obs.matched_fraction_of_similarity(_pair_similarity(f, s)),
-    "doubly_stochastic_defect": lambda f, t, s, b, h: obs.doubly_stochastic_defect_of_logits(
+    "margin": lambda f, t, s, b, h: obs.margin_of_products(*f.rows(s)) if f.is_tiled(s)
+    else obs.margin_of_similarity(_pair_similarity(f, s)),
+    "matched_fraction": lambda f, t, s, b, h: obs.matched_fraction_of_products(*f.rows(s)) if f.is_tiled(s)
+    else obs.matched_fraction_of_similarity(_pair_similarity(f, s)),
+    "doubly_stochastic_defect": lambda f, t, s, b, h: obs.doubly_stochastic_defect_of_products(*f.rows(s), 1 / b)
+    if f.is_tiled(s) else obs.doubly_stochastic_defect_of_logits(
         b * f.geometry.similarity(s.moving.position, s.constants)
     ),
 }  # fmt: skip
@@ -341,12 +343,9 @@ def segment(flow: GradientFlow, task: Task, how: How) -> Segment:
     return _integrate(flow, task, how)
 
 
-@partial(eqx.filter_jit, compiler_options={"xla_cpu_multi_thread_eigen": False})
+@eqx.filter_jit
 def segments(flows: GradientFlow, tasks: Task, how: How) -> Segment:
-    """`segment` for many flows and tasks of the same structure at once, stacked along a first axis.
-
-    In one thread of the CPU: a sweep runs several of these side by side, whose threads would wait for each other.
-    """
+    """`segment` for many flows and tasks of the same structure at once, stacked along a first axis."""
     return eqx.filter_vmap(lambda flow, task: _integrate(flow, task, how))(flows, tasks)
 
 

@@ -16,12 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from flowsim import config, initial, losses, pairing, rules, schedules
-from flowsim._arrays import Numeric, check, optional_number, to_device
+from flowsim._arrays import LARGE, Numeric, check, optional_number, to_device
 from flowsim.encoders import LinearEncoders, MLPEncoders
 from flowsim.errors import FlowsimError
-from flowsim.geometry import AbstractGeometry, Parallel, Reduced, Sphere, Subspaces, Unnormalized
+from flowsim.geometry import AbstractGeometry, AbstractRowGeometry, Parallel, Reduced, Sphere, Subspaces, Unnormalized
 from flowsim.initial import AbstractRecipe, Start
-from flowsim.losses import AbstractLoss, AbstractRowLoss, InfoNCE
+from flowsim.losses import AbstractLoss, AbstractRowLoss, DirectedInfoNCE, InfoNCE
+from flowsim.numerics import tiled
 from flowsim.pairing import AbstractPairing, Matched, Targets
 from flowsim.rules import AbstractRule, GradientDescent
 from flowsim.schedules import Schedule
@@ -156,7 +157,25 @@ class GradientFlow(eqx.Module):
 
     def pairs(self, state: State) -> int:
         """n, the number of pairs."""
-        return self.geometry.similarity(state.moving.position, state.constants).shape[0]
+        shape = jax.eval_shape(self.geometry.similarity, state.moving.position, state.constants)
+        return shape.shape[0]
+
+    def is_tiled(self, state: State) -> bool:
+        """Whether the loss and its forces are computed in tiles, never with n×n matrices: for many pairs.
+
+        InfoNCE in both directions or in one, rows without γ, and targets that are described (all but `Clusters`).
+        """
+        return (
+            isinstance(self.loss, InfoNCE | DirectedInfoNCE)
+            and isinstance(self.geometry, AbstractRowGeometry)
+            and state.targets.rows is None
+            and self.pairs(state) >= LARGE
+        )
+
+    def _in_tiles(self, function: Any, image: Array, text: Array, beta: Any, state: State) -> Any:
+        assert isinstance(self.loss, InfoNCE | DirectedInfoNCE)
+        targets = state.targets
+        return function(image, text, beta, targets.text_of, targets.noise, weights=self.loss.weights)
 
     def inverse_temperature(self, t: Any, state: State, horizon: Any = np.inf) -> Any:
         """β at flow time t; schedules run in progress t/horizon."""
@@ -167,7 +186,8 @@ class GradientFlow(eqx.Module):
         beta = self.inverse_temperature(t, state, horizon)
         bias = self._bias(state)
         swap = self.schedule.swap
-        if isinstance(self.loss, AbstractLoss) and not swap.active:
+        in_tiles = self.is_tiled(state)
+        if isinstance(self.loss, AbstractLoss) and not swap.active and not in_tiles:
             similarity = self.geometry.similarity(state.moving.position, state.constants)
             return self.loss.value(self.loss.logits(beta, similarity, bias), state.targets)
         image, text = self.rows(state)
@@ -175,6 +195,8 @@ class GradientFlow(eqx.Module):
         def of_rows(x: Array, y: Array) -> Array:
             if isinstance(self.loss, AbstractRowLoss):
                 return self.loss.value(x, y, beta, state.targets)
+            if in_tiles:
+                return self._in_tiles(tiled.loss, x, y, beta, state)
             return self.loss.value(self.loss.logits(beta, x @ y.T, bias), state.targets)
 
         plain = of_rows(image, text)
@@ -187,7 +209,7 @@ class GradientFlow(eqx.Module):
         """dθ/dt, dν/dt and db/dt at flow time t."""
         position, constants = state.moving.position, state.constants
         beta = self.inverse_temperature(t, state, horizon)
-        if isinstance(self.loss, AbstractRowLoss) or self.schedule.swap.active:
+        if isinstance(self.loss, AbstractRowLoss) or self.schedule.swap.active or self.is_tiled(state):
             force = self._force_on_rows(beta, state)
             velocity = self.geometry.velocity_from_rows(position, constants, force.image, force.text)
         else:
@@ -214,11 +236,15 @@ class GradientFlow(eqx.Module):
         """−∂L/∂X, −∂L/∂Y, −∂L/∂β and −∂L/∂b, averaged over the swaps."""
         swap = self.schedule.swap
         image, text = self.rows(state)
+        in_tiles = self.is_tiled(state)
 
         def force(x: Array, y: Array) -> Force:
             if isinstance(self.loss, AbstractRowLoss):
                 gradient = jax.grad(self.loss.value, argnums=(0, 1, 2))(x, y, jnp.asarray(beta), state.targets)
                 return Force(-gradient[0], -gradient[1], -gradient[2], None)
+            if in_tiles:
+                found = self._in_tiles(tiled.loss_and_gradient, x, y, beta, state)
+                return Force(-found.image, -found.text, -found.beta, None)
             gradient, rest = self._force(beta, x @ y.T, state)
             return Force(-beta * (gradient @ y), -beta * (gradient.T @ x), rest.beta, rest.bias)
 
@@ -241,9 +267,12 @@ class GradientFlow(eqx.Module):
         if isinstance(self.loss, AbstractRowLoss):
             force = self._force_on_rows(beta, state)
             return jnp.sqrt(jnp.sum(jnp.square(force.image)) + jnp.sum(jnp.square(force.text)))
-        similarity = self.geometry.similarity(state.moving.position, state.constants)
-        size = beta * jnp.linalg.norm(self._force(beta, similarity, state)[0])
-        return size if state.targets.rows is None else size + beta / similarity.shape[0]
+        if self.is_tiled(state):
+            size = beta * self._in_tiles(tiled.loss_and_gradient, *self.rows(state), beta, state).size
+        else:
+            similarity = self.geometry.similarity(state.moving.position, state.constants)
+            size = beta * jnp.linalg.norm(self._force(beta, similarity, state)[0])
+        return size if state.targets.matched else size + beta / self.pairs(state)
 
     def _by_rule(self, moving: Moving, velocity: Moving) -> Moving:
         """The velocity that the rule makes of −∂L/∂θ; learning-rate ratios multiply what it returns."""

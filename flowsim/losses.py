@@ -52,20 +52,23 @@ class InfoNCE(AbstractLoss):
     Source: Radford et al. 2021; Yaras et al. 2025, eq. 2.
     """
 
+    weights: ClassVar[tuple[float, float]] = (0.5, 0.5)
     bias: ClassVar[None] = None
     bias_rate: ClassVar[None] = None
     relative_bias: ClassVar[bool] = False
 
     def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
         n = logits.shape[0]
-        rows = _cross_entropy(logits, targets.rows)
-        columns = _cross_entropy(logits.T, _transposed(targets.columns))
+        of_rows, of_columns = targets.matrices(n, logits.dtype)
+        rows = _cross_entropy(logits, of_rows)
+        columns = _cross_entropy(logits.T, _transposed(of_columns))
         return (rows + columns) / (2 * n)
 
     def gradient(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, "n n"]:
         n = logits.shape[0]
-        rows = _residual(logits, targets.rows)
-        columns = _residual(logits.T, _transposed(targets.columns)).T
+        of_rows, of_columns = targets.matrices(n, logits.dtype)
+        rows = _residual(logits, of_rows)
+        columns = _residual(logits.T, _transposed(of_columns)).T
         return (rows + columns) / (2 * n)
 
 
@@ -86,15 +89,22 @@ class DirectedInfoNCE(AbstractLoss):
         if self.direction not in known:
             raise unknown_name("direction", self.direction, known)
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of images classifying texts and of the reverse."""
+        return (1.0, 0.0) if self.direction == "image_to_text" else (0.0, 1.0)
+
     def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
+        rows, columns = targets.matrices(logits.shape[0], logits.dtype)
         if self.direction == "image_to_text":
-            return _cross_entropy(logits, targets.rows) / logits.shape[0]
-        return _cross_entropy(logits.T, _transposed(targets.columns)) / logits.shape[0]
+            return _cross_entropy(logits, rows) / logits.shape[0]
+        return _cross_entropy(logits.T, _transposed(columns)) / logits.shape[0]
 
     def gradient(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, "n n"]:
+        rows, columns = targets.matrices(logits.shape[0], logits.dtype)
         if self.direction == "image_to_text":
-            return _residual(logits, targets.rows) / logits.shape[0]
-        return _residual(logits.T, _transposed(targets.columns)).T / logits.shape[0]
+            return _residual(logits, rows) / logits.shape[0]
+        return _residual(logits.T, _transposed(columns)).T / logits.shape[0]
 
 
 class Sigmoid(AbstractLoss):
@@ -154,8 +164,9 @@ class NTXent(AbstractRowLoss):
         logits = jnp.where(itself, -jnp.inf, beta * (rows @ rows.T))
         none = jnp.zeros((n, n), rows.dtype)
         partner = jnp.eye(n, dtype=rows.dtype)
-        to_text = partner if targets.rows is None else targets.rows
-        to_image = partner if targets.columns is None else targets.columns.T
+        of_rows, of_columns = targets.matrices(n, rows.dtype)
+        to_text = partner if of_rows is None else of_rows
+        to_image = partner if of_columns is None else of_columns.T
         return _cross_entropy(logits, jnp.block([[none, to_text], [to_image, none]])) / (2 * n)
 
 
@@ -199,7 +210,8 @@ def _softplus(x: Float[Array, "n n"]) -> Float[Array, "n n"]:
 
 
 def _dense(targets: Targets, logits: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    return jnp.eye(logits.shape[0], dtype=logits.dtype) if targets.rows is None else targets.rows
+    rows, _ = targets.matrices(logits.shape[0], logits.dtype)
+    return jnp.eye(logits.shape[0], dtype=logits.dtype) if rows is None else rows
 
 
 def _transposed(targets: Float[Array, "n n"] | None) -> Float[Array, "n n"] | None:

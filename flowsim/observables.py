@@ -40,7 +40,7 @@ Square: TypeAlias = Float[Array | np.ndarray, "n n"]
 Number: TypeAlias = Float[Array, ""] | float
 Positive: TypeAlias = Float[Array | np.ndarray, ""] | float
 
-_BLOCK = 2**24  # most similarities held at once (128 MiB in float64)
+_BLOCK = 2**22  # most similarities held at once (32 MiB in float64)
 _TIES = 32  # cosines within this many machine epsilons are equal: far below any real difference
 
 
@@ -421,6 +421,33 @@ def matched_fraction_of_similarity(similarity: Square) -> Number:
 
 
 @_metric(pairs=True)
+def margin_of_products(image: Rows, text: Rows) -> Number:
+    """`margin_of_similarity` of Z = image · textᵀ, in blocks of rows: Z is never formed.
+
+    No normalisation: rows are taken as they are. Range: real.
+    """
+    return jnp.min(_pair_margins(image, text))
+
+
+@_metric(pairs=True)
+def matched_fraction_of_products(image: Rows, text: Rows) -> Number:
+    """`matched_fraction_of_similarity` of Z = image · textᵀ, in blocks of rows: Z is never formed.
+
+    No normalisation and no tolerance for ties. Range: [0, 1].
+    """
+    return _fraction(_pair_margins(image, text) > 0, image)
+
+
+@_metric(pairs=True)
+def doubly_stochastic_defect_of_products(image: Rows, text: Rows, temperature: Positive) -> Number:
+    """`doubly_stochastic_defect_of_logits` of M = image · textᵀ/τ, in blocks of rows: M is never formed.
+
+    No normalisation: rows are taken as they are. Range: [0, n − 1].
+    """
+    return _defect(image, text, 1 / temperature)
+
+
+@_metric(pairs=True)
 def doubly_stochastic_defect(image: Rows, text: Rows, temperature: Positive) -> Number:
     """Defect max(max_j |Σ_i P_ij − 1|, max_i |Σ_j Q_ij − 1|), P and Q the row and column softmax of Z/τ.
 
@@ -429,7 +456,10 @@ def doubly_stochastic_defect(image: Rows, text: Rows, temperature: Positive) -> 
     freeze the gap on the sphere. Source: the gradient of the symmetric contrastive loss, cf. arXiv
     2603.29080. Raises `FlowsimError` when the temperature is not positive.
     """
-    x, y, beta = _unit(image), _unit(text), 1 / temperature
+    return _defect(_unit(image), _unit(text), 1 / temperature)
+
+
+def _defect(x: Rows, y: Rows, beta: Any) -> Float[Array, ""]:
     row_norms = _by_row(lambda i, z: jax.nn.logsumexp(beta * z), x, y)
     column_norms = _by_row(lambda j, z: jax.nn.logsumexp(beta * z), y, x)
     column_sums = _by_row(lambda j, z: jnp.sum(jnp.exp(beta * z - row_norms)), y, x)

@@ -12,18 +12,36 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array, Float, Int
 
-from flowsim._arrays import check, check_fraction, check_redraw, is_concrete, number, optional_number
+from flowsim._arrays import LARGE, check, check_fraction, check_redraw, is_concrete, number, optional_number
 
 
 class Targets(eqx.Module):
     """Target distributions: `rows[i, j]` of text j for image i, `columns[i, j]` of image i for text j.
 
     Each row of `rows` and each column of `columns` sums to 1. None stands for the identity, for which the
-    loss has a faster path.
+    loss has a faster path. Targets of many pairs are described instead of written out, so that they need no n×n:
+    image i belongs to text `text_of[i]` (None: i) with 1 − `noise`, and to each other with noise/(n − 1) (None: 0).
     """
 
     rows: Float[Array, "n n"] | None = None
     columns: Float[Array, "n n"] | None = None
+    text_of: Int[Array, "n"] | None = None
+    noise: Float[Array, ""] | None = None
+
+    @property
+    def matched(self) -> bool:
+        """Whether these are the identity."""
+        return self.rows is None and self.text_of is None and self.noise is None
+
+    def matrices(self, pairs: int, dtype: Any) -> tuple[Float[Array, "n n"] | None, Float[Array, "n n"] | None]:
+        """`rows` and `columns`, written out where they are described; None for the identity."""
+        if self.rows is not None or self.matched:
+            return self.rows, self.columns
+        index = jnp.arange(pairs)
+        hard = index if self.text_of is None else self.text_of
+        own = (hard[:, None] == index[None, :]).astype(dtype)
+        full = own if self.noise is None else (1 - self.noise) * own + self.noise / (pairs - 1) * (1 - own)
+        return full, full
 
 
 class AbstractPairing(eqx.Module):
@@ -150,6 +168,8 @@ class Clusters(AbstractPairing):
 
 def _soft(p: Float[Array, ""], pairs: int) -> Targets:
     """Targets (1 − p) I + p/(n − 1) (J − I)."""
+    if pairs >= LARGE:
+        return Targets(noise=p)
     eye = jnp.eye(pairs, dtype=p.dtype)
     soft = (1 - p) * eye + p / (pairs - 1) * (1 - eye)
     return Targets(rows=soft, columns=soft)
@@ -157,6 +177,8 @@ def _soft(p: Float[Array, ""], pairs: int) -> Targets:
 
 def _permuted(text_of: Int[Array, "n"], dtype: Any) -> Targets:
     """Targets that give image i the text `text_of[i]`."""
+    if text_of.shape[0] >= LARGE:
+        return Targets(text_of=text_of)
     hard = (text_of[:, None] == jnp.arange(text_of.shape[0])[None, :]).astype(dtype)
     return Targets(rows=hard, columns=hard)
 

@@ -7,11 +7,12 @@ stabilised explicit one (Runge-Kutta-Chebyshev) for many. A solve is a chain of 
 call; segments end at a switch of method, at a clamp of the temperature, or with the run.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -22,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from flowsim import observables as obs
 from flowsim import theory
-from flowsim._arrays import check, check_number, to_device, to_numpy
+from flowsim._arrays import LARGE, check, check_number, to_device, to_numpy
 from flowsim.chain import METHODS, STATE_OBSERVABLES, Chain, Method, Options, is_filled, observe, segment
 from flowsim.config import to_config
 from flowsim.discrete import Discrete
@@ -30,7 +31,7 @@ from flowsim.discrete import run as run_discrete
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, State, as_start
 from flowsim.initial import AbstractRecipe, Start
-from flowsim.numerics import store_programs
+from flowsim.numerics import store_programs, tiled
 from flowsim.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, SimulationStopped, Status, load_result
 from flowsim.temperature import Learnable
 from flowsim.times import output_times
@@ -71,6 +72,7 @@ def simulate(
     optimizer: Any = None,
     lr: Any = None,
     steps: int | None = None,
+    devices: int | Sequence[Any] | None = None,
     throw: bool = True,
 ) -> Result:
     """Integrate dθ/dt = −∂L/∂θ, dν/dt = −r ∂L/∂ν from `start` and record observables.
@@ -90,6 +92,8 @@ def simulate(
       schedule) with "sgd", "momentum" (0.9), "adam", "adamw" (weight decay 0.1 on the position), or a function
       of the learning rate that returns an optax transformation. Without `t1` and `ts`: outputs are log-spaced
       steps, and `time` is Σ learning rates (flow time for "sgd" only). See `discrete`.
+    - `devices`: for many pairs (see `GradientFlow.is_tiled`), the number of JAX devices, or the devices, among
+      which the pairs are divided; it must divide their number. Default: one.
     - `throw`: raise `SimulationStopped` unless every output time was covered; else return the part before.
 
     64-bit mode is entered here and left again; results are NumPy. Raises `FlowsimError` for bad input.
@@ -113,11 +117,14 @@ def simulate(
     dtype = np.dtype(precision)
     options: dict[str, Any] = {"seed": seed, "precision": precision, "t0": t0, "observables": list(observables)}
     store_programs()
-    with jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
+    with contextlib.ExitStack() as stack, jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
         flow_ = to_device(flow, dtype)
         state = flow_.initial_state(start_, seed, dtype)
         for name, value in moved.items():
             state = eqx.tree_at(lambda s, name=name: getattr(s.moving, name), state, jnp.asarray(value, dtype))
+        place, mesh = _placing(flow_, state, devices)
+        stack.enter_context(mesh)
+        state = place(state)
         if optimizer is None:
             check(lr is None and steps is None, "`lr` and `steps` belong to `optimizer`. Give e.g. optimizer='sgd'.")
             ts_ = output_times(t1, ts, t0)
@@ -132,7 +139,7 @@ def simulate(
             ran: Chain | Discrete = Chain(flow_, state, t0, ts_, kept, horizon_, chosen)
             while (request := ran.request()) is not None:
                 task, how = request
-                ran.absorb(to_numpy(segment(flow_, to_device(task, dtype), how)))
+                ran.absorb(to_numpy(segment(flow_, place(to_device(task, dtype)), how)))
         else:
             given = {"t1": t1, "ts": ts, "method": method, "snapshots": snapshots}
             for name in (name for name, value in given.items() if value is not None):
@@ -143,7 +150,7 @@ def simulate(
                 lr=float(lr) if not callable(lr) else getattr(lr, "__name__", "schedule"),
             )  # fmt: skip
         if (seen := ran.seen()) is not None:
-            ran.fill(to_numpy(observe(flow_, to_device(seen, dtype), tuple(observables))))
+            ran.fill(to_numpy(observe(flow_, place(to_device(seen, dtype)), tuple(observables))))
     start_config = to_config(start) if isinstance(start, AbstractRecipe) else {"kind": type(start).__name__}
     result = _assemble(flow, ran, options, start_config)
     total = time.perf_counter() - wall
@@ -213,6 +220,33 @@ def _resume(
     if horizon is None:
         horizon = options["horizon"]
     return last.start, last.time, moved, options["seed"], horizon
+
+
+def _placing(
+    flow: GradientFlow, state: State, devices: int | Sequence[Any] | None
+) -> tuple[Callable[[Any], Any], contextlib.AbstractContextManager[Any]]:
+    """(what places a tree of arrays on the devices, the context in which the flow uses them all)."""
+    if devices is None:
+        return lambda tree: tree, contextlib.nullcontext()
+    there = jax.devices()
+    if isinstance(devices, int):
+        check(
+            1 <= devices <= len(there),
+            f"Argument `devices` must be between 1 and {len(there)}, the number of JAX devices, but is {devices}.",
+        )
+        devices = there[:devices]
+    check(len(devices) > 0, "Argument `devices` is empty. Give a number, or jax.devices().")
+    check(
+        flow.is_tiled(state),
+        f"Argument `devices` is for {LARGE} pairs or more with InfoNCE, rows without γ and no clusters. Leave it out.",
+    )
+    pairs = flow.pairs(state)
+    check(
+        pairs % len(devices) == 0,
+        f"{pairs} pairs cannot be divided among {len(devices)} devices. Use a multiple, or fewer devices.",
+    )
+    mesh = tiled.mesh_of(list(devices))
+    return lambda tree: tiled.spread(tree, mesh, pairs), jax.set_mesh(mesh)
 
 
 def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -> np.ndarray:

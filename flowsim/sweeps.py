@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowsim import config
+from flowsim import _executors, config
 from flowsim._arrays import check, check_number, to_device, to_numpy
 from flowsim.chain import Chain, How, Method, Options, observe_many, segments
 from flowsim.errors import FlowsimError, unknown_name
@@ -39,6 +39,7 @@ from flowsim.times import output_times
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
 
 SCHEMA_VERSION = 1
 #: Runs that one thread works on, and that are stored together.
@@ -114,6 +115,7 @@ def sweep(
     precision: Literal["float64", "float32"] = "float64",
     chunk: int = CHUNK,
     workers: int | None = None,
+    executor: "Executor | Client | str | None" = None,
     track: Track | None = None,
 ) -> SweepResult:
     """Simulate `flow` for every combination of the values in `over` (`mode="zip"`: for values side by side).
@@ -124,6 +126,10 @@ def sweep(
     - `to`: a `.zarr` folder that is filled as chunks finish; the same call resumes where it was stopped.
     - `chunk`: runs per compiled call. `workers`: threads (default: one per core). `track(jobs, text)`: yields the
       jobs it is given and may report how far they are.
+    - `executor`: where chunks are computed instead of in threads: a `dask.distributed.Client` or its address
+      ("tcp://host:8786"), any `concurrent.futures.Executor`, or "processes:N" for N processes of this machine.
+      This session alone writes to `to`; whatever is killed, the same call goes on with the chunks that are missing.
+      Same versions, `XLA_FLAGS` and `chunk`: same results to the last bit, whatever computes them.
     - all else as in `simulate`. Runs never raise: `status` says how each one ended.
 
     Raises `FlowsimError` for bad input, before anything is computed.
@@ -141,6 +147,7 @@ def sweep(
     import xarray as xr
 
     check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)
+    _executors.check(executor)
     check(mode in ("product", "zip"), f"Argument `mode` must be 'product' or 'zip', but is {mode!r}.")
     times = output_times(t1, ts)
     horizon_ = float(times[-1]) if horizon is None else float(horizon)
@@ -161,7 +168,7 @@ def sweep(
     options = Options(rtol, atol, method, max_steps, tuple(observables), np.dtype(precision), seed)
     store = _Store(Path(to), len(jobs), times, observables, settings) if to is not None else None
     begin = time.perf_counter()
-    found = _run(jobs, times, horizon_, options, chunk, workers, track, store)
+    found = _run(jobs, times, horizon_, options, chunk, workers, executor, track, store)
     attrs = {
         "kind": "flowsim sweep", "schema_version": SCHEMA_VERSION, "config": json.dumps(settings),
         "versions": json.dumps(versions()), "seconds": time.perf_counter() - begin,
@@ -284,39 +291,42 @@ def _job(flow: GradientFlow, start: Start | AbstractRecipe, seed: int, values: d
 
 def _run(
     jobs: list[_Job], ts: np.ndarray, horizon: float, options: Options, chunk: int, workers: int | None,
-    track: Track | None, store: "_Store | None",
+    executor: Any, track: Track | None, store: "_Store | None",
 ) -> dict[str, np.ndarray]:  # fmt: skip
     check(chunk >= 1, f"Argument `chunk` must be at least 1, but is {chunk}. Use e.g. {CHUNK}.")
     found = _Found(len(jobs), len(ts), options.observables) if store is None else store.found
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, structure in enumerate(_structures(jobs)):
-        if not found.done[index]:
-            groups[structure].append(index)
+        groups[structure].append(index)
+    # Which runs share a chunk does not depend on what is done: batches decide about the last bits.
     pieces = [part[i : i + chunk] for part in groups.values() for i in range(0, len(part), chunk)]
-    store_programs()
-    programs = _Programs()
-    writing = threading.Lock()
-
-    def work(indices: list[int]) -> None:
-        values = _chunk([jobs[i] for i in indices], ts, horizon, options, programs)
-        with writing:
-            found.put(indices, values)
+    pieces = [piece for piece in pieces if not found.done[piece].all()]
+    if not pieces:
+        return found.columns()
+    with _executors.opened(executor, min(len(pieces), workers or os.cpu_count() or 1)) as pool:
+        expected = versions()
+        calls = [([jobs[i] for i in piece], ts, horizon, options, expected) for piece in pieces]
+        finished = _executors.completed(pool, _work, calls)
+        for _ in pieces if track is None else track(pieces, "sweeping"):
+            index, values = next(finished)
+            found.put(pieces[index], values)
             if store is not None:
-                store.write(indices)
-
-    threads = min(len(pieces), workers or os.cpu_count() or 1)
-    if pieces:
-        with ThreadPoolExecutor(max(threads, 1)) as pool:
-            futures = [pool.submit(work, piece) for piece in pieces]
-            try:
-                finished = as_completed(futures)
-                for _ in futures if track is None else track(futures, "sweeping"):
-                    next(finished).result()
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
+                store.write(pieces[index])
     return found.columns()
+
+
+def _work(
+    jobs: list[_Job], ts: np.ndarray, horizon: float, options: Options, expected: dict[str, str]
+) -> list[dict[str, Any]]:
+    """A chunk, in whatever thread or process it is computed."""
+    here = versions()
+    for name, version in expected.items():
+        check(
+            here[name] == version,
+            f"A worker has {name} {here[name]}, but this session {version}. Install the same versions on both.",
+        )
+    store_programs()
+    return _chunk(jobs, ts, horizon, options, _PROGRAMS)
 
 
 def _structures(jobs: list[_Job]) -> list[Any]:
@@ -349,6 +359,10 @@ class _Programs:
             out = call()
             self._ready.add(key)
         return out
+
+
+#: Of this process; a worker computes many chunks.
+_PROGRAMS = _Programs()
 
 
 def _chunk(

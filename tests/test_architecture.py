@@ -12,7 +12,7 @@ import pytest
 import flowsim as fs
 
 PACKAGE = Path(fs.__file__).parent
-BASE = {"errors", "_arrays", "_files", "_workers"}
+BASE = {"errors", "_arrays", "_executors", "_files", "_workers"}
 
 #: room -> the rooms it may import; anything may import BASE. Rooms further down know more.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_arrays": set(),
     "_files": set(),
     "_workers": set(),
+    "_executors": set(),
     "config": set(),
     "observables": set(),
     "times": set(),
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "geometry": {"initial"},
     "encoders": {"geometry", "initial"},
     "schedules": {"config", "temperature", "swaps"},
-    "flow": {"config", "encoders", "geometry", "initial", "losses", "pairing", "rules", "schedules"},
+    "flow": {"config", "encoders", "geometry", "initial", "losses", "numerics", "pairing", "rules", "schedules"},
     "result": {"initial"},
     "chain": {"flow", "numerics", "observables", "result", "temperature"},
     "discrete": {"chain", "flow", "pairing", "result", "rules", "swaps", "temperature"},

@@ -394,7 +394,8 @@ def test_sweep_takes_every_piece(sweeps, command):
     assert (start.pairs, start.dim) == (6, 4)
     assert values == {"schedule.temperature.init": [0.01, 0.1, 1.0], "seed": [0, 1, 2], "start.height": [0.1, 0.2, 0.3]}
     del options["track"]
-    assert options == {"t1": 10.0, "mode": "zip", "to": "r.zarr", "seed": 2, "rtol": 1e-6, "method": "implicit"}
+    assert options == {"t1": 10.0, "mode": "zip", "to": "r.zarr", "seed": 2, "rtol": 1e-6, "method": "implicit",
+                       "executor": None}  # fmt: skip
 
 
 def test_sweep_as_json(sweeps, command):
@@ -462,6 +463,7 @@ def test_objects_of_over():
         (["--over", "seed=0:2", "--to", "runs.nc"], ["stored in a .zarr folder, but got 'runs.nc'"]),
         (["--over", "seed=0:2", "--to", "pairs.npy/r.zarr"], ["'pairs.npy' is a file", "with --to"]),
         (["--over", "seed=0:2", "--out", "runs.zarr"], ["takes a .nc file, but got 'runs.zarr'"]),
+        (["--over", "seed=0:2", "--to", "r.zarr", "--executor", "processes:0"], ["`executor` cannot be 'processes:0'"]),
         (["--over", "seed=0:2", "--t1", "0"], ["`t1` must be greater than 0"]),
         (["--over", "seed=0:2", "--geometry", "mlp-encoders", "--to", "r.zarr"], ["Give `hidden`, e.g. 32"]),
     ],

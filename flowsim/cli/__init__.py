@@ -404,6 +404,8 @@ class Sweep(_Run):
     """Every combination of the values, or values side by side."""
     to: Annotated[str | None, _text("--to", "RUNS.zarr"), _hint()] = None
     """Folder that is filled on the way; the same command resumes where it was stopped."""
+    executor: Annotated[str | None, _text("--executor", "WHERE"), _hint("(default: threads)")] = None
+    """Address of a dask scheduler (tcp://host:8786), or processes:N."""
     out: Annotated[str | None, _text("--out", "RUNS.nc"), _hint()] = None
     """Save all runs as netCDF; `fs.load_sweep` reads it."""
     json: Flag = False
@@ -443,6 +445,7 @@ class Sweep(_Run):
                 seed=self.seed,
                 rtol=self.rtol,
                 method=self.method,  # pyright: ignore[reportArgumentType]
+                executor=self.executor,
                 track=track,
             )
         if self.out is not None:

@@ -1,4 +1,5 @@
-"""What diffrax and JAX lack: a stabilised explicit method for large stiff problems, programs that are kept."""
+"""What diffrax and JAX lack: a stabilised explicit method for large stiff problems, InfoNCE in tiles, programs
+that are kept."""
 
 from flowsim.numerics.chebyshev import RungeKuttaChebyshev
 from flowsim.numerics.compilation import store_programs, without_host_checks

@@ -26,6 +26,8 @@ from jaxtyping import Array, Float, PyTree
 
 _DAMPING = 2 / 13
 _SAFETY = 1.2
+#: Unknowns up to which a linearised field is kept; what it keeps may be n×n.
+_KEPT = 50_000
 
 
 class RungeKuttaChebyshev(AbstractAdaptiveSolver):
@@ -96,7 +98,11 @@ def _dominant(
 ) -> tuple[Float[Array, ""], Float[Array, " m"]]:
     """(spectral radius, dominant vector) of the Jacobian at (t, y) by the power method."""
     flat, unravel = ravel_pytree(y)
-    jacobian = jax.linearize(lambda z: ravel_pytree(terms.vf(t, unravel(z), args))[0], flat)[1]
+    field = lambda z: ravel_pytree(terms.vf(t, unravel(z), args))[0]  # noqa: E731
+    if flat.size <= _KEPT:
+        jacobian = jax.linearize(field, flat)[1]
+    else:
+        jacobian = lambda v: jax.jvp(field, (flat,), (v,))[1]  # noqa: E731
     tiny = jnp.finfo(flat.dtype).tiny
 
     def iterate(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:

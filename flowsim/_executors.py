@@ -1,0 +1,126 @@
+"""Where calls are computed: in threads, in processes, or on the workers of a cluster; one interface for all."""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
+from typing import Any
+
+from flowsim.errors import FlowsimError
+
+_CURE = (
+    "Use a dask.distributed.Client, its address such as 'tcp://host:8786', "
+    "a concurrent.futures executor, or 'processes:4'."
+)
+#: Seconds between two looks at whether the parent process still lives.
+_LOOK = 1.0
+
+
+def check(executor: Any) -> None:
+    """Raise `FlowsimError` for what cannot compute anything, before anything is opened or written."""
+    if isinstance(executor, str) and executor.startswith("processes:"):
+        count = executor.removeprefix("processes:")
+        if not count.isdecimal() or int(count) < 1:
+            raise FlowsimError(f"Argument `executor` cannot be {executor!r}. {_CURE}")
+    elif isinstance(executor, str):
+        try:
+            import distributed  # noqa: F401
+        except ImportError:
+            raise FlowsimError("Clusters need dask. Install it: pip install 'flowsim[cluster]'.") from None
+    elif not (executor is None or isinstance(executor, Executor) or _is_client(executor)):
+        raise FlowsimError(f"Argument `executor` cannot be {type(executor).__name__}. {_CURE}")
+
+
+@contextlib.contextmanager
+def opened(executor: Any, threads: int) -> Iterator[Executor]:
+    """A concurrent.futures executor for what the user gave and `check` let pass; None: `threads` threads here.
+
+    What is opened here is closed here; what the user opened stays open. Raises `FlowsimError` where no scheduler is.
+    """
+    if executor is None:
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            yield pool
+    elif isinstance(executor, Executor):
+        yield executor
+    elif _is_client(executor):
+        yield _of_client(executor)
+    elif executor.startswith("processes:"):
+        count = int(executor.removeprefix("processes:"))
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _follow_parent) as pool:
+            yield pool
+    else:
+        from distributed import Client
+
+        try:
+            client = Client(executor, timeout="10s")
+        except (OSError, ValueError):
+            raise FlowsimError(f"There is no dask scheduler at {executor!r}. {_CURE}") from None
+        with client:
+            yield _of_client(client)
+
+
+def completed(
+    executor: Executor, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+) -> Iterator[tuple[int, Any]]:
+    """(index, `function(*calls[index])`) as they finish; an error cancels what has not begun.
+
+    Raises `FlowsimError` where the executor itself is lost.
+    """
+    futures: dict[Future[Any], int] = {}
+    try:
+        futures.update((executor.submit(function, *call), index) for index, call in enumerate(calls))
+        for future in as_completed(futures):
+            # Answers are not kept: those of a large sweep would be as much again as its result.
+            yield futures.pop(future), future.result()
+    except (BrokenExecutor, CancelledError, *_lost()) as error:
+        raise FlowsimError(
+            f"The workers were lost before the end ({type(error).__name__}). "
+            "Do the same again: what was stored with `to` is kept."
+        ) from error
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _is_client(executor: Any) -> bool:
+    """Whether this is a dask client; dask is loaded only where somebody else has loaded it."""
+    return "distributed" in sys.modules and isinstance(executor, sys.modules["distributed"].Client)
+
+
+def _of_client(client: Any) -> Executor:
+    # Not pure: a chunk that failed must not be answered from the scheduler's memory.
+    return client.get_executor(pure=False)
+
+
+def _lost() -> tuple[type[BaseException], ...]:
+    """What dask raises where workers die again and again, or the scheduler is gone."""
+    if "distributed" not in sys.modules:
+        return ()
+    from distributed.comm.core import CommClosedError
+    from distributed.scheduler import KilledWorker
+
+    return KilledWorker, CommClosedError
+
+
+def _follow_parent() -> None:
+    """End with the process that started this one, also where it was killed and could not say so."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
