@@ -2,10 +2,7 @@
 
 import contextlib
 import multiprocessing
-import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     BrokenExecutor,
@@ -18,14 +15,13 @@ from concurrent.futures import (
 )
 from typing import Any
 
+from flowsim._workers import follow_parent
 from flowsim.errors import FlowsimError
 
 _CURE = (
     "Use a dask.distributed.Client, its address such as 'tcp://host:8786', "
     "a concurrent.futures executor, or 'processes:4'."
 )
-#: Seconds between two looks at whether the parent process still lives.
-_LOOK = 1.0
 
 
 def check(executor: Any) -> None:
@@ -58,7 +54,7 @@ def opened(executor: Any, threads: int) -> Iterator[Executor]:
         yield _of_client(executor)
     elif executor.startswith("processes:"):
         count = int(executor.removeprefix("processes:"))
-        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _follow_parent) as pool:
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), follow_parent) as pool:
             yield pool
     else:
         from distributed import Client
@@ -112,15 +108,3 @@ def _lost() -> tuple[type[BaseException], ...]:
     from distributed.scheduler import KilledWorker
 
     return KilledWorker, CommClosedError
-
-
-def _follow_parent() -> None:
-    """End with the process that started this one, also where it was killed and could not say so."""
-    parent = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK)
-        os._exit(1)
-
-    threading.Thread(target=look, daemon=True).start()

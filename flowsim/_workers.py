@@ -4,6 +4,8 @@ import importlib.metadata
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any
@@ -12,6 +14,9 @@ from flowsim.errors import FlowsimError
 
 #: Processes that work at the same time.
 WORKERS = 2
+
+#: Seconds between two looks at whether the parent process still lives.
+_LOOK = 1.0
 
 #: What a call may do with its first argument: report how far it is. Raises `Stopped` once the work is called off.
 Say = Callable[..., None]
@@ -67,21 +72,31 @@ def run(
             raise
 
 
+def follow_parent() -> None:
+    """End with the process that started this one, also where it was killed and could not call off anything."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 def _begin(channel: Any, stop: Any, quick: bool) -> None:
     global _channel, _stop
     _channel, _stop = channel, stop
     # The first process hears the interrupt and calls off the work.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
     if quick:
         compile_quickly()
 
 
 def _work(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    parent = os.getppid()
-
     def say(*message: Any) -> None:
-        # A parent that was killed cannot call off anything; its children then belong to another process.
-        if _stop.is_set() or os.getppid() != parent:
+        if _stop.is_set():
             raise Stopped
         _channel.put(message)
 
