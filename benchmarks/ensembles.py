@@ -23,6 +23,7 @@ from scipy.integrate import solve_ivp
 
 import flowsim as fs
 
+#: Output times.
 TIMES = np.concatenate([[0.0], np.geomspace(1e-2, 1e6, 32)])
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 SIZES = ((5, 3), (16, 8), (32, 8))
@@ -36,7 +37,7 @@ def peer(n: int, d: int):
     def field(s: float, y: np.ndarray) -> np.ndarray:
         image, text, beta = y[: n * d].reshape(n, d), y[n * d : -1].reshape(n, d), math.exp(y[-1])
         similarity = image @ text.T
-        weights = np.exp(beta * (similarity - 1))
+        weights = np.exp(beta * (similarity - 1))  # steps that are refused may leave the sphere
         weights = 0.5 * (weights / weights.sum(1, keepdims=True) + weights / weights.sum(0))
         weights[np.diag_indices(n)] -= 1
         weights /= n
@@ -79,8 +80,13 @@ def measure(n: int, d: int, runs: int, repeats: int, limit: float) -> dict:
         return float(np.abs(gap - exact).max())
 
     peers = {}
-    for method in ("LSODA", "DOP853", "RK45", "BDF", "Radau"):
+    for method in ("LSODA", "RK45", "DOP853", "BDF", "Radau"):
         for rtol in TOLERANCES:
+            begin = time.perf_counter()
+            peer_gap(n, d, starts[0], method, rtol)
+            # Without a chance; implicit methods build dense Jacobians.
+            if peers and time.perf_counter() - begin > 4 * min(p["seconds"] for p in peers.values()):
+                break
             begin = time.perf_counter()
             gap = np.array([peer_gap(n, d, start, method, rtol) for start in starts])
             if error(gap) <= limit:
@@ -113,6 +119,7 @@ def measure(n: int, d: int, runs: int, repeats: int, limit: float) -> dict:
     return report
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=[f"{n},{d}" for n, d in SIZES])

@@ -72,19 +72,29 @@ def completed(
 ) -> Iterator[tuple[int, Any]]:
     """(index, `function(*calls[index])`) as they finish; an error cancels what has not begun.
 
-    Raises `FlowsimError` where the executor itself is lost.
+    Raises `FlowsimError` where the executor itself is lost, after everything that was finished.
     """
     futures: dict[Future[Any], int] = {}
+    lost, gone = (BrokenExecutor, CancelledError, *_lost()), None
     try:
-        futures.update((executor.submit(function, *call), index) for index, call in enumerate(calls))
+        try:
+            futures.update((executor.submit(function, *call), index) for index, call in enumerate(calls))
+        except lost as error:
+            gone = error
         for future in as_completed(futures):
             # Answers are not kept: those of a large sweep would be as much again as its result.
-            yield futures.pop(future), future.result()
-    except (BrokenExecutor, CancelledError, *_lost()) as error:
-        raise FlowsimError(
-            f"The workers were lost before the end ({type(error).__name__}). "
-            "Do the same again: what was stored with `to` is kept."
-        ) from error
+            index = futures.pop(future)
+            try:
+                answer = future.result()
+            except lost as error:
+                gone = error
+                continue
+            yield index, answer
+        if gone is not None:
+            raise FlowsimError(
+                f"The workers were lost before the end ({type(gone).__name__}). "
+                "Do the same again: what was stored with `to` is kept."
+            ) from gone
     finally:
         for future in futures:
             future.cancel()

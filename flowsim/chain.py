@@ -31,7 +31,8 @@ EXPLICIT_BUDGET = 2000
 DENSE_UNKNOWNS = 200
 Method = Literal["explicit", "implicit", "stabilised"]
 METHODS = {"explicit": "Dopri8", "implicit": "Kvaerno5", "stabilised": "RungeKuttaChebyshev"}
-#: At this relative tolerance and looser ones the explicit method is of lower order: more steps at half the price.
+#: At this relative tolerance and looser ones the explicit method of sweeps is of lower order: more steps at half the
+#: price. A single run costs so little that it is not worth another program.
 LOOSE, LOOSE_METHOD = 1e-7, "Tsit5"
 #: Where the stabilised method runs out of evaluations, up to this many unknowns are handed to the implicit.
 _DENSE_LAST_RESORT = 2500
@@ -469,7 +470,7 @@ class Chain:
 
     @property
     def _solver(self) -> str:
-        loose = self._method == "explicit" and self.options.rtol >= LOOSE
+        loose = self._method == "explicit" and self._most_steps is not None and self.options.rtol >= LOOSE
         return LOOSE_METHOD if loose else METHODS[self._method]
 
     @property

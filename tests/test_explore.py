@@ -69,10 +69,15 @@ def test_what_cannot_be_is_explained_and_changes_nothing(explorer, changes, mess
     "changes",
     [
         {"height": 0.5, "temperature": 0.03},
-        {"geometry": "Parallel", "policy": "learnable softplus", "twist": 0.0, "horizon": 10.0},
-        {"noise": 0.1, "policy": "fixed", "temperature": 0.2, "horizon": 10.0},
-        {"swap": "hard, rows", "fraction": 0.3, "policy": "linear", "horizon": 10.0},
         {"mismatch": 0.5, "dim": 5, "pairs": 6, "seed": 3, "horizon": 10.0},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in (
+                {"geometry": "Parallel", "policy": "learnable softplus", "twist": 0.0, "horizon": 10.0},
+                {"noise": 0.1, "policy": "fixed", "temperature": 0.2, "horizon": 10.0},
+                {"swap": "hard, rows", "fraction": 0.3, "policy": "linear", "horizon": 10.0},
+            )
+        ),
     ],
 )
 def test_the_code_gives_the_run_that_is_shown(explorer, changes):

@@ -41,6 +41,7 @@ def distance(result, exact):
     return max(np.abs(getattr(result.final, which) - getattr(exact.final, which)).max() for which in ("image", "text"))
 
 
+@pytest.mark.slow
 def test_the_piecewise_flow_of_a_swap_tends_to_the_averaged_flow():
     """One mask at a time: the distance to the flow of the expected loss falls with the interval like √interval."""
     averaged = fs.simulate(fs.GradientFlow(schedule=fs.Schedule(Learnable(0.3), EveryRowSwap())), START, ts=TIMES)
