@@ -3,7 +3,7 @@
     python benchmarks/large_batch.py [--pairs 256 512 ...] [--dim 64] [--repeats 7] [--kinds tiled dense numpy]
         [--single] [--devices 1] [--json FILE]
 
-Every line is measured in a fresh process, whose peak memory (ru_maxrss) includes Python, JAX and the compiler; the
+Every line is measured in a fresh process, whose peak memory (VmHWM) includes Python, JAX and the compiler; the
 first call, which compiles, is not timed. Above `--once-above` pairs that first call is the only one, and is timed
 with its compilation (one or two seconds). `numpy` is the plain formula as one would write it: n×n logits, two
 softmaxes, four matrix products. Seconds of processors, of all threads together, hardly depend on other work.
@@ -12,12 +12,13 @@ softmaxes, four matrix products. Seconds of processors, of all threads together,
 import argparse
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def measure(kind: str, pairs: int, dim: int, repeats: int, single: bool, devices
         if index or repeats == 0:
             seconds.append(time.perf_counter() - begin[0])
             busy.append(time.process_time() - begin[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
     return {"kind": kind, "pairs": pairs, "value": value, "seconds": seconds, "busy": busy, "peak_mib": round(peak)}
 
 
