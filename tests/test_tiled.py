@@ -223,10 +223,21 @@ def test_nothing_n_by_n_is_formed():
     assert memory.temp_size_in_bytes < n * n * 8
 
 
+def test_sixty_five_thousand_pairs_fit_into_two_gibibytes():
+    """Arguments, results and all that the compiled program sets aside, at n = 65,536, d = 64 in double precision.
+
+    The matrix of logits alone would be 32 GiB. `benchmarks/large_batch.py --pairs 65536` measures such a process.
+    """
+    rows = jax.ShapeDtypeStruct((65536, 64), np.float64)
+    compiled = jax.jit(tiled.loss_and_gradient).lower(rows, rows, 14.3).compile().memory_analysis()
+    whole = compiled.argument_size_in_bytes + compiled.output_size_in_bytes + compiled.temp_size_in_bytes
+    assert whole < 2**29
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
-def test_sixty_five_thousand_pairs_fit_into_two_gibibytes():
-    """Value and gradient at n = 65,536, d = 64 in double precision, Python and JAX included.
+def test_a_process_stays_below_half_of_its_logits():
+    """Value and gradient at n = 16,384, d = 64, Python and JAX included; the logits would be 2 GiB.
 
     The peak is VmHWM: ru_maxrss would begin at the size of the process that started this one.
     """
@@ -234,11 +245,11 @@ def test_sixty_five_thousand_pairs_fit_into_two_gibibytes():
 import re, numpy as np, jax
 from flowsim.numerics import tiled
 with jax.enable_x64(True):
-    rows = np.random.default_rng(0).standard_normal((2, 65536, 64))
+    rows = np.random.default_rng(0).standard_normal((2, 16384, 64))
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
     found = jax.block_until_ready(jax.jit(tiled.loss_and_gradient)(rows[0], rows[1], 14.3))
     assert np.isfinite(float(found.value))
 print(re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1800, check=True)
-    assert int(done.stdout) * 1024 < 2 * 2**30
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
+    assert int(done.stdout) * 1024 < 2**30
