@@ -1,7 +1,10 @@
 """Number handling shared by every module: float64 leaves, NumPy/JAX dispatch, 64-bit mode."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, TypeVar, dataclass_transform
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,37 @@ Numeric = jax.Array | np.ndarray
 #: From this many pairs on nothing n×n is formed where that can be avoided: tiles need a quarter of the processor's
 #: time there (docs/performance.md), and from about ten times as many on nothing else fits into memory.
 LARGE = 1024
+
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def bundle(cls: type[T]) -> type[T]:
+    """A frozen dataclass of arrays, a tree to JAX.
+
+    For what a solve passes around and users do not write down: a sweep makes ten of them per run, and an
+    `equinox.Module` takes twenty times as long to make.
+    """
+    made: Any = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    made.__repr__ = lambda self: eqx.tree_pformat(self)
+    names = [field.name for field in dataclasses.fields(made)]
+    keys = [jax.tree_util.GetAttrKey(name) for name in names]
+
+    def unflatten(_: None, children: Iterable[Any]) -> Any:
+        # Without `__init__`: JAX fills trees with whatever it likes, and tests check the types of arguments.
+        new = object.__new__(made)
+        new.__dict__.update(zip(names, children, strict=True))
+        return new
+
+    def flatten(tree: Any) -> tuple[list[Any], None]:
+        held = tree.__dict__
+        return [held[name] for name in names], None
+
+    jax.tree_util.register_pytree_with_keys(
+        made, lambda tree: ([(key, getattr(tree, key.name)) for key in keys], None), unflatten, flatten
+    )
+    return made
 
 
 def number(value: Any) -> Any:

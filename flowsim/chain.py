@@ -19,7 +19,7 @@ import optimistix as optx
 from jaxtyping import Array
 
 from flowsim import observables as obs
-from flowsim._arrays import to_numpy
+from flowsim._arrays import bundle, to_numpy
 from flowsim.flow import GradientFlow, Moving, State
 from flowsim.numerics import RungeKuttaChebyshev, without_host_checks
 from flowsim.result import Status
@@ -101,7 +101,8 @@ def _observe(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tupl
 # --- one segment --------------------------------------------------------------------------------------
 
 
-class Task(eqx.Module):
+@bundle
+class Task:
     """The numbers of a segment; changing them never recompiles.
 
     `pinned` is 0 while the temperature moves freely, −1/+1 while it is held at the lower/upper bound of ν.
@@ -119,7 +120,8 @@ class Task(eqx.Module):
     steady: Any
 
 
-class Segment(eqx.Module):
+@bundle
+class Segment:
     """What a segment returns."""
 
     series: dict[str, Any]
@@ -370,7 +372,8 @@ def observe_many(flows: GradientFlow, seen: "Seen", names: tuple[str, ...]) -> d
     return eqx.filter_vmap(lambda flow, one: _observe_states(flow, one, names))(flows, seen)
 
 
-class Seen(eqx.Module):
+@bundle
+class Seen:
     """States to observe: `moving` along `ts`; everything else as in `state`."""
 
     ts: Any

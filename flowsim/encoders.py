@@ -10,18 +10,18 @@ Give the embeddings as many dimensions as there are factors, or use an optimizer
 import abc
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowsim._arrays import Numeric, check
+from flowsim._arrays import Numeric, bundle, check
 from flowsim.geometry import AbstractRowGeometry, Constants, Position, normalise
 from flowsim.initial import Start
 
 
-class Weights(eqx.Module):
+@bundle
+class Weights:
     """Weights that flow: `hidden` (p, h) is the first of two layers, None for a linear encoder; `last` (p or h, d)."""
 
     image_hidden: Float[Numeric, "p h"] | None
@@ -30,7 +30,8 @@ class Weights(eqx.Module):
     text_weights: Float[Numeric, "l d"]
 
 
-class Inputs(eqx.Module):
+@bundle
+class Inputs:
     """What the encoders see, (n, p) and (n, q)."""
 
     image: Float[Numeric, "n p"]

@@ -7,6 +7,7 @@ for embedding coordinates θ (see `geometry`), raw temperature ν (see `temperat
 gradient descent it is the sum of learning rates.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from flowsim import config, initial, losses, pairing, rules, schedules
-from flowsim._arrays import LARGE, Numeric, check, optional_number, to_device
+from flowsim._arrays import LARGE, Numeric, bundle, check, optional_number, to_device
 from flowsim.encoders import LinearEncoders, MLPEncoders
 from flowsim.errors import FlowsimError
 from flowsim.geometry import AbstractGeometry, AbstractRowGeometry, Parallel, Reduced, Sphere, Subspaces, Unnormalized
@@ -28,7 +29,8 @@ from flowsim.rules import AbstractRule, GradientDescent
 from flowsim.schedules import Schedule
 
 
-class Moving(eqx.Module):
+@bundle
+class Moving:
     """The unknowns of the flow: position, raw temperature ν (None if not trained), bias of the loss (likewise)."""
 
     position: PyTree
@@ -36,7 +38,8 @@ class Moving(eqx.Module):
     bias: Float[Numeric, ""] | None = None
 
 
-class State(eqx.Module):
+@bundle
+class State:
     """Everything the vector field needs: what moves, and what stays (geometry's constants, targets, masks)."""
 
     moving: Moving
@@ -113,12 +116,23 @@ class GradientFlow(eqx.Module):
 
         Raises `FlowsimError` if the start does not fit the geometry, the swap or the loss.
         """
-        position, constants = self.geometry.place(start)
-        needs_rows = self.schedule.swap.active or isinstance(self.loss, AbstractRowLoss)
-        if needs_rows and start.image is None and start.similarity is not None:
-            raise FlowsimError("Swaps and losses of rows need rows, but the start holds only similarities. Give rows.")
+        return self.place_all([start])[0]
+
+    def place_all(self, starts: Sequence[Start]) -> list[tuple[Moving, PyTree]]:
+        """`place` for many starts, sooner than one by one."""
+        # Looking up a method of an equinox module takes longer than most of what is done here.
+        place, raw = self.geometry.place, optional_number(self.schedule.temperature.initial_raw())
         bias = self.loss.bias if isinstance(self.loss, AbstractLoss) and self._bias_rate is not None else None
-        return Moving(position, optional_number(self.schedule.temperature.initial_raw()), bias), constants
+        needs_rows = self.schedule.swap.active or isinstance(self.loss, AbstractRowLoss)
+        placed = []
+        for start in starts:
+            position, constants = place(start)
+            if needs_rows and start.image is None and start.similarity is not None:
+                raise FlowsimError(
+                    "Swaps and losses of rows need rows, but the start holds only similarities. Give rows."
+                )
+            placed.append((Moving(position, raw, bias), constants))
+        return placed
 
     def complete(self, moving: Moving, constants: PyTree, key: Array) -> State:
         """The state of what `place` returned, with masks and targets drawn by a key."""
@@ -297,7 +311,8 @@ class GradientFlow(eqx.Module):
         return self.loss.bias if isinstance(self.loss, AbstractLoss) else None
 
 
-class Force(eqx.Module):
+@bundle
+class Force:
     """Minus the derivative of the loss by rows, β and b; None where it is not needed."""
 
     image: Any
@@ -319,12 +334,18 @@ KINDS: dict[str, type] = {
 }
 
 
-def as_start(start: "Start | AbstractRecipe", seed: int) -> Start:
+def as_start(start: Start | AbstractRecipe, seed: int) -> Start:
     """A start, drawn with `seed` if it is a recipe."""
+    return as_starts(start, [seed])[0]
+
+
+def as_starts(start: Start | AbstractRecipe, seeds: Sequence[int]) -> list[Start]:
+    """`as_start` for many seeds."""
     if isinstance(start, AbstractRecipe):
-        return start.draw(seed)
+        draw = start.draw  # looked up once, as in `place_all`
+        return [draw(seed) for seed in seeds]
     if isinstance(start, Start):
-        return start
+        return [start] * len(seeds)
     raise FlowsimError(
         f"Expected a start, but got {type(start).__name__}. Use e.g. fs.initial.rings() or "
         "fs.initial.from_arrays(image, text)."

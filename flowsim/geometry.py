@@ -14,7 +14,7 @@ import numpy as np
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float, PyTree
 
-from flowsim._arrays import Numeric, check, check_number, is_concrete, number
+from flowsim._arrays import Numeric, bundle, check, check_number, is_concrete, number
 from flowsim.errors import FlowsimError
 from flowsim.initial import Start
 
@@ -108,7 +108,8 @@ class AbstractRowGeometry(AbstractGeometry):
         return None
 
 
-class Rows(eqx.Module):
+@bundle
+class Rows:
     """Image and text rows that flow."""
 
     image: Float[Numeric, "n d"]
@@ -252,7 +253,8 @@ class Subspaces(AbstractRowGeometry):
         return Rows(normalise(position.image), normalise(position.text))
 
 
-class Hyperplanes(eqx.Module):
+@bundle
+class Hyperplanes:
     """Unit normals of the hyperplanes of both modalities."""
 
     image: Float[Numeric, "D"]
@@ -267,7 +269,8 @@ def _tangent_rows(position: Rows, velocity: Rows) -> Rows:
     return Rows(tangent(normalise(position.image), velocity.image), tangent(normalise(position.text), velocity.text))
 
 
-class ConePosition(eqx.Module):
+@bundle
+class ConePosition:
     """Directions within the cones (None where frozen) and ln|γ|."""
 
     image: Float[Numeric, "n d"] | None
@@ -275,7 +278,8 @@ class ConePosition(eqx.Module):
     log_gamma: Float[Numeric, ""]
 
 
-class ConeConstants(eqx.Module):
+@bundle
+class ConeConstants:
     """Sign of γ (0 for γ = 0, an invariant set) and the basis in which the cones lie."""
 
     sign: Float[Numeric, ""]

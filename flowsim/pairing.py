@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array, Float, Int
 
-from flowsim._arrays import LARGE, check, check_fraction, check_redraw, is_concrete, number, optional_number
+from flowsim._arrays import LARGE, bundle, check, check_fraction, check_redraw, is_concrete, number, optional_number
 
 
-class Targets(eqx.Module):
+@bundle
+class Targets:
     """Target distributions: `rows[i, j]` of text j for image i, `columns[i, j]` of image i for text j.
 
     Each row of `rows` and each column of `columns` sums to 1. None stands for the identity, for which the

@@ -9,6 +9,7 @@ call; segments end at a switch of method, at a clamp of the temperature, or with
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import time
@@ -363,14 +364,16 @@ def _resolve(result: Result, t: float) -> Result:
 
 
 def versions() -> dict[str, str]:
-    names = ("flowsim", "jax", "diffrax", "equinox", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    """Installed versions of what the numbers depend on."""
+    return {name: _version(name) for name in ("flowsim", "jax", "diffrax", "equinox", "numpy")}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 class _CompileTimer:

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -30,7 +30,7 @@ from flowsim import _executors, config
 from flowsim._arrays import check, check_number, to_device, to_numpy
 from flowsim.chain import Chain, How, Method, Options, observe_many, segments
 from flowsim.errors import FlowsimError, unknown_name
-from flowsim.flow import GradientFlow, Moving, State, as_start
+from flowsim.flow import GradientFlow, Moving, State, as_start, as_starts
 from flowsim.initial import AbstractRecipe, Start
 from flowsim.numerics import store_programs
 from flowsim.result import VARIABLES, Status, read_netcdf, write_netcdf
@@ -51,6 +51,7 @@ _CACHE_BYTES, _MOST_LANES = 2**16, 64
 #: Steps after which those that are ready make room for others.
 _STEPS = 64
 
+_T = TypeVar("_T")
 Track = Callable[[Collection[Any], str], Iterable[Any]]
 
 
@@ -370,7 +371,9 @@ def _chunk(
 ) -> list[dict[str, Any]]:
     """Series, status and cost of each job."""
     with jax.enable_x64(options.dtype == np.float64):
-        starts = [as_start(job.start, job.seed) for job in jobs]
+        starts: list[Start] = []
+        for shared in _runs_of(jobs, lambda job: job.start):
+            starts += as_starts(shared[0].start, [job.seed for job in shared])
         lanes = _lanes(starts[0].pairs)
         states = _initial_states(jobs, starts, lanes, options)
         size = 8 * len(ts) * len(jobs) * sum(x.size for x in jax.tree.leaves(states[0].moving))
@@ -392,8 +395,8 @@ def _chunk(
                 flows = _stack([chain.flow for chain, _ in batch], size, options.dtype)
                 tasks = _stack([task for _, task in batch], size, options.dtype)
                 outs = programs((structure, how, size), lambda f=flows, k=tasks, h=how: to_numpy(segments(f, k, h)))
-                for i, (chain, _) in enumerate(batch):
-                    chain.absorb(jax.tree.map(lambda x, i=i: x[i], outs))
+                for (chain, _), out in zip(batch, _unstack(outs, len(batch)), strict=True):
+                    chain.absorb(out)
         _observe(chains, lanes, options, structure, programs)
     return [
         {
@@ -440,6 +443,17 @@ def _stack(trees: Sequence[Any], size: int, dtype: Any) -> Any:
     return to_device(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees), dtype)
 
 
+def _unstack(tree: Any, count: int) -> list[Any]:
+    """The first `count` of the trees that `_stack` stacked."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(count)]
+
+
+def _runs_of(items: Iterable[_T], key: Callable[[_T], object]) -> Iterable[list[_T]]:
+    """Neighbours whose key is the same object."""
+    return (list(group) for _, group in itertools.groupby(items, key=lambda item: id(key(item))))
+
+
 @eqx.filter_jit
 def _complete(flows: GradientFlow, movings: Moving, constants: Any, seeds: Any) -> State:
     return eqx.filter_vmap(lambda f, m, c, s: f.complete(m, c, jax.random.key(s)))(flows, movings, constants, seeds)
@@ -448,14 +462,16 @@ def _complete(flows: GradientFlow, movings: Moving, constants: Any, seeds: Any) 
 def _initial_states(jobs: list[_Job], starts: list[Start], lanes: int, options: Options) -> list[State]:
     states = []
     for part in _parts(list(zip(jobs, starts, strict=True)), lanes):
-        placed = [job.flow.place(start) for job, start in part]
+        placed = []
+        for shared in _runs_of(part, lambda item: item[0].flow):
+            placed += shared[0][0].flow.place_all([start for _, start in shared])
         size = _padded(len(part), lanes)
         flows = _stack([job.flow for job, _ in part], size, options.dtype)
         movings = _stack([moving for moving, _ in placed], size, options.dtype)
         constants = _stack([constants for _, constants in placed], size, options.dtype)
         seeds = np.asarray([job.seed for job, _ in part] + [0] * (size - len(part)), np.uint32)
         found = to_numpy(_complete(flows, movings, constants, seeds))
-        states += [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(part))]
+        states += _unstack(found, len(part))
     return states
 
 
