@@ -90,14 +90,9 @@ def plot(record: xr.Dataset) -> Figure:
     )
     top = float(max(mean.max(), record["simplex_gap"].max()))
     for ax, field, letter, title in panels:
-        ax.pcolormesh(
-            record["noise"], record["temperature"], field.transpose("temperature", "noise"),
-            shading="nearest", cmap="cividis", vmin=0, vmax=top, rasterized=True,
-        )  # fmt: skip
-        ax.plot(record["noise"], record["critical"], color="white", lw=1.6, label=r"predicted $\tau^*(p)$")
-        ax.set(xscale="log", xlabel="label noise $p$", ylabel=r"temperature $\tau$")
-        ax.set_ylim(float(record["temperature"][0]), float(record["temperature"][-1]))
-        ax.legend(loc="upper left", labelcolor="white", frameon=False)
+        plot_.phase_diagram(field, "noise", "temperature", ax, boundary=record["critical"], vmin=0, vmax=top)
+        ax.set(xlabel="label noise $p$", ylabel=r"temperature $\tau$")
+        ax.legend([ax.lines[0]], [r"predicted $\tau^*(p)$"], loc="upper left", labelcolor="white", frameon=False)
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
     label = rf"gap $\Delta$ at {_at(record.attrs['t1'])}"
     figure.colorbar(axes[0, 0].collections[0], ax=axes[0, :], label=label, pad=0.02)

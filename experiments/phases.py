@@ -7,9 +7,7 @@ enlarge, up to the peak, and carry the enlarged gap to late times. Beyond the pa
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.interpolate import RectBivariateSpline
 
 import flowsim as fs
 
@@ -77,8 +75,10 @@ def plot(record: xr.Dataset) -> Figure:
     )
     labels = (r"$\Delta$", r"$\Delta$", r"$\max_t\Delta - \Delta(0)$", r"$\Delta(10^4)\,/\,\Delta(0)$")
     for ax, letter, label, (field, levels, colours, title) in zip(axes.flat, "abcd", labels, panels, strict=True):
-        drawn = _heatmap(ax, field, levels, colours, "black" if letter == "d" else "white")
-        figure.colorbar(drawn, ax=ax, label=label, pad=0.02)
+        lines = {"colors": "black" if letter == "d" else "white"}
+        plot_.phase_diagram(field, "temperature", "height", ax, levels=levels, contours=lines, **colours)
+        figure.colorbar(ax.collections[0], ax=ax, label=label, pad=0.02)
+        ax.set(xlabel=None, ylabel=None)
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
     for ax in axes[1]:
         ax.set_xlabel(r"starting temperature $\tau_0$")
@@ -94,20 +94,3 @@ def plot(record: xr.Dataset) -> Figure:
         fontsize=8,
     )
     return figure
-
-
-def _heatmap(ax: Axes, field: xr.DataArray, levels: np.ndarray, colours: dict, line: str):
-    """One cell per grid point of (τ0, γ0); contours from a spline through them."""
-    gamma, log_tau = field["height"].to_numpy(), np.log(field["temperature"].to_numpy())
-    order = min(3, len(gamma) - 1, len(log_tau) - 1)
-    smooth = RectBivariateSpline(gamma, log_tau, field.to_numpy(), kx=order, ky=order)
-    fine_gamma, fine_tau = np.linspace(gamma[0], gamma[-1], 121), np.linspace(log_tau[0], log_tau[-1], 121)
-    values = smooth(fine_gamma, fine_tau)
-    ax.set_xscale("log")
-    drawn = ax.pcolormesh(np.exp(log_tau), gamma, field.to_numpy(), shading="nearest", rasterized=True, **colours)
-    inside = levels[(levels > values.min()) & (levels < values.max())]
-    if inside.size:
-        widths = np.where(np.isclose(inside, 1.0) & (line == "black"), 1.6, 0.7)
-        lines = ax.contour(np.exp(fine_tau), fine_gamma, values, levels=inside, colors=line, linewidths=widths)
-        ax.clabel(lines, fmt="%.3g", fontsize=7)
-    return drawn

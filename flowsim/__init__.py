@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flowsim import (
         claims,
         clip,
+        extend,
         initial,
         losses,
         observables,
@@ -59,7 +60,7 @@ _HOME = {
 }
 _NAMES = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (
-    "claims", "clip", "initial", "losses", "observables", "pairing", "plot", "rules", "schedules", "swaps",
+    "claims", "clip", "extend", "initial", "losses", "observables", "pairing", "plot", "rules", "schedules", "swaps",
     "temperature", "theory",
 )  # fmt: skip
 
@@ -125,6 +126,7 @@ __all__ = [
     "clip",
     "compare",
     "explore",
+    "extend",
     "initial",
     "load",
     "load_results",

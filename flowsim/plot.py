@@ -10,9 +10,9 @@ which remain distinct under colour blindness.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,12 +23,18 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from mpl_toolkits.mplot3d.axes3d import Axes3D
+from numpy.typing import ArrayLike
+from scipy.interpolate import RectBivariateSpline
+from scipy.stats import spearmanr
 
-from flowsim import observables
+from flowsim import observables, theory
 from flowsim._arrays import check
 from flowsim._files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.result import VARIABLES, Result, Snapshot
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: The palette of Okabe and Ito (2008), by name.
 COLOURS: dict[str, str] = {
@@ -210,6 +216,136 @@ def similarity(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -
         axis.set_major_locator(MaxNLocator(integer=True))
     ax.figure.colorbar(drawn, ax=ax, label=r"cosine $S_{ij}$", shrink=0.85)
     return ax
+
+
+def phase_diagram(
+    field: "xr.DataArray",
+    x: str,
+    y: str,
+    ax: Axes | None = None,
+    *,
+    boundary: ArrayLike | Callable[[np.ndarray], Any] | None = None,
+    levels: Sequence[float] = (),
+    contours: Mapping[str, Any] | None = None,
+    **colours: Any,
+) -> Axes:
+    """A swept quantity over two of its parameters, one cell per point; lines of equal value and a predicted line.
+
+    - `field`: a variable of a sweep, e.g. `runs["modality_gap"].isel(time=-1)`; other dimensions are averaged.
+    - `x`, `y`: the dimensions of the axes, logarithmic where their values are spaced so.
+    - `boundary`: the predicted line, y for each value of x or a function of x.
+    - `levels`: values whose lines are drawn, on a spline through the cells; `contours`: how, as `Axes.contour` has it.
+    - `colours`: passed on to `Axes.pcolormesh` (`cmap`, `vmin`, `vmax`). The mesh is `ax.collections[0]`.
+
+    Raises `FlowsimError` for dimensions that the field does not have.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow(schedule=fs.temperature.Fixed(0.1), pairing=fs.LabelNoise(0.1))
+        >>> over = {"pairing.noise": [0.01, 0.1], "schedule.temperature.tau": [0.1, 0.5]}
+        >>> runs = fs.sweep(flow, fs.initial.cones(pairs=4, dim=3), over, t1=10.0)
+        >>> ax = fs.plot.phase_diagram(runs["modality_gap"].isel(time=-1), *over)
+        >>> ax.get_xscale(), ax.get_ylabel()
+        ('log', 'schedule.temperature.tau')
+    """
+    for name in (x, y):
+        if name not in field.dims:
+            raise unknown_name("dimension", name, [str(d) for d in field.dims])
+    ax = _axes(ax)
+    table = field.mean([d for d in field.dims if d not in (x, y)]).transpose(y, x)
+    across, up = (np.asarray(table[name], float) for name in (x, y))
+    for values, set_scale in ((across, ax.set_xscale), (up, ax.set_yscale)):
+        if _is_geometric(values):
+            set_scale("log")
+    ax.pcolormesh(across, up, table.to_numpy(), shading="nearest", rasterized=True, **{"cmap": "cividis", **colours})
+    if len(levels):
+        fine = [_finely(values) for values in (across, up)]
+        order = [min(3, len(values) - 1) for values in (across, up)]
+        spline = RectBivariateSpline(_place(up), _place(across), table.to_numpy(), kx=order[1], ky=order[0])
+        smooth = spline(_place(fine[1]), _place(fine[0]))
+        inside = [level for level in levels if smooth.min() < level < smooth.max()]
+        if inside:
+            lines = ax.contour(
+                *fine, smooth, levels=inside, **{"colors": "white", "linewidths": 0.7, **(contours or {})}
+            )
+            ax.clabel(lines, fmt="%.3g", fontsize=7)
+    if boundary is not None:
+        predicted = boundary(across) if callable(boundary) else boundary
+        ax.plot(across, np.asarray(predicted, float), color="white", lw=1.6, label="predicted")
+        ax.set_ylim(up[0], up[-1])
+    ax.set(xlabel=x, ylabel=y)
+    return ax
+
+
+def exponent(result: Result, name: str = "modality_gap", ax: Axes | None = None, *, law: float | None = None) -> Axes:
+    """The local power p(t) = −d ln Δ / d ln ln t of a recorded quantity, against flow time; `law`: its limit.
+
+    A gap that closes like Δ ~ (ln t)^−p settles at p: 2s²/r for γ on parallel cones, s²/(rn) for rings on the sphere
+    (see `fs.theory.predict`). For "gamma" it is taken of ln γ, which does not underflow. Times up to t = e are left
+    out. Raises `FlowsimError` if `name` was not recorded.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> result = fs.simulate(fs.GradientFlow(), fs.initial.rings(pairs=5, height=0.309, twist=-144), t1=1e30)
+        >>> round(float(fs.plot.exponent(result, law=0.2).lines[0].get_ydata()[-1]), 2)
+        0.19
+    """
+    if name not in result.series:
+        raise unknown_name("observable", name, result.series)
+    late = result.time > np.e
+    log = result.series["log_gamma"] if name == "gamma" and "log_gamma" in result.series else None
+    values = np.log(np.abs(result.series[name])) if log is None else log
+    ax = _axes(ax)
+    speed = -theory.local_slope(values[late], np.log(result.time[late]))
+    # The ends are one-sided differences.
+    ax.plot(result.time[late][1:-1], speed[1:-1], color=_COLOUR_OF.get(name, COLOURS["black"]))
+    if law is not None:
+        ax.axhline(law, color=COLOURS["grey"], lw=0.8, ls=(0, (6, 3)), label=f"law: {law:.3g}")
+    symbol = label(name).rpartition("$")[0].rpartition("$")[2] or name
+    ax.set(xscale="log", xlabel=TIME_LABEL, ylabel=rf"local power $-\,d \ln {symbol}\,/\,d \ln\ln t$")
+    return ax
+
+
+def gap_against_retrieval(
+    gap: ArrayLike, retrieval: ArrayLike, names: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """One point per run: its gap and its retrieval (recall, as `fs.observables.retrieval` or a record has it).
+
+    `names` are written beside the points. From four points on the title gives Spearman's rank correlation.
+    Raises `FlowsimError` for different numbers of values.
+    """
+    gap, retrieval = (np.asarray(values, float).ravel() for values in (gap, retrieval))
+    check(
+        len(gap) == len(retrieval) == len(gap if names is None else names),
+        f"{len(gap)} gaps, {len(retrieval)} recalls and {len(gap if names is None else names)} names do not "
+        "belong together. Give one of each per run.",
+    )
+    ax = _axes(ax)
+    ax.plot(gap, retrieval, "o", color=COLOURS["blue"])
+    for x, y, name in zip(gap, retrieval, names or [], strict=names is not None):
+        ax.annotate(name, (x, y), (4, 2), textcoords="offset points", fontsize=7)
+    if len(gap) > 3:
+        ax.set_title(rf"$\rho = {spearmanr(gap, retrieval).statistic:+.2f}$")
+    ax.set(xlabel=label("modality_gap"), ylabel="retrieval (recall)")
+    return ax
+
+
+def _is_geometric(values: np.ndarray) -> bool:
+    """Whether neighbours have the same ratio, rather than the same difference."""
+    if len(values) < 2 or (values <= 0).any():
+        return False
+    steps, factors = np.diff(values), np.diff(np.log(values))
+    return bool(np.ptp(factors) * abs(steps).max() < np.ptp(steps) * abs(factors).max()) or (
+        len(values) == 2 and values.max() > 3 * values.min()
+    )
+
+
+def _place(values: np.ndarray) -> np.ndarray:
+    return np.log(values) if _is_geometric(values) else values
+
+
+def _finely(values: np.ndarray) -> np.ndarray:
+    return (np.geomspace if _is_geometric(values) else np.linspace)(values[0], values[-1], 121)
 
 
 def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoders": {"geometry", "initial"},
     "schedules": {"config", "temperature", "swaps"},
     "flow": {"config", "encoders", "geometry", "initial", "losses", "numerics", "pairing", "rules", "schedules"},
+    "extend": {"flow", "schedules"},
     "result": {"initial"},
     "chain": {"flow", "numerics", "observables", "result", "temperature"},
     "discrete": {"chain", "flow", "pairing", "result", "rules", "swaps", "temperature"},
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "times",
     },
     "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
-    "plot": {"observables", "result"},
+    "plot": {"observables", "result", "theory"},
     "clip": {
         "config", "losses", "observables", "pairing", "plot", "result", "schedules", "swaps", "temperature",
     },

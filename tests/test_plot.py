@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -135,3 +136,39 @@ def test_a_film_has_a_frame_for_each_snapshot(tmp_path):
         fs.plot.animate(result, "flow.avi")
     with pytest.raises(fs.FlowsimError, match="fewer than two"):
         fs.plot.animate(fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=times, snapshots=[0.0]), "flow.gif")
+
+
+def test_a_phase_diagram_shows_cells_lines_and_the_prediction():
+    x, y = np.geomspace(0.01, 1, 5), np.linspace(0, 2, 4)
+    values = np.log(x)[None, :, None] + y[:, None, None] + np.array([-0.5, 0.5])
+    field = xr.DataArray(values, {"y": y, "x": x, "seed": [0, 1]}, ("y", "x", "seed"))
+    ax = fs.plot.phase_diagram(field, "x", "y", levels=[-1.0, 9.0], boundary=lambda x: 1 + x, cmap="viridis")
+    mesh, lines = ax.collections
+    np.testing.assert_allclose(mesh.get_array(), np.log(x)[None, :] + y[:, None])
+    assert (ax.get_xscale(), ax.get_yscale(), mesh.get_cmap().name) == ("log", "linear", "viridis")
+    # The only level inside the range, where ln x + y = -1.
+    vertices = np.concatenate([path.vertices for path in lines.get_paths()])
+    np.testing.assert_allclose(np.log(vertices[:, 0]) + vertices[:, 1], -1, atol=1e-2)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), 1 + x)
+    with pytest.raises(fs.FlowsimError, match=r"Unknown dimension 'z'"):
+        fs.plot.phase_diagram(field, "z", "y")
+
+
+def test_the_exponent_of_parallel_cones_tends_to_its_law():
+    flow = fs.GradientFlow(fs.Reduced(), fs.temperature.Learnable(0.07))
+    cones = fs.simulate(flow, fs.initial.orthonormal(4, 0.3), ts=np.geomspace(1, 1e100, 300))
+    ax = fs.plot.exponent(cones, "gamma", law=2.0)
+    power = ax.lines[0].get_ydata()
+    assert abs(power[-1] - 2) < 0.1 < abs(power[50] - 2)
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), 2.0)
+    with pytest.raises(fs.FlowsimError, match=r"Unknown observable 'gap'"):
+        fs.plot.exponent(cones, "gap")
+
+
+def test_gap_against_retrieval_has_a_point_for_each_run():
+    ax = fs.plot.gap_against_retrieval([0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.1], names=list("abcd"))
+    assert [t.get_text() for t in ax.texts] == list("abcd")
+    assert "-1.00" in ax.get_title()
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.9, 0.8, 0.7, 0.1])
+    with pytest.raises(fs.FlowsimError, match="2 gaps, 1 recalls and 2 names"):
+        fs.plot.gap_against_retrieval([0.1, 0.2], [0.9])

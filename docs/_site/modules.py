@@ -15,7 +15,8 @@ class Modules(griffe.Extension):
             return
         # Fields stand in one class: its abstract parents have none.
         bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
-        if not any(base == "Module" or base.startswith("Abstract") for base in bases):
+        bundle = any(ast.unparse(d) == "bundle" for d in node.decorator_list)
+        if not bundle and not any(base == "Module" or base.startswith("Abstract") for base in bases):
             return
         parameters = [griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)]
         for statement in node.body:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from flowsim import plot
 from flowsim._arrays import check
@@ -177,6 +177,7 @@ def gap_figure(record: "xr.Dataset") -> Figure:
     right.axvline(0, color="black", lw=0.8)
     right.axvline(change.mean(), color=colours["vermilion"], lw=1.2, label=f"mean {change.mean():+.3f}")
     right.set(xlabel=rf"change of $\Delta$ over {int(record['early_step'][-1])} steps", ylabel="initialisations")
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(loc="upper right")
     right.set_title(rf"$\bf{{(e)}}$ early change: {np.mean(change > 0):.0%} of {len(change)} enlarge")
     return figure
