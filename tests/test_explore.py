@@ -161,6 +161,13 @@ def test_the_window_drives_the_explorer(explorer):
     assert explorer.choice.temperature == pytest.approx(0.1)
     widgets["time"].set_val(7)
     assert explorer.frame == 7
+    names = list(presets())
+    widgets["preset"].set_val(names.index("FLT 2e-1"))
+    assert (explorer.choice.policy, explorer.choice.temperature) == ("fixed", 0.2)
+    # What the explorer has is what the widgets show, and moving them to it solved nothing.
+    assert widgets["policy"].value_selected == "fixed"
+    assert widgets["temperature"].valtext.get_text() == "0.2"
+    assert widgets["preset"].valtext.get_text() == "FLT 2e-1"
     plt.close(figure)
 
 

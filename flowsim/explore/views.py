@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,23 @@ def window(explorer: Explorer) -> Any:
     sliders = [c for c in CONTROLS if c.kind != "choice"]
     choices = [c for c in CONTROLS if c.kind == "choice"]
 
+    def shown_value(control: Control) -> Any:
+        value = getattr(explorer.choice, control.name)
+        if control.kind == "choice":
+            return control.options.index(value)
+        return np.log10(value) if control.kind == "log" else value
+
+    def show() -> None:
+        """Picture and widgets as the explorer has them."""
+        for control in CONTROLS:
+            widget = kept[control.name]
+            move = widget.set_active if control.kind == "choice" else widget.set_val
+            _silently(widget, move, shown_value(control))
+            if control.kind == "log":
+                widget.valtext.set_text(f"{getattr(explorer.choice, control.name):.3g}")
+        _silently(kept["time"], kept["time"].set_val, explorer.frame)
+        paint()
+
     def paint() -> None:
         canvas.draw()
         shown.set_data(np.asarray(canvas.buffer_rgba()))
@@ -119,33 +137,39 @@ def window(explorer: Explorer) -> Any:
         if control.kind == "log":
             value = 10.0**value
         explorer.set(**{control.name: int(value) if control.kind == "whole" else value})
-        kept["time"].eventson = False
-        kept["time"].set_val(explorer.frame)
-        kept["time"].eventson = True
-        paint()
+        show()
+
+    def chosen(index: float) -> None:
+        kept["preset"].valtext.set_text(names[int(index)])
+        explorer.preset(names[int(index)])
+        show()
 
     def scrubbed(value: float) -> None:
         explorer.scrub(int(value))
         paint()
 
-    for i, control in enumerate(sliders):
-        ax = figure.add_axes((0.115, 0.96 - 0.036 * i, 0.14, 0.025))
-        value = getattr(explorer.choice, control.name)
-        low, high = control.low, control.high
-        if control.kind == "log":
-            low, high, value = np.log10([low, high, value])
-        label = f"log {control.label}" if control.kind == "log" else control.label
-        slider = Slider(ax, label, low, high, valinit=value, valstep=1 if control.kind == "whole" else None)
-        slider.label.set_fontsize(8)
-        slider.valtext.set_fontsize(8)
-        slider.on_changed(functools.partial(moved, control))
-        kept[control.name] = slider
-    bottom = 0.96 - 0.036 * len(sliders)
+    def slider(place: tuple[float, ...], text: str, low: float, high: float, value: float, step: float | None) -> Any:
+        made = Slider(figure.add_axes(place), text, low, high, valinit=value, valstep=step)  # pyright: ignore
+        made.label.set(fontsize=8, x=-0.05)
+        made.valtext.set_fontsize(8)
+        return made
+
+    names = list(presets())
+    height = 0.036
+    kept["preset"] = slider((0.125, 0.96, 0.13, 0.025), "preset", 0, len(names) - 1, 0, 1)
+    kept["preset"].valtext.set_text(names[0])
+    kept["preset"].on_changed(chosen)
+    for i, control in enumerate(sliders, start=1):
+        low, high = np.log10([control.low, control.high]) if control.kind == "log" else (control.low, control.high)
+        step = 1 if control.kind == "whole" else None
+        place = (0.125, 0.96 - height * i, 0.13, 0.025)
+        kept[control.name] = slider(place, control.label, low, high, shown_value(control), step)
+        kept[control.name].on_changed(functools.partial(moved, control))
+    bottom = 0.96 - height * (len(sliders) + 1)
     for i, control in enumerate(choices):
         ax = figure.add_axes((0.01 + 0.1 * i, 0.12, 0.095, bottom - 0.16))
         ax.set_title(control.label, fontsize=8)
-        active = control.options.index(getattr(explorer.choice, control.name))
-        radio = RadioButtons(ax, control.options, active=active)
+        radio = RadioButtons(ax, control.options, active=shown_value(control))
         for text in radio.labels:
             text.set_fontsize(7)
         radio.on_clicked(functools.partial(moved, control))
@@ -157,6 +181,14 @@ def window(explorer: Explorer) -> Any:
     kept["save"].on_clicked(lambda _: explorer.save("explorer.png"))
     kept["code"] = Button(figure.add_axes((0.02, 0.02, 0.12, 0.045)), "print as code")
     kept["code"].on_clicked(lambda _: print(explorer.code()))
+    show()
     figure.flowsim_widgets = kept  # pyright: ignore  (widgets without a reference stop answering)
     figure.show()
     return figure
+
+
+def _silently(widget: Any, move: Callable[[Any], None], value: Any) -> None:
+    """Move a widget of matplotlib without calling what listens to it."""
+    widget.eventson = False
+    move(value)
+    widget.eventson = True
