@@ -25,7 +25,7 @@ OPTIONS = {"over": OVER, "ts": TIMES, "chunk": 2}
 
 OPTIONS_OF_A_CHUNK = Options(1e-9, 1e-12, None, 1000, ("loss",), np.dtype(np.float64), 0)
 
-#: A sweep of 24 runs in 12 chunks, which says after each how far it is.
+#: A sweep of 80 runs in 40 chunks, which says after each how far it is.
 SESSION = """
 import sys
 import flowsim as fs
@@ -34,7 +34,7 @@ if __name__ == "__main__":
         for piece in pieces:
             yield piece
             print("chunk", flush=True)
-    fs.sweep(fs.GradientFlow(fs.Parallel()), fs.initial.matched(8, 2), {"seed": range(24)}, ts=[0.0, 0.05, 0.2],
+    fs.sweep(fs.GradientFlow(fs.Parallel()), fs.initial.matched(8, 2), {"seed": range(80)}, ts=[0.0, 0.05, 0.2],
              chunk=2, to=sys.argv[1], executor=sys.argv[2] if len(sys.argv) > 2 else None, track=track)
 """
 
@@ -151,14 +151,15 @@ def test_a_process_ends_with_its_parent():
     """Whoever is killed cannot tell its children."""
     code = """
 import os, sys, time
-from flowsim import _executors
-_executors._LOOK = 0.05
+from flowsim import _workers
+_workers._LOOK = 0.05
 child = os.fork()
 if child == 0:
-    _executors._follow_parent()
+    _workers.follow_parent()
     time.sleep(60)
 print(child, flush=True)
-time.sleep(0.3)
+time.sleep(0.5)
+assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended of itself"
 os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
@@ -187,11 +188,11 @@ def test_a_killed_session_loses_unfinished_chunks_only(tmp_path):
     import zarr
 
     done = int((zarr.open_group(str(folder), mode="r")["status"][:] >= 0).sum())
-    assert 6 <= done < 24
+    assert 6 <= done < 80
     again = subprocess.run(session(folder), capture_output=True, text=True, timeout=300, check=True)
-    assert again.stdout.count("chunk") == (24 - done + 1) // 2
-    stored = fs.sweep(FLOW, START, {"seed": range(24)}, **options, to=folder)
-    assert_identical(stored, fs.sweep(FLOW, START, {"seed": range(24)}, **options))
+    assert again.stdout.count("chunk") == (80 - done + 1) // 2
+    stored = fs.sweep(FLOW, START, {"seed": range(80)}, **options, to=folder)
+    assert_identical(stored, fs.sweep(FLOW, START, {"seed": range(80)}, **options))
 
 
 # --- a cluster of processes on this machine -----------------------------------------------------------
@@ -209,7 +210,8 @@ if __name__ == "__main__":
             os.kill(pid, signal.SIGKILL)
             print(pid, flush=True)
 """
-MANY = {"over": {"seed": range(24)}, "ts": TIMES, "chunk": 2}
+#: So many chunks that whatever is killed early on leaves some undone.
+MANY = {"over": {"seed": range(80)}, "ts": TIMES, "chunk": 2}
 
 
 @contextlib.contextmanager
