@@ -109,15 +109,28 @@ def namespace(*values: Any) -> Any:
     return jnp if any(isinstance(v, jax.Array) for v in values) else np
 
 
+def unstack(tree: PyTree, indices: Iterable[int]) -> list[PyTree]:
+    """The trees with these indices of trees that are stacked along a first axis."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in indices]
+
+
 def to_device(tree: PyTree, dtype: Any = np.float64) -> PyTree:
     """All floating NumPy leaves as JAX arrays of `dtype` (call it inside `jax.enable_x64(True)`)."""
 
-    def convert(leaf: Any) -> Any:
-        if isinstance(leaf, (np.ndarray, np.generic, jax.Array)) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.asarray(leaf, dtype)
-        return leaf
-
-    return jax.tree.map(convert, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = {}
+    for i, leaf in enumerate(leaves):
+        if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        if isinstance(leaf, jax.Array):
+            leaves[i] = leaf if leaf.dtype == dtype else leaf.astype(dtype)
+        else:
+            arrays[i] = np.asarray(leaf, dtype)
+    # One transfer for all is several times faster than one each.
+    for i, array in jax.device_put(arrays).items():
+        leaves[i] = array
+    return jax.tree.unflatten(structure, leaves)
 
 
 def to_numpy(tree: PyTree) -> PyTree:

@@ -69,7 +69,9 @@ class AbstractEncoders(AbstractRowGeometry):
     def to_start(self, position: Position, constants: Constants) -> Start:
         # Results are put together outside a solve, where JAX may work in single precision.
         with jax.enable_x64(np.asarray(position.image_weights).dtype == np.float64):
-            image, text = (np.asarray(x) for x in self.rows(position, constants))
+            at_times = np.ndim(position.image_weights) == 3
+            rows = jax.vmap(self.rows, (0, None)) if at_times else self.rows
+            image, text = (np.asarray(x) for x in rows(position, constants))
         return Start(
             image=image, text=text, image_inputs=constants.image, text_inputs=constants.text,
             image_hidden=position.image_hidden, text_hidden=position.text_hidden,

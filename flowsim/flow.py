@@ -143,13 +143,11 @@ class GradientFlow(eqx.Module):
     def draw(self, key: Array, state: State) -> tuple[Array | None, Targets]:
         """Masks of the swap and targets of the pairing for a key."""
         pairing_key, swap_key = jax.random.split(key)
-        position = state.moving.position
         pairs = self.pairs(state)
-        rows = self.geometry.rows(position, state.constants)
-        dim = 0 if rows is None else rows[0].shape[1]
-        dtype = jnp.result_type(*jax.tree.leaves(position))
+        dtype = jnp.result_type(*jax.tree.leaves(state.moving.position))
         masks = None
         if self.schedule.swap.active:
+            dim = self.rows(state)[0].shape[1]
             masks = self.schedule.swap.draw(swap_key, self.schedule.swap.masks, pairs, dim, dtype)
         return masks, self.pairing.targets(pairing_key, pairs, dtype)
 
@@ -171,8 +169,10 @@ class GradientFlow(eqx.Module):
 
     def pairs(self, state: State) -> int:
         """n, the number of pairs."""
-        shape = jax.eval_shape(self.geometry.similarity, state.moving.position, state.constants)
-        return shape.shape[0]
+        position = state.moving.position
+        if (image := getattr(position, "image", None)) is not None:
+            return image.shape[0]
+        return jax.eval_shape(self.geometry.similarity, position, state.constants).shape[0]
 
     def is_tiled(self, state: State) -> bool:
         """Whether the loss and its forces are computed in tiles, never with n×n matrices: for many pairs.

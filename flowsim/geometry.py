@@ -44,7 +44,10 @@ class AbstractGeometry(eqx.Module):
 
     @abc.abstractmethod
     def to_start(self, position: Position, constants: Constants) -> Start:
-        """The start that `place` maps to these coordinates (NumPy arrays)."""
+        """The start that `place` maps to these coordinates (NumPy arrays).
+
+        The position may be that of many times, with a first axis for them; so are then the arrays that flow.
+        """
 
     @abc.abstractmethod
     def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
@@ -261,8 +264,8 @@ class Hyperplanes:
     text: Float[Numeric, "D"]
 
 
-def _without(vectors: Float[Numeric, "n D"], normal: Float[Numeric, "D"]) -> Float[Numeric, "n D"]:
-    return vectors - (vectors @ normal)[:, None] * normal[None, :]
+def _without(vectors: Float[Numeric, "... D"], normal: Float[Numeric, "D"]) -> Float[Numeric, "... D"]:
+    return vectors - (vectors @ normal)[..., None] * normal[(None,) * (vectors.ndim - 1)]
 
 
 def _tangent_rows(position: Rows, velocity: Rows) -> Rows:

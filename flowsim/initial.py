@@ -17,14 +17,15 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from flowsim._arrays import check, check_fraction, check_number, is_concrete, number
+from flowsim._arrays import bundle, check, check_fraction, check_number, is_concrete, number
 from flowsim.errors import FlowsimError
 
 FIGURE_2_HEIGHT = (np.sqrt(5) - 1) / 4
 """γ0 of Figure 2 of Yaras et al. 2025, 0.3090."""
 
 
-class Start(eqx.Module):
+@bundle
+class Start:
     """A starting state.
 
     - `image`, `text`: unit rows (n, d), or None if only `similarity` is known.

@@ -273,23 +273,21 @@ def _assemble(
     assert chain.status is not None
     reached = np.flatnonzero(is_filled(chain.states))
     constants, position = to_numpy(chain.state.constants), chain.states.position
-    starts = [flow.geometry.to_start(jax.tree.map(lambda x, i=i: x[i], position), constants) for i in reached]
+    at_times = flow.geometry.to_start(jax.tree.map(lambda x: x[reached], position), constants)
     stored: dict[str, np.ndarray] = {}
     fixed: dict[str, np.ndarray] = {}
-    flowing = {f.name for f in dataclasses.fields(position) if getattr(position, f.name) is not None} | {"gamma"}
-    for field in dataclasses.fields(Start):
-        values = [np.asarray(v) for s in starts if (v := getattr(s, field.name)) is not None]
-        if not values:
-            continue
-        if field.name in flowing or any(not np.array_equal(v, values[0]) for v in values):
-            stored[field.name] = np.stack(values)
-        else:
-            fixed[field.name] = values[0]
+    if reached.size:
+        at_first = flow.geometry.to_start(jax.tree.map(lambda x: x[reached[0]], position), constants)
+        for field in dataclasses.fields(Start):
+            if (values := getattr(at_times, field.name)) is not None:
+                # What flows has an axis more.
+                flows = np.ndim(values) > np.ndim(getattr(at_first, field.name))
+                (stored if flows else fixed)[field.name] = np.asarray(values)
     for name in ("raw", "bias"):
         if (moved := getattr(chain.states, name)) is not None:
             stored[name] = np.asarray(moved)[reached]
     reasons = {}
-    if starts and starts[0].image is None:
+    if reached.size and at_times.image is None:
         missing = [name for name, values in chain.series.items() if np.isnan(values).all()]
         reasons = dict.fromkeys(missing, "needs rows, but the start holds only similarities")
     result = Result(

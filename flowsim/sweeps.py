@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flowsim import _executors, config
-from flowsim._arrays import check, check_number, to_device, to_numpy
+from flowsim._arrays import check, check_number, to_device, to_numpy, unstack
 from flowsim.chain import Chain, How, Method, Options, observe_many, segments
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, Moving, State, as_start, as_starts
@@ -243,6 +243,8 @@ def _label(value: Any) -> Any:
     """A coordinate for a value: itself, or a short text for an object."""
     if isinstance(value, (np.ndarray, np.generic, jax.Array)) and np.ndim(value) == 0:
         return value.item()
+    if isinstance(value, Start):
+        return f"Start {_digest(value)['sha256'][:8]}"
     if not isinstance(value, eqx.Module):
         return value if isinstance(value, (bool, int, float, str)) else str(value)
     fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
@@ -395,7 +397,7 @@ def _chunk(
                 flows = _stack([chain.flow for chain, _ in batch], size, options.dtype)
                 tasks = _stack([task for _, task in batch], size, options.dtype)
                 outs = programs((structure, how, size), lambda f=flows, k=tasks, h=how: to_numpy(segments(f, k, h)))
-                for (chain, _), out in zip(batch, _unstack(outs, len(batch)), strict=True):
+                for (chain, _), out in zip(batch, unstack(outs, range(len(batch))), strict=True):
                     chain.absorb(out)
         _observe(chains, lanes, options, structure, programs)
     return [
@@ -443,12 +445,6 @@ def _stack(trees: Sequence[Any], size: int, dtype: Any) -> Any:
     return to_device(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees), dtype)
 
 
-def _unstack(tree: Any, count: int) -> list[Any]:
-    """The first `count` of the trees that `_stack` stacked."""
-    leaves, structure = jax.tree.flatten(tree)
-    return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(count)]
-
-
 def _runs_of(items: Iterable[_T], key: Callable[[_T], object]) -> Iterable[list[_T]]:
     """Neighbours whose key is the same object."""
     return (list(group) for _, group in itertools.groupby(items, key=lambda item: id(key(item))))
@@ -471,7 +467,7 @@ def _initial_states(jobs: list[_Job], starts: list[Start], lanes: int, options: 
         constants = _stack([constants for _, constants in placed], size, options.dtype)
         seeds = np.asarray([job.seed for job, _ in part] + [0] * (size - len(part)), np.uint32)
         found = to_numpy(_complete(flows, movings, constants, seeds))
-        states += _unstack(found, len(part))
+        states += unstack(found, range(len(part)))
     return states
 
 
