@@ -161,6 +161,12 @@ def test_wrong_model_turns_the_right_claims(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", WRONG_MODELS)
+def test_wrong_model_turns_its_claims_and_no_cheap_one(model):
+    assert _turned(model, ASKED.get(model, TURNED[model] | (OWN & CHEAP))) == TURNED[model]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("model", WRONG_MODELS)
 def test_wrong_model_turns_exactly_its_claims(model):
     assert _turned(model, ASKED.get(model, OWN)) == TURNED[model]
 
@@ -171,7 +177,7 @@ def test_the_wrapped_right_model_turns_nothing():
     assert [v.id for v in verdicts if not v.as_expected] == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_full_size_verdicts():
     verdicts = fs.claims.run_all(only=sorted(OWN))
     assert [v.id for v in verdicts if not v.as_expected] == []
