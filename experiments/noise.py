@@ -90,7 +90,9 @@ def plot(record: xr.Dataset) -> Figure:
     )
     top = float(max(mean.max(), record["simplex_gap"].max()))
     for ax, field, letter, title in panels:
-        plot_.phase_diagram(field, "noise", "temperature", ax, boundary=record["critical"], vmin=0, vmax=top)
+        plot_.phase_diagram(
+            field, "noise", "temperature", ax, boundary=record["critical"], colourbar=False, vmin=0, vmax=top
+        )
         ax.set(xlabel="label noise $p$", ylabel=r"temperature $\tau$")
         ax.legend([ax.lines[0]], [r"predicted $\tau^*(p)$"], loc="upper left", labelcolor="white", frameon=False)
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")

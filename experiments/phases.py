@@ -76,7 +76,9 @@ def plot(record: xr.Dataset) -> Figure:
     labels = (r"$\Delta$", r"$\Delta$", r"$\max_t\Delta - \Delta(0)$", r"$\Delta(10^4)\,/\,\Delta(0)$")
     for ax, letter, label, (field, levels, colours, title) in zip(axes.flat, "abcd", labels, panels, strict=True):
         lines = {"colors": "black" if letter == "d" else "white"}
-        plot_.phase_diagram(field, "temperature", "height", ax, levels=levels, contours=lines, **colours)
+        plot_.phase_diagram(
+            field, "temperature", "height", ax, levels=levels, contours=lines, colourbar=False, **colours
+        )
         figure.colorbar(ax.collections[0], ax=ax, label=label, pad=0.02)
         ax.set(xlabel=None, ylabel=None)
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")

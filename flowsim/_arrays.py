@@ -51,6 +51,22 @@ def bundle(cls: type[T]) -> type[T]:
     return made
 
 
+class Described(eqx.Module):
+    """A module that shows its numbers: `Rings(pairs=5, height=0.309, twist=-144)`."""
+
+    def __repr__(self) -> str:
+        fields = [f.name for f in dataclasses.fields(self) if f.init]  # pyright: ignore[reportArgumentType]
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(getattr(self, name))}' for name in fields)})"
+
+
+def _short(value: Any) -> str:
+    if is_concrete(value) and not isinstance(value, bool):
+        return f"{float(value):.6g}"
+    if isinstance(value, tuple):
+        return f"({', '.join(_short(v) for v in value)}{',' * (len(value) == 1)})"
+    return eqx.tree_pformat(value) if hasattr(value, "shape") else repr(value)
+
+
 def number(value: Any) -> Any:
     """A numeric leaf: NumPy float64 unless it already is a JAX array.
 
@@ -61,9 +77,14 @@ def number(value: Any) -> Any:
     if isinstance(value, jax.Array) or type(value) is object:
         return value
     try:
-        return np.asarray(value, np.float64)
+        found = np.asarray(value, np.float64)
     except (TypeError, ValueError):
         raise FlowsimError(f"Expected a number, but got {value!r}. Use an int or a float.") from None
+    check(
+        found.ndim == 0,
+        f"Expected one number, but got an array of shape {found.shape}. To vary it, use fs.sweep(..., over=...).",
+    )
+    return found
 
 
 def optional_number(value: Any) -> Any:

@@ -44,7 +44,8 @@ def from_config(config: Any, known: Mapping[str, type]) -> Any:
         raise FlowsimError(f'Expected an object with a "kind", but got the keys {sorted(config)}.')
     kind = config["kind"]
     if kind not in known:
-        raise unknown_name("kind", kind, known)
+        hint = unknown_name("kind", kind, known)
+        raise FlowsimError(f"{hint} A class of your own must be registered first: fs.extend.register.")
     cls = known[kind]
     names = [f.name for f in dataclasses.fields(cls) if f.init]
     for name in config:

@@ -33,8 +33,11 @@ def register(cls: _Class) -> _Class:
         >>> fs.Schedule.from_json(schedule.to_json()).temperature.tau.item()
         0.5
     """
+    check(
+        issubclass(cls, eqx.Module),
+        f"{cls!r} cannot be registered. Give a class that is derived from one of flowsim's.",
+    )
     known, name = KINDS.get(cls.__name__), cls.__name__
-    check(issubclass(cls, eqx.Module), f"{name} cannot be registered. Derive it from a class of flowsim.")
     check(
         known is None or not known.__module__.startswith("flowsim."),
         f"flowsim has a class {name!r} of its own. Give yours another name.",

@@ -14,13 +14,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from flowsim import config, initial, losses, pairing, rules, schedules
-from flowsim._arrays import LARGE, Numeric, bundle, check, optional_number, to_device
+from flowsim._arrays import LARGE, Described, Numeric, bundle, check, optional_number, to_device
 from flowsim.encoders import LinearEncoders, MLPEncoders
 from flowsim.errors import FlowsimError
-from flowsim.geometry import AbstractGeometry, AbstractRowGeometry, Parallel, Reduced, Sphere, Subspaces, Unnormalized
+from flowsim.geometry import (
+    AbstractGeometry,
+    AbstractRowGeometry,
+    Constants,
+    Parallel,
+    Position,
+    Reduced,
+    Sphere,
+    Subspaces,
+    Unnormalized,
+)  # fmt: skip
 from flowsim.initial import AbstractRecipe, Start
 from flowsim.losses import AbstractLoss, AbstractRowLoss, DirectedInfoNCE, InfoNCE
 from flowsim.numerics import tiled
@@ -33,7 +43,7 @@ from flowsim.schedules import Schedule
 class Moving:
     """The unknowns of the flow: position, raw temperature ν (None if not trained), bias of the loss (likewise)."""
 
-    position: PyTree
+    position: Position
     raw: Float[Numeric, ""] | None
     bias: Float[Numeric, ""] | None = None
 
@@ -43,12 +53,12 @@ class State:
     """Everything the vector field needs: what moves, and what stays (geometry's constants, targets, masks)."""
 
     moving: Moving
-    constants: PyTree
+    constants: Constants
     targets: Targets
     masks: Numeric | None
 
 
-class GradientFlow(eqx.Module):
+class GradientFlow(Described):
     """A contrastive gradient flow: geometry, schedule, loss, pairing and rule.
 
     `schedule` may be a preset's name or a temperature policy. Structure is static and numbers are leaves,
@@ -111,14 +121,14 @@ class GradientFlow(eqx.Module):
         moving, constants = to_device(self.place(start), dtype)
         return self.complete(moving, constants, jax.random.key(seed))
 
-    def place(self, start: Start) -> tuple[Moving, PyTree]:
+    def place(self, start: Start) -> tuple[Moving, Constants]:
         """Unknowns and the geometry's constants at a start (NumPy).
 
         Raises `FlowsimError` if the start does not fit the geometry, the swap or the loss.
         """
         return self.place_all([start])[0]
 
-    def place_all(self, starts: Sequence[Start]) -> list[tuple[Moving, PyTree]]:
+    def place_all(self, starts: Sequence[Start]) -> list[tuple[Moving, Constants]]:
         """`place` for many starts, sooner than one by one."""
         # Looking up a method of an equinox module takes longer than most of what is done here.
         place, raw = self.geometry.place, optional_number(self.schedule.temperature.initial_raw())
@@ -134,7 +144,7 @@ class GradientFlow(eqx.Module):
             placed.append((Moving(position, raw, bias), constants))
         return placed
 
-    def complete(self, moving: Moving, constants: PyTree, key: Array) -> State:
+    def complete(self, moving: Moving, constants: Constants, key: Array) -> State:
         """The state of what `place` returned, with masks and targets drawn by a key."""
         state = State(moving, constants, Targets(), None)
         masks, targets = self.draw(key, state)

@@ -12,14 +12,15 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from equinox import AbstractClassVar
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from flowsim._arrays import Numeric, bundle, check, check_number, is_concrete, number
+from flowsim._arrays import Described, Numeric, bundle, check, check_number, is_concrete, number
 from flowsim.errors import FlowsimError
 from flowsim.initial import Start
 
-Position = PyTree
-Constants = PyTree
+#: Trees of arrays, another one for each geometry.
+Position = Any
+Constants = Any
 
 
 def normalise(rows: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
@@ -33,7 +34,7 @@ def tangent(rows: Float[Numeric, "n d"], vectors: Float[Numeric, "n d"]) -> Floa
     return vectors - jnp.sum(rows * vectors, axis=1, keepdims=True) * jnp.asarray(rows)
 
 
-class AbstractGeometry(eqx.Module):
+class AbstractGeometry(Described):
     """See the module's text. `has_gamma` says whether the ansatz carries the cone height γ."""
 
     has_gamma: AbstractClassVar[bool]

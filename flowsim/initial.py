@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from flowsim._arrays import bundle, check, check_fraction, check_number, is_concrete, number
+from flowsim._arrays import Described, bundle, check, check_fraction, check_number, is_concrete, number
 from flowsim.errors import FlowsimError
 
 FIGURE_2_HEIGHT = (np.sqrt(5) - 1) / 4
@@ -104,7 +104,7 @@ class Start:
         return Start(h[0], h[1], gamma=np.asarray(gamma), basis=basis)
 
 
-class AbstractRecipe(eqx.Module):
+class AbstractRecipe(Described):
     """A way to draw starts."""
 
     @abc.abstractmethod

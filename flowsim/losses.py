@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Bool, Float
 
-from flowsim._arrays import check_number, number, optional_number
+from flowsim._arrays import Described, check_number, number, optional_number
 from flowsim.errors import unknown_name
 from flowsim.pairing import Targets
 
 
-class AbstractLoss(eqx.Module):
+class AbstractLoss(Described):
     """A loss ℓ(M) of the logits M (n, n); M_ij belongs to image i and text j.
 
     `bias`: M = βS + b (`relative_bias` False) or M = β(S − b); None without one. It is an unknown of the flow
@@ -135,7 +135,7 @@ class Sigmoid(AbstractLoss):
         return ((1 - t) * jax.nn.sigmoid(logits) - t * jax.nn.sigmoid(-logits)) / logits.shape[0]
 
 
-class AbstractRowLoss(eqx.Module):
+class AbstractRowLoss(Described):
     """A loss of the rows themselves, where cosines between images and texts are not enough.
 
     Gradients are derived automatically.

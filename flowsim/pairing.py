@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array, Float, Int
 
-from flowsim._arrays import LARGE, bundle, check, check_fraction, check_redraw, is_concrete, number, optional_number
+from flowsim._arrays import (
+    LARGE,
+    Described,
+    bundle,
+    check,
+    check_fraction,
+    check_redraw,
+    is_concrete,
+    number,
+    optional_number,
+)
 
 
 @bundle
@@ -45,7 +55,7 @@ class Targets:
         return full, full
 
 
-class AbstractPairing(eqx.Module):
+class AbstractPairing(Described):
     """A rule that gives the targets.
 
     `redraw` is the flow time after which they are drawn anew (None: never); `fresh` says whether a discrete

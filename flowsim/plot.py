@@ -100,17 +100,20 @@ def paper_style() -> Iterator[None]:
         yield
 
 
-def series(result: Result, name: str, ax: Axes | None = None) -> Axes:
+def series(result: Result, name: str, ax: Axes | None = None, **line: Any) -> Axes:
     """One recorded observable against flow time, which is logarithmic; shaded where the pairs are matched.
 
-    Losses are drawn on a logarithmic axis too. Raises `FlowsimError` if `name` was not recorded.
+    Losses are drawn on a logarithmic axis too. `line` is passed on to `Axes.plot` (`label`, `color`, ...): with it
+    several results are compared on the same axes, where only the first is shaded. Raises `FlowsimError` if `name` was
+    not recorded.
     """
     if name not in result.series:
         raise unknown_name("observable", name, result.series)
     ax = _axes(ax)
     time, values = result.time, result.series[name]
     colour = _COLOUR_OF.get(name, COLOURS["black"])
-    ax.plot(time, values, color=colour)
+    alone = not ax.lines
+    ax.plot(time, values, **{"color": colour, **line})
     # A point at t = 0 is drawn at the left edge.
     ax.set_xscale("log", nonpositive="clip")
     positive = time[time > 0]
@@ -121,27 +124,43 @@ def series(result: Result, name: str, ax: Axes | None = None) -> Axes:
         ax.set_yscale("log")
     ax.set_xlabel(f"{result.clock} $t$")
     ax.set_ylabel(label(name))
-    shade_matched(result, ax)
+    return shade_matched(result, ax) if alone else ax
+
+
+def gap(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
+    """The modality gap against flow time; `line` as in `series`.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144)
+        >>> ax = None
+        >>> for name, colour in zip(("Baseline", "TS S3"), fs.plot.CYCLE):
+        ...     result = fs.simulate(fs.GradientFlow.from_preset(name), start, t1=1e3)
+        ...     ax = fs.plot.gap(result, ax, label=name, color=colour)
+        >>> [text.get_text() for text in ax.legend().get_texts()]
+        ['Baseline', 'TS S3']
+    """
+    ax = series(result, "modality_gap", ax, **line)
+    _from_zero(ax)
     return ax
 
 
-def gap(result: Result, ax: Axes | None = None) -> Axes:
-    """The modality gap against flow time."""
-    ax = series(result, "modality_gap", ax)
-    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-    return ax
-
-
-def temperature(result: Result, ax: Axes | None = None) -> Axes:
-    """The temperature against flow time; logarithmic if it varies by more than a factor 30."""
-    ax = series(result, "temperature", ax)
+def temperature(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
+    """The temperature against flow time; logarithmic if it varies by more than a factor 30; `line` as in `series`."""
+    ax = series(result, "temperature", ax, **line)
     values = result.series["temperature"]
     values = values[np.isfinite(values)]
     if values.size and values.max() > 30 * values.min():
         ax.set_yscale("log")
-    else:
-        ax.set_ylim(bottom=0.0)
+    elif ax.get_yscale() == "linear":
+        _from_zero(ax)
     return ax
+
+
+def _from_zero(ax: Axes) -> None:
+    """The vertical axis from 0 (or below) to what all lines on it need."""
+    ax.autoscale(axis="y")
+    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
 
 
 def shade_matched(result: Result, ax: Axes) -> Axes:
@@ -223,6 +242,7 @@ def phase_diagram(
     ax: Axes | None = None,
     *,
     boundary: ArrayLike | Callable[[np.ndarray], Any] | None = None,
+    colourbar: bool = True,
     levels: ArrayLike = (),
     contours: Mapping[str, Any] | None = None,
     **colours: Any,
@@ -230,7 +250,8 @@ def phase_diagram(
     """A swept quantity over two of its parameters, one cell per point; lines of equal value and a predicted line.
 
     - `field`: a variable of a sweep, e.g. `runs["modality_gap"].isel(time=-1)`; other dimensions are averaged.
-    - `x`, `y`: the dimensions of the axes, logarithmic where their values are spaced so.
+    - `x`, `y`: the dimensions of the axes, logarithmic where their values are spaced so. For a sweep over one
+      parameter use "time" as the other; without t = 0 (`.isel(time=slice(1, None))`) its axis is logarithmic.
     - `boundary`: the predicted line, y for each value of x or a function of x.
     - `levels`: values whose lines are drawn, on a spline through the cells; `contours`: how, as `Axes.contour` has it.
     - `colours`: passed on to `Axes.pcolormesh` (`cmap`, `vmin`, `vmax`). The mesh is `ax.collections[0]`.
@@ -255,7 +276,10 @@ def phase_diagram(
     for values, set_scale in ((across, ax.set_xscale), (up, ax.set_yscale)):
         if _is_geometric(values):
             set_scale("log")
-    ax.pcolormesh(across, up, table.to_numpy(), shading="nearest", rasterized=True, **{"cmap": "cividis", **colours})
+    style = {"cmap": "cividis", "rasterized": True, **colours}
+    mesh = ax.pcolormesh(_edges(across), _edges(up), table.to_numpy(), **style)
+    if colourbar:
+        ax.figure.colorbar(mesh, ax=ax, label=label(str(field.name or "")))
     if np.size(levels):
         from scipy.interpolate import RectBivariateSpline
 
@@ -272,7 +296,7 @@ def phase_diagram(
     if boundary is not None:
         predicted = boundary(across) if callable(boundary) else boundary
         ax.plot(across, np.asarray(predicted, float), color="white", lw=1.6, label="predicted")
-        ax.set_ylim(up[0], up[-1])
+        ax.set_ylim(float(_edges(up)[0]), float(_edges(up)[-1]))
     ax.set(xlabel=x, ylabel=y)
     return ax
 
@@ -341,6 +365,16 @@ def _is_geometric(values: np.ndarray) -> bool:
     if len(values) == 2:
         return bool(values.max() > 3 * values.min())
     return bool(np.ptp(factors) * abs(steps).max() < np.ptp(steps) * abs(factors).max())
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Edges of cells around the values, halfway in between on their axis."""
+    at = _place(values)
+    if len(at) == 1:
+        return values + np.array([-0.5, 0.5])
+    middle = (at[1:] + at[:-1]) / 2
+    edges = np.concatenate([[2 * at[0] - middle[0]], middle, [2 * at[-1] - middle[-1]]])
+    return np.exp(edges) if _is_geometric(values) else edges
 
 
 def _place(values: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from flowsim._arrays import Numeric, check_number, number
+from flowsim._arrays import Described, Numeric, check_number, number
 
 
-class AbstractRule(eqx.Module):
+class AbstractRule(Described):
     """A map from the negative gradient of one array of unknowns to its velocity."""
 
     @abc.abstractmethod

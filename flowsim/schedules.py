@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-
+from flowsim._arrays import Described
 from flowsim.config import from_config, to_config
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.swaps import AbstractSwap, HardSwap, NoSwap, SoftSwap
@@ -28,7 +27,7 @@ from flowsim.temperature import (
 )
 
 
-class Schedule(eqx.Module):
+class Schedule(Described):
     """A temperature policy and a swap."""
 
     temperature: AbstractTemperature = Learnable()
@@ -117,8 +116,14 @@ def load(name_or_path: str) -> Schedule:
     try:
         text = Path(name_or_path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FlowsimError(f"The schedule file {name_or_path!r} cannot be read: {error}.") from None
-    return Schedule.from_json(text)
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise FlowsimError(
+            f"The schedule file {name_or_path!r} cannot be read: {reason}. Write one with `Schedule.to_json`."
+        ) from None
+    try:
+        return Schedule.from_json(text)
+    except FlowsimError as error:
+        raise FlowsimError(f"{name_or_path}: {error}") from None
 
 
 def as_schedule(value: Any) -> Schedule:
@@ -130,5 +135,6 @@ def as_schedule(value: Any) -> Schedule:
     if isinstance(value, Schedule):
         return value
     raise FlowsimError(
-        f"Expected a schedule or a preset's name, but got {value!r}. Use e.g. fs.schedules.get('Baseline')."
+        f"Expected a schedule or a preset's name, but got {value!r}. Use e.g. fs.schedules.get('Baseline') or "
+        "fs.temperature.Fixed(0.1); for a curve of your own derive from fs.temperature.AbstractTemperature."
     )

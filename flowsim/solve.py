@@ -114,6 +114,7 @@ def simulate(
     """
     wall = time.perf_counter()
     check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)
+    check_policy(flow)
     start_, t0, moved, seed, horizon = _resume(flow, start, seed, horizon)
     dtype = np.dtype(precision)
     options: dict[str, Any] = {"seed": seed, "precision": precision, "t0": t0, "observables": list(observables)}
@@ -170,6 +171,20 @@ def load(path: str | os.PathLike[str]) -> Result:
 
 
 # --- checks and grids ---------------------------------------------------------------------------------
+
+
+def check_policy(flow: GradientFlow) -> None:
+    """Refuse a policy of the user's own that gives anything but positive numbers; ours check their fields."""
+    policy = flow.schedule.temperature
+    if policy.learnable or type(policy).__module__ == "flowsim.temperature":
+        return
+    for progress in np.linspace(0, 1, 9):
+        beta = np.asarray(policy.inverse_temperature(progress))
+        check(
+            beta.ndim == 0 and np.isfinite(beta) and beta > 0,
+            f"The policy {type(policy).__name__} gives β = {beta} at progress {progress:g}. "
+            "`inverse_temperature` must return one positive number.",
+        )
 
 
 def check_options(

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array
 
-from flowsim._arrays import check, check_fraction, check_redraw, number, optional_number
+from flowsim._arrays import Described, check, check_fraction, check_redraw, number, optional_number
 from flowsim.errors import unknown_name
 
 
-class AbstractSwap(eqx.Module):
+class AbstractSwap(Described):
     """A rule for exchanging features between modalities in a `fraction` of training."""
 
     fraction: AbstractVar[Any]

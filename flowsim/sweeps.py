@@ -34,7 +34,7 @@ from flowsim.flow import GradientFlow, Moving, State, as_start, as_starts
 from flowsim.initial import AbstractRecipe, Start
 from flowsim.numerics import store_programs
 from flowsim.result import VARIABLES, Status, read_netcdf, write_netcdf
-from flowsim.solve import DEFAULT_OBSERVABLES, check_options, versions
+from flowsim.solve import DEFAULT_OBSERVABLES, check_options, check_policy, versions
 from flowsim.times import output_times
 
 if TYPE_CHECKING:
@@ -90,6 +90,10 @@ class SweepResult:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to netCDF (.nc), in one step."""
         return write_netcdf(self.dataset, path)
+
+    def _repr_html_(self) -> str:
+        text = repr(self).replace("<", "&lt;").replace(chr(10), "<br>")
+        return f"<p>{text}</p>{self.dataset._repr_html_()}"
 
     def __repr__(self) -> str:
         sizes = " x ".join(f"{n} {d}" for d, n in self.dataset.sizes.items())
@@ -160,6 +164,8 @@ def sweep(
     jobs = [_job(flow, start, seed, values) for values in grid.points()]
     for job in dict(zip(_structures(jobs), jobs, strict=True)).values():
         job.flow.place(as_start(job.start, job.seed))  # refuses a start that does not fit
+    for flow_ in {id(job.flow): job.flow for job in jobs}.values():
+        check_policy(flow_)
     settings = {
         "flow": flow.to_config(), "over": grid.described(), "mode": mode, "seed": seed, "horizon": horizon_,
         "start": config.to_config(start) if isinstance(start, AbstractRecipe) else _digest(start),

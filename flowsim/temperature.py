@@ -15,10 +15,10 @@ import equinox as eqx
 import numpy as np
 from equinox import AbstractClassVar
 
-from flowsim._arrays import check, check_number, is_concrete, namespace, number
+from flowsim._arrays import Described, check, check_number, is_concrete, namespace, number
 
 
-class AbstractParametrization(eqx.Module):
+class AbstractParametrization(Described):
     """How the inverse temperature β depends on the raw parameter ν that is trained."""
 
     name: AbstractClassVar[str]
@@ -105,27 +105,27 @@ class Identity(AbstractParametrization):
         return namespace(raw).ones_like(raw)
 
 
-class AbstractTemperature(eqx.Module):
+class AbstractTemperature(Described):
     """A temperature policy.
 
     `learnable` says whether the flow moves the raw parameter ν. `constant` says whether the policy is
     independent of progress.
     """
 
-    learnable: AbstractClassVar[bool]
-    constant: AbstractClassVar[bool]
+    learnable: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
 
     @abc.abstractmethod
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         """β at training progress u (clipped to [0, 1]) and raw parameter ν (learnable policies only)."""
 
-    @abc.abstractmethod
     def initial_raw(self) -> Any:
         """ν at the start; None for policies that are not learnable."""
+        return None
 
-    @abc.abstractmethod
     def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
         """dν/dt given the force −∂L/∂β; None for policies that are not learnable."""
+        return None
 
     def temperature(self, progress: Any, raw: Any = None) -> Any:
         """τ = 1/β at training progress u and raw parameter ν."""
@@ -136,7 +136,6 @@ class Fixed(AbstractTemperature):
     """A constant temperature: the paper's "FLT" (fixed large temperature)."""
 
     tau: Any = eqx.field(converter=number, default=0.07)
-    learnable: ClassVar[bool] = False
     constant: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
@@ -144,12 +143,6 @@ class Fixed(AbstractTemperature):
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         return 1.0 / (self.tau + 0.0 * progress)
-
-    def initial_raw(self) -> Any:
-        return None
-
-    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
-        return None
 
 
 class Linear(AbstractTemperature):
@@ -164,8 +157,6 @@ class Linear(AbstractTemperature):
 
     start: Any = eqx.field(converter=number, default=0.01)
     end: Any = eqx.field(converter=number, default=0.05)
-    learnable: ClassVar[bool] = False
-    constant: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
         for name in ("start", "end"):
@@ -173,12 +164,6 @@ class Linear(AbstractTemperature):
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         return 1.0 / (self.start + (self.end - self.start) * _clip(progress))
-
-    def initial_raw(self) -> Any:
-        return None
-
-    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
-        return None
 
 
 class Cosine(AbstractTemperature):
@@ -191,8 +176,6 @@ class Cosine(AbstractTemperature):
     low: Any = eqx.field(converter=number, default=0.01)
     high: Any = eqx.field(converter=number, default=0.04)
     cycles: Any = eqx.field(converter=number, default=5.0)
-    learnable: ClassVar[bool] = False
-    constant: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
         for name in ("low", "high", "cycles"):
@@ -201,12 +184,6 @@ class Cosine(AbstractTemperature):
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         turn = namespace(progress, self.cycles).cos(2 * np.pi * self.cycles * _clip(progress))
         return 1.0 / (self.low + (self.high - self.low) * (1 + turn) / 2)
-
-    def initial_raw(self) -> Any:
-        return None
-
-    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
-        return None
 
 
 class Learnable(AbstractTemperature):

@@ -172,3 +172,27 @@ def test_gap_against_retrieval_has_a_point_for_each_run():
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.9, 0.8, 0.7, 0.1])
     with pytest.raises(fs.FlowsimError, match="2 gaps, 1 recalls and 2 names"):
         fs.plot.gap_against_retrieval([0.1, 0.2], [0.9])
+
+
+def test_cells_hold_their_values_also_on_logarithmic_axes():
+    x = np.array([0.01, 0.1, 0.9])
+    field = xr.DataArray(np.zeros((2, 3)), {"y": [0.0, 1.0], "x": x}, ("y", "x"), name="modality_gap")
+    ax = fs.plot.phase_diagram(field, "x", "y")
+    corners = ax.collections[0].get_coordinates()[0, :, 0]
+    assert (corners[:-1] < x).all()
+    assert (x < corners[1:]).all()
+    assert ax.get_xlim()[0] < 0.01
+    assert ax.get_xlim()[1] > 0.9
+    assert "modality gap" in ax.figure.axes[1].get_ylabel()  # the colour bar
+
+
+def test_results_are_compared_on_the_same_axes(result):
+    start = fs.initial.rings(height=0.6)
+    higher = fs.simulate(fs.GradientFlow(schedule=fs.temperature.Fixed(0.05)), start, ts=result.time)
+    ax = fs.plot.gap(result, label="low", color="red")
+    bands = len(ax.patches)
+    fs.plot.gap(higher, ax, label="high", color="blue")
+    assert ax.get_ylim()[1] > np.nanmax(higher.series["modality_gap"])
+    assert ax.get_ylim()[0] == 0
+    assert len(ax.patches) == bands
+    assert [line.get_color() for line in ax.lines] == ["red", "blue"]

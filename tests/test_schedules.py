@@ -3,7 +3,9 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -91,3 +93,49 @@ def test_replace_by_path():
 def test_bad_input_gets_one_sentence(act, message):
     with pytest.raises(fs.FlowsimError, match=message):
         act()
+
+
+class Signed(fs.temperature.AbstractTemperature):
+    """β = `start` − 2u."""
+
+    start: Any = eqx.field(converter=fs.extend.number, default=1.0)
+
+    def inverse_temperature(self, progress, raw=None):
+        return self.start - 2 * progress
+
+
+def test_a_policy_that_is_not_positive_is_refused_before_anything_is_solved():
+    flow = fs.GradientFlow(schedule=Signed())
+    with pytest.raises(fs.FlowsimError, match=r"The policy Signed gives β = 0.0 at progress 0.5"):
+        fs.simulate(flow, fs.initial.rings(), t1=1.0)
+    with pytest.raises(fs.FlowsimError, match=r"The policy Signed gives β = 0.0 at progress 0.75"):
+        fs.sweep(flow, fs.initial.rings(), {"schedule.temperature.start": [2.5, 1.5]}, t1=1.0)
+
+
+def test_numbers_are_single():
+    with pytest.raises(fs.FlowsimError, match=r"array of shape \(2,\). To vary it, use fs.sweep"):
+        fs.temperature.Fixed([0.1, 0.2])
+
+
+def test_objects_show_their_numbers():
+    assert repr(fs.initial.rings(pairs=5, height=0.3)) == "Rings(pairs=5, height=0.3, twist=-144)"
+    text = repr(fs.GradientFlow.from_preset("TR scale 10"))
+    assert "temperature=Learnable(init=0.07, parametrization=ScaledExp(scale=10), lr_ratio=1, clamp=None)" in text
+
+
+def test_registered_classes_are_read_back():
+    fs.extend.register(Signed)
+    schedule = fs.Schedule(Signed(3.0))
+    assert fs.Schedule.from_json(schedule.to_json()).temperature == schedule.temperature
+    with pytest.raises(fs.FlowsimError, match="flowsim has a class 'Fixed' of its own"):
+        fs.extend.register(type("Fixed", (Signed,), {}))
+    with pytest.raises(fs.FlowsimError, match="cannot be registered"):
+        fs.extend.register(int)
+
+
+def test_schedule_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(fs.FlowsimError, match=r"none.json' cannot be read: No such file or directory. Write one"):
+        fs.schedules.load(str(tmp_path / "none.json"))
+    (tmp_path / "odd.json").write_text('{"kind": "Exponential"}')
+    with pytest.raises(fs.FlowsimError, match=r"odd.json: Unknown kind 'Exponential'.*must be registered first"):
+        fs.schedules.load(str(tmp_path / "odd.json"))

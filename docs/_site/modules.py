@@ -16,7 +16,7 @@ class Modules(griffe.Extension):
         # Fields stand in one class: its abstract parents have none.
         bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
         bundle = any(ast.unparse(d) == "bundle" for d in node.decorator_list)
-        if not bundle and not any(base == "Module" or base.startswith("Abstract") for base in bases):
+        if not bundle and not any(base in ("Module", "Described") or base.startswith("Abstract") for base in bases):
             return
         parameters = [griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)]
         for statement in node.body:
