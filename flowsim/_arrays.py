@@ -17,7 +17,7 @@ Numeric = jax.Array | np.ndarray
 
 #: From this many pairs on nothing n×n is formed where that can be avoided: tiles need a quarter of the processor's
 #: time there (docs/performance.md), and from about ten times as many on nothing else fits into memory.
-LARGE = 1024
+LARGE = 256
 
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ same paths serve `GradientFlow.replace`, sweeps, JSON and the command line.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -108,5 +108,19 @@ def _child(module: Any, name: str, prefix: str) -> Any:
     if name not in names:
         if not names:
             raise FlowsimError(f"Path {prefix + name!r} does not exist: {type(module).__name__} has no fields.")
+        deeper = next(_paths_ending(module, name), None)
+        if deeper is not None:
+            raise FlowsimError(f"Unknown path {prefix + name!r}. Did you mean {prefix + deeper!r}?")
         raise unknown_name("path", prefix + name, [prefix + n for n in names])
     return getattr(module, name)
+
+
+def _paths_ending(module: Any, name: str) -> Iterator[str]:
+    """Paths below `module` whose last component is `name`, nearest first."""
+    inner = [(f.name, getattr(module, f.name)) for f in dataclasses.fields(module) if f.init]
+    for field, value in inner:
+        if dataclasses.is_dataclass(value) and any(f.name == name for f in dataclasses.fields(value) if f.init):
+            yield f"{field}.{name}"
+    for field, value in inner:
+        if dataclasses.is_dataclass(value):
+            yield from (f"{field}.{path}" for path in _paths_ending(value, name))

@@ -107,8 +107,7 @@ def series(result: Result, name: str, ax: Axes | None = None, **line: Any) -> Ax
     several results are compared on the same axes, where only the first is shaded. Raises `FlowsimError` if `name` was
     not recorded.
     """
-    if name not in result.series:
-        raise unknown_name("observable", name, result.series)
+    _check_recorded(result, name)
     ax = _axes(ax)
     time, values = result.time, result.series[name]
     colour = _COLOUR_OF.get(name, COLOURS["black"])
@@ -155,6 +154,19 @@ def temperature(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
     elif ax.get_yscale() == "linear":
         _from_zero(ax)
     return ax
+
+
+def _check_result(result: Any) -> None:
+    check(
+        isinstance(result, Result),
+        f"Expected a Result, but got {type(result).__name__}. Use what fs.simulate(...) or fs.load(...) returns.",
+    )
+
+
+def _check_recorded(result: Any, name: str) -> None:
+    _check_result(result)
+    if name not in result.series:
+        raise unknown_name("observable", name, result.series)
 
 
 def _from_zero(ax: Axes) -> None:
@@ -305,7 +317,7 @@ def exponent(result: Result, name: str = "modality_gap", ax: Axes | None = None,
     """The local power p(t) = −d ln Δ / d ln ln t of a recorded quantity, against flow time; `law`: its limit.
 
     A gap that closes like Δ ~ (ln t)^−p settles at p: 2s²/r for γ on parallel cones, s²/(rn) for rings on the sphere
-    (see `fs.theory.predict`). For "gamma" it is taken of ln γ, which does not underflow. Times up to t = e are left
+    (see `fs.theory.predict`), for learnable temperatures and late times. For "gamma" it is taken of ln γ, which does not underflow. Times up to t = e are left
     out. Raises `FlowsimError` if `name` was not recorded.
 
     Examples:
@@ -314,8 +326,7 @@ def exponent(result: Result, name: str = "modality_gap", ax: Axes | None = None,
         >>> round(float(fs.plot.exponent(result, law=0.2).lines[0].get_ydata()[-1]), 1)
         0.2
     """
-    if name not in result.series:
-        raise unknown_name("observable", name, result.series)
+    _check_recorded(result, name)
     late = result.time > np.e
     log = result.series["log_gamma"] if name == "gamma" and "log_gamma" in result.series else None
     values = np.log(np.abs(result.series[name])) if log is None else log
@@ -352,8 +363,8 @@ def gap_against_retrieval(
         from scipy.stats import spearmanr
 
         rank = spearmanr(gap, retrieval).statistic  # pyright: ignore[reportAttributeAccessIssue]
-        ax.set_title(rf"$\rho = {rank:+.2f}$")
-    ax.set(xlabel=label("modality_gap"), ylabel="retrieval (recall)")
+        ax.set_title(rf"Spearman's $\rho = {rank:+.2f}$")
+    ax.set(xlabel=label("modality_gap"), ylabel="retrieval (recall, fraction of queries)")
     return ax
 
 
@@ -399,6 +410,7 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
         >>> len(axes)  # gap, temperature, loss, margin, and six spheres
         10
     """
+    _check_result(result)
     names = [n for n in ("modality_gap", "temperature", "loss", "margin") if n in result.series]
     if ax is not None:
         if len(ax) < len(names):
@@ -440,6 +452,7 @@ def animate(result: Result, path: str, fps: int = 20) -> Path:
     or a result with fewer than two snapshots: simulate with `snapshots=np.geomspace(...)`.
     """
     kind = film_kind(path)
+    _check_result(result)
     check(
         len(result.snapshot_time) > 1,
         "A film needs snapshots, but this result holds fewer than two. Simulate with e.g. snapshots=result.time[1:].",
@@ -740,6 +753,9 @@ def _rows(embeddings: Snapshot | tuple[Any, Any]) -> tuple[np.ndarray, np.ndarra
         if image is None or text is None:
             raise FlowsimError("This snapshot holds only similarities, not rows. Start from rows.")
     else:
+        pair = isinstance(embeddings, (tuple, list)) and len(embeddings) == 2
+        given = type(embeddings).__name__
+        check(pair, f"Expected rows, but got {given}. Give a snapshot, result.at(t), or a pair (image, text).")
         image, text = embeddings
     image, text = np.asarray(image, np.float64), np.asarray(text, np.float64)
     if image.ndim != 2 or image.shape != text.shape:

@@ -117,6 +117,17 @@ def test_extreme_logits_are_finite():
     assert float(found.value) > 1e4
 
 
+def test_a_batch_equals_its_members_one_by_one():
+    """Also where some have logits too large for one exponential to serve rows and columns."""
+    image, text = pairs_of(6)
+    for betas in ([3.0, 20.0], [3.0, 900.0]):
+        batch = jax.vmap(lambda b: tiled.loss_and_gradient(image, text, b, block=4))(jnp.asarray(betas))
+        for k, beta in enumerate(betas):
+            one = tiled.loss_and_gradient(image, text, beta, block=4)
+            for found, wanted in zip(batch, one, strict=True):
+                np.testing.assert_allclose(found[k], wanted, rtol=1e-12, atol=1e-15 * beta)
+
+
 def test_derivatives_in_both_modes():
     """The loss has its closed-form gradient; the gradient has the derivatives of the dense one."""
     image, text = pairs_of(6)

@@ -1,21 +1,24 @@
 """InfoNCE of large batches in tiles of the n×n logits: value and closed-form gradient in O(nd) memory.
 
 The logits M = β X Yᵀ of n pairs are visited in tiles of `block`² entries and never held together. Two visits are
-needed: the first finds the log-sum-exp of every row and column, the second the gradient. Logits are taken
-relative to the entry of the target, and the target's own term is never summed with the others, so that a loss of
-1e-100 keeps its digits, as in `losses`.
+needed: the first finds the log-sum-exp of every row and column, the second the gradient. The target's own term is
+never summed with the others, so that a loss of 1e-100 keeps its digits, as in `losses`.
 
-Cost of value and gradient: 8n²d flops and 4n² exponentials, against 6n²d and 2n² with n×n matrices. Memory: about
+Cost of value and gradient: 8n²d flops and 2n² exponentials, against 6n²d and 2n² with n×n matrices. Where logits
+are so large that exponentials would leave the range of numbers (|M| > 319 in double, 40 in single precision), they
+are taken relative to the target of their row and of their column: 4n² exponentials. Memory: about
 six arrays of n×d and six tiles. With a `mesh` of p devices each of them holds n/p pairs; the texts with what
 belongs to them go round in a ring, so that time and memory per device fall like 1/p (tiles apart), and no device
 ever sees all rows.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -26,6 +29,11 @@ PAIRS_AXIS = "pairs"
 
 Rows = Float[Array, "n d"]
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+
+
+def exponential_limit(dtype: Any) -> float:
+    """Size of logits up to which sums and ratios of their exponentials are normal numbers."""
+    return 0.45 * float(np.log(jnp.finfo(dtype).max))
 
 
 class LossAndGradient(NamedTuple):
@@ -58,8 +66,8 @@ def loss(
 
     @jax.custom_jvp
     def value(image: Rows, text: Rows, beta: Any, noise: Any) -> Float[Array, ""]:
-        def work(x: Rows, y: Rows, beta: Any, noise: Any, ring: "_Ring") -> Any:
-            rows, columns = _statistics(x, y, beta, noise, block, ring)
+        def work(ring: _Ring, bounded: bool, x: Rows, y: Rows, beta: Any, noise: Any) -> Any:
+            rows, columns = _statistics(x, y, beta, noise, block, ring, bounded)
             return ring.sum(weights[0] * jnp.sum(rows.loss) + weights[1] * jnp.sum(columns.loss))
 
         return _distributed(work, mesh, PartitionSpec())(image, text, beta, noise) / image.shape[0]
@@ -101,10 +109,10 @@ def loss_and_gradient(
     Works inside `jax.jit`; forward-mode derivatives of the gradient cost a second tile and no more memory.
     """
 
-    def work(x: Rows, y: Rows, beta: Any, noise: Any, ring: "_Ring") -> Any:
-        rows, columns = _statistics(x, y, beta, noise, block, ring)
+    def work(ring: _Ring, bounded: bool, x: Rows, y: Rows, beta: Any, noise: Any) -> Any:
+        rows, columns = _statistics(x, y, beta, noise, block, ring, bounded)
         value = ring.sum(weights[0] * jnp.sum(rows.loss) + weights[1] * jnp.sum(columns.loss))
-        on_x, on_y, square = _gradient(x, y, beta, noise, rows, columns, weights, block, ring)
+        on_x, on_y, square = _gradient(x, y, beta, noise, rows, columns, weights, block, ring, bounded)
         # ∂L/∂β = ⟨G, X Yᵀ⟩ = ⟨X, G Y⟩
         return value, beta * on_x, beta * on_y, ring.sum(jnp.sum(x * on_x)), ring.sum(square)
 
@@ -169,6 +177,9 @@ class _Ring:
     def sum(self, value: Any) -> Any:
         return value if self.devices == 1 else jax.lax.psum(value, PAIRS_AXIS)
 
+    def max(self, value: Any) -> Any:
+        return value if self.devices == 1 else jax.lax.pmax(value, PAIRS_AXIS)
+
     def visit(self, step: Step, rows: Any, row_sums: Any, columns: Any, column_sums: Any) -> tuple[Any, Any]:
         """`_visit` for the rows of this device and the columns of all; columns are back home afterwards."""
         if self.devices == 1:
@@ -185,11 +196,11 @@ class _Ring:
 
 
 def _distributed(work: Callable[..., Any], mesh: Mesh | None, out: Any) -> Callable[..., Any]:
-    """`work(x, y, beta, noise, ring)` on one device, or on those of the mesh with the rows divided among them."""
+    """`work(ring, bounded, x, y, beta, noise)` on one device, or on those of the mesh with the rows divided."""
     around = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     devices = dict(around.shape).get(PAIRS_AXIS, 1)
     if devices == 1:
-        return lambda *given: work(*given, _Ring(1))
+        return _by_size(partial(work, _Ring(1)), _Ring(1))
     rows, one = PartitionSpec(PAIRS_AXIS), PartitionSpec()
 
     def call(x: Rows, y: Rows, beta: Any, noise: Any) -> Any:
@@ -199,7 +210,7 @@ def _distributed(work: Callable[..., Any], mesh: Mesh | None, out: Any) -> Calla
         )
         ring = _Ring(devices)
         return jax.shard_map(
-            lambda *given: work(*given, ring), mesh=mesh, in_specs=(rows, rows, one, one), out_specs=out,
+            _by_size(partial(work, ring), ring), mesh=mesh, in_specs=(rows, rows, one, one), out_specs=out,
             check_vma=False,
         )(x, y, beta, noise)  # fmt: skip
 
@@ -237,6 +248,30 @@ def _numbers(n: int, block: int, ring: _Ring) -> Array:
     return _cut(place + 1, block) - 1
 
 
+def _by_size(work: Callable[..., Any], ring: _Ring) -> Callable[..., Any]:
+    """`work(bounded, x, y, beta, noise)` where |M_ij| ≤ |β| |x_i| |y_j| says whether exp(M_ij) is far from overflow."""
+
+    def cases(bounded: Any, *given: Any) -> Any:
+        return jax.lax.cond(bounded, partial(work, True), partial(work, False), *given)
+
+    # Under `vmap` a condition that differs between members would compute both cases for each.
+    together = jax.custom_batching.custom_vmap(cases)
+
+    @together.def_vmap
+    def _(size: int, batched: Any, bounded: Any, *given: Any) -> Any:
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched[1:]))
+        each = [jax.vmap(partial(work, case), in_axes=axes, axis_size=size) for case in (True, False)]
+        found = jax.lax.cond(jnp.all(bounded), *each, *given)
+        return found, jax.tree.map(lambda _: True, found)
+
+    def call(x: Rows, y: Rows, beta: Any, noise: Any) -> Any:
+        longest = [jax.lax.stop_gradient(ring.max(jnp.max(jnp.sum(z**2, axis=1)))) for z in (x, y)]
+        bound = jnp.abs(jax.lax.stop_gradient(beta)) * jnp.sqrt(longest[0] * longest[1])
+        return together(bound < exponential_limit(x.dtype), x, y, beta, noise)
+
+    return call
+
+
 def _product(a: Array, b: Array) -> Array:
     # Single precision must not become less: logits are β times a cosine.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
@@ -253,8 +288,10 @@ class _Softmax(NamedTuple):
     missing: Float[Array, " n"]
 
 
-def _statistics(x: Rows, y: Rows, beta: Any, noise: Any, block: int | None, ring: _Ring) -> tuple[_Softmax, _Softmax]:
-    """Softmaxes of rows and columns on this device."""
+def _statistics(
+    x: Rows, y: Rows, beta: Any, noise: Any, block: int | None, ring: _Ring, bounded: bool
+) -> tuple[_Softmax, _Softmax]:
+    """Softmaxes of rows and columns on this device; one exponential for both where logits are `bounded`."""
     n, size = x.shape[0], _block(x.shape[0], block)
     target = beta * jnp.sum(x * y, axis=1)
     numbers, targets = _numbers(n, size, ring), _cut(target, size)
@@ -264,19 +301,23 @@ def _statistics(x: Rows, y: Rows, beta: Any, noise: Any, block: int | None, ring
         (x, at_x, i), (y, at_y, j) = row, column
         logits = beta * _product(x, y.T)
         others = (i[:, None] != j[None, :]) & (i >= 0)[:, None] & (j >= 0)[None, :]
+        if bounded:
+            terms = jnp.where(others, jnp.exp(logits), 0)
+            return row_sums + jnp.sum(terms, axis=1), column_sums + jnp.sum(terms, axis=0)
         return (
             _add(row_sums, jnp.where(others, logits - at_x[:, None], -jnp.inf), axis=1),
             _add(column_sums, jnp.where(others, logits - at_y[None, :], -jnp.inf), axis=0),
         )
 
-    none = (jnp.full_like(targets, low), jnp.zeros_like(targets))
+    none = jnp.zeros_like(targets) if bounded else (jnp.full_like(targets, low), jnp.zeros_like(targets))
     rows, columns = (_cut(x, size), targets, numbers), (_cut(y, size), targets, numbers)
     sums = ring.visit(step, rows, none, columns, none)
     # Σ_{j≠i} (M_ij − M_ii), for soft targets: sums of rows are enough.
     total_x, total_y = (ring.sum(jnp.sum(z, axis=0)) for z in (x, y))
     total = n * ring.devices
     found = []
-    for (largest, others), z, opposite in zip(sums, (x, y), (total_y, total_x), strict=True):
+    for sums_of_one, z, opposite in zip(sums, (x, y), (total_y, total_x), strict=True):
+        largest, others = (jnp.zeros_like(targets), sums_of_one * jnp.exp(-targets)) if bounded else sums_of_one
         largest, others = _paste(largest, n), _paste(others, n)
         hard = jnp.where(
             largest <= 0,
@@ -304,7 +345,7 @@ def _add(sums: tuple[Array, Array], excess: Array, axis: int) -> tuple[Array, Ar
 
 def _gradient(
     x: Rows, y: Rows, beta: Any, noise: Any, rows: _Softmax, columns: _Softmax, weights: tuple[float, float],
-    block: int | None, ring: _Ring,
+    block: int | None, ring: _Ring, bounded: bool,
 ) -> tuple[Rows, Rows, Float[Array, ""]]:  # fmt: skip
     """(G Y, Gᵀ X, ‖G‖²) on this device, G = n ∂L/∂M = a (rowsoftmax − T) + b (columnsoftmax − T)."""
     n, size = x.shape[0], _block(x.shape[0], block)
@@ -318,7 +359,10 @@ def _gradient(
     def step(row: Any, row_sums: Any, column: Any, column_sums: Any) -> tuple[Any, Any]:
         (x, lse_x, missing, i), (y, lse_y, j) = row, column
         logits = beta * _product(x, y.T)
-        softmaxes = a * jnp.exp(logits - lse_x[:, None]) + b * jnp.exp(logits - lse_y[None, :])
+        if bounded:
+            softmaxes = jnp.exp(logits) * (a * jnp.exp(-lse_x)[:, None] + b * jnp.exp(-lse_y)[None, :])
+        else:
+            softmaxes = a * jnp.exp(logits - lse_x[:, None]) + b * jnp.exp(logits - lse_y[None, :])
         gradient = jnp.where(i[:, None] == j[None, :], own - missing[:, None], softmaxes - each)
         gradient = jnp.where((i >= 0)[:, None] & (j >= 0)[None, :], gradient, 0)
         on_x, square = row_sums
