@@ -1,15 +1,17 @@
 """One evaluation of the vector field against its floor, and against NumPy and PyTorch.
 
-    python benchmarks/field.py [--pairs 64 256 1024 4096] [--dim 64] [--repeats 7] [--single] [--json FILE]
+    python benchmarks/field.py [--pairs 64 128 ... 8192] [--dim 64] [--repeats 7] [--single] [--json FILE]
 
 The floor is what no evaluation on n×n matrices can avoid: three products of n×n×d (similarities, and the forces on
-both rows) and one exponential of n×n, compiled by XLA in one program. From 1,024 pairs on the field goes through
-tiles, which takes a product more and a quarter of the memory traffic, so that it may fall below this floor. `numpy` is
-the closed form as one would write it, `torch` the loss with automatic differentiation (if PyTorch is installed). All
-alternate within one run; a repeat is the mean of as many calls as take a tenth of a second.
+both rows) and one exponential of n×n, compiled by XLA in one program. Field and floor are evaluated many times within
+one program, each time at slightly other rows, as in a solve. From 256 pairs on the field goes through tiles, which
+takes a product more and a quarter of the memory traffic, so that it may fall below this floor. `numpy` is the closed
+form as one would write it, `torch` the loss with automatic differentiation (if PyTorch is installed). All alternate
+within one run; a repeat is the mean of as many evaluations as take a tenth of a second.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -22,27 +24,58 @@ import numpy as np
 
 import flowsim as fs
 
+#: Evaluates the field so many times.
+Call = Callable[[int], Any]
 
-def ours(image: np.ndarray, text: np.ndarray) -> Callable[[], Any]:
+
+#: Change of the rows from one evaluation to the next.
+STEP = 1e-9
+
+
+def ours(image: np.ndarray, text: np.ndarray) -> Call:
     """The field of `Sphere` with a learnable temperature."""
     flow = fs.GradientFlow()
     state = flow.initial_state(fs.initial.from_arrays(image, text), dtype=image.dtype)
-    field = jax.jit(lambda state: flow.vector_field(1.0, state))
-    return lambda: jax.block_until_ready(field(state))
+
+    def moved(moving: Any) -> Any:
+        velocity = flow.vector_field(1.0, dataclasses.replace(state, moving=moving))
+        return jax.tree.map(lambda x, v: x + x.dtype.type(STEP) * v, moving, velocity)
+
+    return repeated(moved, state.moving)
 
 
-def floor(image: np.ndarray, text: np.ndarray) -> Callable[[], Any]:
+def floor(image: np.ndarray, text: np.ndarray) -> Call:
     """Three products and one exponential."""
 
-    def least(x: jax.Array, y: jax.Array) -> Any:
+    def moved(rows: Any) -> Any:
+        x, y = rows
         weights = jnp.exp(x @ y.T)
-        return weights @ y, weights.T @ x
+        return x + x.dtype.type(STEP) * (weights @ y), y + x.dtype.type(STEP) * (weights.T @ x)
 
-    call, x, y = jax.jit(least), jnp.asarray(image), jnp.asarray(text)
-    return lambda: jax.block_until_ready(call(x, y))
+    return repeated(moved, (jnp.asarray(image), jnp.asarray(text)))
 
 
-def numpy(image: np.ndarray, text: np.ndarray) -> Callable[[], Any]:
+def repeated(function: Callable[[Any], Any], first: Any) -> Call:
+    """`count` evaluations, each of what the one before returned, in one program."""
+
+    @jax.jit
+    def program(first: Any, count: Any) -> Any:
+        return jax.lax.fori_loop(0, count, lambda _, x: function(x), first)
+
+    return lambda count: jax.block_until_ready(program(first, count))
+
+
+def by_python(function: Callable[[], Any]) -> Call:
+    """`count` calls."""
+
+    def call(count: int) -> None:
+        for _ in range(count):
+            function()
+
+    return call
+
+
+def numpy(image: np.ndarray, text: np.ndarray) -> Call:
     """The closed form with n×n matrices."""
     beta, n = image.dtype.type(1 / 0.07), len(image)
 
@@ -55,10 +88,10 @@ def numpy(image: np.ndarray, text: np.ndarray) -> Callable[[], Any]:
         moved = [f - np.sum(f * x, 1, keepdims=True) * x for f, x in zip(forces, (image, text), strict=True)]
         return *moved, -beta * np.sum(gradient * similarity)
 
-    return field
+    return by_python(field)
 
 
-def torch(image: np.ndarray, text: np.ndarray) -> Callable[[], Any] | None:
+def torch(image: np.ndarray, text: np.ndarray) -> Call | None:
     """Cross entropies of the logits, differentiated automatically."""
     try:
         import torch as t
@@ -73,7 +106,7 @@ def torch(image: np.ndarray, text: np.ndarray) -> Callable[[], Any] | None:
         loss = (t.nn.functional.cross_entropy(logits, labels) + t.nn.functional.cross_entropy(logits.T, labels)) / 2
         return t.autograd.grad(loss, (x, y, nu))
 
-    return field
+    return by_python(field)
 
 
 KINDS = {"field": ours, "floor": floor, "numpy": numpy, "torch": torch}
@@ -87,15 +120,14 @@ def measure(pairs: int, dim: int, dtype: Any, repeats: int) -> dict[str, Any]:
     calls = {name: call for name, make in KINDS.items() if (call := make(*rows)) is not None}
     counts, seconds = {}, {name: [] for name in calls}
     for name, call in calls.items():
-        call()  # compiles
+        call(1)  # compiles
         begin = time.perf_counter()
-        call()
-        counts[name] = max(1, int(0.1 / (time.perf_counter() - begin)))
+        call(2)
+        counts[name] = max(1, int(0.2 / (time.perf_counter() - begin)))
     for _ in range(repeats):
         for name, call in calls.items():
             begin = time.perf_counter()
-            for _ in range(counts[name]):
-                call()
+            call(counts[name])
             seconds[name].append((time.perf_counter() - begin) / counts[name])
     ratios = {name: [a / b for a, b in zip(values, seconds["floor"], strict=True)] for name, values in seconds.items()}
     return {"pairs": pairs, "dim": dim, "dtype": np.dtype(dtype).name, "seconds": seconds, "ratios": ratios}
@@ -103,7 +135,7 @@ def measure(pairs: int, dim: int, dtype: Any, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[64, 256, 1024, 4096])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096, 8192])
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--single", action="store_true", help="float32 instead of float64")

@@ -167,8 +167,19 @@ def _field_in_log_time(s: Any, moving: Moving, args: tuple[GradientFlow, Task]) 
     return jax.tree.map(lambda v: jnp.exp(s) * v, velocity)
 
 
+@eqx.filter_jit
+def _field(flow: GradientFlow, t: Any, state: State, horizon: Any) -> Moving:
+    # A program of its own within a segment's, so that it is traced once and not wherever diffrax asks for it.
+    return flow.vector_field(t, state, horizon)
+
+
+@eqx.filter_jit
+def _force_scale(flow: GradientFlow, t: Any, state: State, horizon: Any) -> Any:
+    return flow.force_scale(t, state, horizon)
+
+
 def _velocity(flow: GradientFlow, t: Any, state: State, task: Task) -> Moving:
-    velocity = flow.vector_field(t, state, task.horizon)
+    velocity = _field(flow, t, state, task.horizon)
     if _clamped(flow):
         assert velocity.raw is not None
         held = jnp.where(task.pinned == 0, velocity.raw, jnp.zeros_like(velocity.raw))
@@ -196,7 +207,7 @@ def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str
         low, high = temperature.raw_bounds()
         # The slack lets a trajectory start from the bound itself.
         free = jnp.minimum(raw - low, high - raw) + 1e-12 * (1 + jnp.abs(raw))
-        outward = task.pinned * flow.vector_field(t, state, task.horizon).raw
+        outward = task.pinned * _field(flow, t, state, task.horizon).raw
         found["clamp"] = jnp.where(task.pinned == 0, free, outward)
     return found
 
@@ -252,7 +263,7 @@ def _is_steady(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
     eps = jnp.finfo(dtype).eps
     t1 = task.ts[-1]
     moving = state.moving
-    force = flow.force_scale(t, state, task.horizon)
+    force = _force_scale(flow, t, state, task.horizon)
     log_gamma = flow.geometry.log_gamma(moving.position)
     settled = jnp.asarray(flow.schedule.temperature.constant) | (t >= task.horizon)
     if log_gamma is not None:
@@ -334,7 +345,7 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
         log_time=log_time,
         events=events,
         finished=finished,
-        force=flow.force_scale(jnp.expm1(log_time), ended, task.horizon),
+        force=_force_scale(flow, jnp.expm1(log_time), ended, task.horizon),
         accepted=solution.stats["num_accepted_steps"],
         rejected=solution.stats["num_rejected_steps"],
     )

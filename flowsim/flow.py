@@ -119,7 +119,7 @@ class GradientFlow(Described):
     def initial_state(self, start: Start, seed: int = 0, dtype: Any = np.float64) -> State:
         """The state at a start; call it inside `jax.enable_x64(True)` for float64."""
         moving, constants = to_device(self.place(start), dtype)
-        return self.complete(moving, constants, jax.random.key(seed))
+        return self.complete(moving, constants, seed)
 
     def place(self, start: Start) -> tuple[Moving, Constants]:
         """Unknowns and the geometry's constants at a start (NumPy).
@@ -144,11 +144,18 @@ class GradientFlow(Described):
             placed.append((Moving(position, raw, bias), constants))
         return placed
 
-    def complete(self, moving: Moving, constants: Constants, key: Array) -> State:
-        """The state of what `place` returned, with masks and targets drawn by a key."""
+    def complete(self, moving: Moving, constants: Constants, seed: Any) -> State:
+        """The state of what `place` returned, with masks and targets drawn by `seed`."""
         state = State(moving, constants, Targets(), None)
-        masks, targets = self.draw(key, state)
+        if not self.draws:
+            return state
+        masks, targets = self.draw(jax.random.key(seed), state)
         return State(moving, constants, targets, masks)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a state has masks or targets to draw; random keys cost a program of their own."""
+        return self.schedule.swap.active or not isinstance(self.pairing, Matched)
 
     def draw(self, key: Array, state: State) -> tuple[Array | None, Targets]:
         """Masks of the swap and targets of the pairing for a key."""

@@ -317,8 +317,8 @@ def exponent(result: Result, name: str = "modality_gap", ax: Axes | None = None,
     """The local power p(t) = −d ln Δ / d ln ln t of a recorded quantity, against flow time; `law`: its limit.
 
     A gap that closes like Δ ~ (ln t)^−p settles at p: 2s²/r for γ on parallel cones, s²/(rn) for rings on the sphere
-    (see `fs.theory.predict`), for learnable temperatures and late times. For "gamma" it is taken of ln γ, which does not underflow. Times up to t = e are left
-    out. Raises `FlowsimError` if `name` was not recorded.
+    (see `fs.theory.predict`), for learnable temperatures and late times. For "gamma" it is taken of ln γ, which does
+    not underflow. Times up to t = e are left out. Raises `FlowsimError` if `name` was not recorded.
 
     Examples:
         >>> import flowsim as fs

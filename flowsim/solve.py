@@ -121,7 +121,8 @@ def simulate(
     store_programs()
     with contextlib.ExitStack() as stack, jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
         flow_ = to_device(flow, dtype)
-        state = flow_.initial_state(start_, seed, dtype)
+        # Placed in NumPy: JAX would compile a program for every number on the way.
+        state = flow_.complete(*to_device(flow.place(start_), dtype), seed)
         for name, value in moved.items():
             state = eqx.tree_at(lambda s, name=name: getattr(s.moving, name), state, jnp.asarray(value, dtype))
         place, mesh = _placing(flow_, state, devices)

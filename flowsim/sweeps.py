@@ -382,7 +382,7 @@ def _chunk(
         starts: list[Start] = []
         for shared in _runs_of(jobs, lambda job: job.start):
             starts += as_starts(shared[0].start, [job.seed for job in shared])
-        lanes = _lanes(starts[0].pairs)
+        lanes = lanes_of(starts[0].pairs)
         states = _initial_states(jobs, starts, lanes, options)
         size = 8 * len(ts) * len(jobs) * sum(x.size for x in jax.tree.leaves(states[0].moving))
         kept = ts if size <= _STATE_BYTES else ts[-1:]
@@ -428,7 +428,7 @@ def _observe(chains: list[Chain], lanes: int, options: Options, structure: Any, 
             chain.fill({name: values[i] for name, values in found.items()})
 
 
-def _lanes(pairs: int) -> int:
+def lanes_of(pairs: int) -> int:
     """How many runs of so many pairs go through one compiled call: a power of two."""
     fit = max(1, _CACHE_BYTES // (8 * pairs**2))
     return min(_MOST_LANES, 1 << (fit.bit_length() - 1))
@@ -458,7 +458,7 @@ def _runs_of(items: Iterable[_T], key: Callable[[_T], object]) -> Iterable[list[
 
 @eqx.filter_jit
 def _complete(flows: GradientFlow, movings: Moving, constants: Any, seeds: Any) -> State:
-    return eqx.filter_vmap(lambda f, m, c, s: f.complete(m, c, jax.random.key(s)))(flows, movings, constants, seeds)
+    return eqx.filter_vmap(lambda f, m, c, s: f.complete(m, c, s))(flows, movings, constants, seeds)
 
 
 def _initial_states(jobs: list[_Job], starts: list[Start], lanes: int, options: Options) -> list[State]:
@@ -467,6 +467,9 @@ def _initial_states(jobs: list[_Job], starts: list[Start], lanes: int, options: 
         placed = []
         for shared in _runs_of(part, lambda item: item[0].flow):
             placed += shared[0][0].flow.place_all([start for _, start in shared])
+        if not part[0][0].flow.draws:
+            states += [part[0][0].flow.complete(*to_numpy(one), 0) for one in placed]
+            continue
         size = _padded(len(part), lanes)
         flows = _stack([job.flow for job, _ in part], size, options.dtype)
         movings = _stack([moving for moving, _ in placed], size, options.dtype)
