@@ -187,6 +187,11 @@ def _velocity(flow: GradientFlow, t: Any, state: State, task: Task) -> Moving:
     return velocity
 
 
+def _tiny(dtype: Any) -> float:
+    """What counts as nothing where a crossing is located; single precision cannot tell less apart."""
+    return 1e-12 if dtype == np.float64 else 1e-6
+
+
 def _clamped(flow: GradientFlow) -> bool:
     temperature = flow.schedule.temperature
     return isinstance(temperature, Learnable) and temperature.clamp is not None
@@ -206,7 +211,7 @@ def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str
         assert raw is not None
         low, high = temperature.raw_bounds()
         # The slack lets a trajectory start from the bound itself.
-        free = jnp.minimum(raw - low, high - raw) + 1e-12 * (1 + jnp.abs(raw))
+        free = jnp.minimum(raw - low, high - raw) + _tiny(raw.dtype) * (1 + jnp.abs(raw))
         outward = task.pinned * _field(flow, t, state, task.horizon).raw
         found["clamp"] = jnp.where(task.pinned == 0, free, outward)
     return found
@@ -236,20 +241,19 @@ def _event(flow: GradientFlow, task: Task, watch: bool, locate: bool) -> diffrax
         return jnp.where(_is_steady(flow, t, state, task), -jnp.ones_like(zero), zero)
 
     if locate:
-        return diffrax.Event(_on_state(nearest), optx.Bisection(1e-12, 1e-12, flip="detect"))
+        tolerance = _tiny(task.ts.dtype)
+        return diffrax.Event(_on_state(nearest), optx.Bisection(tolerance, tolerance, flip="detect"))
     conditions = {"steady": _on_state(_is_steady)} if watch else {}
     conditions |= {name: crossed(name) for name in names}
     return diffrax.Event(conditions) if conditions else None
 
 
 def _cause(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str, Any]:
-    """Which condition ended a located segment, given its last state."""
+    """Which condition ended a located segment, given its last state: rest, or the crossing that is nearest."""
     crossings = _crossings(flow, t, state, task)
-    causes = {k: v < 1e-9 for k, v in crossings.items() if k != "clamp"}
-    causes["steady"] = _is_steady(flow, t, state, task)
-    if "clamp" in crossings:
-        causes["clamp"] = ~jnp.any(jnp.stack(list(causes.values())))
-    return causes
+    steady = _is_steady(flow, t, state, task)
+    nearest = jnp.min(jnp.stack(list(crossings.values()))) if crossings else 0.0
+    return {"steady": steady, **{name: ~steady & (value <= nearest) for name, value in crossings.items()}}
 
 
 def _is_steady(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
@@ -619,7 +623,7 @@ def _initially_pinned(flow: GradientFlow, state: State, t0: float, horizon: floa
     low, high = (float(b) for b in flow.schedule.temperature.raw_bounds())  # pyright: ignore
     raw = float(state.moving.raw)  # pyright: ignore[reportArgumentType]
     velocity = float(flow.vector_field(t0, state, horizon).raw)  # pyright: ignore[reportArgumentType]
-    tiny = 1e-12 * (1 + abs(raw))
+    tiny = _tiny(state.moving.raw.dtype) * (1 + abs(raw))  # pyright: ignore[reportOptionalMemberAccess]
     return int(raw >= high - tiny and velocity > 0) - int(raw <= low + tiny and velocity < 0)
 
 

@@ -23,19 +23,22 @@ from flowsim._arrays import check, check_number, to_numpy
 from flowsim.chain import Seen, is_filled
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, Moving, State
+from flowsim.geometry import Sphere
 from flowsim.pairing import FreshRepairing
 from flowsim.result import Status
 from flowsim.rules import GradientDescent
 from flowsim.swaps import step_weights
-from flowsim.temperature import Learnable
+from flowsim.temperature import Identity, Learnable
 
 #: Steps at which observables are recorded, about; evenly in the logarithm.
 OUTPUTS = 257
 
 
 def _not_scalars(moving: Moving) -> Any:
-    """Weight decay acts on the position alone: a decaying ν or b would be a force of its own."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].name == "position", moving)
+    """Weight decay acts on rows and weights alone: a decaying ν, b or ln γ would be a force of its own."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[0].name == "position" and path[-1].name != "log_gamma", moving
+    )
 
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
@@ -58,6 +61,7 @@ class Discrete:
     status: Status
     t: float
     label: str
+    is_descent: bool
     stats: dict[str, float]
     clock: np.ndarray
     steps: int
@@ -103,13 +107,12 @@ def run(
     rates_ = jnp.asarray(rates, dtype)
     for begin, end in itertools.pairwise(outputs):
         span = (np.asarray(begin), np.asarray(end), np.asarray(float(steps)))
-        moving, memory = _advance(flow, state, moving, memory, rates_, span, np.uint32(seed), transform)
+        moving, memory, left = _advance(flow, state, moving, memory, rates_, span, np.uint32(seed), transform)
         host = to_numpy(moving)
-        log_gamma = flow.geometry.log_gamma(host.position)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(host)):
             status = Status.NON_FINITE
-        elif log_gamma is not None and log_gamma >= 0 and state.constants.sign != 0:
-            status = Status.GAMMA_ONE
+        else:
+            status = next((_LEFT[name] for name, is_left in to_numpy(left).items() if is_left), status)
         if status is not Status.COMPLETED:
             break
         saved.append(host)
@@ -120,6 +123,7 @@ def run(
     times = t0 + elapsed[outputs]
     return Discrete(
         flow, state, times, times, states, status, float(times[reached]), label,
+        optimizer in ("sgd", optax.sgd),
         {"steps": int(outputs[reached]), "rejected": 0, "segments": 1, "unknowns": unknowns},
         outputs.astype(dtype), int(steps),
     )  # fmt: skip
@@ -169,38 +173,60 @@ def _output_steps(steps: int) -> np.ndarray:
 def _advance(
     flow: GradientFlow, state: State, moving: Moving, memory: Any, rates: Any, span: Any, seed: Any,
     transform: optax.GradientTransformation,
-) -> tuple[Moving, Any]:  # fmt: skip
-    """From step `begin` to `end` of `span` = (begin, end, number of all steps)."""
+) -> tuple[Moving, Any, dict[str, Any]]:  # fmt: skip
+    """From step `begin` to `end` of `span` = (begin, end, number of all steps); what the flow left on the way."""
     begin, end, total = span
-    plain, ratio, bias_rate = _with_unit_ratios(flow)
+    plain, rate_of_rows, ratio, bias_rate = _with_unit_ratios(flow)
     key = jax.random.key(seed)
 
-    def step(k: Any, carry: tuple[Moving, Any]) -> tuple[Moving, Any]:
-        moving, memory = carry
+    def step(k: Any, carry: Any) -> Any:
+        moving, memory, left = carry
         here, sampled = _sampled(plain, dataclasses.replace(state, moving=moving), jax.random.fold_in(key, k))
         velocity = here.vector_field(jnp.asarray(k, total.dtype), sampled, total)
         gradient = jax.tree.map(jnp.negative, velocity)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where the session forbids it
             updates, memory = transform.update(gradient, memory, moving)  # pyright: ignore[reportArgumentType]
         rate = rates[jnp.minimum(k, rates.shape[0] - 1)]
-        position = jax.tree.map(lambda x, u: x + rate * u, moving.position, updates.position)  # pyright: ignore
         # Ratios of learning rates scale the step: scaling the gradient would do nothing to Adam.
+        position = jax.tree.map(lambda x, u: x + rate * rate_of_rows * u, moving.position, updates.position)  # pyright: ignore
         raw = None if moving.raw is None else moving.raw + rate * ratio * updates.raw  # pyright: ignore
         bias = None if moving.bias is None else moving.bias + rate * bias_rate * updates.bias  # pyright: ignore
-        return Moving(flow.geometry.retract(position), _clamped(flow, raw), bias), memory
+        moving = Moving(flow.geometry.retract(position), _clamped(flow, raw), bias)
+        here_left = _outside(flow, dataclasses.replace(state, moving=moving))
+        return moving, memory, jax.tree.map(jnp.logical_or, left, here_left)
 
-    return jax.lax.fori_loop(begin, end, step, (moving, memory))
+    none = jax.tree.map(jnp.zeros_like, _outside(flow, dataclasses.replace(state, moving=moving)))
+    return jax.lax.fori_loop(begin, end, step, (moving, memory, none))
 
 
-def _with_unit_ratios(flow: GradientFlow) -> tuple[GradientFlow, Any, Any]:
-    """The flow with learning-rate ratios 1, and what the ratios of ν and b were (None: b is not trained)."""
-    ratio, bias_rate = 1.0, getattr(flow.loss, "bias_rate", None)
+#: Ways out of a flow's domain, and the status that ends a run there.
+_LEFT = {"gamma": Status.GAMMA_ONE, "temperature": Status.TEMPERATURE_INFINITE}
+
+
+def _outside(flow: GradientFlow, state: State) -> dict[str, Any]:
+    """Whether γ has reached 1, and whether β has reached 0; what this flow cannot leave is not listed."""
+    found = {}
+    if (log_gamma := flow.geometry.log_gamma(state.moving.position)) is not None:
+        found["gamma"] = (log_gamma >= 0) & (state.constants.sign != 0)
+    policy = flow.schedule.temperature
+    if isinstance(policy, Learnable) and isinstance(policy.parametrization, Identity):
+        assert state.moving.raw is not None
+        found["temperature"] = jnp.asarray(state.moving.raw <= 0)
+    return found
+
+
+def _with_unit_ratios(flow: GradientFlow) -> tuple[GradientFlow, Any, Any, Any]:
+    """The flow with learning-rate ratios 1, and what those of rows, ν and b were (None: b is not trained)."""
+    rows, ratio, bias_rate = 1.0, 1.0, getattr(flow.loss, "bias_rate", None)
+    if isinstance(flow.geometry, Sphere):
+        rows = flow.geometry.embedding_rate
+        flow = eqx.tree_at(lambda f: f.geometry.embedding_rate, flow, jnp.ones_like(rows))
     if isinstance(flow.schedule.temperature, Learnable):
         ratio = flow.schedule.temperature.lr_ratio
         flow = eqx.tree_at(lambda f: f.schedule.temperature.lr_ratio, flow, jnp.ones_like(ratio))
     if bias_rate is not None:
         flow = eqx.tree_at(lambda f: f.loss.bias_rate, flow, jnp.ones_like(bias_rate))
-    return flow, ratio, bias_rate
+    return flow, rows, ratio, bias_rate
 
 
 def _clamped(flow: GradientFlow, raw: Any) -> Any:

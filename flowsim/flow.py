@@ -37,6 +37,7 @@ from flowsim.numerics import tiled
 from flowsim.pairing import AbstractPairing, Matched, Targets
 from flowsim.rules import AbstractRule, GradientDescent
 from flowsim.schedules import Schedule
+from flowsim.swaps import HardSwap
 
 
 @bundle
@@ -133,13 +134,20 @@ class GradientFlow(Described):
         # Looking up a method of an equinox module takes longer than most of what is done here.
         place, raw = self.geometry.place, optional_number(self.schedule.temperature.initial_raw())
         bias = self.loss.bias if isinstance(self.loss, AbstractLoss) and self._bias_rate is not None else None
-        needs_rows = self.schedule.swap.active or isinstance(self.loss, AbstractRowLoss)
+        swap = self.schedule.swap
+        needs_rows = swap.active or isinstance(self.loss, AbstractRowLoss)
+        by_entry = swap.active and not (isinstance(swap, HardSwap) and swap.by == "row")
         placed = []
         for start in starts:
             position, constants = place(start)
             if needs_rows and start.image is None and start.similarity is not None:
                 raise FlowsimError(
                     "Swaps and losses of rows need rows, but the start holds only similarities. Give rows."
+                )
+            if by_entry and getattr(constants, "basis", None) is not None and constants.sign == 0:
+                raise FlowsimError(
+                    "Swaps of entries in a random basis open cones of height 0, to which side is chance. Use a positive "
+                    "height, the geometry `Sphere`, or swaps of rows."
                 )
             placed.append((Moving(position, raw, bias), constants))
         return placed
@@ -309,7 +317,9 @@ class GradientFlow(Described):
         """The velocity that the rule makes of −∂L/∂θ; learning-rate ratios multiply what it returns."""
         if isinstance(self.rule, GradientDescent):
             return velocity
-        position = self.geometry.project(moving.position, jax.tree.map(self.rule.velocity, velocity.position))
+        rate = self.geometry.embedding_rate if isinstance(self.geometry, Sphere) else 1.0
+        moved = jax.tree.map(lambda v: rate * self.rule.velocity(v / rate), velocity.position)
+        position = self.geometry.project(moving.position, moved)
         raw, bias = velocity.raw, velocity.bias
         if raw is not None:
             ratio = self.schedule.temperature.lr_ratio  # pyright: ignore[reportAttributeAccessIssue]

@@ -353,7 +353,8 @@ class Parallel(AbstractGeometry):
             image_force, text_force = image_force @ constants.basis, text_force @ constants.basis
         inner = jnp.sum(image_force[:, :-1] * image) + jnp.sum(text_force[:, :-1] * text)
         outer = jnp.sum(image_force[:, -1]) - jnp.sum(text_force[:, -1])
-        # d ln γ = dγ/γ; every force along the axis is proportional to γ, which is zero with it.
+        # d ln γ = dγ/γ; every force along the axis is proportional to γ, which is zero with it (where swaps mix the
+        # axis with the rest it is not, and `GradientFlow.place` refuses γ = 0).
         safe = jnp.where(gamma == 0, 1.0, gamma)
         log_velocity = jnp.where(gamma == 0, 0.0, outer / safe - inner / radius)
         return ConePosition(

@@ -220,6 +220,11 @@ class Result:
             return self._snapshot(int(exact[0]))
         if not self.status.ok and t > self.status.stopped_at:
             raise FlowsimError(f"The run ended at t = {self.status.stopped_at:g}: {self.status.sentence}")
+        if self.resolve is not None and t < self.snapshot_time[0]:
+            raise FlowsimError(
+                f"Embeddings are stored from t = {self.snapshot_time[0]:g} on. Simulate with an earlier time in "
+                "`snapshots=`."
+            )
         if self.resolve is None:
             near = self.snapshot_time[np.argmin(np.abs(np.log1p(self.snapshot_time) - np.log1p(t)))]
             raise FlowsimError(f"No snapshot is stored at t = {t:g}. The nearest is at t = {near:g}.")

@@ -31,10 +31,13 @@ from flowsim.discrete import Discrete
 from flowsim.discrete import run as run_discrete
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, State, as_start
+from flowsim.geometry import Parallel, Reduced
 from flowsim.initial import AbstractRecipe, Start
+from flowsim.losses import DirectedInfoNCE, InfoNCE
 from flowsim.numerics import store_programs, tiled
 from flowsim.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, SimulationStopped, Status, load_result
-from flowsim.temperature import Learnable
+from flowsim.rules import GradientDescent
+from flowsim.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
 from flowsim.times import output_times
 
 DEFAULT_OBSERVABLES = (
@@ -86,11 +89,12 @@ def simulate(
     - `rtol`, `atol`: tolerances of the step controller, on unit rows, ln γ and ν.
     - `method`: "explicit" (Dopri8), "implicit" (Kvaerno5, dense), "stabilised" (Runge-Kutta-Chebyshev);
       default: explicit, then a stiff one if needed. The result says which.
-    - `snapshots`: times among the outputs at which embeddings are stored; default all, if they fit.
+    - `snapshots`: times among the outputs at which embeddings are stored, beside the last one, from which a run can
+      be continued; default all, if they fit.
     - `observables`: names recorded at every output time; see `fs.observables.names()`.
     - `precision`: "float32" is for speed on short horizons; it is refused beyond t1 = 1e6.
     - `optimizer`: instead of the flow, take `steps` discrete steps of learning rate `lr` (a number, or an optax
-      schedule) with "sgd", "momentum" (0.9), "adam", "adamw" (weight decay 0.1 on the position), or a function
+      schedule) with "sgd", "momentum" (0.9), "adam", "adamw" (weight decay 0.1 on rows or weights), or a function
       of the learning rate that returns an optax transformation. Without `t1` and `ts`: outputs are log-spaced
       steps, and `time` is Σ learning rates (flow time for "sgd" only). See `discrete`.
     - `devices`: for many pairs (see `GradientFlow.is_tiled`), the number of JAX devices, or the devices, among
@@ -274,7 +278,7 @@ def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -
             missing.size == 0,
             f"Snapshot time {missing[0] if missing.size else 0:g} is not an output time. Add it to `ts`.",
         )
-        return np.sort(wanted)
+        return np.union1d(wanted, ts[-1:])
     size = 8 * sum(x.size for x in jax.tree.leaves(state.moving))
     count = int(min(len(ts), max(2, _SNAPSHOT_BYTES // max(size, 1))))
     return ts[np.unique(np.linspace(0, len(ts) - 1, count).round().astype(int))]
@@ -318,7 +322,7 @@ def _assemble(
         constants=fixed,
         reasons=reasons,
         resolve=_resolve if isinstance(chain, Chain) else None,
-        clock=FLOW_TIME if isinstance(chain, Chain) or chain.label == "sgd" else SUM_OF_RATES,
+        clock=FLOW_TIME if isinstance(chain, Chain) or chain.is_descent else SUM_OF_RATES,
     )
     if isinstance(chain, Chain):
         result.stats.update(_diagnose(flow, result))
@@ -335,9 +339,13 @@ def _diagnose(flow: GradientFlow, result: Result) -> dict[str, float]:
         loss = s["loss"][finite]
         found["loss_increase"] = float(np.max(np.diff(loss) / np.maximum(loss[:-1], 1e-300), initial=0.0))
     conserved = (
-        flow.geometry.has_gamma
+        isinstance(flow.geometry, Parallel | Reduced)
+        and isinstance(flow.rule, GradientDescent)
+        # The constant −βγ² of the logits drops out of softmaxes alone.
+        and isinstance(flow.loss, InfoNCE | DirectedInfoNCE)
         and isinstance(temperature, Learnable)
         and temperature.clamp is None
+        and type(temperature.parametrization) in (Exp, ScaledExp, Softplus, Identity)
         and not flow.schedule.swap.active
         and {"log_gamma", "inverse_temperature"} <= s.keys()
         and float(temperature.lr_ratio) > 0

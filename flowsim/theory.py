@@ -837,6 +837,7 @@ def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None
         (config["loss"]["kind"] != "InfoNCE", f"the loss `{config['loss']['kind']}`"),
         (config["pairing"]["kind"] != "Matched", f"the pairing `{config['pairing']['kind']}`"),
         (config["schedule"]["swap"]["kind"] != "NoSwap", "swaps"),
+        (config["rule"]["kind"] != "GradientDescent", f"the rule `{config['rule']['kind']}`"),
         (policy["kind"] not in ("Learnable", "Fixed"), f"the temperature policy `{policy['kind']}`"),
         (policy.get("clamp") is not None, "a clamped temperature"),
     ]
@@ -850,7 +851,7 @@ def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None
         [
             (bool(max(np.ptp(np.diagonal(z)), np.ptp(off)) > 1e-12), "a similarity matrix without constant margin"),
             (margin <= 0, "mismatched pairs"),
-            (geometry == "Parallel" and bool(abs(np.mean(off) + 1 / (n - 1)) > 1e-12), "directions that move"),
+            (geometry == "Parallel" and not _is_simplex(z), "directions that move"),
         ]
     )
     times = output_times(t1, ts)
@@ -894,6 +895,12 @@ def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None
         if cones.image is not None
         else {"modality_gap": "needs rows, but the start holds only similarities"},
     )
+
+
+def _is_simplex(z: np.ndarray) -> bool:
+    """Whether Z is that of x_i = y_i at the corners of a regular simplex: 1, and −1/(n − 1) elsewhere."""
+    n = len(z)
+    return bool(np.abs(z - np.where(np.eye(n, dtype=bool), 1.0, -1 / (n - 1))).max() <= 1e-12)
 
 
 def _log_or_zero(value: float) -> float:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import flowsim as fs
-from flowsim.temperature import Fixed, Learnable
+from flowsim.temperature import Fixed, Identity, Learnable
 
 START = fs.initial.cones(pairs=6, dim=4)
 
@@ -68,6 +68,44 @@ def test_adamw_leaves_the_temperature_alone():
     ours = fs.simulate(fs.GradientFlow(), START, optimizer="adamw", lr=1e-2, steps=50).series["raw"][-1]
     other = fs.simulate(fs.GradientFlow(), START, optimizer=decayed, lr=1e-2, steps=50).series["raw"][-1]
     assert abs(ours - plain) < 0.1 * abs(other - plain)
+
+
+def test_adamw_does_not_decay_the_height_of_cones():
+    """A decaying ln γ would send γ to 1."""
+    flow, start = fs.GradientFlow(fs.Reduced(), Fixed(0.01)), fs.initial.orthonormal(6, gamma=1e-3)
+    run = fs.simulate(flow, start, optimizer="adamw", lr=1e-2, steps=100)
+    assert run.series["gamma"][-1] <= 1e-3 * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_rate_of_the_embeddings_scales_their_step(optimizer):
+    moved = []
+    for rate in (1.0, 0.25):
+        run = fs.simulate(fs.GradientFlow(fs.Sphere(rate)), START, optimizer=optimizer, lr=1e-6, steps=1)
+        moved.append(run.snapshots["image"][-1] - run.snapshots["image"][0])
+    np.testing.assert_allclose(moved[1], 0.25 * moved[0], atol=1e-10)
+    assert np.abs(moved[0]).max() > 1e-8
+
+
+@pytest.mark.parametrize(
+    ("flow", "start", "status"),
+    [
+        (fs.GradientFlow(schedule=Learnable(0.5, Identity())), fs.initial.rings(), fs.Status.TEMPERATURE_INFINITE),
+        (fs.GradientFlow(fs.Parallel(), Learnable(0.02)), fs.initial.uniform(8, 2, gamma=0.1), fs.Status.GAMMA_ONE),
+    ],
+)
+def test_a_run_that_leaves_the_flow_ends_with_a_status(flow, start, status):
+    run = fs.simulate(flow, start, optimizer="sgd", lr=0.05, steps=400, seed=1, throw=False)
+    assert run.status.code is status
+    assert np.isnan(run.series["temperature"][-1])
+    reached = run.series["inverse_temperature"][np.isfinite(run.series["inverse_temperature"])]
+    assert reached.min() > 0
+
+
+def test_only_plain_sgd_keeps_flow_time():
+    momentum = functools.partial(optax.sgd, momentum=0.9)
+    clocks = [fs.simulate(fs.GradientFlow(), START, optimizer=o, lr=1e-3, steps=2).clock for o in (optax.sgd, momentum)]
+    assert clocks == ["flow time", "sum of learning rates"]
 
 
 def test_rows_stay_on_the_sphere_and_the_clamp_holds():

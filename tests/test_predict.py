@@ -6,6 +6,8 @@ import pytest
 import flowsim as fs
 from flowsim.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
 
+#: Two images, whose mean similarity to the other text is that of a simplex, though they are none.
+OPPOSED = np.array([[1.0, 0.0], [np.cos(2.0), np.sin(2.0)]])
 NAMES = ("modality_gap", "log_gamma", "inverse_temperature", "loss", "margin")
 
 
@@ -39,6 +41,8 @@ def test_simplex_directions_stand_still_on_parallel_cones():
         (fs.GradientFlow(fs.Reduced(), "HS 1"), fs.initial.orthonormal(4, 0.3), "swaps"),
         (fs.GradientFlow(fs.Reduced()), fs.initial.uniform(4, 4, 0.3), "without constant margin"),
         (fs.GradientFlow(fs.Parallel()), fs.initial.orthonormal(4, 0.3), "directions that move"),
+        (fs.GradientFlow(fs.Parallel()), fs.initial.from_arrays(OPPOSED, -OPPOSED[::-1], gamma=0.3), "that move"),
+        (fs.GradientFlow(fs.Reduced(), rule=fs.AdamLimit()), fs.initial.orthonormal(4, 0.3), "the rule `AdamLimit`"),
         (fs.GradientFlow(fs.Reduced(), pairing=fs.LabelNoise(0.1)), fs.initial.orthonormal(4, 0.3), "`LabelNoise`"),
         (fs.GradientFlow(fs.Reduced()), fs.initial.from_similarity(-np.eye(3), 0.3), "mismatched pairs"),
     ],

@@ -309,6 +309,46 @@ def test_works_in_a_32_bit_session_and_leaves_it_alone():
     assert not jax.config.jax_enable_x64
 
 
+@pytest.mark.parametrize(
+    ("flow", "start", "t1", "status"),
+    [
+        (fs.GradientFlow(schedule=Learnable(clamp=(0.06, 0.5))), RINGS, 10.0, fs.Status.COMPLETED),
+        (fs.GradientFlow(fs.Parallel(), Learnable(0.02)), fs.initial.uniform(8, 2, 0.1), 2.0, fs.Status.GAMMA_ONE),
+        (fs.GradientFlow(schedule=Learnable(0.5, Identity())), RINGS, 20.0, fs.Status.TEMPERATURE_INFINITE),
+    ],
+)
+def test_single_precision_finds_crossings(flow, start, t1, status):
+    single, exact = (fs.simulate(flow, start, t1=t1, seed=1, precision=p, throw=False) for p in ("float32", "float64"))
+    assert single.status.code is exact.status.code is status
+    assert single.status.stopped_at == pytest.approx(exact.status.stopped_at, rel=1e-2)
+    held = np.isfinite(single.series["temperature"]) & np.isfinite(exact.series["temperature"])
+    if status is fs.Status.COMPLETED:
+        assert single.series["temperature"].max() == pytest.approx(0.5, rel=1e-5)
+        np.testing.assert_allclose(single.series["temperature"][held], exact.series["temperature"][held], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("flow", "reported"),
+    [
+        (fs.GradientFlow(fs.Reduced()), True),
+        (fs.GradientFlow(fs.Reduced(), loss=fs.Sigmoid()), False),
+        (fs.GradientFlow(fs.Reduced(), rule=fs.AdamLimit()), False),
+    ],
+)
+def test_the_conserved_quantity_is_reported_only_where_it_is_conserved(flow, reported):
+    found = fs.simulate(flow, fs.initial.orthonormal(4, 0.3), t1=1.0).stats.get("conserved_residual")
+    assert (found is not None) == reported
+    assert found is None or found < 1e-8
+
+
+def test_snapshots_keep_the_end_and_say_where_they_begin():
+    early = fs.simulate(fs.GradientFlow(), RINGS, ts=[0.0, 1.0, 10.0], snapshots=[0.0])
+    assert fs.simulate(fs.GradientFlow(), early, t1=20.0).time[0] == 10.0
+    late = fs.simulate(fs.GradientFlow(), RINGS, ts=[1.0, 5.0, 10.0], snapshots=[10.0])
+    with pytest.raises(fs.FlowsimError, match="stored from t = 10 on"):
+        late.at(5.5)
+
+
 @pytest.mark.slow
 def test_single_precision_is_explicit():
     result = fs.simulate(fs.GradientFlow(), RINGS, t1=1e3, precision="float32")
@@ -355,7 +395,7 @@ def test_streamed_and_stored_observables_agree():
     stored = fs.simulate(fs.GradientFlow(), RINGS, ts=ts, observables=names)
     streamed = fs.simulate(fs.GradientFlow(), RINGS, ts=ts, observables=names, snapshots=[10.0])
     assert list(stored.series) == list(names)
-    assert list(streamed.snapshot_time) == [10.0]
+    assert list(streamed.snapshot_time) == [10.0, 100.0]
     for name in names:
         np.testing.assert_allclose(streamed.series[name], stored.series[name], rtol=1e-7)
 
