@@ -146,8 +146,8 @@ class GradientFlow(Described):
                 )
             if by_entry and getattr(constants, "basis", None) is not None and constants.sign == 0:
                 raise FlowsimError(
-                    "Swaps of entries in a random basis open cones of height 0, to which side is chance. Use a positive "
-                    "height, the geometry `Sphere`, or swaps of rows."
+                    "Swaps of entries in a random basis open cones of height 0, to which side is chance. Use a height "
+                    "above 0, the geometry `Sphere`, or swaps of rows."
                 )
             placed.append((Moving(position, raw, bias), constants))
         return placed

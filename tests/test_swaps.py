@@ -126,7 +126,7 @@ def test_bad_input_gets_one_sentence(act, message):
 def test_swaps_of_entries_in_a_random_basis_need_a_height():
     flow = fs.GradientFlow(fs.Parallel(), fs.Schedule(swap=fs.HardSwap(1.0, masks=2)))
     cones = fs.initial.cones(4, 4, height=0.0, random_basis=True)
-    with pytest.raises(fs.FlowsimError, match="Use the geometry `Sphere`"):
+    with pytest.raises(fs.FlowsimError, match="Use a height above 0"):
         fs.simulate(flow, cones, t1=1.0)
     rows = fs.GradientFlow(fs.Parallel(), fs.Schedule(swap=fs.HardSwap(1.0, by="row", masks=2)))
     assert fs.simulate(rows, cones, ts=[0.0, 1e-4]).status.ok
