@@ -224,7 +224,7 @@ class _Run:
         held = config.get("schedule") or config.get("flow", {}).get("schedule")
         schedule = None
         if held is not None:
-            schedule = schedules.Schedule.from_json(json.dumps(held))
+            schedule = _clamped(schedules.Schedule.from_json(json.dumps(held)), config.get("training", {}).get("clamp"))
         return _Run(record, _describe(record, path), gap, step, schedule)
 
     @property
@@ -294,6 +294,16 @@ class _Run:
         if image is None or text is None or not (np.isfinite(image).all() and np.isfinite(text).all()):
             return None
         return np.asarray(image, np.float64), np.asarray(text, np.float64)
+
+
+def _clamped(schedule: Schedule, clamp: Any) -> Schedule:
+    """The schedule as it was trained: with the training's clamp where its learnable temperature has none."""
+    policy = schedule.temperature
+    if clamp is None or not isinstance(policy, Learnable) or policy.clamp is not None:
+        return schedule
+    low, high = (float(tau) for tau in clamp)
+    policy = dataclasses.replace(policy, init=min(max(float(policy.init), low), high), clamp=(low, high))
+    return dataclasses.replace(schedule, temperature=policy)
 
 
 def _describe(record: Result, path: Path | None) -> str:

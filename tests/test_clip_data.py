@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowsim.clip.data import Pairs, load
+from flowsim.clip.data import Pairs, Resize, load, load_labelled
 from flowsim.clip.shapes import CLASSES, COLOURS, KINDS, PLACES, SHADES, SIZES, TEXTURES, Shapes
 from flowsim.errors import FlowsimError
 
@@ -91,7 +91,7 @@ def test_split_without_images_names_the_others(folder):
 
 def test_splits_are_asked_for_but_there_are_none(folder):
     (folder / "splits.tsv").unlink()
-    with pytest.raises(FlowsimError, match=r"has no splits. Leave out `split`, or add splits.tsv"):
+    with pytest.raises(FlowsimError, match="has no splits. Add splits.tsv .* --set split=none --set held_out=none"):
         load(folder, "train")
 
 
@@ -223,6 +223,83 @@ def test_pixels_are_the_middle_square(tmp_path, size, kind):
     expected = np.asarray(middle.resize((32, 32), Image.Resampling.BICUBIC), int)
     assert pixels.shape == (1, 32, 32, 3) and pixels.dtype == np.uint8
     assert np.abs(pixels[0] - expected)[1:-1, 1:-1].max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "resampling"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
+)
+def test_images_are_squashed_where_a_model_wants_it(tmp_path, kind, resampling):
+    content = photo(4)
+    write(tmp_path, a__jpg=content, captions__tsv="filename\tcaption\na.jpg\tx\n")
+    image = Image.open(io.BytesIO(content))
+    image.draft(None, (32, 32))  # as the reader does
+    wanted = np.asarray(image.resize((16, 16), resampling))
+    pairs = load(tmp_path)
+    np.testing.assert_array_equal(pairs.pixels(16, resize=Resize("squash", kind))[0], wanted)
+    np.testing.assert_array_equal(pairs.decoded(16, resize=Resize("squash", kind))[1][0], wanted)
+    assert (pairs.pixels(16, resize=Resize("shortest", kind))[0] != wanted).any()
+    with pytest.raises(FlowsimError, match="Unknown mode of resizing 'longest'"):
+        pairs.pixels(16, resize=Resize("longest"))
+
+
+def test_a_digest_tells_pairs_by_their_content(folder, tmp_path):
+    first = load(folder).digest()
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert load(folder).digest() == first
+    assert len({first, load(folder, "train").digest(), load(folder).select([1, 0, 2]).digest()}) == 3
+    table = (folder / "captions.tsv").read_text()
+    write(folder, captions__tsv=table.replace("dog", "cat"))
+    assert load(folder).digest() != first
+    write(folder, captions__tsv=table)
+    assert load(folder).digest() == first
+
+
+# Images with classes
+
+
+def test_folders_of_classes(tmp_path):
+    for k, place in enumerate(("train/dog", "train/cat/kitten", "train/cat", "val/dog", "val/train", "other/dog")):
+        write(tmp_path / place, **{f"{k}__png": picture(k)})
+    write(tmp_path / "train", stray__png=picture())
+    fit, judge = load_labelled(tmp_path, "train"), load_labelled(str(tmp_path), "test")
+    assert fit.classes == judge.classes == ("cat", "dog", "train")
+    named = {key: fit.classes[k] for key, k in zip(fit.keys, fit.labels, strict=True)}
+    assert named == {"train/dog/0.png": "dog", "train/cat/kitten/1.png": "cat", "train/cat/2.png": "cat"}
+    assert fit.skipped == {"image without class": 1, "image without split": 1}
+    assert fit.examples["image without class"] == ("train/stray.png",)
+    assert judge.split == "val"  # it stands in for a test split
+    assert [judge.classes[k] for k in judge.labels] == ["dog", "train"]
+    assert "2 images" in judge.report() and "3 classes" in judge.report()
+    write(tmp_path, splits__tsv="filename\tsplit\ntrain/dog/0.png\ttest\n")  # a table says more than a folder's name
+    assert load_labelled(tmp_path, "test").keys == ("train/dog/0.png",)
+
+
+@pytest.mark.parametrize("place", ["train/0.tar", "train-000.tar"])
+def test_webdataset_of_classes_without_captions(tmp_path, place):
+    (tmp_path / "train").mkdir()
+    pack(tmp_path / place, {"1.png": picture(1), "1.cls": "2", "2.png": picture(2), "2.cls": "0", "3.png": picture(3)})
+    pack(tmp_path / "test-000.tar", {"1.png": picture(9), "1.cls": "1"})
+    fit = load_labelled(tmp_path, "train")
+    assert fit.labels.tolist() == [2, 0] and fit.classes == ("0", "1", "2")
+    assert fit.skipped["image without class"] == 1
+    assert fit.pixels(8)[:, 4, 4, 0].tolist() == [1, 2]
+    write(tmp_path, classnames__txt="great white shark\nhouse finch\nkite\nunused\n")
+    assert load_labelled(tmp_path, "test").classes == ("great white shark", "house finch", "kite", "unused")
+    write(tmp_path, classnames__txt="shark\nfinch\n")
+    with pytest.raises(FlowsimError, match="names 2 classes, but there is a class 2"):
+        load_labelled(tmp_path, "train")
+
+
+def test_labelled_images_that_say_too_little(tmp_path):
+    write(tmp_path / "dog", a__png=picture())
+    with pytest.raises(FlowsimError, match="have no splits. Put them into folders train and test"):
+        load_labelled(tmp_path, "test")
+    write(tmp_path / "train" / "dog", a__png=picture())
+    with pytest.raises(FlowsimError, match="Unknown split 'test'"):
+        load_labelled(tmp_path, "test")
+    write(tmp_path / "test", a__png=picture())
+    with pytest.raises(FlowsimError, match="split 'test', has a class. Put the images of a class"):
+        load_labelled(tmp_path, "test")
 
 
 def test_modes_become_rgb(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -111,6 +112,8 @@ def parse_setting(settings: "Training", text: str) -> tuple[str, Any]:
     kinds = {f.name: str(f.type) for f in dataclasses.fields(settings)}
     if name not in kinds:
         raise unknown_name("setting", name, kinds)
+    if name == "seed":
+        raise FlowsimError("Setting `seed` has an option of its own. Use --seed (train), --seeds or --count.")
     kind = kinds[name]
     if not equals:
         raise FlowsimError(f"Option `--set` takes NAME=VALUE, but got {text!r}. Use e.g. --set warmup=0.1.")
@@ -180,12 +183,13 @@ class Train(_Settings):
         schedule = schedules.load(self.schedule)
         settings = self._training(seed=self.seed)
         train = bridge("train").train
-        with _bars() as heard:
+        first = os.environ.get("RANK", "0") == "0"
+        with _bars() if first else contextlib.nullcontext(_lines()) as heard:
             record = train(
                 settings, schedule, self.out, cpu=self.cpu, force=self.force, weights=self.weights,
                 tensorboard=self.tensorboard, progress=lambda numbers: heard(self.schedule, numbers),
             )  # fmt: skip
-        if os.environ.get("RANK", "0") != "0":
+        if not first:
             return 0
         if self.json:
             _print_json(_summary(record))
@@ -218,7 +222,7 @@ class Measure:
     split: Annotated[str | None, _text("--split", "NAME"), _hint("(default: test if there is one)")] = None
     """Split of the source."""
     pairs: Annotated[int, _whole("--pairs", "512")] = 512
-    """Pairs to embed: the retrieval pool."""
+    """Pairs to embed: the retrieval pool. Of more they are drawn at random, always the same."""
     image_size: Annotated[int | None, _whole("--image-size", "224"), _hint()] = None
     """Pixels; default the model's."""
     temperature: Annotated[float | None, _number("--temperature", "0.01"), _hint("(default: that of the weights)")] = (
@@ -226,7 +230,8 @@ class Measure:
     )
     """Temperature for loss and softmax."""
     labelled: Annotated[str | None, _text("--labelled", "SOURCE"), _hint()] = None
-    """Labelled images with splits train and test (WebDataset with .cls, shapes): zero-shot and linear probe."""
+    """Labelled images for zero-shot (split test) and linear probe (train and test): folders of classes
+    (train/dog/1.jpg), WebDataset with .cls (classnames.txt names classes that are numbers), or shapes."""
     template: Annotated[str, _text("--template", "TEXT"), _hint("(default: a photo of a {})")] = "a photo of a {}"
     """Prompt of a class."""
     out: Annotated[str | None, _text("--out", "ROWS.npz"), _hint()] = None
@@ -332,12 +337,17 @@ class Early(_Several):
             records = bridge("study").early_changes(
                 settings, self.out, self.count, steps, jobs=self.jobs, cpu=self.cpu, heard=heard
             )
-        changes = [float(r.series["modality_gap"][-1] - r.series["modality_gap"][0]) for r in records.values()]
-        opened = sum(c > 0 for c in changes)
-        print(
-            f"Gap over {steps} steps, {len(changes)} initialisations: enlarged in {opened}, "
-            f"mean change {sum(changes) / len(changes):+.4f}, from {min(changes):+.4f} to {max(changes):+.4f}."
-        )
+        print(f"Change of the gap over the first steps, {len(records)} initialisations")
+        for name, changes in bridge("study").changes(records).items():
+            good = [c for c in changes if math.isfinite(c)]
+            if not good:
+                print(f"  {name:<22} not finite in any")
+                continue
+            lost = f" ({len(changes) - len(good)} not finite)" if len(good) < len(changes) else ""
+            print(
+                f"  {name:<22} enlarged in {sum(c > 0 for c in good)}, mean {sum(good) / len(good):+.4f}, "
+                f"from {min(good):+.4f} to {max(good):+.4f}{lost}"
+            )
         _say(f"Saved {Path(self.out) / 'early.nc'}.")
         return 0
 

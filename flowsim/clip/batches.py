@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowsim.clip.data import Pairs
+from flowsim.clip.data import Pairs, Resize
 from flowsim.clip.settings import Training
 
 #: Decoded pixels that are kept in memory unless `preload` says otherwise.
@@ -33,6 +33,7 @@ class Batches:
     rank: int = 0
     processes: int = 1
     stored: torch.Tensor | None = None
+    resize: Resize = Resize()
 
     def __post_init__(self) -> None:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
@@ -80,7 +81,7 @@ class Batches:
         return pixels
 
     def _read(self, chosen: np.ndarray) -> torch.Tensor:
-        return channels_first(self.pairs.pixels(self.size, chosen))
+        return channels_first(self.pairs.pixels(self.size, chosen, resize=self.resize))
 
 
 def onto(batches: Batches, device: torch.device) -> None:
@@ -91,17 +92,20 @@ def onto(batches: Batches, device: torch.device) -> None:
             batches.stored = batches.stored.to(device)
 
 
-def prepare(pairs: Pairs, tokenize: Any, size: int, settings: Training, rank: int = 0, processes: int = 1) -> Batches:
+def prepare(
+    pairs: Pairs, tokenize: Any, size: int, settings: Training, rank: int = 0, processes: int = 1,
+    resize: Resize = Resize(),
+) -> Batches:  # fmt: skip
     """Batches of `pairs` at `size` pixels. Broken images are left out; pixels are kept in memory if they fit."""
     keep = settings.preload if settings.preload is not None else len(pairs) * 3 * size * size <= _FITS
     if keep:
-        pairs, pixels = pairs.decoded(size)
+        pairs, pixels = pairs.decoded(size, resize=resize)
         stored = channels_first(pixels)
     else:
         pairs, stored = pairs.checked(), None
     first = np.concatenate([[0], np.cumsum([len(captions) for captions in pairs.captions])])
     tokens = tokenize([caption for captions in pairs.captions for caption in captions])
-    return Batches(pairs, tokens, first, size, settings, rank, processes, stored)
+    return Batches(pairs, tokens, first, size, settings, rank, processes, stored, resize)
 
 
 def channels_first(pixels: np.ndarray) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Image-text pairs behind one interface: folders, tar shards, WebDataset, COCO, and shapes made from a seed.
+"""Image-text pairs behind one interface: folders, tar shards, WebDataset, COCO, and shapes made from a seed; and
+images with classes.
 
 pairs = load("photos", "train")
 pairs.captions[0], pairs.image(0), pairs.pixels(64)
@@ -9,6 +10,7 @@ import csv
 import dataclasses
 import difflib
 import glob
+import hashlib
 import io
 import json
 import os
@@ -44,12 +46,33 @@ _BROKEN = (
 )  # fmt: skip
 
 
+class Resize(NamedTuple):
+    """How an image becomes a square: open_clip's names.
+
+    - `mode`: "shortest" scales the shorter side and keeps the middle; "squash" scales each side by itself.
+    - `interpolation`: "bicubic" or "bilinear", antialiased.
+    """
+
+    mode: str = "shortest"
+    interpolation: str = "bicubic"
+
+    def checked(self) -> "Resize":
+        """Itself. Raises `FlowsimError` for what there is not."""
+        for kind, known in (("mode", ("shortest", "squash")), ("interpolation", tuple(_FILTERS))):
+            if getattr(self, kind) not in known:
+                raise unknown_name(f"{kind} of resizing", getattr(self, kind), known)
+        return self
+
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Pairs:
     """Images with their captions, in the order of the source; images are decoded when asked for.
 
     - `keys`: file names of the images, or "train-000017" for shapes.
-    - `captions`: one or more of each image.
+    - `captions`: one or more of each image; none of labelled images that have none (`load_labelled`).
     - `labels`: class of each image, by place in `classes`; None (and no classes) where the source has none.
     - `skipped`: reason -> how many were left out; `examples`: the first few names of each.
     - `source`, `split`: what was asked for.
@@ -81,7 +104,8 @@ class Pairs:
         counts = [len(c) for c in self.captions]
         each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         split = "" if self.split is None else f", split {self.split!r}"
-        text = f"{len(self):,} images from {self.source!r}{split}, {each} caption{'s'[: max(counts) > 1]} each."
+        what = f"{each} caption{'s'[: max(counts) > 1]} each" if max(counts) else f"{len(self.classes)} classes"
+        text = f"{len(self):,} images from {self.source!r}{split}, {what}."
         if self.mispaired is not None and self.mispaired.any():
             text += f" Mispaired: {self.mispaired.sum():,}."
         if not self.skipped:
@@ -93,6 +117,15 @@ class Pairs:
             reasons.append(f"{reason}: {count:,}" + (f" ({', '.join(names)}{more})" if names else ""))
         return f"{text} Skipped: {'; '.join(reasons)}."
 
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell these pairs from others: names, captions and classes, in their order.
+
+        The pixels are not read for it.
+        """
+        labels = None if self.labels is None else [self.classes[k] for k in self.labels]
+        content = json.dumps([self.keys, self.captions, labels], ensure_ascii=False)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
     def image(self, i: int) -> Image.Image:
         """Image i at its full size, RGB; transparent parts become white.
 
@@ -101,27 +134,33 @@ class Pairs:
         (place,) = self._positions([i])
         return self._decode(int(place), _rgb)
 
-    def pixels(self, size: int, indices: Any = None, workers: int = WORKERS) -> UInt8[np.ndarray, "k size size 3"]:
+    def pixels(
+        self, size: int, indices: Any = None, workers: int = WORKERS, resize: Resize = Resize()
+    ) -> UInt8[np.ndarray, "k size size 3"]:
         """All images, or those at `indices` (whole numbers, mask or slice), as squares of `size` pixels.
 
-        The shorter side is scaled to `size` (bicubic, antialiased), and the middle is kept. Raises `FlowsimError`
-        with the name of an image that cannot be decoded; `decoded` and `checked` leave such images out.
+        By default the shorter side is scaled to `size` (bicubic, antialiased), and the middle is kept. Raises
+        `FlowsimError` with the name of an image that cannot be decoded; `decoded` and `checked` leave such images out.
         """
+        resize.checked()
         places = self._positions(slice(None) if indices is None else indices)
         squares = np.empty((len(places), _checked_size(size), size, 3), np.uint8)
 
         def fill(row: int) -> None:
-            squares[row] = self._decode(int(places[row]), lambda image: _square(image, size))
+            squares[row] = self._decode(int(places[row]), lambda image: _square(image, size, resize))
 
         _in_threads(fill, len(places), workers)
         return squares
 
-    def decoded(self, size: int, workers: int = WORKERS) -> tuple["Pairs", UInt8[np.ndarray, "k size size 3"]]:
+    def decoded(
+        self, size: int, workers: int = WORKERS, resize: Resize = Resize()
+    ) -> tuple["Pairs", UInt8[np.ndarray, "k size size 3"]]:
         """The pairs whose images can be decoded, and their `pixels`; the others are counted as skipped."""
+        resize.checked()
         squares = np.empty((len(self), _checked_size(size), size, 3), np.uint8)
 
         def keep(row: int, image: Image.Image) -> None:
-            squares[row] = _square(image, size)
+            squares[row] = _square(image, size, resize)
 
         good = self._good(keep, workers)
         return (self, squares) if good.all() else (self._without(~good), squares[good])
@@ -236,7 +275,7 @@ def load(
     counted in `Pairs.skipped`. Raises `FlowsimError` for what is missing, unreadable or empty.
     """
     name = os.fspath(spec)
-    made = name == "shapes" or name.startswith("shapes:")
+    made = is_made(name)
     if made:
         for option, value in (("captions", captions), ("splits", splits), ("images", images)):
             if value is not None:
@@ -250,6 +289,108 @@ def load(
         if limit < len(pairs):
             pairs = pairs.select(np.sort(np.random.default_rng(seed).permutation(len(pairs))[:limit]))
     return pairs.checked() if verify and not made else pairs
+
+
+def is_made(spec: str) -> bool:
+    """Whether a source is shapes made from a seed, and no place on a disk."""
+    return spec == "shapes" or spec.startswith("shapes:")
+
+
+def load_labelled(spec: PathLike, split: str) -> Pairs:
+    """Images with classes, of the split "train" or "test"; captions are not needed. `spec` is one of
+
+    - a folder with the images of each class in a folder of its name (`train/dog/1.jpg`, `test/cat/2.jpg`);
+    - a WebDataset with `a.cls` beside `a.jpg`: the name of a class, or its number;
+    - "shapes:...", as in `load`.
+
+    The split is that of `splits.tsv`, or else what a folder or shard is named after (`train/`, `test-0003.tar`); "val"
+    stands in for "test" where there is no test. `classnames.txt` beside them names the classes 0, 1, ..., one in each
+    line. Images without class or split are counted in `Pairs.skipped`. Raises `FlowsimError` for what is missing.
+    """
+    name = os.fspath(spec)
+    if is_made(name):
+        return _shapes(name, split)
+    skips = _Skips()
+    files, home = _files(name, skips)
+    found, assigned = [], {}
+    for one in _siblings(files, _Skips()):  # captions are no concern
+        part, folder = _place(one, home)
+        found.append(one._replace(label=one.label or folder))
+        if part is not None:
+            assigned[one.key] = part
+    if (where := _beside(home, "splits")) is not None:
+        names = _Names(one.key for one in found)
+        assigned = {names.key(key): part for key, part in _rows(where, "filename", "split") if part}
+    sizes = Counter(assigned[one.key] for one in found if one.key in assigned)
+    if not sizes:
+        raise FlowsimError(
+            f"The labelled images of {name!r} have no splits. Put them into folders train and test, or add splits.tsv "
+            "with the columns filename and split."
+        )
+    if split == "test" and not sizes["test"] and sizes["val"]:
+        split = "val"
+    _check_split(name, split, assigned, sizes)
+    kept = []
+    for one in found:
+        if one.key not in assigned:
+            skips.add("image without split", one.key)
+        elif assigned[one.key] == split and one.label is None:
+            skips.add("image without class", one.key)
+        elif assigned[one.key] == split:
+            kept.append(one)
+    if not kept:
+        raise FlowsimError(
+            f"No image of {name!r}, split {split!r}, has a class. Put the images of a class into a folder of its name, "
+            "or use a WebDataset with .cls members, or shapes."
+        )
+    labels, classes = _labels(kept, [one.label for one in found if one.key in assigned], skips)
+    return Pairs(
+        keys=tuple(one.key for one in kept),
+        captions=tuple(() for _ in kept),
+        labels=labels,
+        classes=_class_names(home / "classnames.txt", classes),
+        skipped=skips.counts,
+        source=name,
+        split=split,
+        examples=skips.kept(),
+        mispaired=None,
+        true_captions=None,
+        _open=_opener([one.image for one in kept]),
+        _places=np.arange(len(kept)),
+    )
+
+
+#: Names of folders and shards that say a split: train, train-0003.tar, validation.
+_SPLIT_NAME = re.compile(r"(train|test|val)(ing|idation)?(?![a-z])")
+
+
+def _place(one: "_Found", home: Path) -> tuple[str | None, str | None]:
+    """(split, class) that folders and shards say of an image; the class is the first folder after the split's."""
+    folders = one.key.split("/")[:-1]
+    if one.image.size >= 0:
+        shard = os.path.relpath(one.image.path, home).split(os.sep)
+        # Names that several shards use begin with the shard's.
+        folders = folders[1:] if folders and folders[0] + ".tar" == shard[-1] else folders
+        folders = [*shard, *folders]
+    found = [_SPLIT_NAME.match(folder.lower()) for folder in folders]
+    at = next((k for k, match in enumerate(found) if match), None)
+    rest = [folder for folder in folders[0 if at is None else at + 1 :] if not folder.endswith(".tar")]
+    split = None if at is None or (match := found[at]) is None else match[1]
+    return split, rest[0] if rest else None
+
+
+def _class_names(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of classes that are numbers, from a file with one in each line; others have their names already."""
+    if not path.is_file() or not all(name.isdigit() for name in classes):
+        return classes
+    lines = _text(path).splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) < len(classes):
+        raise FlowsimError(
+            f"{str(path)!r} names {len(names)} classes, but there is a class {len(classes) - 1}. "
+            "Give a line for each class, from 0 on."
+        )
+    return names
 
 
 def _shapes(spec: str, split: str | None) -> Pairs:
@@ -392,7 +533,8 @@ def _opener(images: Sequence[_Bytes]) -> Callable[[int], Image.Image]:
 def _check_split(spec: str, split: str, assigned: Mapping[str, str], sizes: Mapping[str, int]) -> None:
     if not assigned:
         raise FlowsimError(
-            f"{spec!r} has no splits. Leave out `split`, or add splits.tsv with the columns filename and split."
+            f"{spec!r} has no splits. Add splits.tsv with the columns filename and split, or do without: for training "
+            "with --held-out-data OTHER, or --set split=none --set held_out=none; in Python with split=None."
         )
     known = {name: sizes.get(name, 0) for name in assigned.values()}
     existing = ", ".join(f"{name} ({count:,})" for name, count in sorted(known.items()))
@@ -722,15 +864,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def _square(image: Image.Image, size: int, resize: Resize) -> UInt8[np.ndarray, "size size 3"]:
     # JPEG at a lower resolution where it stays at least twice what is needed.
     image.draft(None, (2 * size, 2 * size))
     image = _rgb(image)
     width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    box = None
+    if resize.mode == "shortest":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), _FILTERS[resize.interpolation], box=box))
 
 
 def _checked_size(size: int) -> int:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from flowsim import plot
 from flowsim._arrays import check
-from flowsim.clip.tables import Tables, smoothed_loss, split_name
+from flowsim.clip.tables import Tables, completed, rank_correlation, smoothed_loss, split_name
 from flowsim.result import Result
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def methods_numbers(records: Mapping[str, Result]) -> "xr.Dataset":
     import xarray as xr
 
     tables = Tables.of(records)
+    records, _ = completed(records)
     names = dict(zip(tables.methods, range(len(tables.methods)), strict=True))
     shape = (len(names), len(tables.seeds))
     steps = next(iter(records.values())).coordinates["step"]
@@ -100,6 +101,57 @@ def methods_figure(record: "xr.Dataset") -> Figure:
         found = record.attrs.get(f"rho_{rho.get(i)}")
         text = "" if found is None else rf", $\rho = {found[0]:+.2f}$"
         ax.set_title(rf"$\bf{{({'abcdef'[i]})}}$ {title}{text}")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+    return figure
+
+
+#: Qualities of a model, in the order of the paper's figures 6 and 7: what is drawn, and how it is called.
+_QUALITIES = {
+    "image_retrieval": "image R@1, %", "text_retrieval": "text R@1, %", "zero_shot": "zero-shot accuracy, %",
+    "linear_probe": "linear probe, %",
+}  # fmt: skip
+
+
+def qualities(record: "xr.Dataset") -> list[str]:
+    """Those qualities of `methods_numbers` that were measured, along with gap and uniformity, for any method."""
+    if not np.isfinite(record["final_uniformity"]).any():
+        return []
+    return [name for name in _QUALITIES if np.isfinite(record[f"final_{name}"]).any()]
+
+
+def quality_figure(record: "xr.Dataset") -> Figure:
+    """Retrieval (Figure 6), zero-shot and linear probe (Figure 7) against gap and uniformity, held out.
+
+    Bars are the range over seeds. Raises `FlowsimError` if none of them was measured.
+    """
+    shown = qualities(record)
+    check(shown, "These records hold no retrieval. Train with observables 'all', and with `labelled` for accuracies.")
+    figure = Figure(figsize=(plot.PAGE, 1.3 + 1.55 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 2, squeeze=False, sharex="col", sharey="row")
+    methods = [str(m) for m in record["method"].to_numpy()]
+    style = _styles(methods)
+    for row, quality in enumerate(shown):
+        for column, x in enumerate(("gap", "uniformity")):
+            ax = axes[row, column]
+            here, there = (record[f"final_{name}"].transpose("method", "seed").to_numpy() for name in (x, quality))
+            for method, a, b in zip(methods, here, there, strict=True):
+                both = np.isfinite(a) & np.isfinite(b)
+                if not both.any():
+                    continue
+                centre = a[both].mean(), b[both].mean()
+                spread = [[[c - v[both].min()], [v[both].max() - c]] for c, v in zip(centre, (a, b), strict=True)]
+                ax.errorbar(
+                    *centre, xerr=spread[0], yerr=spread[1], fmt=_marker(method), color=style[method][0], ms=5, lw=0.8,
+                    mfc=_face(method, style), label=method,
+                )  # fmt: skip
+            found = rank_correlation(here, there)
+            text = "" if found is None else rf", $\rho = {found.rho:+.2f}$ [{found.low:+.2f}, {found.high:+.2f}]"
+            ax.set_title(rf"$\bf{{({'abcdefgh'[2 * row + column]})}}${text.removeprefix(',')}", fontsize=8)
+            ax.label_outer()
+        axes[row, 0].set_ylabel(_QUALITIES[quality])
+    axes[-1, 0].set_xlabel(r"gap $\Delta$, held out")
+    axes[-1, 1].set_xlabel("uniformity, held out")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
     return figure

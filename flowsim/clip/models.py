@@ -14,8 +14,11 @@ from typing import Any
 import open_clip
 import torch
 
+from flowsim.clip.data import Resize
 from flowsim.errors import FlowsimError, unknown_name
 
+#: What a tag says about images.
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 _CONFIGS = Path(__file__).parent / "configs"
 open_clip.add_model_config(_CONFIGS)
 
@@ -24,7 +27,8 @@ open_clip.add_model_config(_CONFIGS)
 class Model:
     """A model with what belongs to it.
 
-    `tokenize(list of str)` -> (n, context) int64 token ids; pixels in [0, 1] are normalised with `mean`, `std`.
+    `tokenize(list of str)` -> (n, context) int64 token ids. Images become squares of `image_size` pixels by `resize`;
+    pixels in [0, 1] are normalised with `mean`, `std`.
     """
 
     name: str
@@ -34,34 +38,43 @@ class Model:
     embed_dim: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: Resize = Resize()
 
 
 def build(name: str, pretrained: str | None = None, image_size: int | None = None, seed: int = 0) -> Model:
     """The open_clip model `name` (or JSON file), initialised with `seed`, on the CPU in fp32.
 
-    Raises `FlowsimError` for an unknown model or tag (with near misses), for a damaged configuration, and for
-    weights that cannot be read or belong to another model.
+    `pretrained`: a file of weights, or one of open_clip's tags; a tag also says the activation (QuickGELU), the
+    normalisation and the resizing that its weights were trained with, which the model then has. Raises
+    `FlowsimError` for an unknown model or tag (with near misses), for a damaged configuration, and for weights that
+    cannot be read or belong to another model.
     """
     known = _known(name)
+    tag = {} if pretrained is None else _tag(pretrained, known)
     torch.manual_seed(seed)
-    options: dict[str, Any] = {} if image_size is None else {"force_image_size": image_size}
+    size = image_size or tag.get("size")
+    options: dict[str, Any] = {} if size is None else {"force_image_size": size}
+    # What the tag does not say stays open_clip's.
+    options["force_preprocess_cfg"] = {k: tag[k] for k in _PREPROCESS if k in tag}
     with _quiet():
         try:
-            module: Any = open_clip.create_model(known, **options)
+            module: Any = open_clip.create_model(known, force_quick_gelu=bool(tag.get("quick_gelu")), **options)
             _try(module)
-        except (RuntimeError, AssertionError, TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # a wrong configuration fails in many ways
             raise FlowsimError(
                 f"The model {name!r} cannot be built at {image_size or 'its own'} pixels: {_first_line(error)}. "
                 "Check its configuration, and use an image size that its patches divide."
             ) from None
         if pretrained is not None:
-            load_weights(module, pretrained, known)
+            load_weights(module, pretrained, known, tag)
         tokenize = open_clip.get_tokenizer(known)
     preprocess = open_clip.get_model_preprocess_cfg(module)
+    resize = Resize(preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic"))
     size = module.visual.image_size
     size = size[0] if isinstance(size, (tuple, list)) else size
     dim = int(open_clip.get_model_config(known)["embed_dim"])  # pyright: ignore[reportOptionalSubscript]
-    return Model(known, module, tokenize, int(size), dim, tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+    return Model(known, module, tokenize, int(size), dim, mean, std, resize)
 
 
 @torch.no_grad()
@@ -73,20 +86,27 @@ def _try(module: Any) -> None:
     module.train()
 
 
-def load_weights(module: Any, source: str, name: str) -> None:
-    """Load weights from a file (.pt, .bin, .safetensors), or download those of an open_clip tag."""
+def _tag(source: str, name: str) -> dict[str, Any]:
+    """What open_clip knows of a tag's weights; empty for a file. Raises `FlowsimError` if it is neither."""
     if Path(source).is_file():
-        path = source
-    elif Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or "/" in source:
+        return {}
+    if Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or "/" in source:
         raise FlowsimError(f"There is no file of weights {source!r}. Check the path, or give an open_clip tag.")
-    else:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if source not in tags:
-            if not tags:
-                raise FlowsimError(f"The model {name!r} has no pretrained tags. Give a file of weights instead.")
-            raise unknown_name(f"pretrained tag of {name}", source, tags)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if source not in tags:
+        if not tags:
+            raise FlowsimError(f"The model {name!r} has no pretrained tags. Give a file of weights instead.")
+        raise unknown_name(f"pretrained tag of {name}", source, tags)
+    return dict(open_clip.get_pretrained_cfg(name, source))
+
+
+def load_weights(module: Any, source: str, name: str, tag: dict[str, Any] | None = None) -> None:
+    """Load weights from a file (.pt, .bin, .safetensors), or download those of an open_clip tag."""
+    tag = _tag(source, name) if tag is None else tag
+    path = source
+    if tag:
         try:
-            path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, source))
+            path = open_clip.download_pretrained(tag)
         except Exception as error:  # many kinds: network, hub, disk
             raise FlowsimError(
                 f"The weights {source!r} of {name} cannot be downloaded ({_first_line(error)}). "

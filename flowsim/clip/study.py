@@ -16,7 +16,7 @@ from flowsim._arrays import check
 from flowsim._files import write_atomically
 from flowsim.clip.settings import Training
 from flowsim.errors import unknown_name
-from flowsim.result import Result, load_result, load_results, save_results
+from flowsim.result import Result, Status, load_result, load_results, save_results
 from flowsim.schedules import Schedule
 from flowsim.temperature import Fixed
 
@@ -90,8 +90,10 @@ def study(
 def report(records: Mapping[str, Result], out: str | os.PathLike[str]) -> list[Path]:
     """Write the tables (Markdown) and the figures of a study into its folder; the files.
 
-    `methods`: gap, temperature and retrieval of all methods (the paper's figures 6 and 7). `gap`: embeddings, slow
-    closing and early changes (figures 1 and 4), if `early_changes` was run with the same folder.
+    `methods`: gap and temperature of all methods over time and at equal loss. `quality`: retrieval (the paper's
+    Figure 6) and, if the runs had `labelled`, zero-shot and linear-probe accuracy (Figure 7) against gap and
+    uniformity; left out if the records hold none of them. `gap`: embeddings, slow closing and early changes (figures 1
+    and 4), if `early_changes` was run with the same folder.
     """
     from flowsim import plot
     from flowsim.clip import figures
@@ -102,8 +104,11 @@ def report(records: Mapping[str, Result], out: str | os.PathLike[str]) -> list[P
     files = [write_atomically(folder / "tables.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))]
     drawn = {}
     with plot.paper_style():
-        drawn["methods"] = figures.methods_figure(figures.methods_numbers(records))
-        first = next((r for name, r in records.items() if name.startswith("Baseline,")), None)
+        numbers = figures.methods_numbers(records)
+        drawn["methods"] = figures.methods_figure(numbers)
+        if figures.qualities(numbers):
+            drawn["quality"] = figures.quality_figure(numbers)
+        first = next((r for name, r in records.items() if name.startswith("Baseline,") and r.status.ok), None)
         if first is not None and "image" in first.snapshots and (folder / "early.nc").is_file():
             numbers = figures.gap_numbers(first, load_results(folder / "early.nc"))
             drawn["gap"] = figures.gap_figure(numbers)
@@ -134,13 +139,14 @@ def _train(say: Callable[..., None], settings: Training, method: str, path: str,
 
 
 def finished(out: str | os.PathLike[str]) -> dict[str, Result]:
-    """The finished records of a study's folder, by name. Raises `FlowsimError` if there are none."""
+    """The records of a study's folder whose runs have ended, by name. Raises `FlowsimError` if there are none."""
     records = {}
     known = {file_name(name, 0).removesuffix("seed0.nc"): name for name in methods("all")}
     for path in sorted(Path(out).glob("*.seed*.nc")):
         stem, _, rest = path.name.rpartition("seed")
         seed = rest.removesuffix(".nc")
-        if stem in known and seed.isdigit() and (record := load_result(path)).status.ok:
+        record = load_result(path) if stem in known and seed.isdigit() else None
+        if record is not None and record.status.code is not Status.UNFINISHED:
             records[run_name(known[stem], int(seed))] = record
     check(records, f"There are no finished records in {str(out)!r}. Run flowsim clip study first.")
     return records
@@ -153,8 +159,11 @@ def early_changes(
     """The first steps from many initialisations (the paper's Figure 4b); records by name ("seed 0").
 
     Each run takes `steps` steps of the Baseline with its full learning rate, and is evaluated after every one.
-    Finished runs are kept in `out`/early.nc, in parts of ten, so that the same call goes on.
+    Finished runs are kept in `out`/early.nc, in parts of ten, so that the same call goes on, also with another `count`.
+    Raises `FlowsimError` for bad input, and for a folder that holds other runs.
     """
+    check(count >= 1, f"Argument `count` must be at least 1, but is {count}. Use e.g. 100.")
+    check(jobs >= 1, f"Argument `jobs` must be at least 1, but is {jobs}. Use e.g. 2.")
     folder = Path(out)
     quick = dataclasses.replace(
         settings, steps=steps, evaluations=2 * steps + 2, observables="gap", warmup=0.0, decay="constant"
@@ -169,14 +178,36 @@ def early_changes(
     return records
 
 
-def _early(say: Callable[..., None], settings: Training, seeds: list[int], path: str, cpu: bool) -> dict[str, Result]:
-    from flowsim.clip.train import train
+def changes(records: Mapping[str, Result]) -> dict[str, list[float]]:
+    """Change of the gap of each beginning: of held-out pairs and of training pairs from the first to the last
+    evaluation, and of the batches from the first step to the last."""
+    found: dict[str, list[float]] = {}
+    for name, values in (
+        ("held-out pairs", [r.series["modality_gap"] for r in records.values()]),
+        ("training pairs", [r.series["seen_modality_gap"] for r in records.values()]),
+        ("batch", [r.training["train_modality_gap"] for r in records.values()]),
+    ):
+        found[name] = [float(v[-1] - v[0]) for v in values]
+    return found
 
-    if Path(path).is_file():
-        return load_results(path)
-    records = {}
-    for seed in seeds:
+
+def _early(say: Callable[..., None], settings: Training, seeds: list[int], path: str, cpu: bool) -> dict[str, Result]:
+    from flowsim.clip.train import same_run, train
+
+    schedule = schedules.get("Baseline")
+    records = load_results(path) if Path(path).is_file() else {}
+    for name, record in records.items():
+        seed = name.removeprefix("seed ")
+        check(
+            seed.isdigit() and same_run(record, settings.replace(seed=int(seed)), schedule),
+            f"{path!r} holds other runs. Choose another --out, or remove the files early* there.",
+        )
+    missing = [seed for seed in seeds if f"seed {seed}" not in records]
+    for seed in missing:
         name = f"seed {seed}"
-        records[name] = train(settings.replace(seed=seed), cpu=cpu, progress=lambda n, name=name: say(name, n))
-    save_results(records, path)
-    return records
+        records[name] = train(
+            settings.replace(seed=seed), schedule, cpu=cpu, progress=lambda n, name=name: say(name, n)
+        )
+    if missing:
+        save_results(records, path)
+    return {f"seed {seed}": records[f"seed {seed}"] for seed in seeds}

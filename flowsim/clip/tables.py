@@ -62,6 +62,7 @@ class Tables:
     - `paper`: table number and method -> its row, as printed
     - `at_loss`: gap and temperature of each run where its smoothed training loss first reaches `loss_level`, the
       largest of the runs' smallest: so the gaps are compared at equal training loss
+    - `left_out`: runs that did not complete, with the reason
     """
 
     methods: tuple[str, ...]
@@ -71,11 +72,21 @@ class Tables:
     loss_level: float
     steps: int
     paper: dict[tuple[int, str], dict[str, float]]
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, records: Mapping[str, Result]) -> "Tables":
-        """From the records of a study, by name. Raises `FlowsimError` if there are none, or of unequal lengths."""
+        """From the records of a study, by name; runs that did not complete are left out, and named.
+
+        Raises `FlowsimError` if no run completed, or if they have unequal lengths.
+        """
         check(records, "There are no records. Run flowsim clip study first.")
+        records, left_out = completed(records)
+        check(
+            records,
+            f"No run completed: {', '.join(left_out)}. Go on with the study; if runs diverged, use a smaller "
+            "learning rate or a longer warm-up.",
+        )
         runs = {split_name(name): record for name, record in records.items()}
         methods = tuple(dict.fromkeys(method for method, _ in runs))
         seeds = tuple(sorted({seed for _, seed in runs}))
@@ -91,7 +102,7 @@ class Tables:
                 values[column][at] = factor * last
             for name, value in _when_loss(record, level).items():
                 at_loss[name][at] = value
-        return cls(methods, seeds, values, at_loss, level, lengths.pop(), paper_tables())
+        return cls(methods, seeds, values, at_loss, level, lengths.pop(), paper_tables(), left_out)
 
     def mean(self, column: str) -> np.ndarray:
         """Mean over seeds, (methods,)."""
@@ -137,6 +148,7 @@ class Tables:
             "loss_level": self.loss_level, "at_loss": {c: v.tolist() for c, v in self.at_loss.items()},
             "correlations": {f"{x}~{y}": _as_list(self.correlation(x, y)) for x, y in PAIRS},
             "paper_order": _as_list(self.with_paper()), "disagreements": self.disagreements(),
+            "left_out": list(self.left_out),
         }  # fmt: skip
 
     def markdown(self) -> str:
@@ -150,7 +162,8 @@ class Tables:
         parts.append(
             f"**At equal training loss** {self.loss_level:.3f} (smoothed), gap of training pairs\n\n{self._at_loss()}"
         )
-        lines = [f"- order by gap against the paper's: {self.with_paper()}"]
+        order = self.with_paper() or "cannot be said of fewer than four methods, or of equal ones"
+        lines = [f"- order by gap against the paper's: {order}"]
         lines += [f"- {x} against {y}: {found}" for x, y in PAIRS if (found := self.correlation(x, y)) is not None]
         parts.append("\n".join(lines))
         if wrong := self._other_order():
@@ -158,6 +171,8 @@ class Tables:
                 f"**Pairs in another order than in the paper** ({_seeds(len(self.seeds))}): difference of the gaps "
                 f"here, and the paper's in parentheses\n\n{wrong}"
             )
+        if self.left_out:
+            parts.append(f"**Left out**: {', '.join(self.left_out)}.")
         return "\n\n".join(parts)
 
     def _rows(self, number: int, rows: list[str]) -> str:
@@ -199,16 +214,29 @@ class Tables:
         return self.markdown()
 
 
+def completed(records: Mapping[str, Result]) -> tuple[dict[str, Result], tuple[str, ...]]:
+    """The records of runs that completed, and the names of the others with the reason: "TS S3, seed 0 (diverged)"."""
+    others = tuple(f"{name} ({r.status.code.name.lower()})" for name, r in records.items() if not r.status.ok)
+    return {name: r for name, r in records.items() if r.status.ok}, others
+
+
 def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation | None:
-    """Spearman's ρ of the means of x, y (methods, seeds), and a bootstrap over methods and seeds within them."""
+    """Spearman's ρ of the means of x, y (methods, seeds), and a bootstrap over methods and seeds within them.
+
+    None with fewer than four methods, and where x or y is the same for all of them: there is no order then.
+    """
     good = np.isfinite(x).any(axis=1) & np.isfinite(y).any(axis=1)
     if good.sum() < 4:
         return None
     x, y = x[good], y[good]
+    if np.ptp(np.nanmean(x, 1)) == 0 or np.ptp(np.nanmean(y, 1)) == 0:
+        return None
     rng = np.random.default_rng(seed)
     methods = rng.integers(0, len(x), (_DRAWS, len(x)))
     a, b = (_resampled(values[methods], rng) for values in (x, y))
     draws = [_spearman(u, v) for u, v in zip(a, b, strict=True) if np.ptp(u) > 0 and np.ptp(v) > 0]
+    if not draws:
+        return None
     low, high = np.quantile(draws, [0.025, 0.975])
     return Correlation(_spearman(np.nanmean(x, 1), np.nanmean(y, 1)), float(low), float(high), len(x))
 

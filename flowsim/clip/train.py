@@ -1,8 +1,12 @@
 """Training a CLIP model under a schedule, recorded as a `Result`.
 
 The loop is short and our own; model, tokenizer and loss are open_clip's, devices and precision accelerate's.
-Step k of a run depends on its settings, its seed and k alone, and everything else is in the checkpoint: a killed
-run goes on as if nothing had happened (bit by bit on a CPU).
+Step k of a run depends on its settings, its seed and k alone (dropout, where a model has it, is drawn from them too),
+and everything else is in the checkpoint: a killed run goes on as if nothing had happened (bit by bit on a CPU).
+
+Several processes share each batch, and its loss and gradient are those of the whole batch. So are the statistics of
+batch normalisation on GPUs; on CPUs, where PyTorch cannot share them, each process normalises its own part. Dropout is
+drawn by each process for itself.
 
 The record has the simulator's form: one row per evaluation with every observable of N held-out pairs, and of N
 training pairs under `seen_...`; `time` is the sum of learning rates, which is flow time for plain SGD only.
@@ -10,7 +14,9 @@ training pairs under `seen_...`; `time` is the sum of learning rates, which is f
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import hashlib
 import json
 import os
 import time
@@ -74,33 +80,40 @@ def train(
     - `out`: record (.nc), written at every evaluation. A checkpoint lies beside it until the run is finished; the
       same call goes on from there, and returns the record of a finished run. A record of another run is not
       overwritten, unless `force`.
-    - `weights`: file for the final weights, a state dict that open_clip loads.
-    - `progress`: called with step, steps, loss, temperature, modality_gap, images_per_second.
+    - `weights`: file for the final weights of a run that completes, a state dict that open_clip loads.
+    - `progress`: called with step, steps, loss, temperature, modality_gap, images_per_second (by the first process).
     - `tensorboard`: folder for the same numbers.
 
-    Raises `FlowsimError` for bad input before any training. A loss that is not finite ends the run with status
+    Raises `FlowsimError` for bad input before any training, and where a file cannot be written; the record of the last
+    evaluation and the last checkpoint are then still there. A loss that is not finite ends the run with status
     DIVERGED; the record holds what came before.
     """
     schedule = as_schedule(schedule)
     path = None if out is None else Path(out)
-    config = {"kind": "training", "schedule": to_config(schedule), "training": _plain(settings)}
+    config = configuration(settings, schedule)
+    first = int(os.environ.get("RANK", "0")) == 0
     if path is not None:
         check(path.suffix == ".nc", f"Records end in .nc, but got {path.name!r}. Use e.g. run.nc.")
-        if path.is_file() and not force and (done := _earlier(path, config)).status.code is not Status.UNFINISHED:
+        if path.is_file() and not force and (done := _earlier(path, settings, schedule)) is not None:
             check(
                 weights is None or Path(weights).exists(),
                 f"{str(path)!r} is finished, and its weights were not kept. Use --force to train it again.",
             )
             return done
-    with _alone(path), _threads(settings.threads), _writer(tensorboard) as write:
+    if weights is not None and first:
+        _check_writable(Path(weights))
+    with _alone(path), _threads(settings.threads), _writer(tensorboard if first else None) as write:
         run = _Run(settings, schedule, config, path, cpu)
         if force and run.checkpoint is not None:
             run.checkpoint.unlink(missing_ok=True)
         run.restore()
-        result = run.go(progress, write)
-    if weights is not None:
-        run.export(weights)
-    return result
+        return run.go(progress, write, weights)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before any time is spent; leaves nothing behind but its folder."""
+    check(not path.is_dir(), f"Cannot write {str(path)!r}: it is a folder. Choose the name of a file.")
+    write_atomically(path.with_name(f".{path.name}.probe"), lambda temporary: None).unlink()
 
 
 @contextlib.contextmanager
@@ -191,21 +204,28 @@ class _Run:
         )
         self.model = models.build(settings.model, settings.pretrained, settings.image_size, settings.seed)
         train_pairs, held_out = _load(settings)
-        size, tokenize = self.model.image_size, self.model.tokenize
-        self.batches: Batches = prepare(train_pairs, tokenize, size, settings, rank, processes)
+        self.labelled = None
+        if self.main and settings.labelled is not None:
+            self.labelled = evaluate.Labelled.of(settings.labelled)
+        digests = _digests(settings)
+        size, tokenize, resize = self.model.image_size, self.model.tokenize, self.model.resize
+        self.batches: Batches = prepare(train_pairs, tokenize, size, settings, rank, processes, resize)
         onto(self.batches, self.device)
         train_pairs = self.batches.pairs
         self.steps = settings.total_steps(len(train_pairs))
-        self.seen = evaluate.sample(train_pairs, settings.pairs, tokenize, size)
-        self.held_out = evaluate.sample(held_out, settings.pairs, tokenize, size)
+        self.seen = evaluate.sample(train_pairs, settings.pairs, tokenize, size, resize)
+        self.held_out = evaluate.sample(held_out, settings.pairs, tokenize, size, resize)
         held_out = self.held_out.pairs
 
         self.temperature = Temperature(schedule.temperature, settings.clamp)
         self.model.module.logit_scale.requires_grad_(False)  # the schedule has the temperature
+        if processes > 1:
+            self.model = dataclasses.replace(self.model, module=_synchronised(self.model.module, self.device.type))
         self.towers = Towers(self.model.module, self.temperature, settings.normalize).to(self.device)
         self.optimizer = _optimizer(settings, self.towers)
         self.wrapped, self.stepper = self.accelerator.prepare(self.towers, self.optimizer)
         self.contrast = Contrast(schedule, settings.seed, rank, processes)
+        self.rank = rank
 
         self.rates = np.array([settings.learning_rate(k, self.steps) for k in range(self.steps)])
         self.elapsed = np.concatenate([[0.0], np.cumsum(self.rates)])
@@ -228,12 +248,16 @@ class _Run:
                 "skipped": dict(train_pairs.skipped), "held_out_skipped": dict(held_out.skipped),
             },
             "steps": self.steps, "negatives": settings.batch_size - 1, "embed_dim": self.model.embed_dim,
+            "digests": digests,
         }  # fmt: skip
 
     # --- the loop
 
-    def go(self, progress: Callable[[dict[str, float]], None] | None, write: Callable[[dict], None]) -> Result:
-        """Train to the last step; the finished record."""
+    def go(
+        self, progress: Callable[[dict[str, float]], None] | None, write: Callable[[dict], None],
+        weights: str | os.PathLike[str] | None = None,
+    ) -> Result:  # fmt: skip
+        """Train to the last step; the finished record. The weights of a completed run are exported before it."""
         saved = time.monotonic()
         pending: list[torch.Tensor] = []
         self.wrapped.train()
@@ -262,9 +286,10 @@ class _Run:
                 "temperature": self.log.steps["train_temperature"][-1], "modality_gap": float(values[-1, 1]),
                 "images_per_second": speed,
             }  # fmt: skip
-            write(numbers)
-            if progress is not None:
-                progress(numbers)
+            if self.main:
+                write(numbers)
+                if progress is not None:
+                    progress(numbers)
             if not np.isfinite(values[:, :2]).all():
                 status = Status.DIVERGED
                 break
@@ -275,16 +300,34 @@ class _Run:
                 self.save_checkpoint()
                 saved = time.monotonic()
             begin, since = time.perf_counter(), self.step
-        if self.main and status is Status.COMPLETED and self.settings.labelled is not None:
-            found = evaluate.classify(self.model, self.settings.labelled, device=self.device)
-            self.accuracies = dict(zip(("zero_shot", "linear_probe"), found, strict=True))
-        result = self.result(status)
-        if self.main and self.path is not None:
-            result.save(self.path)
-            assert self.checkpoint is not None
-            self.checkpoint.unlink(missing_ok=True)
+        if self.main:
+            if status is Status.COMPLETED:
+                self.finish(weights)
+            result = self.result(status)
+            if self.path is not None:
+                result.save(self.path)
+                assert self.checkpoint is not None
+                self.checkpoint.unlink(missing_ok=True)
+        else:
+            result = self.result(status)
         self.accelerator.wait_for_everyone()
         return result
+
+    def finish(self, weights: str | os.PathLike[str] | None) -> None:
+        """What comes after the last step: accuracies on labelled images, and the weights."""
+        if self.checkpoint is not None and (self.labelled is not None or weights is not None):
+            self.save_checkpoint()  # if one of them fails, the training is not lost
+        if self.labelled is not None:
+            found = evaluate.classify(self.model, self.labelled, self.device)
+            self.accuracies = {"zero_shot": found.zero_shot}
+            if found.linear_probe is not None:
+                self.accuracies["linear_probe"] = found.linear_probe
+            self.config["labelled"] = {
+                "images": found.images, "classes": found.classes, "skipped": found.skipped,
+                "template": self.labelled.template,
+            }  # fmt: skip
+        if weights is not None:
+            self.export(weights)
 
     def take_step(self) -> torch.Tensor:
         """One optimizer step; (loss, modality gap of the batch, ν or NaN) on the device, before the step."""
@@ -297,6 +340,8 @@ class _Run:
         losses, gaps = [], []
         for j in range(settings.accumulate):
             micro = k * settings.accumulate + j
+            # Dropout draws from PyTorch's generator: a run that goes on must not depend on what was drawn before.
+            torch.manual_seed(_seed_of(settings.seed, micro, self.rank))
             pixels, tokens, boxes = self.batches.batch(micro)
             images = crop(pixels.to(self.device, non_blocking=True), boxes, self.model.mean, self.model.std)
             last = j == settings.accumulate - 1
@@ -411,7 +456,7 @@ class _Run:
             "run": json.dumps(self.config, sort_keys=True), "step": self.step, "towers": self.towers.state_dict(),
             "optimizer": self.optimizer.state_dict(), "log": self.log.state(), "seconds": dict(self.seconds),
         }  # fmt: skip
-        write_atomically(self.checkpoint, lambda temporary: torch.save(state, temporary))
+        _save(state, self.checkpoint)
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one. Raises `FlowsimError` if it is damaged or of another run."""
@@ -419,7 +464,7 @@ class _Run:
             return
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            same = state["run"] == json.dumps(self.config, sort_keys=True)
+            same = _same(json.loads(state["run"]), json.loads(json.dumps(self.config)))
         except Exception as error:  # a damaged or foreign file fails in many ways
             raise FlowsimError(
                 f"The checkpoint {str(self.checkpoint)!r} cannot be read ({type(error).__name__}). "
@@ -436,12 +481,36 @@ class _Run:
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write the model's weights; its `logit_scale` is set to ln β, so that open_clip uses the same β."""
-        if self.main:
-            beta, _ = self.temperature.value(self.step / self.steps)
-            with torch.no_grad():
-                self.model.module.logit_scale.fill_(float(np.log(beta)))
-            state = {k: v.cpu() for k, v in self.model.module.state_dict().items()}
-            write_atomically(path, lambda temporary: torch.save(state, temporary))
+        beta, _ = self.temperature.value(self.step / self.steps)
+        with torch.no_grad():
+            self.model.module.logit_scale.fill_(float(np.log(beta)))
+        _save({k: v.cpu() for k, v in self.model.module.state_dict().items()}, path)
+
+
+def _save(state: Any, path: str | os.PathLike[str]) -> None:
+    """Write tensors atomically. Raises `FlowsimError` where that is not possible, also on a full disk."""
+
+    def write(temporary: str) -> None:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # PyTorch's own writer hides what the system said
+            raise OSError(errno.EIO, "PyTorch could not write all of it; the disk may be full") from error
+
+    write_atomically(path, write)
+
+
+def _seed_of(seed: int, micro: int, rank: int) -> int:
+    """Seed of what PyTorch draws in a micro-batch (dropout), apart from those of batches and crops."""
+    return int(np.random.SeedSequence((seed, 2, micro, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _synchronised(module: torch.nn.Module, device: str) -> torch.nn.Module:
+    """The module with batch normalisation over all processes; as it is on a CPU, where PyTorch has none."""
+    if device != "cuda":
+        return module
+    from timm.layers import convert_sync_batchnorm  # also knows timm's own kind
+
+    return convert_sync_batchnorm(module)
 
 
 def _optimizer(settings: Training, towers: Towers) -> torch.optim.Optimizer:
@@ -487,15 +556,48 @@ def _load(settings: Training) -> tuple[data.Pairs, data.Pairs]:
     return train_pairs, held_out
 
 
-@functools.lru_cache(maxsize=4)
 def _pairs(source: str, split: str | None, limit: int | None) -> data.Pairs:
     """Pairs of a source; many short runs in one process share them."""
+    return _loaded(source, split, limit, _stamp(source))
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(source: str, split: str | None, limit: int | None, stamp: Any) -> data.Pairs:
     return data.load(source, split, limit=limit)
+
+
+def _stamp(source: str) -> Any:
+    """What changes when the files of a source do: their times, as far as they are seen at once."""
+    if data.is_made(source):
+        return None
+    path = Path(source)
+    seen = [path, *(path / f"{name}.{kind}" for name in ("captions", "splits") for kind in ("tsv", "csv"))]
+    times = tuple(p.stat().st_mtime_ns for p in seen if p.exists())
+    return times or object()  # a pattern: nothing is seen, and nothing is shared
+
+
+def _digests(settings: Training) -> dict[str, str]:
+    """Digits that tell the content of files from other files of the same name: data, model and weights.
+
+    Shapes and open_clip's own models are told by their names.
+    """
+    found: dict[str, str] = {}
+    train_pairs, held_out = _load(settings)
+    for name, pairs in (("data", train_pairs), ("held_out_data", held_out)):
+        if not data.is_made(pairs.source):
+            found[name] = pairs.digest()
+    if settings.labelled is not None and not data.is_made(settings.labelled):
+        found["labelled"] = evaluate.Labelled.of(settings.labelled).digest()
+    for name, file in (("model", settings.model), ("pretrained", settings.pretrained)):
+        if file is not None and Path(file).is_file():
+            with open(file, "rb") as content:
+                found[name] = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+    return found
 
 
 def _short(report: str, source: str) -> str:
     """A report that names its source without its folder, which differs from machine to machine."""
-    return report if source.startswith("shapes") else report.replace(source, Path(source).name)
+    return report if data.is_made(source) else report.replace(source, Path(source).name)
 
 
 def _plain(settings: Training) -> dict[str, Any]:
@@ -504,17 +606,42 @@ def _plain(settings: Training) -> dict[str, Any]:
     config["clamp"] = None if settings.clamp is None else list(settings.clamp)
     del config["checkpoint_seconds"]  # changes nothing in the record
     for name in ("data", "held_out_data", "labelled", "model", "pretrained"):
-        if config[name] is not None and not config[name].startswith("shapes"):
+        if config[name] is not None and not data.is_made(config[name]):
             config[name] = Path(config[name]).name
     return config
 
 
-def _earlier(path: Path, config: dict[str, Any]) -> Result:
-    """The record at `path`, if it is one of the same run; else `FlowsimError`."""
+def configuration(settings: Training, schedule: Schedule) -> dict[str, Any]:
+    """What the record says of a run before its data are read; two runs that differ here are not the same."""
+    return {"kind": "training", "schedule": to_config(schedule), "training": _plain(settings)}
+
+
+def same_run(record: Result, settings: Training, schedule: Schedule) -> bool:
+    """Whether a record is one of this run: the same settings, on the same data, model and weights by their content.
+
+    Records of earlier versions hold no digests; those are told by the names of their files.
+    """
+    config = json.loads(json.dumps(configuration(settings, schedule)))
+    if any(record.config.get(key) != value for key, value in config.items()):
+        return False
+    return not record.config.get("digests") or _same(record.config, {**record.config, "digests": _digests(settings)})
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configurations are equal; a digest that only one of them has says nothing."""
+    a, b = one.get("digests", {}), other.get("digests", {})
+    rest = [{k: v for k, v in config.items() if k != "digests"} for config in (one, other)]
+    return rest[0] == rest[1] and all(a[name] == b[name] for name in a.keys() & b.keys())
+
+
+def _earlier(path: Path, settings: Training, schedule: Schedule) -> Result | None:
+    """The record at `path` if its run has ended, None if it is to go on. Raises `FlowsimError` for another run's."""
     found = load_result(path)
-    same = all(found.config.get(key) == value for key, value in json.loads(json.dumps(config)).items())
-    check(same, f"{str(path)!r} holds another run. Choose another name, or overwrite it with --force.")
-    return found
+    check(
+        same_run(found, settings, schedule),
+        f"{str(path)!r} holds another run. Choose another name, or overwrite it with --force.",
+    )
+    return None if found.status.code is Status.UNFINISHED else found
 
 
 @contextlib.contextmanager
@@ -527,7 +654,13 @@ def _writer(folder: str | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise FlowsimError("TensorBoard is not installed. Use pip install tensorboard, or leave it out.") from None
-    with SummaryWriter(folder) as writer:
+    try:
+        writer = SummaryWriter(folder)
+    except OSError as error:
+        raise FlowsimError(
+            f"Cannot write to the folder {folder!r}: {error.strerror or error}. Choose another for TensorBoard."
+        ) from None
+    with writer:
 
         def write(numbers: dict[str, float]) -> None:
             for name in ("loss", "temperature", "modality_gap", "images_per_second"):
