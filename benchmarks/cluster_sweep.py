@@ -1,6 +1,6 @@
 """A sweep on threads, processes and a dask cluster of this machine: seconds, and whether the numbers are the same.
 
-    python benchmarks/cluster_sweep.py [--runs 4096] [--workers 1 2] [--repeats 3]
+    python benchmarks/cluster_sweep.py [--runs 4096] [--workers 1 2] [--repeats 7] [--json FILE]
 
 4,096 starts of five pairs to t = 1e6. Workers are started before the clock; their first sweep, which compiles, is not
 timed. The dask cluster (extra `cluster`) consists of processes with one thread each.
@@ -8,6 +8,7 @@ timed. The dask cluster (extra `cluster`) consists of processes with one thread 
 
 import argparse
 import contextlib
+import json
 import os
 import statistics
 import time
@@ -54,9 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=4096)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json")
     options = parser.parse_args()
-    expected = solve(options.runs)
+    expected, lines = solve(options.runs), []
     for kind in (threads, processes, dask):
         for count in options.workers:
             seconds = []
@@ -71,8 +73,13 @@ def main() -> None:
                 print(f"{kind.__name__:10s} not installed")
                 continue
             low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
-            same = "same bits" if np.array_equal(found, expected) else "OTHER NUMBERS"
+            equal = np.array_equal(found, expected)
+            lines.append({"kind": kind.__name__, "workers": count, "seconds": seconds, "same_bits": equal})
+            same = "same bits" if equal else "OTHER NUMBERS"
             print(f"{kind.__name__:10s} {count} workers {low:7.2f} / {middle:7.2f} / {high:7.2f} s  {same}", flush=True)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({"runs": options.runs, "lines": lines}, file, indent=1)
 
 
 if __name__ == "__main__":

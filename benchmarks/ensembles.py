@@ -153,6 +153,12 @@ def measure(n: int, d: int, runs: int, repeats: int, limit: float) -> dict:
     ):  # fmt: skip
         report[name] = [scale * f(values) for f in (min, statistics.median, max)]
     report["best"] = best
+    report["by_runs_ms"] = {}
+    for few in (1, 16, 128):
+        ours(n, d, few, rtol)
+        begin = time.perf_counter()
+        ours(n, d, few, rtol)
+        report["by_runs_ms"][few] = 1e3 * (time.perf_counter() - begin) / few
     return report
 
 

@@ -45,6 +45,7 @@ def process(code: str, cache: str) -> tuple[float, str]:
 
 
 def show(name: str, values: list[float], scale: float, unit: str) -> None:
+    """One line: minimum, median, maximum."""
     low, middle, high = min(values), statistics.median(values), max(values)
     print(f"{name:46s} {scale * low:8.2f} / {scale * middle:8.2f} / {scale * high:8.2f} {unit}", flush=True)
 

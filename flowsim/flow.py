@@ -81,6 +81,17 @@ class GradientFlow(Described):
     pairing: AbstractPairing = Matched()
     rule: AbstractRule = GradientDescent()
 
+    def __check_init__(self) -> None:
+        for name, (kinds, cure) in _PARTS.items():
+            part = getattr(self, name)
+            if isinstance(part, kinds):
+                continue
+            if isinstance(part, type):
+                cure = f"Write {part.__name__}(), with parentheses."
+            elif isinstance(part, str) and part in schedules.names():
+                cure = f"For a preset use fs.GradientFlow.from_preset({part!r})."
+            raise FlowsimError(f"Argument `{name}` cannot be {part!r}. {cure}")
+
     @classmethod
     def from_preset(cls, name: str, **parts: Any) -> "GradientFlow":
         """The flow of a preset of the paper, e.g. "Baseline" or "TS S3"; `parts` as in the constructor."""
@@ -347,6 +358,13 @@ class Force:
     beta: Any
     bias: Any
 
+
+_PARTS: dict[str, tuple[Any, str]] = {
+    "geometry": (AbstractGeometry, "Use a geometry such as fs.Parallel()."),
+    "loss": ((AbstractLoss, AbstractRowLoss), "Use a loss such as fs.Sigmoid()."),
+    "pairing": (AbstractPairing, "Use a pairing such as fs.LabelNoise(0.1)."),
+    "rule": (AbstractRule, "Use a rule such as fs.AdamLimit()."),
+}
 
 KINDS: dict[str, type] = {
     **schedules.KINDS,

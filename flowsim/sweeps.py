@@ -314,19 +314,31 @@ def _run(
         return found.columns()
     with _executors.opened(executor, min(len(pieces), workers or os.cpu_count() or 1)) as pool:
         expected = versions()
-        calls = [([jobs[i] for i in piece], ts, horizon, options, expected) for piece in pieces]
+        # Threads cannot be ended from outside: they look whether the sweep was called off.
+        stop = threading.Event() if executor is None else None
+        calls = [([jobs[i] for i in piece], ts, horizon, options, expected, stop) for piece in pieces]
         finished = _executors.completed(pool, _work, calls)
-        for _ in pieces if track is None else track(pieces, "sweeping"):
-            index, values = next(finished)
-            found.put(pieces[index], values)
-            if store is not None:
-                store.write(pieces[index])
+        try:
+            for _ in pieces if track is None else track(pieces, "sweeping"):
+                index, values = next(finished)
+                found.put(pieces[index], values)
+                if store is not None:
+                    store.write(pieces[index])
+        except BaseException:
+            if stop is not None:
+                stop.set()
+            raise
     return found.columns()
 
 
+class _CalledOff(Exception):
+    """The sweep was interrupted, or another chunk failed."""
+
+
 def _work(
-    jobs: list[_Job], ts: np.ndarray, horizon: float, options: Options, expected: dict[str, str]
-) -> list[dict[str, Any]]:
+    jobs: list[_Job], ts: np.ndarray, horizon: float, options: Options, expected: dict[str, str],
+    stop: threading.Event | None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """A chunk, in whatever thread or process it is computed."""
     here = versions()
     for name, version in expected.items():
@@ -335,7 +347,7 @@ def _work(
             f"A worker has {name} {here[name]}, but this session {version}. Install the same versions on both.",
         )
     store_programs()
-    return _chunk(jobs, ts, horizon, options, _PROGRAMS)
+    return _chunk(jobs, ts, horizon, options, _PROGRAMS, stop)
 
 
 def _structures(jobs: list[_Job]) -> list[Any]:
@@ -375,8 +387,9 @@ _PROGRAMS = _Programs()
 
 
 def _chunk(
-    jobs: list[_Job], ts: np.ndarray, horizon: float, options: Options, programs: _Programs
-) -> list[dict[str, Any]]:
+    jobs: list[_Job], ts: np.ndarray, horizon: float, options: Options, programs: _Programs,
+    stop: threading.Event | None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Series, status and cost of each job."""
     with jax.enable_x64(options.dtype == np.float64):
         starts: list[Start] = []
@@ -399,6 +412,8 @@ def _chunk(
             if not asked:
                 break
             for how, batch in ((h, part) for h, all_ in asked.items() for part in _parts(all_, lanes)):
+                if stop is not None and stop.is_set():
+                    raise _CalledOff
                 size = _padded(len(batch), lanes)
                 flows = _stack([chain.flow for chain, _ in batch], size, options.dtype)
                 tasks = _stack([task for _, task in batch], size, options.dtype)

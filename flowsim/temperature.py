@@ -213,6 +213,10 @@ class Learnable(AbstractTemperature):
 
     def __check_init__(self) -> None:
         check_number("temperature", self.init, positive=True, cure="Use e.g. Learnable(init=0.07).")
+        check(
+            isinstance(self.parametrization, AbstractParametrization),
+            f"Argument `parametrization` cannot be {self.parametrization!r}. Use e.g. fs.temperature.Softplus().",
+        )
         check_number("lr_ratio", self.lr_ratio, cure="Use e.g. Learnable(lr_ratio=1.0).")
         if self.clamp is not None:
             check(len(self.clamp) == 2, "Argument `clamp` must be (tau_min, tau_max). Use e.g. (0.01, 1.0).")

@@ -121,7 +121,7 @@ def test_workers_with_other_versions_are_refused(monkeypatch):
     here = sweeps.versions()
     monkeypatch.setattr(sweeps, "versions", lambda: {**here, "jax": "0.0.2"})
     with pytest.raises(fs.FlowsimError, match=r"A worker has jax 0.0.2, but this session .*. Install the same"):
-        sweeps._work([], np.zeros(1), 1.0, OPTIONS_OF_A_CHUNK, here)
+        sweeps._work([], np.zeros(1), 1.0, OPTIONS_OF_A_CHUNK, here, None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`sweep`: the same as `simulate` run by run, in few programs; storage, resumption, errors."""
 
 import itertools
+import threading
 
 import jax
 import numpy as np
@@ -179,7 +180,7 @@ def computed(monkeypatch):
     """Replace the integration by known numbers; the list of seeds that were computed."""
     seeds = []
 
-    def chunk(jobs, ts, horizon, options, programs):
+    def chunk(jobs, ts, horizon, options, programs, stop):
         seeds.extend(job.seed for job in jobs)
         one = {"status": "COMPLETED", "stopped_at": ts[-1], "steps": 3, "log_gamma": np.full(len(ts), -np.inf)}
         return [{"loss": job.seed + np.asarray(ts), **one} for job in jobs]
@@ -212,6 +213,34 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(computed, tmp_path, monke
     assert len(computed) == 8
     xr.testing.assert_equal(again.dataset, runs.dataset)
     assert (again["log_gamma"] == -np.inf).all()
+
+
+def test_an_interrupt_calls_off_what_runs_in_other_threads(monkeypatch):
+    """Python waits for its threads: without a word to them the session would go on for as long as the chunk takes."""
+    told, running = [], threading.Event()
+
+    def chunk(jobs, ts, horizon, options, programs, stop):
+        if jobs[0].seed == 0:
+            running.wait(60)
+            raise KeyboardInterrupt
+        running.set()
+        told.append(stop.wait(60))
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "_chunk", chunk)
+        with pytest.raises(KeyboardInterrupt):
+            fs.sweep(FLOW, MATCHED, {"seed": range(2)}, ts=TIMES, chunk=1, workers=2)
+    assert told == [True]
+
+
+def test_a_chunk_that_was_called_off_computes_nothing(monkeypatch):
+    stop = threading.Event()
+    stop.set()
+    monkeypatch.setattr(sweeps, "segments", lambda *args: pytest.fail("computed"))
+    options = sweeps.Options(1e-6, 1e-9, None, 100, ("loss",), np.dtype(np.float64), 0)
+    with pytest.raises(sweeps._CalledOff):
+        sweeps._chunk([sweeps._Job(FLOW, MATCHED, 0)], np.asarray(TIMES), 1.0, options, sweeps._Programs(), stop)
 
 
 @pytest.mark.parametrize(

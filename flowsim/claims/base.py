@@ -12,6 +12,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from flowsim._arrays import check
+from flowsim.errors import unknown_name
 from flowsim.flow import GradientFlow
 from flowsim.geometry import AbstractGeometry, Sphere
 from flowsim.initial import AbstractRecipe, Start
@@ -97,12 +99,24 @@ class Claim:
     at_most: Mapping[str, float] = dataclasses.field(default_factory=dict)
     at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.expected not in ("holds", "fails"):
+            raise unknown_name("expected verdict", self.expected, ("holds", "fails"))
+        check(
+            len(self.at_most) + len(self.at_least) > 0,
+            f"The claim {self.id!r} has no limits, so that nothing could make it fail. Give `at_most` or `at_least`.",
+        )
+
     def judge(self, numbers: Mapping[str, float]) -> Finding:
         """Whether every limit is respected.
 
         A number that is not finite supports nothing: it makes a claim that is expected to hold fail, and
-        leaves one that is expected to fail undecided, so that a broken run never passes for a finding.
+        leaves one that is expected to fail undecided, so that a broken run never passes for a finding. Raises
+        `FlowsimError` if a number with a limit was not measured.
         """
+        for name in (*self.at_most, *self.at_least):
+            if name not in numbers:
+                raise unknown_name(f"number of the claim {self.id!r}", name, numbers)
         decisive = [numbers[name] for name in (*self.at_most, *self.at_least)]
         if not all(math.isfinite(value) for value in decisive):
             return "fails" if self.expected == "holds" else "undecided"
@@ -111,10 +125,18 @@ class Claim:
         return "holds" if good else "fails"
 
     def run(self, quick: bool = False, system: System | None = None) -> "Verdict":
-        """Measure and judge. Limits are recorded among the numbers."""
+        """Measure and judge. Limits are recorded among the numbers. Raises `FlowsimError` for what cannot be judged."""
         begin = time.perf_counter()
+        check(
+            system is None or isinstance(system, System),
+            f"Argument `system` cannot be {system!r}. Use e.g. System(corrupt=lambda flow: flow.replace(...)).",
+        )
         with jax.enable_x64(True), np.errstate(all="ignore"):
             measured = self.measure(System() if system is None else system, quick)
+            check(
+                isinstance(measured, Mapping),
+                f"The measurement of {self.id!r} returned {measured!r}. Return a dict of named numbers.",
+            )
             numbers = {name: _plain(value) for name, value in measured.items()}
         verdict = self.judge(numbers)
         numbers |= {f"{name}_at_most": float(limit) for name, limit in self.at_most.items()}

@@ -1,0 +1,151 @@
+"""The figure of docs/performance.md, drawn from what the other benchmarks wrote with `--json`.
+
+    python benchmarks/figures.py            # benchmarks/results/*.json -> figures/performance.{png,pdf}
+
+    python benchmarks/field.py --json benchmarks/results/field.json
+    python benchmarks/single.py --json benchmarks/results/single.json
+    python benchmarks/ensembles.py --json benchmarks/results/ensembles.json
+    python benchmarks/large_batch.py --pairs 512 1024 2048 4096 8192 16384 --once-above 4096 --kinds tiled dense \\
+        --json benchmarks/results/large_batch.json
+    python benchmarks/cluster_sweep.py --json benchmarks/results/cluster_sweep.json
+    python benchmarks/solver_problems.py --scipy 4 --json benchmarks/results/solver_problems.json
+
+Points are medians, bars reach from the smallest to the largest repeat.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+import flowsim as fs
+from flowsim.plot import COLOURS, PAGE
+
+HERE = Path(__file__).resolve().parent
+
+
+def results(name: str) -> Any:
+    """What a benchmark wrote."""
+    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def curve(
+    ax: Axes, x: Sequence[float], repeats: Sequence[Sequence[float]], label: str, colour: str, **line: Any
+) -> None:
+    """Medians with bars from minimum to maximum, on logarithmic axes."""
+    middle = np.array([np.median(r) for r in repeats])
+    low, high = (np.array([f(r) for r in repeats]) for f in (min, max))
+    style = {"marker": "o", "capsize": 2, "elinewidth": 0.7, **line}
+    ax.errorbar(x, middle, [middle - low, high - middle], label=label, color=COLOURS[colour], **style)
+    ax.set(xscale="log", yscale="log")
+
+
+def field(ax: Axes) -> None:
+    lines = results("field")
+    kinds = (("torch", "PyTorch, autodiff", "orange"), ("numpy", "NumPy", "green"), ("field", "flowsim", "blue"),
+             ("floor", "floor: 3 products, 1 exp", "grey"))  # fmt: skip
+    for kind, label, colour in kinds:
+        held = [line for line in lines if kind in line["seconds"]]
+        curve(ax, [line["pairs"] for line in held], [line["seconds"][kind] for line in held], label, colour,
+              **({"linestyle": "--", "marker": ""} if kind == "floor" else {}))  # fmt: skip
+    ax.set(title="(a) one evaluation of the field, d = 64", xlabel="pairs $n$", ylabel="seconds")
+    ax.legend()
+
+
+def single(ax: Axes) -> None:
+    lines = results("single")
+    kinds = {"PyTorch loop": "orange", "torchdiffeq": "purple", "SciPy DOP853": "sky", "SciPy LSODA": "green",
+             "simulate": "blue", "plain diffrax": "black"}  # fmt: skip
+    for kind, colour in kinds.items():
+        held = [line for line in lines if kind in line]
+        if held:
+            label = {"simulate": "fs.simulate"}.get(kind, kind)
+            curve(ax, [line["pairs"] for line in held], [line[kind]["seconds"] for line in held], label, colour)
+    ax.set(title="(b) one trajectory, error below $10^{-6}$", xlabel="pairs $n$", ylabel="seconds")
+    ax.legend(fontsize=6.5)
+
+
+def ensembles(ax: Axes) -> None:
+    lines = results("ensembles")
+    pairs = [line["pairs"] for line in lines]
+    for name, label, colour, line in (
+        ("scipy_ms", "SciPy's best", "green", {}), ("ours_ms", "fs.sweep", "blue", {}),
+        ("floor_ms", "floor: field alone", "grey", {"linestyle": "--", "marker": ""}),
+    ):  # fmt: skip
+        curve(ax, pairs, [np.array(one[name]) / 1e3 for one in lines], label, colour, **line)
+    ax.set(title=f"(c) {lines[0]['runs']:,} trajectories, each", xlabel="pairs $n$", ylabel="seconds per trajectory")
+    ax.legend()
+
+
+def by_runs(ax: Axes) -> None:
+    for line, colour in zip(results("ensembles"), ("blue", "vermilion", "green"), strict=True):
+        runs = [*(int(k) for k in line["by_runs_ms"]), line["runs"]]
+        seconds = [*line["by_runs_ms"].values(), line["ours_ms"][1]]
+        label = f"n = {line['pairs']}, d = {line['dim']}"
+        ax.loglog(runs, np.array(seconds) / 1e3, "o-", label=label, color=COLOURS[colour])
+    ax.set(title="(d) one call of fs.sweep", xlabel="trajectories", ylabel="seconds per trajectory")
+    ax.legend()
+
+
+def large(axes: Sequence[Axes]) -> None:
+    lines = results("large_batch")
+    for kind, label, colour in (("dense", "n×n matrices", "vermilion"), ("tiled", "tiles", "blue")):
+        held = [line for line in lines if line["kind"] == kind]
+        pairs = [line["pairs"] for line in held]
+        curve(axes[0], pairs, [line["seconds"] for line in held], label, colour)
+        axes[1].loglog(pairs, [line["peak_mib"] for line in held], "o-", label=label, color=COLOURS[colour])
+    pairs = np.array([line["pairs"] for line in lines if line["kind"] == "tiled"], float)
+    axes[1].loglog(pairs, 8 * pairs**2 / 2**20, "--", label="one n×n matrix", color=COLOURS["grey"])
+    axes[0].set(title="(e) value and gradient, d = 64", xlabel="pairs $n$", ylabel="seconds")
+    axes[1].set(title="(f) peak memory of the process", xlabel="pairs $n$", ylabel="MiB", ylim=(100, None))
+    for ax in axes:
+        ax.legend()
+
+
+def workers(ax: Axes) -> None:
+    found = results("cluster_sweep")
+    for kind, label, colour in (("threads", "threads", "blue"), ("processes", "processes", "vermilion"),
+                                ("dask", "dask workers", "green")):  # fmt: skip
+        held = [line for line in found["lines"] if line["kind"] == kind]
+        curve(ax, [line["workers"] for line in held], [line["seconds"] for line in held], label, colour)
+    counts = sorted({line["workers"] for line in found["lines"]})
+    ax.set(title=f"(g) {found['runs']:,} trajectories, n = 5", xlabel="workers", ylabel="seconds")
+    ax.set(xscale="linear", xticks=counts, yscale="linear", ylim=(0, None))
+    ax.legend()
+
+
+def problems(ax: Axes) -> None:
+    found = results("solver_problems")
+    both = [line for line in found if line.get("scipy_seconds")]
+    alone = [line for line in found if str(line.get("scipy_method", "")).startswith("none")]
+    ax.loglog([x["scipy_seconds"] for x in both], [x["seconds"] for x in both], ".", color=COLOURS["blue"],
+              label=f"{len(both)} problems")  # fmt: skip
+    limit = max((x["scipy_seconds"] for x in both), default=1.0)
+    ax.loglog([1.6 * limit] * len(alone), [x["seconds"] for x in alone], "x", color=COLOURS["vermilion"],
+              label=f"{len(alone)} not finished by SciPy")  # fmt: skip
+    ends = np.array([1e-2, 1.6 * limit])
+    ax.loglog(ends, ends, "--", color=COLOURS["grey"], label="equal")
+    ax.set(title="(h) the fixed set of problems", xlabel="seconds, SciPy's best", ylabel="seconds, fs.simulate")
+    ax.legend()
+
+
+def main() -> None:
+    with fs.plot.paper_style():
+        figure, axes = plt.subplots(4, 2, figsize=(PAGE, 9.6), layout="constrained")
+        field(axes[0, 0])
+        single(axes[0, 1])
+        ensembles(axes[1, 0])
+        by_runs(axes[1, 1])
+        large(axes[2])
+        workers(axes[3, 0])
+        problems(axes[3, 1])
+        for kind in ("png", "pdf"):
+            fs.plot.save(figure, str(HERE.parent / "figures" / f"performance.{kind}"))
+
+
+if __name__ == "__main__":
+    main()
