@@ -31,7 +31,7 @@ def train(settings: Training, cuda: bool = False) -> tuple[np.ndarray, float]:
     """(losses of all steps, seconds) of `open_clip_train.train.train_one_epoch` on our batches."""
     model = models.build(settings.model, settings.pretrained, settings.image_size, settings.seed)
     pairs = data.load(settings.data, settings.split, limit=settings.limit)
-    batches = prepare(pairs, model.tokenize, model.image_size, settings)
+    batches = prepare(pairs, model.tokenize, model.image_size, settings, resize=model.resize)
     steps = settings.total_steps(len(batches.pairs))
     device = torch.device("cuda" if cuda else "cpu")
     module = model.module.to(device)

@@ -130,7 +130,7 @@ def quality_figure(record: "xr.Dataset") -> Figure:
     figure = Figure(figsize=(plot.PAGE, 1.3 + 1.55 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 2, squeeze=False, sharex="col", sharey="row")
     methods = [str(m) for m in record["method"].to_numpy()]
-    style = _styles(methods)
+    style, fill = _styles(methods), _fills(methods)
     for row, quality in enumerate(shown):
         for column, x in enumerate(("gap", "uniformity")):
             ax = axes[row, column]
@@ -142,12 +142,12 @@ def quality_figure(record: "xr.Dataset") -> Figure:
                 centre = a[both].mean(), b[both].mean()
                 spread = [[[c - v[both].min()], [v[both].max() - c]] for c, v in zip(centre, (a, b), strict=True)]
                 ax.errorbar(
-                    *centre, xerr=spread[0], yerr=spread[1], fmt=_marker(method), color=style[method][0], ms=5, lw=0.8,
-                    mfc=_face(method, style), label=method,
+                    *centre, xerr=spread[0], yerr=spread[1], fmt=_marker(method), color=style[method][0], lw=0.8,
+                    fillstyle=fill[method][0], ms=fill[method][1], markerfacecoloralt="white", label=method,
                 )  # fmt: skip
             found = rank_correlation(here, there)
-            text = "" if found is None else rf", $\rho = {found.rho:+.2f}$ [{found.low:+.2f}, {found.high:+.2f}]"
-            ax.set_title(rf"$\bf{{({'abcdefgh'[2 * row + column]})}}${text.removeprefix(',')}", fontsize=8)
+            text = "" if found is None else rf" $\rho = {found.rho:+.2f}$ [${found.low:+.2f}$, ${found.high:+.2f}$]"
+            ax.set_title(rf"$\bf{{({'abcdefgh'[2 * row + column]})}}${text}", fontsize=8)
             ax.label_outer()
         axes[row, 0].set_ylabel(_QUALITIES[quality])
     axes[-1, 0].set_xlabel(r"gap $\Delta$, held out")
@@ -247,6 +247,14 @@ def _styles(methods: list[str]) -> dict[str, tuple[str, str]]:
         found[method] = colours[family[head]], lines[count.get(head, 0) % len(lines)]
         count[head] = count.get(head, 0) + 1
     return found
+
+
+def _fills(methods: list[str]) -> dict[str, tuple[str, float]]:
+    """Filled half and size of each marker, which tell the methods of a family apart where there are no lines."""
+    fills = ("full", "none", "bottom", "left", "top", "right")
+    kinds = [(fill, size) for size in (5.5, 3.5) for fill in fills]
+    families = [method.split()[0] for method in methods]
+    return {m: kinds[families[:k].count(families[k]) % len(kinds)] for k, m in enumerate(methods)}
 
 
 def _marker(method: str) -> str:
