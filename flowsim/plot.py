@@ -117,7 +117,9 @@ def series(result: Result, name: str, ax: Axes | None = None, **line: Any) -> Ax
     ax.set_xscale("log", nonpositive="clip")
     positive = time[time > 0]
     if positive.size > 1:
-        ax.set_xlim(positive[0], positive[-1])
+        # Lines that are there already stay inside.
+        ends = [positive[0], positive[-1], *([] if alone else ax.get_xlim())]
+        ax.set_xlim(min(ends), max(ends))
     finite = values[np.isfinite(values)]
     if name == "loss" and finite.size and (finite > 0).all() and finite.max() > 30 * finite.min():
         ax.set_yscale("log")
@@ -145,14 +147,17 @@ def gap(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
 
 
 def temperature(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
-    """The temperature against flow time; logarithmic if it varies by more than a factor 30; `line` as in `series`."""
+    """The temperature against flow time; `line` as in `series`.
+
+    The axis is logarithmic if the temperatures on it differ by more than a factor 30, else it begins at 0. Either can
+    be changed afterwards with `ax.set_yscale`.
+    """
     ax = series(result, "temperature", ax, **line)
-    values = result.series["temperature"]
+    values = np.concatenate([np.ravel(np.asarray(drawn.get_ydata(), float)) for drawn in ax.lines])
     values = values[np.isfinite(values)]
     if values.size and values.max() > 30 * values.min():
         ax.set_yscale("log")
-    elif ax.get_yscale() == "linear":
-        _from_zero(ax)
+    _from_zero(ax)
     return ax
 
 
@@ -170,9 +175,14 @@ def _check_recorded(result: Any, name: str) -> None:
 
 
 def _from_zero(ax: Axes) -> None:
-    """The vertical axis from 0 (or below) to what all lines on it need."""
-    ax.autoscale(axis="y")
-    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+    """A linear vertical axis begins at 0, or below if a line goes there.
+
+    The limits stay automatic: fixed ones would hide later lines, and a bottom of 0 has no place on a logarithmic axis.
+    """
+    for line in ax.lines:
+        line.sticky_edges.y.append(0.0)
+    ax.update_datalim([(0.0, 0.0)], updatex=False)
+    ax.autoscale_view(scalex=False)
 
 
 def shade_matched(result: Result, ax: Axes) -> Axes:
@@ -264,11 +274,12 @@ def phase_diagram(
     - `field`: a variable of a sweep, e.g. `runs["modality_gap"].isel(time=-1)`; other dimensions are averaged.
     - `x`, `y`: the dimensions of the axes, logarithmic where their values are spaced so. For a sweep over one
       parameter use "time" as the other; without t = 0 (`.isel(time=slice(1, None))`) its axis is logarithmic.
-    - `boundary`: the predicted line, y for each value of x or a function of x.
+    - `boundary`: the predicted line: y for each value of x, in order or as a DataArray over x, or a function of x.
     - `levels`: values whose lines are drawn, on a spline through the cells; `contours`: how, as `Axes.contour` has it.
     - `colours`: passed on to `Axes.pcolormesh` (`cmap`, `vmin`, `vmax`). The mesh is `ax.collections[0]`.
 
-    Raises `FlowsimError` for dimensions that the field does not have.
+    Raises `FlowsimError` for what is no variable of a sweep, for dimensions that it does not have or that hold names
+    instead of numbers, and for a boundary that does not belong to x.
 
     Examples:
         >>> import flowsim as fs
@@ -279,9 +290,22 @@ def phase_diagram(
         >>> ax.get_xscale(), ax.get_ylabel()
         ('log', 'schedule.temperature.tau')
     """
+    import xarray as xr
+
+    check(
+        isinstance(field, xr.DataArray) and field.dtype.kind in "fiub",
+        f"Expected one variable of a sweep, but got {type(field).__name__}"
+        f"{f' of {field.dtype}' if isinstance(field, xr.DataArray) else ''}. "
+        'Use e.g. runs["modality_gap"].isel(time=-1).',
+    )
     for name in (x, y):
         if name not in field.dims:
             raise unknown_name("dimension", name, [str(d) for d in field.dims])
+        check(
+            field[name].dtype.kind in "fiu",
+            f"Dimension {name!r} holds names, which have no place on an axis. Give one that holds numbers.",
+        )
+    check(x != y, f"Both axes are {x!r}. Give two dimensions of {', '.join(repr(str(d)) for d in field.dims)}.")
     ax = _axes(ax)
     table = field.mean([d for d in field.dims if d not in (x, y)]).transpose(y, x)
     across, up = (np.asarray(table[name], float) for name in (x, y))
@@ -306,11 +330,29 @@ def phase_diagram(
             )
             ax.clabel(lines, fmt="%.3g", fontsize=7)
     if boundary is not None:
-        predicted = boundary(across) if callable(boundary) else boundary
-        ax.plot(across, np.asarray(predicted, float), color="white", lw=1.6, label="predicted")
+        ax.plot(*_boundary(boundary, x, across), color="white", lw=1.6, label="predicted")
         ax.set_ylim(float(_edges(up)[0]), float(_edges(up)[-1]))
     ax.set(xlabel=x, ylabel=y)
     return ax
+
+
+def _boundary(boundary: Any, x: str, across: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (x, y) of a predicted line over the values of x."""
+    predicted: Any = boundary(across) if callable(boundary) else boundary
+    dims = getattr(predicted, "dims", None)  # of a DataArray
+    check(
+        dims is None or dims == (x,),
+        f"The boundary lies over {', '.join(map(repr, dims or ()))}, but must give y over {x!r}. "
+        "Exchange x and y, or give one value for each x.",
+    )
+    # Labelled values know their places, which need not be those of the cells.
+    at = across if dims is None or x not in predicted.coords else np.asarray(predicted[x], float)
+    values = np.asarray(predicted, float)
+    check(
+        values.shape == at.shape,
+        f"The boundary has shape {values.shape}, but {x!r} has {at.size} values. Give y for each of them.",
+    )
+    return at, values
 
 
 def exponent(result: Result, name: str = "modality_gap", ax: Axes | None = None, *, law: float | None = None) -> Axes:
@@ -413,9 +455,15 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
     _check_result(result)
     names = [n for n in ("modality_gap", "temperature", "loss", "margin") if n in result.series]
     if ax is not None:
+        check(
+            not isinstance(ax, Axes) and all(isinstance(panel, Axes) for panel in np.ravel(np.asarray(ax, object))),
+            f"The overview draws {len(names)} panels. Give a list of as many Axes, e.g. "
+            "plt.subplots(2, 2)[1].ravel(), or none.",
+        )
+        ax = list(np.ravel(np.asarray(ax, object)))
         if len(ax) < len(names):
             raise FlowsimError(f"The overview draws {len(names)} panels, but got {len(ax)} Axes. Give more.")
-        axes = list(ax)[: len(names)]
+        axes = ax[: len(names)]
         shown = []
     else:
         shown = _shown_snapshots(result)
@@ -744,6 +792,10 @@ _COLOUR_OF = {
 
 
 def _axes(ax: Axes | None) -> Axes:
+    check(
+        ax is None or isinstance(ax, Axes),
+        f"Argument `ax` must be one matplotlib Axes, but is {type(ax).__name__}. Use e.g. plt.subplots()[1], or none.",
+    )
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 

@@ -4,6 +4,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import dataclasses
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
@@ -135,7 +136,7 @@ def test_a_film_has_a_frame_for_each_snapshot(tmp_path):
     with pytest.raises(fs.FlowsimError, match="cannot be written as"):
         fs.plot.animate(result, "flow.avi")
     with pytest.raises(fs.FlowsimError, match="fewer than two"):
-        fs.plot.animate(fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=times, snapshots=[0.0]), "flow.gif")
+        fs.plot.animate(dataclasses.replace(result, snapshot_time=times[:1]), "flow.gif")
 
 
 def test_a_phase_diagram_shows_cells_lines_and_the_prediction():
@@ -196,3 +197,65 @@ def test_results_are_compared_on_the_same_axes(result):
     assert ax.get_ylim()[0] == 0
     assert len(ax.patches) == bands
     assert [line.get_color() for line in ax.lines] == ["red", "blue"]
+    # Another run, of another length, leaves both whole.
+    longer = fs.simulate(fs.GradientFlow(), start, t1=1e5)
+    fs.plot.gap(longer, ax)
+    fs.plot.gap(result, ax)
+    assert ax.get_xlim()[1] == 1e5
+
+
+def test_a_logarithmic_axis_holds_every_point(result):
+    """The page `start` compares runs so: scale and limits must not depend on what was drawn before."""
+    cold = fs.simulate(fs.GradientFlow(schedule=fs.temperature.Fixed(0.05)), fs.initial.rings(), ts=result.time)
+    for draw, name in ((plot.temperature, "temperature"), (plot.gap, "modality_gap")):
+        ax = plt.subplots()[1]
+        for run in (result, cold):
+            draw(run, ax)
+        assert ax.get_ylim()[0] == 0
+        ax.set_yscale("log")
+        bottom, top = ax.get_ylim()
+        values = np.concatenate([run.series[name] for run in (result, cold)])
+        assert 0 < bottom < values.min() < values.max() < top < 10 * values.max()
+        # It may also be logarithmic from the first line on.
+        early = plt.subplots()[1]
+        early.set_yscale("log")
+        for run in (result, cold):
+            draw(run, early)
+        assert early.get_ylim() == (bottom, top)
+
+
+def test_temperatures_far_apart_are_drawn_on_a_logarithmic_axis(result):
+    cold = fs.simulate(fs.GradientFlow(schedule=fs.temperature.Fixed(0.01)), fs.initial.rings(), ts=result.time)
+    ax = plot.temperature(result)
+    assert ax.get_yscale() == "linear"
+    plot.temperature(cold, ax)
+    assert ax.get_yscale() == "log"
+    assert 0 < ax.get_ylim()[0] < 0.01
+
+
+FIELD = xr.DataArray(np.ones((4, 5)), {"y": np.arange(4.0), "x": np.arange(5.0)}, ("y", "x"), name="gap")
+
+
+@pytest.mark.parametrize(
+    ("field", "x", "y", "boundary", "message"),
+    [
+        (FIELD.to_dataset(), "x", "y", None, r'got Dataset. Use e.g. runs\["modality_gap"\]'),
+        (FIELD.astype(str), "x", "y", None, "got DataArray of <U"),
+        (FIELD, "x", "x", None, "Both axes are 'x'. Give two dimensions of 'y', 'x'"),
+        (FIELD.assign_coords(x=list("abcde")), "x", "y", None, "'x' holds names"),
+        (FIELD, "x", "y", FIELD["y"] + 1, "lies over 'y', but must give y over 'x'"),
+        (FIELD, "x", "y", FIELD, "lies over 'y', 'x', but"),
+        (FIELD, "x", "y", [1.0, 2.0], r"shape \(2,\), but 'x' has 5 values"),
+        (FIELD, "x", "y", lambda x: x[:3], r"shape \(3,\), but 'x' has 5 values"),
+    ],
+)
+def test_what_does_not_belong_to_a_phase_diagram(field, x, y, boundary, message):
+    draw = getattr(plot.phase_diagram, "__wrapped__", plot.phase_diagram)  # past the type checks of the tests
+    with pytest.raises(fs.FlowsimError, match=message):
+        draw(field, x, y, boundary=boundary)
+
+
+def test_a_boundary_with_labels_stands_at_its_labels():
+    half = FIELD["x"][::-2] / 2
+    line = plot.phase_diagram(FIELD, "x", "y", boundary=half).lines[0]
+    np.testing.assert_array_equal(line.get_xydata(), [[4, 2], [2, 1], [0, 0]])
