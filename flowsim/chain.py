@@ -430,12 +430,17 @@ class Chain:
         self, flow: GradientFlow, state: State, t0: float, ts: np.ndarray, kept: np.ndarray, horizon: float,
         options: Options, most_steps: int | None = None,
     ) -> None:  # fmt: skip
-        self.flow, self.state, self.options = flow, state, options
-        self.ts, self.kept, self.t, self.horizon = ts, kept, t0, horizon
+        self.flow: GradientFlow = flow
+        self.state: State = state
+        self.options: Options = options
+        self.ts: np.ndarray = ts
+        self.kept: np.ndarray = kept
+        self.t: float = t0
+        self.horizon: float = horizon
         self.status: Status | None = None
         self.series: dict[str, np.ndarray] = {}
         self.states: Any = None
-        self.unknowns = sum(x.size for x in jax.tree.leaves(state.moving))
+        self.unknowns: int = sum(x.size for x in jax.tree.leaves(state.moving))
         self.stats: dict[str, float] = {"steps": 0, "rejected": 0, "segments": 0, "unknowns": self.unknowns}
         self._t0 = t0
         self._labels: list[str] = []

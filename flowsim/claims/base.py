@@ -216,7 +216,7 @@ class Table:
     """All verdicts, readable as text and in a notebook; iterates over its verdicts."""
 
     def __init__(self, verdicts: list[Verdict]) -> None:
-        self.verdicts = list(verdicts)
+        self.verdicts: list[Verdict] = list(verdicts)
 
     @property
     def as_expected(self) -> bool:

@@ -121,7 +121,7 @@ def _frozen(system: System, quick: bool) -> Numbers:
 
 # --- encoders -----------------------------------------------------------------------------------------
 
-LATENTS = initial.latents(16, factors=8, dim=8)
+LATENTS: initial.Latents = initial.latents(16, factors=8, dim=8)
 TEMPERATURES = (0.2, 0.07, 0.02, 0.01)
 
 

@@ -21,7 +21,7 @@ from flowsim.swaps import AbstractSwap, HardSwap, SoftSwap
 from flowsim.temperature import Fixed, Learnable
 
 TAU0, PAIRS, DIM, HEIGHT = 0.07, 16, 8, 0.3
-START = initial.cones(PAIRS, DIM, HEIGHT, random_basis=True)
+START: initial.Cones = initial.cones(PAIRS, DIM, HEIGHT, random_basis=True)
 FRACTION, DRAWS, MASKS = 0.5, 10_000, 1024
 #: Masks of the runs to long times.
 FEW_MASKS = 32

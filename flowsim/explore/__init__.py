@@ -240,9 +240,11 @@ class Explorer:
     """
 
     def __init__(self, choice: Choice) -> None:
-        self.choice, self.message, self.seconds = choice, "", 0.0
-        self.result = self._run(choice)
-        self.frame = len(self.result.snapshot_time) - 1
+        self.choice: Choice = choice
+        self.message: str = ""
+        self.seconds: float = 0.0
+        self.result: Result = self._run(choice)
+        self.frame: int = len(self.result.snapshot_time) - 1
         self._picture = _Picture()
         self._show()
 

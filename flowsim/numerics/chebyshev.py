@@ -17,12 +17,11 @@ import jax.numpy as jnp
 from diffrax import (
     RESULTS,
     AbstractAdaptiveSolver,
-    AbstractTerm,
     ODETerm,
     ThirdOrderHermitePolynomialInterpolation,
 )
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 _DAMPING = 2 / 13
 _SAFETY = 1.2
@@ -41,13 +40,13 @@ class RungeKuttaChebyshev(AbstractAdaptiveSolver):
     max_evaluations: int = eqx.field(static=True, default=5_000_000)
     power_iterations: int = eqx.field(static=True, default=2)
 
-    term_structure: ClassVar[type[AbstractTerm]] = ODETerm
+    term_structure: ClassVar[Any] = ODETerm
     interpolation_cls: ClassVar[Callable[..., Any]] = ThirdOrderHermitePolynomialInterpolation.from_k
 
-    def order(self, terms: PyTree[AbstractTerm]) -> int:
+    def order(self, terms: Any) -> int:
         return 2
 
-    def error_order(self, terms: PyTree[AbstractTerm]) -> int:
+    def error_order(self, terms: Any) -> int:
         return 3
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from flowsim._arrays import check
 
@@ -131,7 +131,7 @@ def mesh_of(devices: Sequence[Any]) -> Mesh:
     return jax.make_mesh((len(devices),), (PAIRS_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
-def spread(tree: PyTree, mesh: Mesh, pairs: int) -> PyTree:
+def spread(tree: Any, mesh: Mesh, pairs: int) -> Any:
     """Arrays on the devices of a mesh: divided along their first axis of length `pairs`, else a copy on each."""
 
     def place(leaf: Any) -> Any:
