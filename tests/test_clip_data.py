@@ -261,11 +261,12 @@ def test_folders_of_classes(tmp_path):
     for k, place in enumerate(("train/dog", "train/cat/kitten", "train/cat", "val/dog", "val/train", "other/dog")):
         write(tmp_path / place, **{f"{k}__png": picture(k)})
     write(tmp_path / "train", stray__png=picture())
+    write(tmp_path / "train" / "dog", **{"0__webp": picture(kind="WEBP")}, note__txt="no image")
     fit, judge = load_labelled(tmp_path, "train"), load_labelled(str(tmp_path), "test")
     assert fit.classes == judge.classes == ("cat", "dog", "train")
     named = {key: fit.classes[k] for key, k in zip(fit.keys, fit.labels, strict=True)}
     assert named == {"train/dog/0.png": "dog", "train/cat/kitten/1.png": "cat", "train/cat/2.png": "cat"}
-    assert fit.skipped == {"image without class": 1, "image without split": 1}
+    assert fit.skipped == {"image without class": 1, "image without split": 1, "second image of a name": 1}
     assert fit.examples["image without class"] == ("train/stray.png",)
     assert judge.split == "val"  # it stands in for a test split
     assert [judge.classes[k] for k in judge.labels] == ["dog", "train"]
@@ -288,6 +289,18 @@ def test_webdataset_of_classes_without_captions(tmp_path, place):
     write(tmp_path, classnames__txt="shark\nfinch\n")
     with pytest.raises(FlowsimError, match="names 2 classes, but there is a class 2"):
         load_labelled(tmp_path, "train")
+
+
+@pytest.mark.parametrize("places", [("train/0.tar", "test/0.tar"), ("train-0.tar", "test-0.tar")])
+def test_shards_of_two_splits_may_use_the_same_names(tmp_path, places):
+    for k, place in enumerate(places):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        pack(tmp_path / place, {"dog/1.png": picture(10 * k + 1), "cat/1.png": picture(10 * k + 2)})
+    for k, split in enumerate(("train", "test")):
+        pairs = load_labelled(tmp_path, split)
+        assert len(pairs) == 2 and pairs.skipped == {} and pairs.classes == ("cat", "dog")
+        red = {pairs.classes[c]: int(p) for c, p in zip(pairs.labels, pairs.pixels(4)[:, 2, 2, 0], strict=True)}
+        assert red == {"dog": 10 * k + 1, "cat": 10 * k + 2}
 
 
 def test_labelled_images_that_say_too_little(tmp_path):

@@ -313,7 +313,9 @@ def load_labelled(spec: PathLike, split: str) -> Pairs:
     skips = _Skips()
     files, home = _files(name, skips)
     found, assigned = [], {}
-    for one in _siblings(files, _Skips()):  # captions are no concern
+    siblings = _siblings(files, skips)
+    skips.counts.pop("caption without image", None)  # no concern here
+    for one in siblings:
         part, folder = _place(one, home)
         found.append(one._replace(label=one.label or folder))
         if part is not None:
@@ -369,9 +371,11 @@ def _place(one: "_Found", home: Path) -> tuple[str | None, str | None]:
     folders = one.key.split("/")[:-1]
     if one.image.size >= 0:
         shard = os.path.relpath(one.image.path, home).split(os.sep)
-        # Names that several shards use begin with the shard's.
-        folders = folders[1:] if folders and folders[0] + ".tar" == shard[-1] else folders
-        folders = [*shard, *folders]
+        inside = folders
+        for k in range(1, len(shard) + 1):  # names that several shards use begin with the shard's
+            if "/".join(folders[:k]) + ".tar" == "/".join(shard[-k:]):
+                inside = folders[k:]
+        folders = [*shard, *inside]
     found = [_SPLIT_NAME.match(folder.lower()) for folder in folders]
     at = next((k for k, match in enumerate(found) if match), None)
     rest = [folder for folder in folders[0 if at is None else at + 1 :] if not folder.endswith(".tar")]
@@ -712,7 +716,11 @@ def _matches(pattern: str) -> list[str]:
 def _in_tars(shards: Sequence[Path], skips: _Skips) -> list[_File]:
     """The files within tars, by the places of their bytes; nothing is unpacked."""
     files, seen = [], set()
-    for shard in shards:
+    names = [shard.name.removesuffix(".tar") for shard in shards]
+    if len(set(names)) < len(names):  # train/0.tar and test/0.tar
+        root = os.path.commonpath([shard.parent for shard in shards])
+        names = [shard.relative_to(root).as_posix().removesuffix(".tar") for shard in shards]
+    for shard, shard_name in zip(shards, names, strict=True):
         try:
             with open(shard, "rb") as file:
                 start = file.read(6)
@@ -732,7 +740,7 @@ def _in_tars(shards: Sequence[Path], skips: _Skips) -> list[_File]:
                         continue
                     seen.add((shard, name))
                     data = _Bytes(str(shard), member.offset_data, member.size)
-                    files.append(_File(name, shard.name.removesuffix(".tar"), data))
+                    files.append(_File(name, shard_name, data))
         except tarfile.TarError as error:
             raise FlowsimError(f"{str(shard)!r} is no whole tar file ({error}). Fetch or pack it again.") from None
         except OSError as error:
@@ -759,7 +767,11 @@ def _siblings(files: Sequence[_File], skips: _Skips) -> list[_Found]:
     groups: dict[tuple[str, str], dict[str, _File]] = defaultdict(dict)
     for file in files:
         stem, _, ending = file.name.rpartition(".")
-        groups[file.shard, stem]["image" if _is_image(file.name) else ending.lower()] = file
+        kind = "image" if _is_image(file.name) else ending.lower()
+        if kind == "image" and kind in groups[file.shard, stem]:
+            skips.add("second image of a name", file.name)
+            continue
+        groups[file.shard, stem][kind] = file
     chosen, texts = [], []
     for (_, stem), parts in groups.items():
         captions = _texts(parts)

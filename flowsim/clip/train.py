@@ -508,7 +508,7 @@ def _synchronised(module: torch.nn.Module, device: str) -> torch.nn.Module:
     """The module with batch normalisation over all processes; as it is on a CPU, where PyTorch has none."""
     if device != "cuda":
         return module
-    from timm.layers import convert_sync_batchnorm  # also knows timm's own kind
+    from timm.layers.norm_act import convert_sync_batchnorm  # also knows timm's own kind
 
     return convert_sync_batchnorm(module)
 
@@ -639,7 +639,7 @@ def _earlier(path: Path, settings: Training, schedule: Schedule) -> Result | Non
     found = load_result(path)
     check(
         same_run(found, settings, schedule),
-        f"{str(path)!r} holds another run. Choose another name, or overwrite it with --force.",
+        f"{str(path)!r} holds another run. Choose another name or folder, or remove the file (train: --force).",
     )
     return None if found.status.code is Status.UNFINISHED else found
 
