@@ -103,7 +103,8 @@ def plot(record: xr.Dataset) -> Figure:
     ax.xaxis.set_minor_locator(NullLocator())
     rates = record["lr"].to_numpy()
     ax.set_xticks(rates, [f"{lr:g}" for lr in rates])
-    ax.legend(frameon=False)
+    ax.set_ylim(top=5 * ax.get_ylim()[1])  # room for the legend above the lines
+    ax.legend(frameon=False, loc="upper left")
     ax.set_title(r"$\bf{(c)}$ distance from the flow")
     ax = axes[1, 1]
     temperature = record["temperature"]
