@@ -6,6 +6,7 @@ same paths serve `GradientFlow.replace`, sweeps, JSON and the command line.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,9 +42,12 @@ def from_config(config: Any, known: Mapping[str, type]) -> Any:
     if not isinstance(config, Mapping):
         return config
     if "kind" not in config:
-        raise FlowsimError(f'Expected an object with a "kind", but got the keys {sorted(config)}.')
+        raise FlowsimError(
+            f'Expected an object with a "kind", but got {f"the keys {sorted(config)}" if config else "an empty one"}. '
+            f'Name its class, e.g. {{"kind": "{next(iter(known))}", ...}}.'
+        )
     kind = config["kind"]
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         hint = unknown_name("kind", kind, known)
         raise FlowsimError(f"{hint} A class of your own must be registered first: fs.extend.register.")
     cls = known[kind]
@@ -104,20 +108,56 @@ def _child(module: Any, name: str, prefix: str) -> Any:
         return module[int(name)]
     if not isinstance(module, eqx.Module):
         raise FlowsimError(f"Path {prefix + name!r} goes too deep: {prefix[:-1]!r} is {module!r}, a value.")
-    names = [f.name for f in dataclasses.fields(module) if f.init]  # pyright: ignore[reportArgumentType]
+    names = _fields(type(module))
     if name not in names:
-        if not names:
-            raise FlowsimError(f"Path {prefix + name!r} does not exist: {type(module).__name__} has no fields.")
         deeper = next(_paths_ending(module, name), None)
         if deeper is not None:
             raise FlowsimError(f"Unknown path {prefix + name!r}. Did you mean {prefix + deeper!r}?")
+        if (error := _needs_another(module, name, prefix)) is not None:
+            raise error
+        if not names:
+            kind = type(module).__name__
+            raise FlowsimError(f"Path {prefix + name!r} does not exist: {kind} has no fields. Change {prefix[:-1]!r}.")
         raise unknown_name("path", prefix + name, [prefix + n for n in names])
     return getattr(module, name)
 
 
+def _fields(cls: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def _needs_another(module: Any, name: str, prefix: str) -> FlowsimError | None:
+    """The error for a path that exists as soon as another object stands here or below; None if none has it."""
+    places = [(prefix[:-1], module)]
+    for place, held in places:  # nearest first; grows on the way
+        if not dataclasses.is_dataclass(held):
+            continue
+        places += [(f"{place}.{f}".lstrip("."), getattr(held, f)) for f in _fields(type(held))]
+        kinds = [cls.__name__ for cls in _alike(held) if name in _fields(cls)] if place else []
+        if kinds:
+            return FlowsimError(
+                f"Path {prefix + name!r} does not exist: {place!r} is {type(held).__name__}, and {name!r} belongs to "
+                f"{' or '.join(kinds)}. Put that there first and use '{place}.{name}' (command line: "
+                f"--set {place}={kinds[0]})."
+            )
+    return None
+
+
+def _alike(module: Any) -> list[type]:
+    """The concrete classes of flowsim that may stand where `module` stands."""
+    found: list[type] = []
+    # Bases of our own: the abstract class of policies, of pairings, and so on.
+    ahead = [cls for cls in type(module).__mro__[1:] if cls.__name__.startswith("Abstract")]
+    while ahead:
+        below = ahead.pop(0).__subclasses__()
+        ahead += below
+        found += [cls for cls in below if cls.__module__.startswith("flowsim.") and not inspect.isabstract(cls)]
+    return list(dict.fromkeys(found))
+
+
 def _paths_ending(module: Any, name: str) -> Iterator[str]:
     """Paths below `module` whose last component is `name`, nearest first."""
-    inner = [(f.name, getattr(module, f.name)) for f in dataclasses.fields(module) if f.init]
+    inner = [(field, getattr(module, field)) for field in _fields(type(module))]
     for field, value in inner:
         if dataclasses.is_dataclass(value) and any(f.name == name for f in dataclasses.fields(value) if f.init):
             yield f"{field}.{name}"

@@ -332,7 +332,10 @@ class Latents(AbstractRecipe):
         _check_dim(self.dim)
         for name in ("factors", "text_factors", "hidden", "texts_per_image"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"Argument `{name}` must be at least 1, but is {value}. Use e.g. 4.")
+            check(
+                (value is None and name in ("text_factors", "hidden")) or _is_whole(value, 1),
+                f"Argument `{name}` must be a whole number of at least 1, but is {_shown(value)}. Use e.g. 4.",
+            )
         check(
             self.text_factors is None or self.text_factors <= self.factors,
             f"`text_factors` is {self.text_factors}, but there are {self.factors} factors. Use at most that many.",
@@ -360,8 +363,15 @@ class Latents(AbstractRecipe):
         )  # fmt: skip
 
 
-rings, cones, uniform, matched = Rings, Cones, Uniform, MatchedPairs
-orthonormal, simplex, mismatched, latents = Orthonormal, Simplex, Mismatched, Latents
+# With their types, which readers of the package cannot tell from a tuple.
+rings: type[Rings] = Rings
+cones: type[Cones] = Cones
+uniform: type[Uniform] = Uniform
+matched: type[MatchedPairs] = MatchedPairs
+orthonormal: type[Orthonormal] = Orthonormal
+simplex: type[Simplex] = Simplex
+mismatched: type[Mismatched] = Mismatched
+latents: type[Latents] = Latents
 
 KINDS: dict[str, type] = {
     cls.__name__: cls
@@ -446,17 +456,26 @@ def _layers(
 
 def _check_pairs(pairs: int) -> None:
     check(
-        isinstance(pairs, (int, np.integer)) and pairs >= 2,
-        f"Argument `pairs` must be a whole number of at least 2, but is {pairs}: "
+        _is_whole(pairs, 2),
+        f"Argument `pairs` must be a whole number of at least 2, but is {_shown(pairs)}: "
         "a contrastive loss needs a negative. Use e.g. pairs=5.",
     )
 
 
 def _check_dim(dim: int, minimum: int = 2) -> None:
     check(
-        isinstance(dim, (int, np.integer)) and dim >= minimum,
-        f"Argument `dim` must be a whole number of at least {minimum}, but is {dim}. Use e.g. dim=8.",
+        _is_whole(dim, minimum),
+        f"Argument `dim` must be a whole number of at least {minimum}, but is {_shown(dim)}. Use e.g. dim=8.",
     )
+
+
+def _is_whole(value: Any, minimum: int) -> bool:
+    return isinstance(value, (int, np.integer)) and bool(value >= minimum)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; text is called so, since '5' reads like the number."""
+    return f"the text {value!r}" if isinstance(value, str) else str(value)
 
 
 def _check_gamma(name: str, gamma: Any) -> None:

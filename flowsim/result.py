@@ -20,6 +20,8 @@ from flowsim.initial import Start
 if TYPE_CHECKING:
     import xarray as xr
 
+    import flowsim
+
 SCHEMA_VERSION = 1
 FLOW_TIME = "flow time"
 SUM_OF_RATES = "sum of learning rates"
@@ -154,6 +156,7 @@ class Result:
       `training` name -> (number of steps,), one value per optimizer step, along `train_step`
     - `snapshot_time` (S,), `snapshots` name -> (S, ...), `constants` name -> array
     - `status`, `stats` (steps, evaluations, seconds), `config` (flow, start, options), `versions`
+    - `flow`: the flow of the run, with which `fs.simulate(result.flow, result, t1=...)` goes on
     - `reasons`: why an observable is NaN
 
     Examples:
@@ -195,6 +198,22 @@ class Result:
     def _ipython_key_completions_(self) -> list[str]:
         return self.names
 
+    @property
+    def flow(self) -> "flowsim.GradientFlow":
+        """The flow of this run, read from its settings; `fs.simulate(run.flow, run, t1=...)` goes on with a run.
+
+        Raises `FlowsimError` for records of training, which have none.
+        """
+        # Results know nothing of flows; the top level knows both.
+        import flowsim
+
+        if "flow" not in self.config:
+            raise FlowsimError(
+                "This result has no flow: it is a record of training. For a simulation from its embeddings use "
+                "fs.compare(record), or fs.simulate(flow, record.at(t).start, t1=...) with a flow of yours."
+            )
+        return flowsim.GradientFlow.from_config(self.config["flow"])
+
     def _snapshot(self, index: int) -> Snapshot:
         t = float(self.snapshot_time[index])
         get = {**self.constants, **{k: np.asarray(v[index]) for k, v in self.snapshots.items()}}
@@ -206,8 +225,12 @@ class Result:
     def at(self, t: float) -> Snapshot:
         """The state at flow time t: a stored snapshot, or integrated exactly from the one before.
 
-        Raises `FlowsimError` if t lies outside the run or the state cannot be had.
+        Raises `FlowsimError` if t is no number or lies outside the run, or if the state cannot be had.
         """
+        check(
+            np.ndim(t) == 0 and np.asarray(t).dtype.kind in "fiu",
+            f"Argument `t` must be a number, but is {t!r}. Use a flow time, e.g. 4.0.",
+        )
         if not len(self.snapshot_time):
             raise FlowsimError("This result holds no embeddings. Simulate with `snapshots=` to store some.")
         if np.isnan(t) or not self.time[0] <= t <= self.time[-1]:
@@ -337,8 +360,7 @@ def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
     """Read a netCDF file whole. Raises `FlowsimError` for a missing, unreadable or foreign file."""
     import xarray as xr
 
-    if not Path(path).is_file():
-        raise FlowsimError(f"There is no file {str(path)!r}. Give the path of a saved result (.nc).")
+    _check_file(path)
     try:
         with xr.open_dataset(path, engine="h5netcdf") as dataset:
             return dataset.load()
@@ -377,8 +399,7 @@ def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = Non
     import h5py
     import xarray as xr
 
-    if not Path(path).is_file():
-        raise FlowsimError(f"There is no file {str(path)!r}. Give the path of saved results (.nc).")
+    _check_file(path)
     try:
         with h5py.File(path) as file:
             held = [name for name, item in file.items() if isinstance(item, h5py.Group)]
@@ -401,17 +422,36 @@ def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = Non
 
 def load_any(path: str | os.PathLike[str]) -> dict[str, Result]:
     """The results in a file by name: those of `save_results`, or the one of `Result.save`, named by its path."""
+    _check_file(path)
+    return load_results(path) if _holds_several(path) else {str(path): load_result(path)}
+
+
+def _check_file(path: Any) -> None:
+    check(
+        isinstance(path, (str, os.PathLike)),
+        f"Expected the path of a saved result, but got {type(path).__name__}. Use e.g. fs.load('run.nc').",
+    )
+    check(Path(path).is_file(), f"There is no file {str(path)!r}. Give the path of a saved result (.nc).")
+
+
+def _holds_several(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has groups, as `save_results` writes them."""
     import h5py
 
     with contextlib.suppress(OSError), h5py.File(path) as file:
-        if any(isinstance(item, h5py.Group) for item in file.values()):
-            return load_results(path)
-    return {str(path): load_result(path)}
+        return any(isinstance(item, h5py.Group) for item in file.values())
+    return False
 
 
 def _result(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
-    if dataset.attrs.get("kind") != "flowsim result":
-        raise FlowsimError(f"{str(path)!r} is not a flowsim result. Give a file written by `Result.save`.")
+    kind = dataset.attrs.get("kind")
+    if kind != "flowsim result":
+        cure = "Give a file written by `Result.save`."
+        if kind == "flowsim sweep":
+            cure = "It is a sweep: read it with `fs.load_sweep`."
+        elif _holds_several(path):
+            cure = "It holds several: read them with `fs.load_results`."
+        raise FlowsimError(f"{str(path)!r} is not a flowsim result. {cure}")
     version = int(dataset.attrs.get("schema_version", 0))
     check(
         version <= SCHEMA_VERSION,

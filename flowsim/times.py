@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flowsim._arrays import check, check_number
+from flowsim.errors import FlowsimError
 
 #: Output points, 0 included, when only `t1` is given: a fixed number, so that `t1` never recompiles.
 OUTPUT_POINTS = 257
@@ -14,8 +15,12 @@ _FIRST_OUTPUT = 1e-3
 def output_times(t1: float | None, ts: ArrayLike | None, t0: float = 0.0) -> np.ndarray:
     """Output times: `ts` as given, or log-spaced up to `t1` from the clock's t0 (and 0, if t0 is 0).
 
-    Raises `FlowsimError` for times that do not increase strictly, lie before t0, or are not finite.
+    Raises `FlowsimError` for times that are no numbers, do not increase strictly, lie before t0, or are not finite.
     """
+    check(
+        t1 is None or (np.ndim(t1) == 0 and np.asarray(t1).dtype.kind in "fiu"),
+        f"Argument `t1` must be a number, but is {t1!r}. Use e.g. t1=1e5.",
+    )
     if ts is None:
         check(t1 is not None, "Give `t1` (the last flow time) or `ts` (all output times).")
         check_number("t1", t1, cure="Use e.g. t1=1e5.")
@@ -28,7 +33,12 @@ def output_times(t1: float | None, ts: ArrayLike | None, t0: float = 0.0) -> np.
         grid = np.geomspace(_FIRST_OUTPUT * min(t1, 1.0), t1, OUTPUT_POINTS - 1)
         grid[-1] = t1
         return np.concatenate([[0.0], grid])
-    times = np.atleast_1d(np.asarray(ts, np.float64))
+    try:
+        times = np.atleast_1d(np.asarray(ts, np.float64))
+    except (TypeError, ValueError):
+        raise FlowsimError(
+            f"Argument `ts` must hold numbers, but is {ts!r}. Use e.g. np.geomspace(1e-2, 1e5, 100)."
+        ) from None
     check(
         times.ndim == 1 and times.size >= 1 and np.isfinite(times).all(),
         "Argument `ts` must be a list of finite times. Use e.g. np.geomspace(1e-2, 1e5, 100).",

@@ -140,6 +140,10 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
         (["--preset", "Baseline", "--schedule", "a.json"], ["exclude each other"]),
         (["--schedule", "a.json"], ["'a.json' cannot be read"]),
         (["--schedule", "Baseline"], ["ends in .json", "--preset"]),
+        (
+            ["--schedule", "empty.json"],
+            ["""empty.json: Expected an object with a "kind", but got""", '{"kind": "Schedule"'],
+        ),
         (["--set", "schedule.temperature.init=-0.1"], ["`temperature` must be positive, but is -0.1. Use"]),
         (["--set", "schedule.temperature.init=nan"], ["`temperature` must be positive, but is nan"]),
         (["--set", "schedule.temperature.init=warm"], ["must be a number, but is 'warm'. Now it is 0.07"]),
@@ -173,6 +177,10 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
         (["--resume", "newer.nc", "--t1", "9"], ["schema version 999", "Upgrade flowsim"]),
         (["--resume", "run.nc", "--pairs", "3"], ["`--pairs` does not go with `--resume`"]),
         (["--resume", "run.nc", "--geometry", "parallel"], ["`--geometry` does not go with `--resume`"]),
+        (
+            ["--resume", "a.nc", "--t1", "9", "--out", "./a.nc"],
+            ["whose first part would be lost", "Choose another name"],
+        ),
         (["--out", "run.txt"], ["takes a .nc file, but got 'run.txt'"]),
         (["--out", "pairs.npy/run.nc"], ["'pairs.npy' is a file, not a folder", "--out"]),
         (["--out", "pairs.npy/deep/run.nc"], ["'pairs.npy' is a file, not a folder"]),
@@ -181,6 +189,7 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
 )
 def test_simulate_refuses(refuses, pairs_file, arguments, says):
     Path("folder.nc").mkdir()
+    Path("empty.json").write_text("{}", encoding="utf-8")
     for name, attributes in {
         "foreign.nc": {"title": "sea ice"},
         "newer.nc": {"kind": "flowsim result", "schema_version": 999},
@@ -250,6 +259,31 @@ def test_resume_needs_a_later_time(saved, refuses):
     path, _ = saved
     refuses("simulate", "--resume", str(path), says=["needs the new last time. Add e.g. --t1"])
     refuses("simulate", "--resume", str(path), "--t1", "5", says=["`t1` must be greater than 10, but is 5"])
+
+
+def test_what_a_resumed_run_brings_cannot_be_set(saved, refuses, command, monkeypatch):
+    resume = ("simulate", "--resume", str(saved[0]), "--t1", "20")
+    refuses(*resume, "--set", "schedule.temperature.init=0.2", says=["changes nothing with `--resume`", "Leave it out"])
+    sigmoid = ("--set", "loss=Sigmoid", "--set", "loss.bias=-1")
+    run = fs.load(saved[0])
+    biased = dataclasses.replace(run, snapshots={**run.snapshots, "bias": np.zeros_like(run.snapshots["raw"])})
+    biased.save("biased.nc")
+    refuses("simulate", "--resume", "biased.nc", "--t1", "20", *sigmoid, says=["`--set loss.bias` changes nothing"])
+    refuses(*resume, "--seed", "3", says=["goes on with the seed of the run"])
+    # What does change something stays possible.
+    flows = []
+    monkeypatch.setattr("flowsim.solve.simulate", lambda flow, start, **_: flows.append(flow) or start)
+    fixed = ("--set", "schedule.temperature=Fixed", "--set", "schedule.temperature.tau=0.2")
+    assert command(*resume, *fixed)[0] == command(*resume, "--set", "schedule.temperature.lr_ratio=0.1")[0] == 0
+    assert float(flows[0].schedule.temperature.tau) == 0.2
+    assert float(flows[1].schedule.temperature.lr_ratio) == 0.1
+    assert command(*resume, *sigmoid)[0] == 0  # the run had no bias
+
+
+def test_a_record_of_training_cannot_be_resumed(saved, refuses):
+    record = fs.load(saved[0])
+    dataclasses.replace(record, config={"training": {}}).save("record.nc")
+    refuses("simulate", "--resume", "record.nc", "--t1", "20", says=["it is a record of training", "fs.compare"])
 
 
 def test_a_run_that_stops_early_is_saved_and_says_so(saved, command, monkeypatch):
@@ -369,7 +403,7 @@ def sweeps(monkeypatch):
     calls = []
     sweep = sweeps.sweep
 
-    def chunk(jobs, ts, horizon, options, programs):
+    def chunk(jobs, ts, horizon, options, *_):
         end = {"status": "COMPLETED", "stopped_at": ts[-1], "steps": 3}
         return [{"loss": job.seed + ts, "gamma": np.full(len(ts), np.nan), **end} for job in jobs]
 
@@ -449,7 +483,9 @@ def test_objects_of_over():
         (["--over", "seed=-1"], ["Seeds must be whole numbers of at least 0, but one is '-1'"]),
         (["--over", "seed=0.5"], ["Seeds must be whole numbers"]),
         (["--over", "seed=5:5"], ["Range '5:5' is empty"]),
-        (["--over", "start.height=geom:0:1:5"], ["A range is geom:FIRST:LAST:COUNT, but got 'geom:0:1:5'"]),
+        (["--over", "start.height=geom:0:1:5"], ["ends of one sign and not 0", "or lin:0:1:5."]),
+        (["--over", "start.height=geom:-1:1:5"], ["goes from -1 to 1 by equal factors"]),
+        (["--over", "start.height=geom:0.1:1:1"], ["A range is geom:FIRST:LAST:COUNT, but got 'geom:0.1:1:1'"]),
         (["--over", "start.height=lin:0:1"], ["A range is lin:FIRST:LAST:COUNT", "lin:0.01:1:20"]),
         (["--over", "start.height=0.1,,0.2"], ["'0.1,,0.2' has an empty value"]),
         (["--over", "start.height=0.1,high"], ["'height' must be a number, but is 'high'. Now it is 0.309"]),
@@ -458,7 +494,13 @@ def test_objects_of_over():
         (["--over", "schedule.temperature.int=0.1"], ["Did you mean 'schedule.temperature.init'"]),
         (["--over", "schedule=Baselin"], ["Unknown schedule 'Baselin'. Did you mean 'Baseline'"]),
         (["--over", "schedule.temperature.init=0.1,-1"], ["`temperature` must be positive, but is -1"]),
-        (["--over", "seed=0:2", "--over", "start.height=0.1", "--mode", "zip"], ["same length, but have [1, 2]"]),
+        (
+            ["--over", "seed=0:2", "--over", "start.height=0.1", "--mode", "zip"],
+            ["seed 2, start.height 1. Give as many"],
+        ),
+        (["--over", "noise=0.1,0.2"], ["'noise' belongs to LabelNoise", "use 'pairing.noise'", "--set pairing=LabelN"]),
+        (["--over", "pairing.noise=0.1,0.2"], ["'pairing' is Matched, and 'noise' belongs to LabelNoise. Put that"]),
+        (["--over", "tau=0.1,0.2"], ["--set schedule.temperature=Fixed"]),
         (["--embeddings", "pairs.npy", "--over", "start.height=0.1"], ["needs a recipe, not your own rows"]),
         (["--over", "seed=0:2", "--to", "runs.nc"], ["stored in a .zarr folder, but got 'runs.nc'"]),
         (["--over", "seed=0:2", "--to", "pairs.npy/r.zarr"], ["'pairs.npy' is a file", "with --to"]),

@@ -1,6 +1,9 @@
 """Results: labels, files, reprs."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -78,7 +81,7 @@ def test_several_results_in_one_file(result, cones, tmp_path):
     assert list(load_any(single)) == [str(single)]
     with pytest.raises(fs.FlowsimError, match=r"does not hold several results. Read it with `fs.load`"):
         fs.load_results(single)
-    with pytest.raises(fs.FlowsimError, match="is not a flowsim result"):
+    with pytest.raises(fs.FlowsimError, match="is not a flowsim result. It holds several: read them with `fs.load_res"):
         fs.load(path)
     with pytest.raises(fs.FlowsimError, match="must not be empty or hold '/'"):
         fs.save_results({"a/b": result}, path)
@@ -88,10 +91,59 @@ def test_several_results_in_one_file(result, cones, tmp_path):
 
 def test_continue_a_loaded_run(result, tmp_path):
     loaded = fs.load(result.save(tmp_path / "run.nc"))
-    flow = fs.GradientFlow.from_config(loaded.config["flow"])
-    tail = fs.simulate(flow, loaded, ts=[100.0, 1000.0])
-    direct = fs.simulate(flow, fs.initial.rings(), ts=[0.0, 1000.0])
+    tail = fs.simulate(loaded.flow, loaded, ts=[100.0, 1000.0])
+    direct = fs.simulate(loaded.flow, fs.initial.rings(), ts=[0.0, 1000.0])
     assert tail.series["temperature"][-1] == pytest.approx(direct.series["temperature"][-1], rel=1e-7)
+
+
+def test_the_flow_of_a_result(cones, result):
+    assert isinstance(cones.flow, fs.GradientFlow)
+    assert cones.flow.to_config() == fs.GradientFlow(fs.Parallel()).to_config()
+    changed = fs.GradientFlow(schedule=fs.temperature.Fixed(0.3), pairing=fs.LabelNoise(0.2))
+    assert dataclasses.replace(result, config={"flow": changed.to_config()}).flow.to_config() == changed.to_config()
+    with pytest.raises(fs.FlowsimError, match="it is a record of training. For a simulation"):
+        _ = dataclasses.replace(result, config={"training": {}}).flow
+
+
+@pytest.fixture(scope="module")
+def said(result, tmp_path_factory):
+    """What calls with arguments of the wrong kind say, in one session without run-time type checks."""
+    folder = tmp_path_factory.mktemp("kinds")
+    result.save(folder / "run.nc")
+    setup = (
+        "import json, matplotlib; matplotlib.use('Agg')\n"
+        "import flowsim as fs, matplotlib.pyplot as plt\n"
+        "run, found = fs.load('run.nc'), {}\n"
+    )
+    calls = (
+        f"try:\n    {call}\nexcept fs.FlowsimError as error:\n    found[{call!r}] = str(error)\n"
+        for call in WRONG_KINDS
+    )
+    code = setup + "".join(calls) + "print(json.dumps(found))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+WRONG_KINDS = {
+    "run.at('1')": "`t` must be a number, but is '1'",
+    "run.at(None)": "`t` must be a number, but is None",
+    "fs.load(3)": "Expected the path of a saved result, but got int",
+    "fs.load_results(3)": "Expected the path of a saved result, but got int",
+    "fs.simulate(run.flow, fs.initial.rings(), t1='1e5')": "`t1` must be a number, but is '1e5'. Use e.g. t1=1e5.",
+    "fs.simulate(run.flow, fs.initial.rings(), t1=[1.0, 2.0])": "`t1` must be a number",
+    "fs.simulate(run.flow, fs.initial.rings(), ts=['soon'])": "`ts` must hold numbers",
+    "fs.initial.rings(pairs='5')": "at least 2, but is the text '5'",
+    "fs.initial.cones(dim='8')": "at least 3, but is the text '8'",
+    "fs.initial.latents(factors='4')": "at least 1, but is the text '4'",
+    "fs.plot.gap(run, 3)": "`ax` must be one matplotlib Axes, but is int",
+    "fs.plot.overview(run, plt.subplots()[1])": "Give a list of as many Axes",
+    "fs.plot.phase_diagram(run, 'a', 'b')": "Expected one variable of a sweep, but got Result",
+}
+
+
+@pytest.mark.parametrize("call", WRONG_KINDS)
+def test_wrong_kinds_get_one_sentence(call, said):
+    assert WRONG_KINDS[call] in said[call]
 
 
 def test_an_interrupted_write_leaves_the_old_file(result, tmp_path, monkeypatch):
@@ -119,6 +171,9 @@ def test_files_that_are_not_ours(result, tmp_path):
     xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "foreign.nc", engine="h5netcdf")
     with pytest.raises(fs.FlowsimError, match="not a flowsim result"):
         fs.load(tmp_path / "foreign.nc")
+    xr.Dataset(attrs={"kind": "flowsim sweep"}).to_netcdf(tmp_path / "sweep.nc", engine="h5netcdf")
+    with pytest.raises(fs.FlowsimError, match="It is a sweep: read it with `fs.load_sweep`"):
+        fs.load(tmp_path / "sweep.nc")
     newer = result.to_xarray().assign_attrs(schema_version=99)
     newer.to_netcdf(tmp_path / "newer.nc", engine="h5netcdf")
     with pytest.raises(fs.FlowsimError, match="schema version 99.*Upgrade flowsim"):

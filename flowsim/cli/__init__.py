@@ -258,7 +258,11 @@ class _Run:
                     "which brings its own start and geometry. Leave it out."
                 )
             start = solve.load(resume)
-            flow = GradientFlow.from_config(start.config["flow"])
+            flow = start.flow
+            if self.seed not in (0, start.config["options"]["seed"]):
+                raise FlowsimError(
+                    "Option `--seed` does not go with `--resume`, which goes on with the seed of the run. Leave it out."
+                )
             flow = flow if schedule is None else flow.replace(schedule=schedule)
         else:
             flow = GradientFlow(KINDS[_GEOMETRIES[self.geometry]](), schedule or schedules.get("Baseline"))
@@ -270,7 +274,10 @@ class _Run:
             changes[path] = value
             if dataclasses.is_dataclass(value):
                 seen = seen.replace(**{path: value})
-        return (flow.replace(**changes) if changes else flow), start
+        flow = flow.replace(**changes) if changes else flow
+        if resume is not None:
+            _refuse_what_the_run_brings(start, flow, changes)  # pyright: ignore[reportArgumentType]
+        return flow, start
 
     def _start(self) -> "Start | AbstractRecipe":
         from flowsim import initial, observables
@@ -296,6 +303,19 @@ class _Run:
 _START_OPTIONS = ("pairs", "dim", "height", "twist", "fraction", "factors", "text_factors", "hidden", "noise")
 
 
+def _refuse_what_the_run_brings(run: "Result", flow: "GradientFlow", changes: Collection[str]) -> None:
+    """Starting values of what is trained: a run that goes on has its own, so that changing them does nothing."""
+    trained = {
+        "schedule.temperature.init": flow.schedule.temperature.learnable,
+        "loss.bias": "bias" in run.snapshots and getattr(flow.loss, "bias_rate", None) is not None,
+    }
+    for path in (p for p, is_trained in trained.items() if is_trained and p in changes):
+        raise FlowsimError(
+            f"`--set {path}` changes nothing with `--resume`: it is learned, and goes on from its value in the file. "
+            "Leave it out, or start anew from the rows: fs.simulate(flow, run.final.start, t1=...) in Python."
+        )
+
+
 def _option(field: str) -> str:
     return "--" + field.replace("_", "-")
 
@@ -308,15 +328,20 @@ class Simulate(_Run):
     """
 
     resume: Annotated[str | None, _text("--resume", "RUN.nc"), _hint()] = None
-    """Continue a saved run with its own flow and clock."""
+    """Continue a saved run with its own flow, clock, seed and learned temperature."""
     out: Annotated[str | None, _text("--out", "RUN.nc"), _hint()] = None
-    """Save the run as netCDF; `fs.load` and --resume read it."""
+    """Save the run as netCDF (with --resume: its new part); `fs.load` and --resume read it."""
     json: Flag = False
     """Status and final observables as JSON on stdout."""
 
     def run(self) -> int:
         if self.out is not None:
             check_writable_file(Path(self.out), ".nc")
+            if self.resume is not None and Path(self.out).resolve() == Path(self.resume).resolve():
+                raise FlowsimError(
+                    f"Options `--resume` and `--out` both name {self.out!r}, whose first part would be lost: what is "
+                    "saved begins where that run ended. Choose another name with --out."
+                )
         from flowsim.solve import simulate
 
         flow, start = self._flow_and_start(self.resume)
@@ -427,6 +452,12 @@ class Sweep(_Run):
             if path in over:
                 raise FlowsimError(f"Option `--over` names {path!r} twice. Give all its values at once.")
             over[path] = values
+        if self.mode == "zip" and len({len(values) for values in over.values()}) > 1:
+            counts = ", ".join(f"{path} {len(values)}" for path, values in over.items())
+            raise FlowsimError(
+                f"With --mode zip all values need the same length, but there are: {counts}. Give as many of each, or "
+                "use --mode product for every combination."
+            )
         with contextlib.ExitStack() as stack:
 
             def track(chunks: Collection[Any], text: str) -> Iterator[Any]:
@@ -612,14 +643,18 @@ def _tokens(text: str) -> list[str]:
     if kind in spaces:
         try:
             first, last, count = float(numbers[0]), float(numbers[1]), int("".join(numbers[2:]))
-            good = count >= 2 and math.isfinite(first + last) and (kind == "lin" or first * last > 0)
-            values = spaces[kind](first, last, count) if good else []
         except (ValueError, IndexError):
-            values = []
-        if not len(values):
+            first, last, count = 0.0, 0.0, 0
+        if count < 2 or not math.isfinite(first + last):
             raise FlowsimError(
                 f"A range is {kind}:FIRST:LAST:COUNT, but got {text!r}. Use e.g. {kind}:0.01:1:20 (20 values)."
             )
+        if kind == "geom" and first * last <= 0:
+            raise FlowsimError(
+                f"Range {text!r} goes from {first:g} to {last:g} by equal factors, which needs ends of one sign and "
+                f"not 0. Use e.g. geom:0.01:1:20, or lin:{':'.join(numbers)}."
+            )
+        values = spaces[kind](first, last, count)
         return [f"{x:.17g}" for x in values]
     if found := re.fullmatch(r"(-?\d+):(-?\d+)", text):
         whole = [str(i) for i in range(int(found[1]), int(found[2]))]
