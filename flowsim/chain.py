@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from flowsim import observables as obs
 from flowsim._arrays import bundle, to_numpy
+from flowsim.encoders import SMALLEST_OUTPUT, AbstractEncoders
 from flowsim.flow import GradientFlow, Moving, State
 from flowsim.numerics import RungeKuttaChebyshev, without_host_checks
 from flowsim.result import Status
@@ -203,6 +204,9 @@ def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str
     log_gamma = flow.geometry.log_gamma(state.moving.position)
     if log_gamma is not None:
         found["gamma_one"] = jnp.where(state.constants.sign == 0, jnp.ones_like(log_gamma), -log_gamma)
+    if isinstance(flow.geometry, AbstractEncoders):
+        shortest = flow.geometry.smallest_output(state.moving.position, state.constants)
+        found["output_zero"] = shortest - SMALLEST_OUTPUT
     temperature = flow.schedule.temperature
     raw = state.moving.raw
     if isinstance(temperature, Learnable) and isinstance(temperature.parametrization, Identity):
@@ -416,6 +420,7 @@ _ENDINGS = {
     "steady": Status.STEADY,
     "gamma_one": Status.GAMMA_ONE,
     "temperature_infinite": Status.TEMPERATURE_INFINITE,
+    "output_zero": Status.OUTPUT_ZERO,
 }
 
 

@@ -3,8 +3,9 @@
 A linear or two-layer encoder per modality on synthetic latents (`fs.initial.latents`): the smallest setting in
 which one modality can know less than the other, and in which equal inputs stay equal.
 
-An output that shrinks towards 0 makes its row turn ever faster: such a flow becomes stiff and slow to integrate.
-Give the embeddings as many dimensions as there are factors, or use an optimizer with finite steps.
+Where an output shrinks to 0 its row has no direction any more, and the flow ends: it is left at
+`SMALLEST_OUTPUT`, since rows turn ever faster from there on. Give the embeddings as many dimensions as there are
+factors, or use an optimizer, whose finite steps pass such points.
 """
 
 import abc
@@ -18,6 +19,9 @@ from jaxtyping import Array, Float
 from flowsim._arrays import Numeric, bundle, check
 from flowsim.geometry import AbstractRowGeometry, Constants, Position, normalise
 from flowsim.initial import Start
+
+#: Length of an output, relative to the root mean square of its modality, at which a flow of encoders ends.
+SMALLEST_OUTPUT = 5e-3
 
 
 @bundle
@@ -49,6 +53,17 @@ class AbstractEncoders(AbstractRowGeometry):
         image = self.encode(constants.image, position.image_hidden, position.image_weights)
         text = self.encode(constants.text, position.text_hidden, position.text_weights)
         return normalise(image), normalise(text)
+
+    def smallest_output(self, position: Position, constants: Constants) -> Float[Array, ""]:
+        """Length of the shortest output of both modalities, relative to the root mean square of its modality."""
+        shortest = []
+        for inputs, hidden, last in (
+            (constants.image, position.image_hidden, position.image_weights),
+            (constants.text, position.text_hidden, position.text_weights),
+        ):
+            squared = jnp.sum(self.encode(inputs, hidden, last) ** 2, axis=1)
+            shortest.append(jnp.sqrt(jnp.min(squared) / jnp.mean(squared)))
+        return jnp.minimum(*shortest)
 
     def velocity_from_rows(
         self,

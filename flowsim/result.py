@@ -59,6 +59,10 @@ class Status(enum.Enum):
         "Stopped: the inverse temperature β reached 0, where τ is infinite; later slots are NaN. "
         "Use a parametrization that keeps β positive, such as Exp()."
     )
+    OUTPUT_ZERO = (
+        "Stopped: an output of an encoder shrank to 0, where its row has no direction; later slots are NaN. Use "
+        "embeddings of more dimensions, a shorter `t1`, or an optimizer, whose steps pass such points."
+    )
     MAX_STEPS = (
         "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or shorten `t1`."
     )

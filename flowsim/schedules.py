@@ -43,7 +43,7 @@ class Schedule(Described):
         try:
             config = json.loads(text)
         except json.JSONDecodeError as error:
-            raise FlowsimError(f"The schedule is not valid JSON: {error}.") from None
+            raise FlowsimError(f"The schedule is not valid JSON: {error}. Write one with `Schedule.to_json`.") from None
         schedule = from_config(config, KINDS)
         if not isinstance(schedule, Schedule):
             raise FlowsimError(

@@ -212,7 +212,8 @@ class _Grid:
         self.zipped = mode == "zip"
         check(
             not self.zipped or len(lengths) == 1,
-            f"With mode='zip' all values need the same length, but have {sorted(lengths)}.",
+            f"With mode='zip' all values need the same length, but have {sorted(lengths)}. "
+            "Give as many of each, or use mode='product'.",
         )
         # The path "loss" leads to an object, the observable of that name is a number.
         self.names = {path: f"flow.{path}" if path in VARIABLES else path for path in self.over}

@@ -11,6 +11,7 @@ from scipy.special import erf
 
 import flowsim as fs
 from flowsim._arrays import to_device, to_numpy
+from flowsim.encoders import SMALLEST_OUTPUT
 from flowsim.geometry import normalise, tangent
 from flowsim.temperature import Fixed, Learnable
 
@@ -224,7 +225,7 @@ def test_adam_limit_descends_on_the_sphere():
         (lambda: fs.Sphere().place(LINEAR.draw()), "holds inputs of encoders, not rows"),
         (lambda: fs.initial.latents(text_factors=9, factors=8), "`text_factors` is 9, but there are 8 factors"),
         (lambda: fs.initial.latents(pairs=5, texts_per_image=2), "5 pairs do not form groups of 2"),
-        (lambda: fs.initial.latents(hidden=0), "`hidden` must be at least 1"),
+        (lambda: fs.initial.latents(hidden=0), "`hidden` must be a whole number of at least 1"),
         (lambda: fs.initial.latents(noise=-1.0), "`noise` must be at least 0"),
         (lambda: fs.initial.mismatched(fraction=2.0), "`fraction` must be at most 1"),
     ],
@@ -232,3 +233,18 @@ def test_adam_limit_descends_on_the_sphere():
 def test_bad_input_gets_one_sentence(act, message):
     with pytest.raises(fs.FlowsimError, match=message):
         act()
+
+
+def test_a_flow_of_encoders_ends_where_an_output_vanishes():
+    flow, start = fs.GradientFlow(fs.LinearEncoders(), Fixed(0.1)), fs.initial.latents(pairs=6, factors=4, dim=2)
+    ended = fs.simulate(flow, start, t1=100.0, seed=10, throw=False)
+    assert ended.status.code is fs.Status.OUTPUT_ZERO
+    assert 0 < ended.status.stopped_at < 1
+    before = fs.simulate(flow, start, ts=[ended.status.stopped_at * (1 - 1e-6)], seed=10)
+    shortest = []
+    for name in ("image", "text"):
+        lengths = np.linalg.norm(before.constants[f"{name}_inputs"] @ before.snapshots[f"{name}_weights"][-1], axis=1)
+        shortest.append(lengths.min() / np.sqrt(np.mean(lengths**2)))
+    assert min(shortest) == pytest.approx(SMALLEST_OUTPUT, rel=1e-3)
+    # The steps of an optimizer pass such points.
+    assert fs.simulate(flow, start, optimizer="sgd", lr=0.01, steps=100, seed=10).status.ok
