@@ -20,7 +20,7 @@ import pytest
         ),
         ("fs.compare([1.0, 2.0])", "Expected a result or the path of one, but got list"),
         ("fs.GradientFlow().replace(geometry=3)", "Give an object of its kind"),
-        ("fs.GradientFlow('Baseline')", "Use fs.GradientFlow.from_preset('Baseline')"),
+        ("fs.GradientFlow('Baseline')", "For a preset use fs.GradientFlow.from_preset('Baseline')"),
         ("fs.GradientFlow(fs.Parallel)", "Write Parallel(), with parentheses"),
         ("fs.GradientFlow(loss='Sigmoid')", "Use a loss such as fs.Sigmoid()"),
         ("fs.GradientFlow(pairing=0.1)", "Use a pairing such as fs.LabelNoise(0.1)"),
