@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from flowsim._arrays import Described, check_number, number, optional_number
 from flowsim.errors import unknown_name
+from flowsim.numerics.cases import exponential_limit, fast_if
 from flowsim.pairing import Targets
 
 
@@ -67,6 +68,8 @@ class InfoNCE(AbstractLoss):
     def gradient(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, "n n"]:
         n = logits.shape[0]
         of_rows, of_columns = targets.matrices(n, logits.dtype)
+        if of_rows is None and of_columns is None:
+            return _matched_residuals(logits) / (2 * n)
         rows = _residual(logits, of_rows)
         columns = _residual(logits.T, _transposed(of_columns)).T
         return (rows + columns) / (2 * n)
@@ -260,8 +263,26 @@ def _residual(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) 
     return ((e - targets * on) - targets * off) / (on + off)
 
 
+def _matched_residuals(logits: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """softmax − I by rows plus the same by columns. Most fields spend their time here."""
+
+    def with_one_exponential(logits: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        matched = jnp.eye(logits.shape[0], dtype=bool)
+        e = jnp.exp(logits)
+        on, others = jnp.diagonal(e), jnp.where(matched, 0, e)
+        off = [jnp.sum(others, axis=axis) for axis in (1, 0)]
+        rows, columns = (1 / (on + total) for total in off)
+        return jnp.where(matched, -(off[0] * rows + off[1] * columns), others * (rows[:, None] + columns[None, :]))
+
+    def with_two(logits: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        return _matched_residual(logits) + _matched_residual(logits.T).T
+
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(logits)))
+    return fast_if(largest < exponential_limit(logits.dtype), with_one_exponential, with_two, logits)
+
+
 def _matched_residual(logits: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """softmax − I by rows. Most fields spend their time here: one sum, one maximum, a division per row."""
+    """softmax − I by rows: one sum, one maximum, a division per row."""
     matched = jnp.eye(logits.shape[0], dtype=bool)
     largest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
     e = jnp.exp(logits - largest)

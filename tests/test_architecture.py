@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "swaps": set(),
     "pairing": set(),
     "initial": set(),
-    "losses": {"pairing"},
+    "losses": {"numerics", "pairing"},
     "rules": set(),
     "geometry": {"initial"},
     "encoders": {"geometry", "initial"},

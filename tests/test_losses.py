@@ -14,6 +14,7 @@ from reference import plain_gradient, plain_loss, unit_rows
 from scipy.special import logsumexp
 
 import flowsim as fs
+from flowsim import losses
 from flowsim._arrays import to_device
 from flowsim.losses import DirectedInfoNCE, InfoNCE, NTXent, Regularised, Sigmoid
 from flowsim.pairing import LabelNoise, Targets
@@ -294,3 +295,30 @@ def test_a_locked_bias_acts_and_stays():
 def test_bad_input_gets_one_sentence(act, message):
     with pytest.raises(fs.FlowsimError, match=message):
         act()
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 300.0, 2000.0])
+def test_one_exponential_gives_what_two_give(size):
+    """Below |M| = 319 both directions share their exponentials; above, exp(M) would not be a number."""
+    with jax.enable_x64(True):
+        logits = jnp.asarray(size * np.random.default_rng(0).uniform(-1, 1, (6, 6)))
+        two = losses._matched_residual(logits) + losses._matched_residual(logits.T).T
+        np.testing.assert_allclose(losses._matched_residuals(logits), two, rtol=1e-12, atol=1e-300)
+
+
+def test_the_choice_of_exponentials_can_be_differentiated_and_batched():
+    def one(logits):
+        return losses._matched_residuals(logits)
+
+    def two(logits):
+        return losses._matched_residual(logits) + losses._matched_residual(logits.T).T
+
+    with jax.enable_x64(True):
+        logits = jnp.asarray(np.random.default_rng(1).standard_normal((3, 5, 5)))
+        batch = logits * jnp.asarray([1.0, 1e3, 5.0])[:, None, None]  # one of them is beyond the limit
+        for act in (
+            jax.vmap,
+            lambda f: jax.vmap(jax.jacfwd(f)),
+            lambda f: jax.vmap(lambda m: jax.linearize(f, m)[1](m)),
+        ):
+            np.testing.assert_allclose(act(one)(batch), act(two)(batch), rtol=1e-10, atol=1e-14)

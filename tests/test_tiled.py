@@ -18,6 +18,7 @@ from flowsim import pairing as pairing_module
 from flowsim.losses import DirectedInfoNCE, InfoNCE
 from flowsim.numerics import tiled
 from flowsim.pairing import Targets
+from flowsim.temperature import Fixed
 
 N, DIM = 11, 4
 
@@ -264,3 +265,14 @@ print(re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert int(done.stdout) * 1024 < 2**30
+
+
+@pytest.mark.parametrize("method", ["stabilised", "implicit"])
+def test_stiff_methods_linearise_tiles(method, monkeypatch):
+    monkeypatch.setattr(flow_module, "LARGE", 13)
+    flow, start = fs.GradientFlow(schedule=Fixed(0.2)), fs.initial.uniform(13, 3)
+    found, wanted = (
+        fs.simulate(flow, start, ts=[0.0, 3.0], method=m, rtol=1e-7).series["modality_gap"]
+        for m in (method, "explicit")
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)

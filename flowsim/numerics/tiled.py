@@ -18,22 +18,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from flowsim._arrays import check
+from flowsim.numerics.cases import exponential_limit, fast_if
 
 #: The one axis of a mesh of devices: pairs are divided along it.
 PAIRS_AXIS = "pairs"
 
 Rows = Float[Array, "n d"]
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
-
-
-def exponential_limit(dtype: Any) -> float:
-    """Size of logits up to which sums and ratios of their exponentials are normal numbers."""
-    return 0.45 * float(np.log(jnp.finfo(dtype).max))
 
 
 class LossAndGradient(NamedTuple):
@@ -251,23 +246,11 @@ def _numbers(n: int, block: int, ring: _Ring) -> Array:
 def _by_size(work: Callable[..., Any], ring: _Ring) -> Callable[..., Any]:
     """`work(bounded, x, y, beta, noise)` where |M_ij| ≤ |β| |x_i| |y_j| says whether exp(M_ij) is far from overflow."""
 
-    def cases(bounded: Any, *given: Any) -> Any:
-        return jax.lax.cond(bounded, partial(work, True), partial(work, False), *given)
-
-    # Under `vmap` a condition that differs between members would compute both cases for each.
-    together = jax.custom_batching.custom_vmap(cases)
-
-    @together.def_vmap
-    def _(size: int, batched: Any, bounded: Any, *given: Any) -> Any:
-        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched[1:]))
-        each = [jax.vmap(partial(work, case), in_axes=axes, axis_size=size) for case in (True, False)]
-        found = jax.lax.cond(jnp.all(bounded), *each, *given)
-        return found, jax.tree.map(lambda _: True, found)
-
     def call(x: Rows, y: Rows, beta: Any, noise: Any) -> Any:
         longest = [jax.lax.stop_gradient(ring.max(jnp.max(jnp.sum(z**2, axis=1)))) for z in (x, y)]
         bound = jnp.abs(jax.lax.stop_gradient(beta)) * jnp.sqrt(longest[0] * longest[1])
-        return together(bound < exponential_limit(x.dtype), x, y, beta, noise)
+        bounded = bound < exponential_limit(x.dtype)
+        return fast_if(bounded, partial(work, True), partial(work, False), x, y, beta, noise)
 
     return call
 
