@@ -4,7 +4,7 @@ The logits M = β X Yᵀ of n pairs are visited in tiles of `block`² entries an
 needed: the first finds the log-sum-exp of every row and column, the second the gradient. The target's own term is
 never summed with the others, so that a loss of 1e-100 keeps its digits, as in `losses`.
 
-Cost of value and gradient: 8n²d flops and 2n² exponentials, against 6n²d and 2n² with n×n matrices. Where logits
+Cost of value and gradient: 8n²d flops and 2n² exponentials, against 6n²d and n² with n×n matrices. Where logits
 are so large that exponentials would leave the range of numbers (|M| > 319 in double, 40 in single precision), they
 are taken relative to the target of their row and of their column: 4n² exponentials. Memory: about
 six arrays of n×d and six tiles. With a `mesh` of p devices each of them holds n/p pairs; the texts with what
