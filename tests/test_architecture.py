@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "chain", "config", "discrete", "flow", "geometry", "initial", "losses", "numerics", "observables", "result",
         "rules", "temperature", "theory", "times",
     },
-    "sweeps": {"chain", "config", "flow", "initial", "numerics", "result", "solve", "times"},
+    "sweeps": {"chain", "config", "flow", "initial", "numerics", "pairing", "result", "solve", "times"},
     "plot": {"observables", "result", "theory"},
     "clip": {
         "config", "losses", "observables", "pairing", "plot", "result", "schedules", "swaps", "temperature",
