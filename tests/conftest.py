@@ -1,5 +1,6 @@
 """Strict numerics for the whole suite: no silent promotion, no silent broadcasting, no warnings."""
 
+import hypothesis
 import jax
 import pytest
 
@@ -9,6 +10,9 @@ from flowsim._workers import compile_quickly
 compile_quickly()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same examples every time: what fails once can be looked at again.
+hypothesis.settings.register_profile("flowsim", derandomize=True)
+hypothesis.settings.load_profile("flowsim")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
