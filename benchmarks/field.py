@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 # Threads that wait for work would take the cores from whoever is measured next.
-os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "4"}
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 import jax
 import jax.numpy as jnp

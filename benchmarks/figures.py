@@ -5,7 +5,7 @@
     python benchmarks/field.py --json benchmarks/results/field.json
     python benchmarks/single.py --json benchmarks/results/single.json
     python benchmarks/ensembles.py --json benchmarks/results/ensembles.json
-    python benchmarks/large_batch.py --pairs 512 1024 2048 4096 8192 16384 --once-above 4096 --kinds tiled dense \\
+    python benchmarks/large_batch.py --pairs 256 512 1024 2048 4096 8192 --once-above 4096 --kinds tiled dense \\
         --json benchmarks/results/large_batch.json
     python benchmarks/cluster_sweep.py --json benchmarks/results/cluster_sweep.json
     python benchmarks/solver_problems.py --scipy 4 --json benchmarks/results/solver_problems.json
@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 import flowsim as fs
 from flowsim.plot import COLOURS, PAGE
@@ -44,6 +45,12 @@ def curve(
     ax.set(xscale="log", yscale="log")
 
 
+def ticks(ax: Axes, values: Sequence[float]) -> None:
+    """Ticks of the horizontal axis at what was measured."""
+    ax.set_xticks(list(values), [f"{value:,}" for value in values])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
 def field(ax: Axes) -> None:
     lines = results("field")
     kinds = (("torch", "PyTorch, autodiff", "orange"), ("numpy", "NumPy", "green"), ("field", "flowsim", "blue"),
@@ -53,6 +60,8 @@ def field(ax: Axes) -> None:
         curve(ax, [line["pairs"] for line in held], [line["seconds"][kind] for line in held], label, colour,
               **({"linestyle": "--", "marker": ""} if kind == "floor" else {}))  # fmt: skip
     ax.set(title="(a) one evaluation of the field, d = 64", xlabel="pairs $n$", ylabel="seconds")
+    ticks(ax, [line["pairs"] for line in lines])
+    ax.tick_params(axis="x", labelsize=7)
     ax.legend()
 
 
@@ -65,8 +74,9 @@ def single(ax: Axes) -> None:
         if held:
             label = {"simulate": "fs.simulate"}.get(kind, kind)
             curve(ax, [line["pairs"] for line in held], [line[kind]["seconds"] for line in held], label, colour)
-    ax.set(title="(b) one trajectory, error below $10^{-6}$", xlabel="pairs $n$", ylabel="seconds")
-    ax.legend(fontsize=6.5)
+    ax.set(title="(b) one trajectory, error below $10^{-6}$", xlabel="pairs $n$", ylabel="seconds", ylim=(None, 8))
+    ticks(ax, [line["pairs"] for line in lines])
+    ax.legend(ncols=2, loc="upper left")
 
 
 def ensembles(ax: Axes) -> None:
@@ -78,7 +88,9 @@ def ensembles(ax: Axes) -> None:
     ):  # fmt: skip
         curve(ax, pairs, [np.array(one[name]) / 1e3 for one in lines], label, colour, **line)
     ax.set(title=f"(c) {lines[0]['runs']:,} trajectories, each", xlabel="pairs $n$", ylabel="seconds per trajectory")
-    ax.legend()
+    ax.set_ylim(top=0.6)
+    ticks(ax, pairs)
+    ax.legend(loc="upper left")
 
 
 def by_runs(ax: Axes) -> None:
@@ -103,6 +115,8 @@ def large(axes: Sequence[Axes]) -> None:
     axes[0].set(title="(e) value and gradient, d = 64", xlabel="pairs $n$", ylabel="seconds")
     axes[1].set(title="(f) peak memory of the process", xlabel="pairs $n$", ylabel="MiB", ylim=(100, None))
     for ax in axes:
+        ticks(ax, [int(n) for n in pairs])
+        ax.tick_params(axis="x", labelsize=7)
         ax.legend()
 
 
@@ -129,7 +143,11 @@ def problems(ax: Axes) -> None:
               label=f"{len(alone)} not finished by SciPy")  # fmt: skip
     ends = np.array([1e-2, 1.6 * limit])
     ax.loglog(ends, ends, "--", color=COLOURS["grey"], label="equal")
-    ax.set(title="(h) the fixed set of problems", xlabel="seconds, SciPy's best", ylabel="seconds, fs.simulate")
+    ax.set(
+        title=f"(h) {len(found)} of the fixed set of problems",
+        xlabel="seconds, SciPy's best",
+        ylabel="seconds, fs.simulate",
+    )
     ax.legend()
 
 
