@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -35,6 +36,9 @@ def check(executor: Any) -> None:
             import distributed  # noqa: F401
         except ImportError:
             raise FlowsimError("Clusters need dask. Install it: pip install 'flowsim[cluster]'.") from None
+        # Dask would find out in a task of its own, whose error turns up anywhere later.
+        if not re.fullmatch(r"(\w+://.+|[^:/\s]+:\d+)", executor):
+            raise FlowsimError(f"There is no dask scheduler at {executor!r}. {_CURE}")
     elif not (executor is None or isinstance(executor, Executor) or _is_client(executor)):
         raise FlowsimError(f"Argument `executor` cannot be {type(executor).__name__}. {_CURE}")
 
