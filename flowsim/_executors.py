@@ -55,7 +55,7 @@ def opened(executor: Any, threads: int) -> Iterator[Executor]:
     elif isinstance(executor, Executor):
         yield executor
     elif _is_client(executor):
-        yield _of_client(executor)
+        yield _Cluster(executor)
     elif executor.startswith("processes:"):
         count = int(executor.removeprefix("processes:"))
         with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), follow_parent) as pool:
@@ -68,7 +68,7 @@ def opened(executor: Any, threads: int) -> Iterator[Executor]:
         except (OSError, ValueError):
             raise FlowsimError(f"There is no dask scheduler at {executor!r}. {_CURE}") from None
         with client:
-            yield _of_client(client)
+            yield _Cluster(client)
 
 
 def completed(
@@ -109,9 +109,35 @@ def _is_client(executor: Any) -> bool:
     return "distributed" in sys.modules and isinstance(executor, sys.modules["distributed"].Client)
 
 
-def _of_client(client: Any) -> Executor:
-    # Not pure: a chunk that failed must not be answered from the scheduler's memory.
-    return client.get_executor(pure=False)
+class _Cluster(Executor):
+    """A dask client as an executor. Dask's own never answers where the scheduler dies while it hands out a result."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        # Not pure: a chunk that failed must not be answered from the scheduler's memory.
+        remote, local = self._client.submit(function, *args, **kwargs, pure=False), Future[Any]()
+
+        def ended(remote: Any) -> None:
+            if remote.status == "cancelled":
+                local.cancel()
+            if not local.set_running_or_notify_cancel():
+                return
+            try:
+                local.set_result(remote.result())
+            except BaseException as error:
+                # Of the call itself, or of the way here.
+                lost = BrokenExecutor(f"the result was lost: {error}")
+                local.set_exception(error if remote.status == "error" else lost)
+
+        def cancelled(local: Future[Any]) -> None:
+            if local.cancelled() and remote.status != "cancelled":
+                remote.cancel()
+
+        remote.add_done_callback(ended)
+        local.add_done_callback(cancelled)
+        return local
 
 
 def _lost() -> tuple[type[BaseException], ...]:

@@ -34,7 +34,7 @@ from flowsim.flow import GradientFlow, State, as_start
 from flowsim.geometry import Parallel, Reduced
 from flowsim.initial import AbstractRecipe, Start
 from flowsim.losses import DirectedInfoNCE, InfoNCE
-from flowsim.numerics import store_programs, tiled
+from flowsim.numerics import make_room, store_programs, tiled
 from flowsim.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, SimulationStopped, Status, load_result
 from flowsim.rules import GradientDescent
 from flowsim.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
@@ -123,6 +123,7 @@ def simulate(
     dtype = np.dtype(precision)
     options: dict[str, Any] = {"seed": seed, "precision": precision, "t0": t0, "observables": list(observables)}
     store_programs()
+    make_room()
     with contextlib.ExitStack() as stack, jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
         flow_ = to_device(flow, dtype)
         # Placed in NumPy: JAX would compile a program for every number on the way.

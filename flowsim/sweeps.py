@@ -32,7 +32,7 @@ from flowsim.chain import Chain, How, Method, Options, observe_many, segments
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, Moving, State, as_start, as_starts
 from flowsim.initial import AbstractRecipe, Start
-from flowsim.numerics import store_programs
+from flowsim.numerics import make_room, store_programs
 from flowsim.pairing import Targets
 from flowsim.result import VARIABLES, Status, read_netcdf, write_netcdf
 from flowsim.solve import DEFAULT_OBSERVABLES, check_options, check_policy, versions
@@ -349,6 +349,7 @@ def _work(
             f"A worker has {name} {here[name]}, but this session {version}. Install the same versions on both.",
         )
     store_programs()
+    make_room()
     return _chunk(jobs, ts, horizon, options, _PROGRAMS, stop)
 
 

@@ -5,6 +5,7 @@ import jax
 import pytest
 
 from flowsim._workers import compile_quickly
+from flowsim.numerics import make_room
 
 # Tests compile much and run little.
 compile_quickly()
@@ -26,3 +27,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if kind in item.keywords and not config.getoption(f"--{kind}"):
                 item.add_marker(skip)
+
+
+def pytest_runtest_setup() -> None:
+    # Hundreds of programs in one process, and not all come from simulations.
+    make_room()

@@ -9,11 +9,13 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import flowsim as fs
 from flowsim import solve
 from flowsim._workers import compile_quickly
+from flowsim.numerics import compilation
 
 _SETTLE = """
 import json, jax
@@ -110,3 +112,31 @@ def test_others_keep_the_checks_of_diffrax():
         jax.block_until_ready(
             diffrax.diffeqsolve(term, diffrax.Tsit5(), 0.0, 1.0, 0.1, jnp.asarray(1.0), saveat=saveat)
         )
+
+
+@pytest.mark.skipif(not compilation._MOST_REGIONS.exists(), reason="only Linux limits the regions of a process")
+def test_programs_are_forgotten_before_the_process_can_hold_no_more(tmp_path, monkeypatch):
+    """XLA ends the process where it gets no memory region for a program."""
+    flow, start = fs.GradientFlow.from_preset("Baseline"), fs.initial.rings(pairs=3)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+
+    def programs(most: int) -> int:
+        """How many are compiled for the same simulation once more, where the system grants so many regions."""
+        limit = tmp_path / "max_map_count"
+        limit.write_text(f"{most}\n")
+        monkeypatch.setattr(compilation, "_MOST_REGIONS", limit)
+        monkeypatch.setattr(compilation, "_compiled", compilation._LOOK)
+        before = len(compiled)
+        gaps.append(fs.simulate(flow, start, t1=10.0)["modality_gap"].values)
+        return len(compiled) - before
+
+    gaps = [fs.simulate(flow, start, t1=10.0)["modality_gap"].values]
+    held = compilation._regions()
+    assert programs(most=2 * held + 1000) == 0
+    assert programs(most=2 * held - 1000) > 0
+    assert compilation._regions() < held
+    for gap in gaps[1:]:
+        assert np.array_equal(gap, gaps[0])

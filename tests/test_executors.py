@@ -261,6 +261,27 @@ def test_a_killed_scheduler_gets_one_sentence_and_the_same_call_goes_on(tmp_path
     assert_identical(fs.sweep(FLOW, START, **MANY, to=folder), fs.sweep(FLOW, START, **MANY))
 
 
+def test_a_result_that_cannot_be_fetched_is_not_waited_for():
+    """A call ends, and the scheduler dies before it hands out the result: dask alone tells nobody."""
+
+    class Remote:
+        status = "finished"
+
+        def add_done_callback(self, function):
+            ThreadPoolExecutor(1).submit(function, self)
+
+        def result(self):
+            raise OSError("Timed out trying to connect")
+
+    class Client:
+        def submit(self, *_, **__):
+            return Remote()
+
+    cluster = _executors._Cluster(Client())
+    with pytest.raises(fs.FlowsimError, match="workers were lost before the end"):
+        list(_executors.completed(cluster, int, [()]))
+
+
 @pytest.mark.slow
 def test_a_client_of_the_user_stays_open(expected):
     with cluster(1) as (_, address):

@@ -2,6 +2,6 @@
 that are kept."""
 
 from flowsim.numerics.chebyshev import RungeKuttaChebyshev
-from flowsim.numerics.compilation import store_programs, without_host_checks
+from flowsim.numerics.compilation import make_room, store_programs, without_host_checks
 
-__all__ = ["RungeKuttaChebyshev", "store_programs", "without_host_checks"]
+__all__ = ["RungeKuttaChebyshev", "make_room", "store_programs", "without_host_checks"]

@@ -1,4 +1,4 @@
-"""How programs are compiled: once a machine, by storing them from one process to the next."""
+"""How programs are compiled: once a machine, by storing them from one process to the next; and how many are held."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,13 @@ from jax.experimental.compilation_cache import compilation_cache
 #: A folder for compiled programs, or "off". JAX's own `JAX_COMPILATION_CACHE_DIR` goes before it.
 VARIABLE = "FLOWSIM_CACHE"
 _MAX_BYTES = 512 * 2**20
+_MOST_REGIONS = Path("/proc/sys/vm/max_map_count")
+#: Programs compiled between two looks at how many more the process can hold.
+_LOOK = 32
 _tracing = threading.RLock()
 _settled = False
+_counted = False
+_compiled = 0
 
 
 def store_programs() -> Path | None:
@@ -42,6 +47,36 @@ def store_programs() -> Path | None:
                 compilation_cache.reset_cache()
     folder = _read("jax_compilation_cache_dir")
     return None if folder is None else Path(folder)
+
+
+def make_room() -> None:
+    """Let JAX forget its compiled programs where the process could not hold many more; call it between solves.
+
+    Linux grants a process 65,530 regions of memory (vm.max_map_count). A solver's program takes about 200, and XLA
+    ends the process with a segmentation fault where it gets none: after some 170 flows of different structure.
+    What is needed again is read from the store.
+    """
+    global _counted, _compiled
+    if not _counted:
+        _counted = True
+        jax.monitoring.register_event_duration_secs_listener(_count)
+    if _compiled < _LOOK:
+        return
+    _compiled = 0
+    with contextlib.suppress(OSError, ValueError):
+        if _regions() > int(_MOST_REGIONS.read_text()) // 2:
+            with _tracing:
+                jax.clear_caches()
+
+
+def _count(event: str, _: float, **__: Any) -> None:
+    global _compiled
+    _compiled += event == "/jax/core/compile/backend_compile_duration"
+
+
+def _regions() -> int:
+    with open("/proc/self/maps", "rb") as regions:
+        return sum(1 for _ in regions)
 
 
 def _read(option: str) -> Any:
