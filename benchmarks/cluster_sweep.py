@@ -47,7 +47,8 @@ def processes(count: int) -> Iterator[dict[str, Any]]:
 def dask(count: int) -> Iterator[dict[str, Any]]:
     from distributed import Client, LocalCluster
 
-    with LocalCluster(count, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    options = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield {"executor": client}
 
 

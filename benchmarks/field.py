@@ -1,6 +1,6 @@
 """One evaluation of the vector field against its floor, and against NumPy and PyTorch.
 
-    python benchmarks/field.py [--pairs 64 128 ... 8192] [--dim 64] [--repeats 7] [--single] [--json FILE]
+    python benchmarks/field.py [--pairs 64 128 ... 8192] [--dims 64] [--repeats 7] [--single] [--json FILE]
 
 The floor is what no evaluation on n×n matrices can avoid: three products of n×n×d (similarities, and the forces on
 both rows) and one exponential of n×n, compiled by XLA in one program. Field and floor are evaluated many times within
@@ -12,6 +12,7 @@ within one run; a repeat is the mean of as many evaluations as take a tenth of a
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -140,17 +141,17 @@ def measure(pairs: int, dim: int, dtype: Any, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096, 8192])
-    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--dims", type=int, nargs="+", default=[64])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--single", action="store_true", help="float32 instead of float64")
     parser.add_argument("--json")
     options = parser.parse_args()
     lines = []
     with jax.enable_x64(not options.single):
-        for pairs in options.pairs:
-            line = measure(pairs, options.dim, np.float32 if options.single else np.float64, options.repeats)
+        for pairs, dim in itertools.product(options.pairs, options.dims):
+            line = measure(pairs, dim, np.float32 if options.single else np.float64, options.repeats)
             lines.append(line)
-            print(f"n = {pairs}, d = {options.dim}, {line['dtype']}")
+            print(f"n = {pairs}, d = {dim}, {line['dtype']}")
             for name, values in line["seconds"].items():
                 ratio = line["ratios"][name]
                 print(

@@ -8,6 +8,8 @@
     python benchmarks/large_batch.py --pairs 256 512 1024 2048 4096 8192 --once-above 4096 --kinds tiled dense \\
         --json benchmarks/results/large_batch.json
     python benchmarks/cluster_sweep.py --json benchmarks/results/cluster_sweep.json
+    python benchmarks/field.py --pairs 1024 --dims 8 16 32 64 128 256 512 --json benchmarks/results/field_dim.json
+    python benchmarks/devices.py --json benchmarks/results/devices.json
     python benchmarks/solver_problems.py --scipy 4 --json benchmarks/results/solver_problems.json
 
 Points are medians, bars reach from the smallest to the largest repeat.
@@ -51,16 +53,19 @@ def ticks(ax: Axes, values: Sequence[float]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def field(ax: Axes) -> None:
-    lines = results("field")
+def field(ax: Axes, name: str, against: str) -> None:
+    lines = results(name)
     kinds = (("torch", "PyTorch, autodiff", "orange"), ("numpy", "NumPy", "green"), ("field", "flowsim", "blue"),
              ("floor", "floor: 3 products, 1 exp", "grey"))  # fmt: skip
     for kind, label, colour in kinds:
         held = [line for line in lines if kind in line["seconds"]]
-        curve(ax, [line["pairs"] for line in held], [line["seconds"][kind] for line in held], label, colour,
+        curve(ax, [line[against] for line in held], [line["seconds"][kind] for line in held], label, colour,
               **({"linestyle": "--", "marker": ""} if kind == "floor" else {}))  # fmt: skip
-    ax.set(title="(a) one evaluation of the field, d = 64", xlabel="pairs $n$", ylabel="seconds")
-    ticks(ax, [line["pairs"] for line in lines])
+    if against == "pairs":
+        ax.set(title="(a) one evaluation of the field, d = 64", xlabel="pairs $n$", ylabel="seconds")
+    else:
+        ax.set(title=f"(i) the field, n = {lines[0]['pairs']:,}", xlabel="dimensions $d$", ylabel="seconds")
+    ticks(ax, [line[against] for line in lines])
     ax.tick_params(axis="x", labelsize=7)
     ax.legend()
 
@@ -132,6 +137,18 @@ def workers(ax: Axes) -> None:
     ax.legend()
 
 
+def devices(ax: Axes) -> None:
+    found = results("devices")
+    counts, pairs = [line["devices"] for line in found], found[0]["pairs"]
+    ax.loglog(counts, [line["mib"] for line in found], "o-", color=COLOURS["blue"], label="on each, as compiled")
+    ideal = [found[0]["mib"] / count for count in counts]
+    ax.loglog(counts, ideal, "--", color=COLOURS["grey"], label="one, divided")
+    ax.set(title=f"(j) value and gradient, n = {pairs:,}", xlabel="devices", ylabel="MiB on each")
+    ticks(ax, counts)
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.legend()
+
+
 def problems(ax: Axes) -> None:
     found = results("solver_problems")
     both = [line for line in found if line.get("scipy_seconds")]
@@ -153,14 +170,16 @@ def problems(ax: Axes) -> None:
 
 def main() -> None:
     with fs.plot.paper_style():
-        figure, axes = plt.subplots(4, 2, figsize=(PAGE, 9.6), layout="constrained")
-        field(axes[0, 0])
+        figure, axes = plt.subplots(5, 2, figsize=(PAGE, 12.0), layout="constrained")
+        field(axes[0, 0], "field", "pairs")
         single(axes[0, 1])
         ensembles(axes[1, 0])
         by_runs(axes[1, 1])
         large(axes[2])
         workers(axes[3, 0])
         problems(axes[3, 1])
+        field(axes[4, 0], "field_dim", "dim")
+        devices(axes[4, 1])
         for kind in ("png", "pdf"):
             fs.plot.save(figure, str(HERE.parent / "figures" / f"performance.{kind}"))
 

@@ -9,7 +9,8 @@ parallel cones, or if an output of an encoder shrank to 0. Times are of a second
 
 With `--scipy` each problem is also given to SciPy's LSODA, DOP853 and (up to 500 unknowns) BDF: the same compiled
 field in the same variable ln(1 + t), the same tolerances and output times, at most so many seconds each. What
-piecewise flows, clamps and γ = 1 ask of a driver is not given to SciPy; those problems have no peer.
+piecewise flows, clamps and early ends ask of a driver is not given to SciPy; those problems have no peer.
+The file of `--json` is written after every problem; with `--skip` what it holds of the skipped ones is kept.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -135,8 +137,7 @@ class _TooLong(Exception):
 
 def scipys_best(flow: fs.GradientFlow, recipe: fs.initial.AbstractRecipe, t1: float, seed: int, limit: float):
     """(seconds, method) of SciPy's fastest that ends within the limit; (None, why) if none does."""
-    driven = flow.redraw is not None or flow.geometry.has_gamma or getattr(flow.schedule.temperature, "clamp", None)
-    if driven:
+    if flow.redraw is not None or getattr(flow.schedule.temperature, "clamp", None):
         return None, "no peer"
     with jax.enable_x64(True):
         state = flow.initial_state(recipe.draw(seed), seed)
@@ -187,6 +188,8 @@ def main() -> None:
     parser.add_argument("--json", default=None)
     arguments = parser.parse_args()
     rows = []
+    if arguments.json and arguments.skip and Path(arguments.json).exists():
+        rows = json.loads(Path(arguments.json).read_text(encoding="utf-8"))[: arguments.skip]
     for name, flow, start, t1, seed in itertools.islice(problems(), arguments.skip, arguments.first):
         result = fs.simulate(flow, start, t1=t1, seed=seed, throw=False)
         # The second run is without compilation.
@@ -205,12 +208,15 @@ def main() -> None:
         row = rows[-1]
         peer = ""
         if arguments.scipy:
-            row["scipy_seconds"], row["scipy_method"] = scipys_best(flow, start, t1, seed, arguments.scipy)
+            peers = scipys_best(flow, start, t1, seed, arguments.scipy) if result.status.ok else (None, "no peer")
+            row["scipy_seconds"], row["scipy_method"] = peers
             peer = f"  SciPy {row['scipy_seconds'] or math.nan:7.2f} s {row['scipy_method']}"
         print(
             f"{name:44s} {row['status']:10s} {row['steps']:6d} steps {seconds:7.2f} s  {row['method']}{peer}",
             flush=True,
         )
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     seconds = [r["seconds"] for r in rows]
     wrong = [r["problem"] for r in rows if not r["right"]]
     print(
@@ -226,9 +232,6 @@ def main() -> None:
         )
     if wrong:
         print("wrong:", ", ".join(wrong))
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
 
 
 if __name__ == "__main__":

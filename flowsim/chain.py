@@ -14,6 +14,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import optimistix as optx
 from jaxtyping import Array
@@ -30,13 +31,20 @@ from flowsim.temperature import Identity, Learnable
 EXPLICIT_BUDGET = 2000
 #: Up to this many unknowns the stiff method is implicit with a dense Jacobian.
 DENSE_UNKNOWNS = 200
-Method = Literal["explicit", "implicit", "stabilised"]
-METHODS = {"explicit": "Dopri8", "implicit": "Kvaerno5", "stabilised": "RungeKuttaChebyshev"}
+Method = Literal["explicit", "implicit", "krylov", "stabilised"]
+METHODS = {
+    "explicit": "Dopri8",
+    "implicit": "Kvaerno5",
+    "krylov": "Kvaerno5 (Krylov)",
+    "stabilised": "RungeKuttaChebyshev",
+}
 #: At this relative tolerance and looser ones the explicit method of sweeps is of lower order: more steps at half the
 #: price. A single run costs so little that it is not worth another program.
 LOOSE, LOOSE_METHOD = 1e-7, "Tsit5"
-#: Where the stabilised method runs out of evaluations, up to this many unknowns are handed to the implicit.
+#: Where the stabilised method runs out of evaluations, the implicit takes over: dense up to this many unknowns.
 _DENSE_LAST_RESORT = 2500
+#: Directions that the matrix-free method keeps; with more it is slower, with fewer it cannot solve.
+_KRYLOV = 8
 #: A stiff segment spans this factor of time; its tolerance never asks for less than rounding noise.
 _STIFF_SPAN = 30.0
 #: Where rounding noise would exceed this in the state, the solve ends.
@@ -158,6 +166,11 @@ def _solver(name: str, task: Task) -> diffrax.AbstractAdaptiveSolver:
         return diffrax.Tsit5()
     if name == "Kvaerno5":
         return diffrax.Kvaerno5(root_finder=diffrax.VeryChord(task.rtol, task.atol, norm=_chord_norm))
+    if name == "Kvaerno5 (Krylov)":
+        # Without a matrix a new Jacobian costs one evaluation, so that each Newton step may have its own.
+        linear = lx.GMRES(rtol=1e-2, atol=1e-14, norm=_norm, restart=_KRYLOV, stagnation_iters=_KRYLOV)
+        newton = optx.Newton(task.rtol, task.atol, norm=_chord_norm, cauchy_termination=False, linear_solver=linear)
+        return diffrax.Kvaerno5(root_finder=newton)
     return RungeKuttaChebyshev()
 
 
@@ -541,8 +554,8 @@ class Chain:
             pass  # made room for others
         elif free and self._method == "explicit":
             self._method = self._stiff
-        elif free and self._method == "stabilised" and self.unknowns <= _DENSE_LAST_RESORT:
-            self._method = "implicit"
+        elif free and self._method == "stabilised":
+            self._method = "implicit" if self.unknowns <= _DENSE_LAST_RESORT else "krylov"
         else:
             self.status = Status.MAX_STEPS
 
@@ -551,7 +564,7 @@ class Chain:
         self.stats["steps"] += int(out.accepted)
         self.stats["rejected"] += int(out.rejected)
         label = self._solver
-        if not self._labels or label not in self._labels[-1]:
+        if not self._labels or self._labels[-1].split(" from ")[0] != label:
             self._labels.append(f"{label} from t = {self.t:.3g}" if self._labels else label)
 
     def _conclude(self, status: Status) -> None:

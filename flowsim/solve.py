@@ -87,8 +87,9 @@ def simulate(
     - `seed`: of the recipe's draw, noisy targets and swap masks.
     - `horizon`: schedules run in progress u = t/`horizon`; default: the last output time.
     - `rtol`, `atol`: tolerances of the step controller, on unit rows, ln γ and ν.
-    - `method`: "explicit" (Dopri8), "implicit" (Kvaerno5, dense), "stabilised" (Runge-Kutta-Chebyshev);
-      default: explicit, then a stiff one if needed. The result says which.
+    - `method`: "explicit" (Dopri8), "implicit" (Kvaerno5, dense), "krylov" (Kvaerno5 with Newton and GMRES, without a
+      matrix), "stabilised" (Runge-Kutta-Chebyshev); default: explicit, then a stiff one if needed. The result says
+      which.
     - `snapshots`: times among the outputs at which embeddings are stored, beside the last one, from which a run can
       be continued; default all, if they fit.
     - `observables`: names recorded at every output time; see `fs.observables.names()`.

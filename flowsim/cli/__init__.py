@@ -104,7 +104,7 @@ _GEOMETRIES = {
     "linear-encoders": "LinearEncoders",
     "mlp-encoders": "MLPEncoders",
 }
-_METHODS = ("explicit", "implicit", "stabilised")
+_METHODS = ("explicit", "implicit", "krylov", "stabilised")
 #: start -> the options it takes; `height` is called `gamma` by some recipes.
 _STARTS = {
     "rings": ("pairs", "height", "twist"),

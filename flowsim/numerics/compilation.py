@@ -69,7 +69,7 @@ def make_room() -> None:
                 jax.clear_caches()
 
 
-def _count(event: str, _: float, **__: Any) -> None:
+def _count(event: str, duration_secs: float, **_: Any) -> None:
     global _compiled
     _compiled += event == "/jax/core/compile/backend_compile_duration"
 
