@@ -7,6 +7,8 @@
     python benchmarks/ensembles.py --json benchmarks/results/ensembles.json
     python benchmarks/large_batch.py --pairs 256 512 1024 2048 4096 8192 --once-above 4096 --kinds tiled dense \\
         --json benchmarks/results/large_batch.json
+    python benchmarks/large_batch.py --pairs 16384 65536 --once-above 4096 --kinds tiled \\
+        --json benchmarks/results/large_batch_tiled.json
     python benchmarks/cluster_sweep.py --json benchmarks/results/cluster_sweep.json
     python benchmarks/field.py --pairs 1024 --dims 8 16 32 64 128 256 512 --json benchmarks/results/field_dim.json
     python benchmarks/devices.py --json benchmarks/results/devices.json
@@ -109,7 +111,7 @@ def by_runs(ax: Axes) -> None:
 
 
 def large(axes: Sequence[Axes]) -> None:
-    lines = results("large_batch")
+    lines = results("large_batch") + results("large_batch_tiled")
     for kind, label, colour in (("dense", "n×n matrices", "vermilion"), ("tiled", "tiles", "blue")):
         held = [line for line in lines if line["kind"] == kind]
         pairs = [line["pairs"] for line in held]

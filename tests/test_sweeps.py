@@ -11,6 +11,7 @@ import xarray as xr
 import flowsim as fs
 from flowsim import sweeps
 from flowsim.losses import InfoNCE
+from flowsim.numerics import compilation
 
 FLOW = fs.GradientFlow(fs.Parallel())
 START = fs.initial.uniform(8, 2, gamma=0.1)
@@ -161,6 +162,18 @@ def test_losses_presets_and_sizes_may_vary():
         for name, series in result.series.items():
             np.testing.assert_allclose(run[name], series, rtol=1e-9, atol=1e-9)
         assert np.isnan(run["bias"]).all() == ("bias" not in result.series)
+
+
+@pytest.mark.slow
+def test_programs_may_be_forgotten_while_other_threads_work(tmp_path, monkeypatch):
+    """Before every chunk, as if the process could hold no program more."""
+    flow, start, over = fs.GradientFlow(), fs.initial.uniform(4, 3), {"start.pairs": [3, 4, 5], "seed": range(6)}
+    expected = fs.sweep(flow, start, over, ts=TIMES, chunk=1)
+    (tmp_path / "max_map_count").write_text("2")
+    monkeypatch.setattr(compilation, "_MOST_REGIONS", tmp_path / "max_map_count")
+    monkeypatch.setattr(compilation, "_LOOK", 0)
+    forgetful = fs.sweep(flow, start, over, ts=TIMES, chunk=1, workers=3)
+    np.testing.assert_array_equal(forgetful["modality_gap"], expected["modality_gap"])
 
 
 @pytest.mark.slow
