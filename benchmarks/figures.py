@@ -67,9 +67,10 @@ def field(ax: Axes, name: str, against: str) -> None:
         ax.set(title="(a) one evaluation of the field, d = 64", xlabel="pairs $n$", ylabel="seconds")
     else:
         ax.set(title=f"(i) the field, n = {lines[0]['pairs']:,}", xlabel="dimensions $d$", ylabel="seconds")
+        ax.set_ylim(top=0.8)
     ticks(ax, [line[against] for line in lines])
     ax.tick_params(axis="x", labelsize=7)
-    ax.legend()
+    ax.legend(loc="upper left")
 
 
 def single(ax: Axes) -> None:
@@ -146,6 +147,7 @@ def devices(ax: Axes) -> None:
     ideal = [found[0]["mib"] / count for count in counts]
     ax.loglog(counts, ideal, "--", color=COLOURS["grey"], label="one, divided")
     ax.set(title=f"(j) value and gradient, n = {pairs:,}", xlabel="devices", ylabel="MiB on each")
+    ax.set_yticks([10, 20, 40, 80], ["10", "20", "40", "80"])
     ticks(ax, counts)
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.legend()
@@ -163,7 +165,7 @@ def problems(ax: Axes) -> None:
     ends = np.array([1e-2, 1.6 * limit])
     ax.loglog(ends, ends, "--", color=COLOURS["grey"], label="equal")
     ax.set(
-        title=f"(h) {len(found)} of the fixed set of problems",
+        title=f"(h) the fixed set of {len(found)} problems",
         xlabel="seconds, SciPy's best",
         ylabel="seconds, fs.simulate",
     )
