@@ -93,7 +93,7 @@ def methods_figure(record: "xr.Dataset") -> Figure:
     axes[1, 0].set_xticks([0.01, 0.02, 0.05, 0.1], ["0.01", "0.02", "0.05", "0.1"])
     axes[1, 0].xaxis.set_minor_formatter(NullFormatter())
     axes[1, 1].set(xlabel=r"gap $\Delta$ in the paper", ylabel=r"final gap $\Delta$, held out")
-    axes[1, 2].set(xlabel=r"final gap $\Delta$, held out", ylabel="image R@1 on training pairs, %")
+    axes[1, 2].set(xlabel=r"final gap $\Delta$, held out", ylabel="training image R@1, %")
     titles = ("gap", "temperature", "gap at equal loss", "gap and temperature", "order of the methods",
               "retrieval and gap")  # fmt: skip
     rho = {3: "tau", 4: "paper", 5: None}
