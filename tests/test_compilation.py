@@ -55,8 +55,8 @@ def test_the_second_process_compiles_nothing_large(tmp_path):
     first, second = (fresh(_SIMULATE, FLOWSIM_CACHE=str(tmp_path)) for _ in range(2))
     assert first["folder"].startswith(str(tmp_path))
     assert first["hits"] == 0
-    # Programs that compile in about 0.1 s are stored in some runs and not in others.
-    assert second["hits"] >= first["misses"] >= 2
+    # Programs that compile in about 0.1 s are stored in some runs and not in others; the solver's always is.
+    assert second["hits"] >= first["misses"] >= 1
     assert second["misses"] <= 2
     assert second["gap"] == first["gap"]
 
