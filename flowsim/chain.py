@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optimistix as optx
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from flowsim import observables as obs
-from flowsim._arrays import bundle, to_numpy
+from flowsim._arrays import bundle, to_device, to_numpy
 from flowsim.encoders import SMALLEST_OUTPUT, AbstractEncoders
 from flowsim.flow import GradientFlow, Moving, State
-from flowsim.numerics import RungeKuttaChebyshev, without_host_checks
+from flowsim.numerics import RungeKuttaChebyshev, StopAtCrossings, arnoldi, without_host_checks
 from flowsim.result import Status
 from flowsim.temperature import Identity, Learnable
 
@@ -49,6 +50,16 @@ _KRYLOV = 8
 _STIFF_SPAN = 30.0
 #: Where rounding noise would exceed this in the state, the solve ends.
 _NOISE_LIMIT = 1e-4
+#: ln γ below which γ² is nothing to the rest of the state, with room to spare.
+_GONE = -40.0
+#: A field of this many times its rounding noise is not told from nothing.
+_NOISY = 8.0
+#: Directions in which the linearised flow is looked at, and numbers that may be kept for them.
+_DIRECTIONS, _MOST_NUMBERS = 60, 2**22
+#: A perturbation of this many machine epsilons is one, and not rounding.
+_PERTURBED = 64.0
+#: A growing perturbation is hidden from the error control below this size.
+_SEEN = 1e-6
 
 
 # --- observables of a state ---------------------------------------------------------------------------
@@ -114,7 +125,9 @@ def _observe(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tupl
 class Task:
     """The numbers of a segment; changing them never recompiles.
 
-    `pinned` is 0 while the temperature moves freely, −1/+1 while it is held at the lower/upper bound of ν.
+    `pinned` is 0 while the temperature moves freely, −1/+1 while it is held at the lower/upper bound of ν. `still`:
+    what may move in all of the time that is left and counts as rest; `rest_after`: no rest is reported before this
+    time; `longest`: the longest step in ln(1 + t).
     """
 
     state: State
@@ -126,20 +139,23 @@ class Task:
     rtol: Any
     atol: Any
     pinned: Any
-    steady: Any
+    still: Any
+    rest_after: Any
+    longest: Any
 
 
 @bundle
 class Segment:
-    """What a segment returns."""
+    """What a segment returns; `saved` says which slots it reached (of `series`, of `snapshots`)."""
 
     series: dict[str, Any]
     snapshots: Moving
+    saved: tuple[Any, Any]
     moving: Moving
     log_time: Any
     events: dict[str, Any]
     finished: Any
-    force: Any
+    noise: Any
     accepted: Any
     rejected: Any
 
@@ -187,11 +203,6 @@ def _field(flow: GradientFlow, t: Any, state: State, horizon: Any) -> Moving:
     return flow.vector_field(t, state, horizon)
 
 
-@eqx.filter_jit
-def _force_scale(flow: GradientFlow, t: Any, state: State, horizon: Any) -> Any:
-    return flow.force_scale(t, state, horizon)
-
-
 def _velocity(flow: GradientFlow, t: Any, state: State, task: Task) -> Moving:
     velocity = _field(flow, t, state, task.horizon)
     if _clamped(flow):
@@ -201,8 +212,31 @@ def _velocity(flow: GradientFlow, t: Any, state: State, task: Task) -> Moving:
     return velocity
 
 
+def _noise(flow: GradientFlow, t: Any, state: State, task: Task, velocity: Moving) -> Any:
+    """Rounding noise of the field: how much it changes when every unknown changes in its last digit.
+
+    Where terms cancel this is eps times their size, whatever they are; where they do not (hard targets, whose
+    residuals are computed without a difference) it shrinks with the field.
+    """
+
+    def nudged(x: Any) -> Any:
+        # Signs that look random: a pattern of the rows could be a direction in which nothing changes.
+        index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape) * jnp.uint32(2654435761)
+        eps = jnp.finfo(x.dtype).eps
+        return jnp.where((index >> 16) % 2 == 0, x * (1 + eps), x * (1 - eps))
+
+    there = dataclasses.replace(state, moving=jax.tree.map(nudged, state.moving))
+    return _largest(jax.tree.map(jnp.subtract, _velocity(flow, t, there, task), velocity), velocity)
+
+
+def _largest(tree: Any, like: Any) -> Any:
+    """Largest entry of all leaves; `like` gives the type where there are none."""
+    leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.max(jnp.stack(leaves)) if leaves else jnp.zeros((), jnp.result_type(*jax.tree.leaves(like)))
+
+
 def _tiny(dtype: Any) -> float:
-    """What counts as nothing where a crossing is located; single precision cannot tell less apart."""
+    """What counts as nothing where the temperature starts at a bound."""
     return 1e-12 if dtype == np.float64 else 1e-6
 
 
@@ -212,7 +246,7 @@ def _clamped(flow: GradientFlow) -> bool:
 
 
 def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str, Any]:
-    """Quantities that are positive until they end the segment; their zeros are located."""
+    """Quantities that are positive until they end the segment."""
     found: dict[str, Any] = {}
     log_gamma = flow.geometry.log_gamma(state.moving.position)
     if log_gamma is not None:
@@ -227,93 +261,63 @@ def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str
     if isinstance(temperature, Learnable) and temperature.clamp is not None:
         assert raw is not None
         low, high = temperature.raw_bounds()
-        # The slack lets a trajectory start from the bound itself.
-        free = jnp.minimum(raw - low, high - raw) + _tiny(raw.dtype) * (1 + jnp.abs(raw))
         outward = task.pinned * _field(flow, t, state, task.horizon).raw
-        found["clamp"] = jnp.where(task.pinned == 0, free, outward)
+        found["clamp"] = jnp.where(task.pinned == 0, jnp.minimum(raw - low, high - raw), outward)
     return found
 
 
-def _on_state(
-    condition: Callable[[GradientFlow, Any, State, Task], Any],
-) -> Callable[..., Any]:
-    """A condition on states as diffrax wants it."""
-
-    def cond_fn(t: Any, y: Moving, args: tuple[GradientFlow, Task], **_: Any) -> Any:
-        flow, task = args
-        return condition(flow, jnp.expm1(t), dataclasses.replace(task.state, moving=y), task)
-
-    return cond_fn
+def _crossing_values(s: Any, moving: Moving, args: tuple[GradientFlow, Task]) -> Any:
+    """`_crossings` as `StopAtCrossings` wants them."""
+    flow, task = args
+    return jnp.stack(list(_crossings(flow, jnp.expm1(s), dataclasses.replace(task.state, moving=moving), task).values()))
 
 
-def _event(flow: GradientFlow, task: Task, watch: bool, locate: bool) -> diffrax.Event | None:
-    """What ends a segment early: at the end of a step, or (`locate`) at the zero of a crossing."""
-    names = list(_crossings(flow, task.t0, task.state, task))
-
-    def crossed(name: str) -> Callable[..., Any]:
-        return _on_state(lambda f, t, s, k: _crossings(f, t, s, k)[name] <= 0)
-
-    def nearest(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
-        zero = jnp.min(jnp.stack(list(_crossings(flow, t, state, task).values())))
-        return jnp.where(_is_steady(flow, t, state, task), -jnp.ones_like(zero), zero)
-
-    if locate:
-        tolerance = _tiny(task.ts.dtype)
-        return diffrax.Event(_on_state(nearest), optx.Bisection(tolerance, tolerance, flip="detect"))
-    conditions = {"steady": _on_state(_is_steady)} if watch else {}
-    conditions |= {name: crossed(name) for name in names}
-    return diffrax.Event(conditions) if conditions else None
+def _rests(s: Any, moving: Moving, args: tuple[GradientFlow, Task], **_: Any) -> Any:
+    """`_is_still` as diffrax wants it."""
+    flow, task = args
+    return _is_still(flow, jnp.expm1(s), dataclasses.replace(task.state, moving=moving), task)
 
 
-def _cause(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str, Any]:
-    """Which condition ended a located segment, given its last state: rest, or the crossing that is nearest."""
-    crossings = _crossings(flow, t, state, task)
-    steady = _is_steady(flow, t, state, task)
-    nearest = jnp.min(jnp.stack(list(crossings.values()))) if crossings else 0.0
-    return {"steady": steady, **{name: ~steady & (value <= nearest) for name, value in crossings.items()}}
+def _is_still(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
+    """Whether the flow may be at rest up to the last output time; `Chain` looks closer.
 
-
-def _is_steady(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
-    """Whether nothing changes any more up to the last output time.
-
-    All of: the schedule has ended; t1·‖field‖ < tolerance, or the field is rounding noise of the forces it
-    is the difference of; γ, if it still moves, no longer matters to the rest.
+    All of: the schedule has ended; t1·‖field‖ is below the tolerance, or the field is its own rounding noise; γ, if it
+    still moves, falls and no longer matters to the rest.
     """
     velocity = _velocity(flow, t, state, task)
-    dtype = task.ts.dtype
-    eps = jnp.finfo(dtype).eps
+    noise = _NOISY * _noise(flow, t, state, task, velocity)
     t1 = task.ts[-1]
-    moving = state.moving
-    force = _force_scale(flow, t, state, task.horizon)
-    log_gamma = flow.geometry.log_gamma(moving.position)
+    log_gamma = flow.geometry.log_gamma(state.moving.position)
     settled = jnp.asarray(flow.schedule.temperature.constant) | (t >= task.horizon)
     if log_gamma is not None:
-        # ln γ falls for ever at fixed temperature; what must be steady is γ².
-        still = jnp.abs(velocity.position.log_gamma) * t1 < task.steady
+        rate = velocity.position.log_gamma
         velocity = eqx.tree_at(lambda v: v.position.log_gamma, velocity, None)
-        gone = (log_gamma < -40) | (state.constants.sign == 0)
-        settled = settled & (still | (gone & bool(jax.tree.leaves(velocity))))
-    leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(velocity)]
-    size = jnp.max(jnp.stack(leaves)) if leaves else jnp.zeros((), dtype)
-    small = (size * t1 < task.steady) | (size < 64 * eps * force)
-    return small & settled & (t > task.t0)
+        fixed = (jnp.abs(rate) * t1 < task.still) | (jnp.abs(rate) <= noise)
+        gone = _is_gone(log_gamma, rate) | (state.constants.sign == 0)
+        settled = settled & (fixed | (gone & bool(jax.tree.leaves(velocity))))
+    size = _largest(velocity, state.moving)
+    return ((size * t1 < task.still) | (size <= noise)) & settled & (t > task.rest_after)
+
+
+def _is_gone(log_gamma: Any, rate: Any) -> Any:
+    """Whether γ is too small to matter to the rest, and falls."""
+    return (log_gamma < _GONE) & (rate <= 0)
 
 
 class How(NamedTuple):
     """What a segment is compiled for. `streamed` observables are recorded on the way, for problems whose states
-    are too many to keep; `locate` finds the time of a crossing inside a step; `watch` looks for a steady state
-    after every step, instead of at the end only (which is cheaper, for segments of few steps)."""
+    are too many to keep; `watch` looks for rest after every step, instead of at the end only (which is cheaper, for
+    segments of few steps)."""
 
     solver: str
     max_steps: int
     watch: bool
-    locate: bool
     streamed: tuple[str, ...]
 
 
 def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
     """Integrate from `task.t0` to `task.end` or the first event."""
-    solver, max_steps, watch, locate, streamed = how
+    solver, max_steps, watch, streamed = how
     s0, s1 = jnp.log1p(task.t0), jnp.log1p(task.end)
 
     def observe(s: Any, moving: Moving, args: Any) -> dict[str, Any]:
@@ -323,10 +327,13 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
     def clip(ts: Array) -> Array:
         return jnp.clip(jnp.log1p(ts), s0, s1)
 
-    controller: Any = diffrax.PIDController(rtol=task.rtol, atol=task.atol, norm=_norm)
+    controller: Any = diffrax.PIDController(rtol=task.rtol, atol=task.atol, norm=_norm, dtmax=task.longest)
     if not flow.schedule.temperature.constant:
         # The schedule has a kink where it ends.
         controller = diffrax.ClipStepSizeController(controller, jump_ts=jnp.log1p(task.horizon)[None])
+    crossings = list(_crossings(flow, task.t0, task.state, task))
+    if crossings:
+        controller = StopAtCrossings(controller, _crossing_values, _field_in_log_time)
     subs = [diffrax.SubSaveAt(ts=clip(task.snapshot_ts)), diffrax.SubSaveAt(t1=True)]
     if streamed:
         subs.append(diffrax.SubSaveAt(ts=clip(task.ts), fn=observe))
@@ -341,7 +348,7 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
             args=(flow, task),
             saveat=diffrax.SaveAt(subs=subs),
             stepsize_controller=controller,
-            event=_event(flow, task, watch, locate),
+            event=diffrax.Event({"steady": _rests}) if watch else None,
             max_steps=max_steps,
             adjoint=diffrax.ForwardMode(),
             throw=False,
@@ -351,22 +358,25 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
     moving = jax.tree.map(lambda x: x[-1], solution.ys[1])
     ended = dataclasses.replace(task.state, moving=moving)
     finished = solution.result == diffrax.RESULTS.successful
-    events: Any = solution.event_mask
-    if locate:
-        occurred = solution.result == diffrax.RESULTS.event_occurred
-        events = {k: occurred & v for k, v in _cause(flow, jnp.expm1(log_time), ended, task).items()}
-    elif not watch:
-        steady = ~finished & _is_steady(flow, jnp.expm1(log_time), ended, task)
-        events = {"steady": steady} if events is None else {**events, "steady": steady}
-    assert isinstance(events, dict)
+    occurred = solution.result == diffrax.RESULTS.event_occurred
+    t = jnp.expm1(log_time)
+    if watch:
+        assert isinstance(solution.event_mask, dict)
+        steady = solution.event_mask["steady"]
+    else:
+        steady = ~finished & ~occurred & _is_still(flow, t, ended, task)
+    values = _crossings(flow, t, ended, task)
+    crossed = occurred & ~steady
+    slots = [jnp.isfinite(solution.ts[i]) for i in (0, 2 if streamed else 0)]
     return Segment(
         series=solution.ys[2] if streamed else {},
         snapshots=solution.ys[0],
+        saved=(slots[1], slots[0]),
         moving=moving,
         log_time=log_time,
-        events=events,
+        events={"steady": steady, **{name: crossed & (values[name] <= 0) for name in crossings}},
         finished=finished,
-        force=_force_scale(flow, jnp.expm1(log_time), ended, task.horizon),
+        noise=_noise(flow, t, ended, task, _velocity(flow, t, ended, task)),
         accepted=solution.stats["num_accepted_steps"],
         rejected=solution.stats["num_rejected_steps"],
     )
@@ -414,6 +424,77 @@ class Seen:
     horizon: Any
 
 
+# --- what lies ahead of a state that seems at rest ----------------------------------------------------
+
+
+class Outlook(NamedTuple):
+    """What the flow, linearised at a state, will do.
+
+    `growth`: rate of the fastest growing perturbation, 0 if none grows; `amplitude`: its size now; `ahead`: how far
+    the state has to go in all other directions until the last output time.
+    """
+
+    growth: float
+    amplitude: float
+    ahead: float
+
+
+@eqx.filter_jit
+def _linearised(flow: GradientFlow, task: Task, with_gamma: bool, directions: int) -> dict[str, Any]:
+    """The field and its derivative in a few directions, at the state of a task."""
+    gamma = lambda moving: moving.position.log_gamma  # noqa: E731
+    moving = task.state.moving
+    kept = moving if with_gamma else eqx.tree_at(gamma, moving, None)
+    flat, unravel = ravel_pytree(kept)
+
+    def field(x: Array) -> tuple[Array, Any]:
+        there = unravel(x)
+        there = there if with_gamma else eqx.tree_at(gamma, there, gamma(moving), is_leaf=lambda leaf: leaf is None)
+        velocity = _velocity(flow, task.t0, dataclasses.replace(task.state, moving=there), task)
+        if with_gamma:
+            return ravel_pytree(velocity)[0], jnp.zeros_like(task.t0)
+        return ravel_pytree(eqx.tree_at(gamma, velocity, None))[0], gamma(velocity)
+
+    velocity, rate = field(flat)
+    none = jnp.zeros((0, 0), task.t0.dtype)
+    if directions == 0:
+        return {"size": jnp.zeros_like(rate), "rate": rate, "along": none, "every": none, "seen": none[0],
+                "noise": jnp.zeros_like(rate)}  # fmt: skip
+    multiply = lambda v: jax.jvp(lambda x: field(x)[0], (flat,), (v,))[1]  # noqa: E731
+    anywhere = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
+    starts = jnp.stack([velocity, anywhere])
+    matrices, bases = jax.vmap(lambda start: arnoldi(multiply, start, directions))(starts)
+    everything = _velocity(flow, task.t0, task.state, task)
+    return {
+        "size": jnp.linalg.norm(velocity), "rate": rate, "along": matrices[0], "every": matrices[1], "seen": bases[1] @ velocity,
+        "noise": _noise(flow, task.t0, task.state, task, everything),
+    }  # fmt: skip
+
+
+def _outlook(found: dict[str, Any], remaining: float) -> Outlook:
+    """The `Outlook` for a time from what `_linearised` found (NumPy)."""
+    if not found["every"].size:
+        return Outlook(0.0, 0.0, 0.0)
+    rates, vectors = np.linalg.eig(found["every"])
+    scale = np.abs(rates).max(initial=0.0)
+    top = int(np.argmax(rates.real))
+    growth = float(rates[top].real)
+    amplitude = 0.0
+    if growth > 1e-6 * scale and growth * remaining > 1:
+        amplitude = abs(np.vdot(vectors[:, top], found["seen"])) / growth
+    else:
+        growth = 0.0
+    # The rest of the way is ∫ exp(Aτ) v dτ, in the Krylov space of the field v.
+    rates, vectors = np.linalg.eig(found["along"])
+    parts = found["size"] * np.linalg.lstsq(vectors, np.eye(len(rates))[0], rcond=None)[0]
+    falls = rates.real < -1e-10 * scale
+    # Where nothing pulls back or pushes, what looks like noise is none.
+    drifts = ~falls & (np.abs(parts) > _NOISY * found["noise"] * np.sqrt(len(rates)))
+    stable = np.where(falls, rates, -1)
+    way = np.where(falls, np.expm1(stable * remaining) / stable, np.where(drifts & (growth == 0), remaining, 0))
+    return Outlook(growth, amplitude, float(np.linalg.norm(vectors @ (parts * way))))
+
+
 # --- the chain of segments ----------------------------------------------------------------------------
 
 
@@ -430,7 +511,6 @@ class Options(NamedTuple):
 
 
 _ENDINGS = {
-    "steady": Status.STEADY,
     "gamma_one": Status.GAMMA_ONE,
     "temperature_infinite": Status.TEMPERATURE_INFINITE,
     "output_zero": Status.OUTPUT_ZERO,
@@ -460,17 +540,17 @@ class Chain:
         self.states: Any = None
         self.unknowns: int = sum(x.size for x in jax.tree.leaves(state.moving))
         self.stats: dict[str, float] = {"steps": 0, "rejected": 0, "segments": 0, "unknowns": self.unknowns}
-        self._t0 = t0
         self._labels: list[str] = []
         self._method: str = options.method or "explicit"
         self._most_steps, self._explicit_steps = most_steps, 0
         self._stiff = "implicit" if self.unknowns <= DENSE_UNKNOWNS else "stabilised"
         # Observables are computed afterwards where every state is kept: that compiles in half the time.
         self._streamed = options.observables if len(kept) < len(ts) else ()
-        self._locate = _clamped(flow)
+        self._seen, self._kept = np.zeros(len(ts), bool), np.zeros(len(kept), bool)
         self._pinned = _initially_pinned(flow, state, t0, horizon)
-        self._force = 0.0
+        self._noise = 0.0
         self._end = t0
+        self._rest_after, self._growth = t0, 0.0
         self._redraw = None if flow.redraw is None else float(flow.redraw)
         self._drawn = 0
 
@@ -481,33 +561,46 @@ class Chain:
 
     def request(self) -> tuple[Task, How] | None:
         """The next segment, or None if there is none (and `status` is set)."""
-        if self.status is not None:
-            return None
+        while self.status is None and (found := self._next()) is None:
+            pass  # a rest was held to the next redraw
+        return None if self.status is not None else found
+
+    def _next(self) -> tuple[Task, How] | None:
         options, t, last = self.options, self.t, float(self.ts[-1])
-        span, noise = last, 0.0
-        if self._method != "explicit":
-            # Rounding noise of the field in logarithmic time, with a margin for the implicit solves.
-            rate = 1e2 * np.finfo(options.dtype).eps * self._force
-            span = min(span, max(1.0, _STIFF_SPAN * t), max(_NOISE_LIMIT, options.rtol) / max(rate, 1e-300))
-            noise = rate * span
-            if span < min(1.01 * t, last):
-                self.status = Status.PRECISION
-                return None
+        span, noise, longest = last, 0.0, np.inf
         if self._redraw is not None:
             interval = round(t / self._redraw, 9)
             if int(interval) != self._drawn:
                 self._drawn = int(interval)
                 self.state = _redrawn(self.flow, self.state, options.seed, self._drawn)
             span = min(span, (self._drawn + 1) * self._redraw)
+        if self._method != "explicit":
+            # With a margin for the implicit solves.
+            rate = 10 * self._noise
+            wanted, span = span, min(span, max(1.0, _STIFF_SPAN * t))
+            span = min(span, max(_NOISE_LIMIT, options.rtol) / max(rate, 1e-300))
+            if span < min(1.01 * t, last):
+                self._end = wanted
+                self._settle(Status.PRECISION)
+                return None
+            noise = rate * span
+            growth = self._hidden_growth(span)
+            if growth > 0:
+                # An implicit method would step over what grows from below the tolerance, and damp it.
+                span = min(span, t + 10 / growth)
+                longest = 0.25 / (growth * (1 + span))
         self._end = span
-        numbers = (t, self.ts, self.kept, self.horizon, span, max(options.rtol, noise), max(options.atol, noise),
-                   float(self._pinned), 1e-3 * options.rtol)  # fmt: skip
-        task = Task(self.state, *(np.asarray(x, options.dtype) for x in numbers))
+        task = self._task(span, max(options.rtol, noise), max(options.atol, noise), longest)
         steps = options.max_steps
         if self._method == "explicit":
             steps = min(self._explicit_budget, self._most_steps or self._explicit_budget)
-        brief = self._method == "explicit" and self._most_steps is not None and not self._locate
-        return task, How(self._solver, steps, not brief, self._locate, self._streamed)
+        brief = self._method == "explicit" and self._most_steps is not None
+        return task, How(self._solver, steps, not brief, self._streamed)
+
+    def _task(self, span: float, rtol: float, atol: float, longest: float = np.inf) -> Task:
+        numbers = (self.t, self.ts, self.kept, self.horizon, span, rtol, atol, float(self._pinned),
+                   1e-3 * self.options.rtol, self._rest_after, longest)  # fmt: skip
+        return Task(self.state, *(np.asarray(x, self.options.dtype) for x in numbers))
 
     @property
     def _solver(self) -> str:
@@ -521,31 +614,23 @@ class Chain:
     def absorb(self, out: Segment) -> None:
         """Take in what the requested segment returned (NumPy leaves)."""
         occurred = {k for k, v in out.events.items() if bool(v)}
-        if not self._locate and occurred - {"steady"}:
-            # A crossing ended the step; do the segment again, finding its time.
-            self._locate = True
-            return
         self._record(out)
         spent = int(out.accepted) + int(out.rejected)
         self._explicit_steps += spent
         finished = bool(out.finished) and not occurred
-        begin, self.t = self.t, self._end if finished else float(np.expm1(out.log_time))
-        self._force = float(out.force)
-        for name, values in out.series.items():
-            into = self.series.setdefault(name, np.full(values.shape, np.nan, values.dtype))
-            _fill(into, values, self.ts, begin, self.t, begin == self._t0)
-        if self.states is None:
-            self.states = jax.tree.map(lambda x: np.full_like(x, np.nan), out.snapshots)
-        for into, values in zip(jax.tree.leaves(self.states), jax.tree.leaves(out.snapshots), strict=True):
-            _fill(into, values, self.kept, begin, self.t, begin == self._t0)
+        self.t = self._end if finished else float(np.expm1(out.log_time))
+        self._noise = float(out.noise)
+        self._take(out)
         self.state = dataclasses.replace(self.state, moving=out.moving)
         free = self.options.method is None
         if finished and self._end == self.ts[-1]:
             self.status = Status.COMPLETED
         elif occurred & _ENDINGS.keys():
-            self._conclude(next(_ENDINGS[k] for k in _ENDINGS if k in occurred))
+            self.status = next(_ENDINGS[k] for k in _ENDINGS if k in occurred)
         elif not all(np.isfinite(x).all() for x in jax.tree.leaves(out.moving)):
             self.status = Status.NON_FINITE
+        elif "steady" in occurred:
+            self._settle(None)
         elif "clamp" in occurred:
             self.state, self._pinned = _toggle(self.flow, self.state, self._pinned)
         elif finished:
@@ -559,6 +644,21 @@ class Chain:
         else:
             self.status = Status.MAX_STEPS
 
+    def _take(self, out: Segment) -> None:
+        """Copy the output slots that a segment reached."""
+        seen, kept = (
+            ~done & np.asarray(saved) & (times <= self._end)
+            for done, saved, times in zip((self._seen, self._kept), out.saved, (self.ts, self.kept), strict=True)
+        )
+        for name, values in out.series.items():
+            self.series.setdefault(name, np.full(values.shape, np.nan, values.dtype))[seen] = values[seen]
+        if self.states is None:
+            self.states = jax.tree.map(lambda x: np.full_like(x, np.nan), out.snapshots)
+        for into, values in zip(jax.tree.leaves(self.states), jax.tree.leaves(out.snapshots), strict=True):
+            into[kept] = values[kept]
+        self._seen |= seen
+        self._kept |= kept
+
     def _record(self, out: Segment) -> None:
         self.stats["segments"] += 1
         self.stats["steps"] += int(out.accepted)
@@ -567,17 +667,80 @@ class Chain:
         if not self._labels or self._labels[-1].split(" from ")[0] != label:
             self._labels.append(f"{label} from t = {self.t:.3g}" if self._labels else label)
 
-    def _conclude(self, status: Status) -> None:
-        # At rest under these masks or targets is not at rest under the next ones.
-        if status is Status.STEADY and self._redraw is not None:
-            _hold(self, (self.ts > self.t) & (self.ts <= self._end), (self.kept > self.t) & (self.kept <= self._end))
-            self.t = self._end
-            self.status = Status.COMPLETED if self.t == self.ts[-1] else None
-        elif status is Status.STEADY:
-            _hold(self, self.ts > self.t, self.kept > self.t)
-            self.status = status
+    def _hidden_growth(self, span: float) -> float:
+        """Rate of a perturbation that grows, but is too small for the error control to see; else 0."""
+        outlook, _ = self._look_ahead(span - self.t)
+        hidden = _PERTURBED * np.finfo(self.options.dtype).eps < outlook.amplitude < _SEEN
+        return outlook.growth if hidden else 0.0
+
+    def _look_ahead(self, remaining: float) -> tuple[Outlook, float]:
+        """The outlook at the present state, and d ln γ/dt where γ goes its own way (0 elsewhere)."""
+        task, with_gamma = self._task(self._end, 1.0, 1.0), True
+        log_gamma = self.flow.geometry.log_gamma(self.state.moving.position)
+        if log_gamma is not None:
+            with_gamma = bool((self.state.constants.sign != 0) & (log_gamma > _GONE))
+        unknowns = self.unknowns - (not with_gamma)
+        directions = min(unknowns, _DIRECTIONS, _MOST_NUMBERS // max(unknowns, 1))
+        # In double precision also where the run is in single: what is asked for is the distance from rest.
+        with jax.enable_x64(True):
+            flow, task = to_device((self.flow, task), np.float64)
+            found = to_numpy(_linearised(flow, task, with_gamma, directions))
+        return _outlook(found, remaining), float(found["rate"])
+
+    def _settle(self, otherwise: Status | None) -> None:
+        """At what seems a rest: hold it, or go on. `otherwise`: the status where it is none; None to go on."""
+        remaining = self._end - self.t if self._redraw is not None else float(self.ts[-1]) - self.t
+        outlook, rate = self._look_ahead(remaining)
+        options, eps = self.options, np.finfo(self.options.dtype).eps
+        sign = float(getattr(self.state.constants, "sign", 1.0))
+        # A height of exactly 0 stays, but the smallest other one would grow.
+        growth, amplitude = max((outlook.growth, outlook.amplitude), (rate if sign == 0 else 0.0, 0.0))
+        matters = growth * remaining + np.log(max(amplitude, eps)) > np.log(options.rtol)
+        if matters and amplitude > _PERTURBED * eps:
+            self._go_on(otherwise, self.t + 5 / growth)
+        elif outlook.ahead > 10 * options.rtol or (sign != 0 and rate * remaining > options.rtol):
+            self._go_on(otherwise, 1 + 2 * self.t)
         else:
+            self._hold(Status.SADDLE if matters else Status.STEADY, growth, 0.0 if sign == 0 else rate)
+
+    def _go_on(self, otherwise: Status | None, rest_after: float) -> None:
+        self.status = otherwise
+        self._rest_after = rest_after
+
+    def _hold(self, status: Status, growth: float, rate: float) -> None:
+        """Fill the slots after a rest; at rest under these masks or targets is not at rest under the next ones."""
+        begin, end = self.t, self._end if self._redraw is not None else float(self.ts[-1])
+        slots, kept = ~self._seen & (self.ts <= end), ~self._kept & (self.kept <= end)
+        for into, value in zip(jax.tree.leaves(self.states), jax.tree.leaves(self.state.moving), strict=True):
+            into[kept] = np.asarray(value)
+        if self._streamed:
+            one = jax.tree.map(lambda x: np.asarray(x)[None], self.state.moving)
+            at = np.asarray([begin], self.options.dtype), np.asarray(self.horizon, self.options.dtype)
+            seen = to_device(Seen(at[0], one, self.state, at[1]), self.options.dtype)
+            for name, value in to_numpy(observe(self.flow, seen, self._streamed)).items():
+                self.series[name][slots] = value[0]
+        if abs(rate) * (end - begin) > self.options.rtol:
+            # With everything else at rest, ln γ falls at a constant rate. That is no rest, but all there is to solve.
+            status = Status.COMPLETED
+            self.states.position.log_gamma[kept] += rate * (self.kept[kept] - begin)
+            if "log_gamma" in self.series:
+                self.series["log_gamma"][slots] += rate * (self.ts[slots] - begin)
+            if "gamma" in self.series:
+                self.series["gamma"][slots] *= np.exp(rate * (self.ts[slots] - begin))
+            position = self.state.moving.position
+            fallen = dataclasses.replace(position, log_gamma=position.log_gamma + rate * (end - begin))
+            moving = dataclasses.replace(self.state.moving, position=fallen)
+            self.state = dataclasses.replace(self.state, moving=moving)
+        self._seen |= slots
+        self._kept |= kept
+        if status is Status.SADDLE:
+            self.stats["growth_rate"] = growth
+        if self._redraw is None:
             self.status = status
+            self.t = end if status is Status.COMPLETED else begin
+        else:
+            self.t = self._rest_after = end
+            self.status = Status.COMPLETED if end == self.ts[-1] else None
 
     def seen(self) -> Seen | None:
         """The states to observe after the solve; None where observables were streamed, or nothing was reached."""
@@ -588,8 +751,18 @@ class Chain:
 
     def fill(self, observed: dict[str, Any]) -> None:
         """Take in the observables of `seen`."""
-        reached = is_filled(self.states)
-        self.series = {name: np.where(reached, np.asarray(x), np.nan) for name, x in observed.items()}
+        self.series = {name: np.where(self.reached, np.asarray(x), np.nan) for name, x in observed.items()}
+
+    @property
+    def reached(self) -> np.ndarray:
+        """Which output times hold a value."""
+        return self._seen if self._streamed else self._kept & is_filled(self.states)
+
+
+def final_status(status: Status | None, reached: np.ndarray) -> Status:
+    """The status of a finished run: one that says that all output times hold values is checked."""
+    assert status is not None
+    return Status.INCOMPLETE if status.covered and not reached.all() else status
 
 
 @eqx.filter_jit
@@ -601,43 +774,10 @@ def _redrawn(flow: GradientFlow, state: State, seed: int, index: int) -> State:
     return to_numpy(_redraw(flow, state, np.uint32(seed), np.uint32(index)))
 
 
-def _fill(into: np.ndarray, new: np.ndarray, ts: np.ndarray, begin: float, end: float, first: bool) -> None:
-    """Copy the output slots that a segment from `begin` to `end` reached."""
-    slots = ((ts >= begin) if first else (ts > begin)) & (ts <= end)
-    into[slots] = new[slots]
-
-
 def is_filled(states: Moving) -> np.ndarray:
     """Which slots hold a state."""
     leaves = jax.tree.leaves(states)
     return np.all([np.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves], axis=0)
-
-
-def _hold(chain: Chain, slots: np.ndarray, kept: np.ndarray) -> None:
-    """Fill slots after a steady state."""
-    flow, state, end = chain.flow, chain.state, chain.t
-    rate = 0.0
-    if flow.geometry.has_gamma:
-        # With everything else at rest ln γ goes on at a constant rate.
-        velocity = flow.vector_field(jnp.asarray(end), state, jnp.asarray(chain.horizon))
-        rate = float(velocity.position.log_gamma)
-    for into, value in zip(jax.tree.leaves(chain.states), jax.tree.leaves(state.moving), strict=True):
-        into[kept] = np.asarray(value)
-    if flow.geometry.has_gamma:
-        chain.states.position.log_gamma[kept] += rate * (chain.kept[kept] - end)
-    if not chain.series:
-        return
-    one = jax.tree.map(lambda x: x[None], state.moving)
-    seen = Seen(jnp.asarray([end]), one, state, jnp.asarray(chain.horizon))
-    values = to_numpy(observe(flow, seen, chain.options.observables))
-    for name, value in values.items():
-        chain.series[name][slots] = value[0]
-    if "log_gamma" in chain.series:
-        chain.series["log_gamma"][slots] += rate * (chain.ts[slots] - end)
-    if "gamma" in chain.series:
-        sign = np.asarray(state.constants.sign)
-        later = values["log_gamma"][0] + rate * (chain.ts[slots] - end)
-        chain.series["gamma"][slots] = sign * np.exp(later)
 
 
 def _initially_pinned(flow: GradientFlow, state: State, t0: float, horizon: float) -> int:

@@ -5,13 +5,16 @@
 Every step takes the gradient of the flow's loss at the current state; swaps and fresh re-pairing are drawn anew
 in every step, as in training. Rows are scaled back to unit length after a step. Time is Σ learning rates, which
 is flow time for plain SGD only (Euler's method with dt = lr). A schedule runs in progress step/steps.
+
+A result holds the optimizer's state, and steps are counted on: 500 steps and 500 more, with schedules for 1,000
+(`horizon`), are the same as 1,000.
 """
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -49,9 +52,22 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 }
 
 
+class Before(NamedTuple):
+    """The run that is continued: its optimizer, the optimizer's state, steps taken, and steps of its schedules."""
+
+    label: str
+    memory: tuple[np.ndarray, ...]
+    step: int
+    horizon: float
+
+
 @dataclasses.dataclass
 class Discrete:
-    """A finished run, with what `simulate` needs to make a `Result` of it; compare `Chain`."""
+    """A finished run, with what `simulate` needs to make a `Result` of it; compare `Chain`.
+
+    `clock`: steps at the outputs, counted from the first run of those that continue each other; `horizon`: steps in
+    which schedules run; `memory`: the optimizer's state.
+    """
 
     flow: GradientFlow
     state: State
@@ -64,7 +80,8 @@ class Discrete:
     is_descent: bool
     stats: dict[str, float]
     clock: np.ndarray
-    steps: int
+    horizon: float
+    memory: tuple[np.ndarray, ...]
     series: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def seen(self) -> Seen:
@@ -75,17 +92,23 @@ class Discrete:
             return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
         moving = jax.tree.map(padded, self.states)
-        return Seen(padded(self.clock), moving, self.state, np.asarray(float(self.steps)))
+        return Seen(padded(self.clock), moving, self.state, np.asarray(self.horizon, self.clock.dtype))
+
+    @property
+    def reached(self) -> np.ndarray:
+        """Which outputs hold a value."""
+        return is_filled(self.states)
 
     def fill(self, observed: dict[str, Any]) -> None:
         """Take in the observables of `seen`."""
-        reached = is_filled(self.states)
+        reached = self.reached
         self.series = {name: np.where(reached, np.asarray(x)[: len(reached)], np.nan) for name, x in observed.items()}
 
 
 def run(
-    flow: GradientFlow, state: State, t0: float, optimizer: Any, lr: Any, steps: int | None, seed: int, dtype: Any
-) -> Discrete:
+    flow: GradientFlow, state: State, t0: float, optimizer: Any, lr: Any, steps: int | None, seed: int, dtype: Any,
+    horizon: float | None = None, before: Before | None = None,
+) -> Discrete:  # fmt: skip
     """Take `steps` steps from `state`; see `simulate`. Raises `FlowsimError` for bad options."""
     label, transform = _transform(optimizer)
     check(lr is not None, "A run with `optimizer` needs a learning rate. Give e.g. lr=1e-3.")
@@ -98,15 +121,22 @@ def run(
         isinstance(flow.rule, GradientDescent),
         "With `optimizer` the flow's `rule` must be GradientDescent(): the optimizer makes the step.",
     )
-    rates = _rates(lr, int(steps))
+    first = 0 if before is None else before.step
+    last = first + int(steps)
+    if horizon is None:
+        horizon = last if before is None else before.horizon
+    check_number("horizon", horizon, positive=True, cure="Use the number of steps in which schedules run.")
+    rates = _rates(lr, first, int(steps))
     elapsed = np.concatenate([[0.0], np.cumsum(np.broadcast_to(rates, (int(steps),)))])
     outputs = _output_steps(int(steps))
     moving, memory = state.moving, transform.init(state.moving)  # pyright: ignore[reportArgumentType]
+    if before is not None and before.label == label:
+        memory = _restored(memory, before.memory, label)
     saved = [to_numpy(moving)]
     status = Status.COMPLETED
     rates_ = jnp.asarray(rates, dtype)
     for begin, end in itertools.pairwise(outputs):
-        span = (np.asarray(begin), np.asarray(end), np.asarray(float(steps)))
+        span = (np.asarray(first + begin), np.asarray(first + end), np.asarray(float(horizon)), np.asarray(first))
         moving, memory, left = _advance(flow, state, moving, memory, rates_, span, np.uint32(seed), transform)
         host = to_numpy(moving)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(host)):
@@ -125,7 +155,7 @@ def run(
         flow, state, times, times, states, status, float(times[reached]), label,
         optimizer in ("sgd", optax.sgd),
         {"steps": int(outputs[reached]), "rejected": 0, "segments": 1, "unknowns": unknowns},
-        outputs.astype(dtype), int(steps),
+        (first + outputs).astype(dtype), float(horizon), tuple(np.asarray(x) for x in jax.tree.leaves(memory)),
     )  # fmt: skip
 
 
@@ -151,11 +181,22 @@ def _transform(optimizer: Any) -> tuple[str, optax.GradientTransformation]:
     return getattr(named, "__name__", type(named).__name__), made
 
 
-def _rates(lr: Any, steps: int) -> np.ndarray:
-    """Learning rates by step, (steps,), or (1,) for a constant one."""
+def _restored(fresh: Any, memory: tuple[np.ndarray, ...], label: str) -> Any:
+    """The optimizer's state of the run that is continued; `fresh` gives its structure."""
+    leaves, tree = jax.tree.flatten(fresh)
+    check(
+        [np.shape(x) for x in leaves] == [np.shape(x) for x in memory],
+        f"This run holds no state for the optimizer {label!r} as it is now. Use the optimizer of the run, or begin anew "
+        "from `result.final.start`.",
+    )
+    return jax.tree.unflatten(tree, [jnp.asarray(old, new.dtype) for old, new in zip(memory, leaves, strict=True)])
+
+
+def _rates(lr: Any, first: int, steps: int) -> np.ndarray:
+    """Learning rates from step `first` on, (steps,), or (1,) for a constant one."""
     if callable(lr):
         with jax.numpy_dtype_promotion("standard"):
-            rates = np.asarray(jax.vmap(lr)(jnp.arange(steps)), np.float64)  # pyright: ignore[reportCallIssue]
+            rates = np.asarray(jax.vmap(lr)(first + jnp.arange(steps)), np.float64)  # pyright: ignore[reportCallIssue]
         check(rates.shape == (steps,), "The learning-rate schedule must return one number per step.")
         check(np.isfinite(rates).all() and (rates >= 0).all(), "The learning-rate schedule must be finite and >= 0.")
         check(rates.sum() > 0, "The learning-rate schedule is 0 in every step. Use a positive one.")
@@ -174,8 +215,11 @@ def _advance(
     flow: GradientFlow, state: State, moving: Moving, memory: Any, rates: Any, span: Any, seed: Any,
     transform: optax.GradientTransformation,
 ) -> tuple[Moving, Any, dict[str, Any]]:  # fmt: skip
-    """From step `begin` to `end` of `span` = (begin, end, number of all steps); what the flow left on the way."""
-    begin, end, total = span
+    """From step `begin` to `end` of `span` = (begin, end, steps of schedules, first step of `rates`).
+
+    Also says what the flow left on the way.
+    """
+    begin, end, total, first = span
     plain, rate_of_rows, ratio, bias_rate = _with_unit_ratios(flow)
     key = jax.random.key(seed)
 
@@ -186,7 +230,7 @@ def _advance(
         gradient = jax.tree.map(jnp.negative, velocity)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where the session forbids it
             updates, memory = transform.update(gradient, memory, moving)  # pyright: ignore[reportArgumentType]
-        rate = rates[jnp.minimum(k, rates.shape[0] - 1)]
+        rate = rates[jnp.minimum(k - first, rates.shape[0] - 1)]
         # Ratios of learning rates scale the step: scaling the gradient would do nothing to Adam.
         position = jax.tree.map(lambda x, u: x + rate * rate_of_rows * u, moving.position, updates.position)  # pyright: ignore
         raw = None if moving.raw is None else moving.raw + rate * ratio * updates.raw  # pyright: ignore

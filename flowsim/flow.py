@@ -311,19 +311,6 @@ class GradientFlow(Described):
         p = swap.fraction
         return jax.tree.map(lambda a, b: (1 - p) * a + p * b, plain, mean)
 
-    def force_scale(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
-        """Size of the forces whose difference the field is: times the machine epsilon, its rounding noise."""
-        beta = self.inverse_temperature(t, state, horizon)
-        if isinstance(self.loss, AbstractRowLoss):
-            force = self._force_on_rows(beta, state)
-            return jnp.sqrt(jnp.sum(jnp.square(force.image)) + jnp.sum(jnp.square(force.text)))
-        if self.is_tiled(state):
-            size = beta * self._in_tiles(tiled.loss_and_gradient, *self.rows(state), beta, state).size
-        else:
-            similarity = self.geometry.similarity(state.moving.position, state.constants)
-            size = beta * jnp.linalg.norm(self._force(beta, similarity, state)[0])
-        return size if state.targets.matched else size + beta / self.pairs(state)
-
     def _by_rule(self, moving: Moving, velocity: Moving) -> Moving:
         """The velocity that the rule makes of −∂L/∂θ; learning-rate ratios multiply what it returns."""
         if isinstance(self.rule, GradientDescent):

@@ -196,8 +196,21 @@ def _pair_gaps(image: Rows, text: Rows) -> Float[Array, " n"]:
 
 
 def _pair_margins(image: Rows, text: Rows) -> Float[Array, " n"]:
-    """Z_ii − max_{j≠i} max(Z_ij, Z_ji) for every pair of unit rows."""
-    return jnp.minimum(_pair_gaps(image, text), _pair_gaps(text, image))
+    """Z_ii − max_{j≠i} max(Z_ij, Z_ji) for every pair, Z = image · textᵀ; ties are 0."""
+    longest = [jnp.max(jnp.linalg.norm(rows, axis=1)) for rows in (image, text)]
+    return _without_ties(jnp.minimum(_pair_gaps(image, text), _pair_gaps(text, image)), longest[0] * longest[1])
+
+
+def _without_ties(margins: Float[Array, " n"], scale: Float[Array, ""]) -> Float[Array, " n"]:
+    """Margins, exactly 0 where two similarities of size `scale` agree to rounding: the sign of rounding means nothing."""
+    return jnp.where(jnp.abs(margins) <= _TIES * _eps(margins) * scale, 0.0, margins)
+
+
+def _pair_margins_of(similarity: Square) -> Float[Array, " n"]:
+    """`_pair_margins` of a given Z."""
+    diagonal, others = _off_diagonal(similarity)
+    margins = diagonal - jnp.maximum(jnp.max(others, axis=1), jnp.max(others, axis=0))
+    return _without_ties(margins, jnp.max(jnp.abs(similarity)))
 
 
 def _off_diagonal(similarity: Square) -> tuple[Float[Array, " n"], Square]:
@@ -369,8 +382,8 @@ def _logistic_regression(signed: np.ndarray, weights: np.ndarray, penalty: float
 def margin(image: Rows, text: Rows) -> Number:
     """Margin α = min_{i≠j} min(Z_ii − Z_ij, Z_jj − Z_ij).
 
-    Normalisation: unit rows. Sample: all n(n−1) non-pairs, in blocks of rows. Range: [−2, 2]; the pairs are
-    perfectly matched when it is positive. For parallel cones [√(1−γ²) h, ±γ] the theory uses the margin of
+    Normalisation: unit rows. Sample: all n(n−1) non-pairs, in blocks of rows; cosines that agree to rounding are
+    ties, of margin 0. Range: [−2, 2]; the pairs are perfectly matched when it is positive. For parallel cones [√(1−γ²) h, ±γ] the theory uses the margin of
     the directions h: pass those. Source: Yaras et al., CPAL 2025.
     """
     return jnp.min(_pair_margins(_unit(image), _unit(text)))
@@ -394,30 +407,27 @@ def matched_fraction(image: Rows, text: Rows) -> Number:
     the matching condition of Yaras et al., CPAL 2025, pair by pair.
     """
     x, y = _unit(image), _unit(text)
-    return _fraction(_pair_margins(x, y) > _TIES * _eps(x), x)
+    return _fraction(_pair_margins(x, y) > 0, x)
 
 
 @_metric(pairs=True)
 def margin_of_similarity(similarity: Square) -> Number:
     """`margin` of a given matrix Z of shape (n, n), n ≥ 2, with true pairs on the diagonal.
 
-    No normalisation: Z is taken as it is, of any scale. Range: real. Source: Yaras et al., CPAL 2025.
-    Raises `FlowsimError` when Z is not square.
+    No normalisation: Z is taken as it is, of any scale; entries that agree to rounding of the largest are ties, of
+    margin 0. Range: real. Source: Yaras et al., CPAL 2025. Raises `FlowsimError` when Z is not square.
     """
-    diagonal, others = _off_diagonal(similarity)
-    return jnp.min(diagonal - jnp.maximum(jnp.max(others, axis=1), jnp.max(others, axis=0)))
+    return jnp.min(_pair_margins_of(similarity))
 
 
 @_metric(pairs=True)
 def matched_fraction_of_similarity(similarity: Square) -> Number:
     """`matched_fraction` of a given matrix Z of shape (n, n), n ≥ 2, with true pairs on the diagonal.
 
-    No normalisation and no tolerance for ties: Z is taken as exact. Range: [0, 1].
+    No normalisation; entries that agree to rounding of the largest are ties and do not count. Range: [0, 1].
     Raises `FlowsimError` when Z is not square.
     """
-    diagonal, others = _off_diagonal(similarity)
-    hits = diagonal > jnp.maximum(jnp.max(others, axis=1), jnp.max(others, axis=0))
-    return _fraction(hits, similarity)
+    return _fraction(_pair_margins_of(similarity) > 0, similarity)
 
 
 @_metric(pairs=True)
@@ -433,7 +443,7 @@ def margin_of_products(image: Rows, text: Rows) -> Number:
 def matched_fraction_of_products(image: Rows, text: Rows) -> Number:
     """`matched_fraction_of_similarity` of Z = image · textᵀ, in blocks of rows: Z is never formed.
 
-    No normalisation and no tolerance for ties. Range: [0, 1].
+    No normalisation; ties as there. Range: [0, 1].
     """
     return _fraction(_pair_margins(image, text) > 0, image)
 

@@ -73,12 +73,20 @@ class Status(enum.Enum):
     NON_FINITE = "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
     PREDICTED = "Predicted: closed form, not integrated."
     UNFINISHED = "Unfinished: training has not reached its last step; run the same command again to go on."
+    SADDLE = (
+        "Rest on a saddle: nothing changes any more, but a small perturbation would grow; later slots hold the value. "
+        "Perturb the start to see where the flow leads."
+    )
+    INCOMPLETE = (
+        "Failed: output times were passed without a value, which is an error in flowsim; their slots are NaN. Please "
+        "report it with the settings of the run."
+    )
     DIVERGED = "Failed: the training loss is not finite. Use a smaller learning rate, a longer warm-up, or fp32."
 
     @property
     def covered(self) -> bool:
         """Whether every output slot holds a value."""
-        return self in (Status.COMPLETED, Status.STEADY, Status.PREDICTED)
+        return self in (Status.COMPLETED, Status.STEADY, Status.SADDLE, Status.PREDICTED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +170,7 @@ class Result:
     - `status`, `stats` (steps, evaluations, seconds), `config` (flow, start, options), `versions`
     - `flow`: the flow of the run, with which `fs.simulate(result.flow, result, t1=...)` goes on
     - `reasons`: why an observable is NaN
+    - `memory`: state of the optimizer at the end, arrays in the order of its tree; empty for flows
 
     Examples:
         >>> import flowsim as fs
@@ -188,6 +197,7 @@ class Result:
     clock: str = FLOW_TIME
     coordinates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     training: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    memory: tuple[np.ndarray, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -281,6 +291,8 @@ class Result:
             data[f"snapshot_{name}"] = (("snapshot_time", *dims), values)
         for name, values in self.constants.items():
             data[f"constant_{name}"] = (tuple(f"{name}_{i}" for i in range(values.ndim)), values)
+        for index, values in enumerate(self.memory):
+            data[f"memory_{index}"] = (tuple(f"memory_{index}_{i}" for i in range(np.ndim(values))), values)
         for name, values in self.training.items():
             description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
             data[name] = ("train_step", values, {"long_name": symbol, "description": description, "units": "1"})
@@ -463,13 +475,15 @@ def _result(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
     )
     missing = {"config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
     check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
-    series, snapshots, constants, reasons, training = {}, {}, {}, {}, {}
+    series, snapshots, constants, reasons, training, memory = {}, {}, {}, {}, {}, {}
     for key, variable in dataset.data_vars.items():
         name = str(key)
         if name.startswith("snapshot_"):
             snapshots[name.removeprefix("snapshot_")] = variable.to_numpy()
         elif name.startswith("constant_"):
             constants[name.removeprefix("constant_")] = variable.to_numpy()
+        elif name.startswith("memory_"):
+            memory[int(name.removeprefix("memory_"))] = variable.to_numpy()
         elif variable.dims == ("train_step",):
             training[name] = variable.to_numpy()
         else:
@@ -493,4 +507,5 @@ def _result(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
         clock=dataset["time"].attrs.get("units", FLOW_TIME),
         coordinates={str(k): v.to_numpy() for k, v in dataset.coords.items() if v.dims == ("time",) and k != "time"},
         training=training,
+        memory=tuple(memory[index] for index in sorted(memory)),
     )

@@ -14,7 +14,7 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,9 +25,9 @@ from numpy.typing import ArrayLike
 from flowsim import observables as obs
 from flowsim import theory
 from flowsim._arrays import LARGE, check, check_number, to_device, to_numpy
-from flowsim.chain import METHODS, STATE_OBSERVABLES, Chain, Method, Options, is_filled, observe, segment
+from flowsim.chain import METHODS, STATE_OBSERVABLES, Chain, Method, Options, final_status, is_filled, observe, segment
 from flowsim.config import to_config
-from flowsim.discrete import Discrete
+from flowsim.discrete import Before, Discrete
 from flowsim.discrete import run as run_discrete
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, State, as_start
@@ -85,7 +85,8 @@ def simulate(
     - `t1`, `ts`: last flow time, or all output times (increasing; returned exactly as given). Default: 0
       and log-spaced points up to `t1`.
     - `seed`: of the recipe's draw, noisy targets and swap masks.
-    - `horizon`: schedules run in progress u = t/`horizon`; default: the last output time.
+    - `horizon`: schedules run in progress u = t/`horizon`; default: the last output time. With `optimizer`, in steps:
+      u = step/`horizon`, by default the number of steps.
     - `rtol`, `atol`: tolerances of the step controller, on unit rows, ln γ and ν.
     - `method`: "explicit" (Dopri8), "implicit" (Kvaerno5, dense), "krylov" (Kvaerno5 with Newton and GMRES, without a
       matrix), "stabilised" (Runge-Kutta-Chebyshev); default: explicit, then a stiff one if needed. The result says
@@ -97,7 +98,8 @@ def simulate(
     - `optimizer`: instead of the flow, take `steps` discrete steps of learning rate `lr` (a number, or an optax
       schedule) with "sgd", "momentum" (0.9), "adam", "adamw" (weight decay 0.1 on rows or weights), or a function
       of the learning rate that returns an optax transformation. Without `t1` and `ts`: outputs are log-spaced
-      steps, and `time` is Σ learning rates (flow time for "sgd" only). See `discrete`.
+      steps, and `time` is Σ learning rates (flow time for "sgd" only). A result of the same optimizer is continued with
+      its state, step, draws and schedules. See `discrete`.
     - `devices`: for many pairs (see `GradientFlow.is_tiled`), the number of JAX devices, or the devices, among
       which the pairs are divided; it must divide their number. Default: one.
     - `throw`: raise `SimulationStopped` unless every output time was covered; else return the part before.
@@ -120,7 +122,8 @@ def simulate(
     wall = time.perf_counter()
     check_options(flow, rtol, atol, method, max_steps, seed, precision, observables)
     check_policy(flow)
-    start_, t0, moved, seed, horizon = _resume(flow, start, seed, horizon)
+    origin = _origin(flow, start, seed, horizon, optimizer is not None)
+    t0, seed, horizon = origin.t0, origin.seed, origin.horizon
     dtype = np.dtype(precision)
     options: dict[str, Any] = {"seed": seed, "precision": precision, "t0": t0, "observables": list(observables)}
     store_programs()
@@ -128,8 +131,8 @@ def simulate(
     with contextlib.ExitStack() as stack, jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
         flow_ = to_device(flow, dtype)
         # Placed in NumPy: JAX would compile a program for every number on the way.
-        state = flow_.complete(*to_device(flow.place(start_), dtype), seed)
-        for name, value in moved.items():
+        state = flow_.complete(*to_device(flow.place(origin.start), dtype), seed)
+        for name, value in origin.moved.items():
             state = eqx.tree_at(lambda s, name=name: getattr(s.moving, name), state, jnp.asarray(value, dtype))
         place, mesh = _placing(flow_, state, devices)
         stack.enter_context(mesh)
@@ -153,10 +156,10 @@ def simulate(
             given = {"t1": t1, "ts": ts, "method": method, "snapshots": snapshots}
             for name in (name for name, value in given.items() if value is not None):
                 raise FlowsimError(f"Argument `{name}` does not go with `optimizer`. Leave it out, and give `steps`.")
-            ran = run_discrete(flow_, state, t0, optimizer, lr, steps, seed, dtype)
+            ran = run_discrete(flow_, state, t0, optimizer, lr, steps, seed, dtype, horizon, origin.before)
             options.update(
-                horizon=ran.ts[-1], optimizer=ran.label, steps=ran.steps,
-                lr=float(lr) if not callable(lr) else getattr(lr, "__name__", "schedule"),
+                horizon=ran.ts[-1], optimizer=ran.label, steps=int(steps or 0), step=int(ran.clock[-1]),
+                schedule_steps=ran.horizon, lr=float(lr) if not callable(lr) else getattr(lr, "__name__", "schedule"),
             )  # fmt: skip
         if (seen := ran.seen()) is not None:
             ran.fill(to_numpy(observe(flow_, place(to_device(seen, dtype)), tuple(observables))))
@@ -220,16 +223,28 @@ def check_options(
             raise unknown_name("observable of a flow", name, known)
 
 
-def _resume(
-    flow: GradientFlow, start: Any, seed: int, horizon: float | None
-) -> tuple[Start, float, dict[str, float], int, float | None]:
-    """(start, t0, trained scalars by name, seed, horizon), continuing the clock of a `Result`."""
+class _Origin(NamedTuple):
+    """Where a run begins: `moved` are trained scalars by name, `before` is the optimizer run that is continued."""
+
+    start: Start
+    t0: float
+    moved: dict[str, float]
+    seed: int
+    horizon: float | None
+    before: Before | None
+
+
+def _origin(flow: GradientFlow, start: Any, seed: int, horizon: float | None, in_steps: bool) -> _Origin:
+    """Where a run from `start` begins; a `Result` is continued on its clock."""
     if not isinstance(start, Result):
-        return as_start(start, seed), 0.0, {}, seed, horizon
+        return _Origin(as_start(start, seed), 0.0, {}, seed, horizon, None)
+    check(
+        "flow" in start.config,
+        "This result has no flow: it is a record of training. Simulate from its embeddings, record.at(t).start.",
+    )
     if not start.status.ok:
         raise FlowsimError(f"This run cannot be continued. {start.status.sentence}")
-    last = start.final
-    options = start.config["options"]
+    last, options = start.final, start.config["options"]
     moved = {}
     policy = flow.schedule.temperature
     if isinstance(policy, Learnable):
@@ -238,11 +253,35 @@ def _resume(
             moved["raw"] = last.raw
         else:  # another parametrization goes on from the same temperature
             moved["raw"] = float(policy.parametrization.raw(np.asarray(last["inverse_temperature"])))
+        moved["raw"] = _inside(policy, moved["raw"])
     if last.bias is not None and getattr(flow.loss, "bias_rate", None) is not None:
         moved["bias"] = last.bias
-    if horizon is None:
+    taken = None
+    if in_steps and "optimizer" in options:
+        check(
+            "step" in options,
+            "This run was saved without its optimizer's state and cannot be continued. Begin anew from "
+            "`result.final.start`.",
+        )
+        taken = Before(options["optimizer"], start.memory, options["step"], options["schedule_steps"])
+    if horizon is None and not in_steps:
         horizon = options["horizon"]
-    return last.start, last.time, moved, options["seed"], horizon
+    return _Origin(last.start, last.time, moved, options["seed"], horizon, taken)
+
+
+def _inside(policy: Learnable, raw: float) -> float:
+    """ν if it lies within the clamp. Raises `FlowsimError` if it does not, as a fresh start would."""
+    if policy.clamp is None:
+        return raw
+    low, high = (float(bound) for bound in policy.raw_bounds())
+    slack = 1e-6 * (1 + abs(raw))
+    check(
+        low - slack <= raw <= high + slack,
+        f"The run ended at temperature {1 / float(policy.parametrization.inverse_temperature(np.asarray(raw))):.6g}, "
+        f"outside the clamp ({float(policy.clamp[0]):g}, {float(policy.clamp[1]):g}). Widen the clamp, or begin anew "
+        "from `result.final.start`.",
+    )
+    return min(max(raw, low), high)
 
 
 def _placing(
@@ -292,7 +331,7 @@ def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -
 def _assemble(
     flow: GradientFlow, chain: Chain | Discrete, options: dict[str, Any], start_config: dict[str, Any]
 ) -> Result:
-    assert chain.status is not None
+    status = final_status(chain.status, chain.reached)
     reached = np.flatnonzero(is_filled(chain.states))
     constants, position = to_numpy(chain.state.constants), chain.states.position
     at_times = flow.geometry.to_start(jax.tree.map(lambda x: x[reached], position), constants)
@@ -312,10 +351,14 @@ def _assemble(
     if reached.size and at_times.image is None:
         missing = [name for name, values in chain.series.items() if np.isnan(values).all()]
         reasons = dict.fromkeys(missing, "needs rows, but the start holds only similarities")
+    for name, values in chain.series.items():
+        if name not in reasons and (undefined := np.flatnonzero(np.isnan(values) & chain.reached)).size:
+            first = chain.ts[undefined[0]]
+            reasons[name] = f"undefined at {undefined.size} of the times, first at t = {first:.6g}"
     result = Result(
         time=chain.ts,
         series={name: chain.series[name] for name in options["observables"] if name in chain.series},
-        status=Outcome(chain.status, chain.t, chain.label),
+        status=Outcome(status, chain.t, chain.label),
         config={"flow": flow.to_config(), "start": start_config, "options": options},
         stats=dict(chain.stats),
         versions=versions(),
@@ -325,6 +368,7 @@ def _assemble(
         reasons=reasons,
         resolve=_resolve if isinstance(chain, Chain) else None,
         clock=FLOW_TIME if isinstance(chain, Chain) or chain.is_descent else SUM_OF_RATES,
+        memory=() if isinstance(chain, Chain) else chain.memory,
     )
     if isinstance(chain, Chain):
         result.stats.update(_diagnose(flow, result))

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 
 from flowsim import _executors, config
 from flowsim._arrays import check, check_number, to_device, to_numpy, unstack
-from flowsim.chain import Chain, How, Method, Options, observe_many, segments
+from flowsim.chain import Chain, How, Method, Options, final_status, observe_many, segments
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, Moving, State, as_start, as_starts
 from flowsim.initial import AbstractRecipe, Start
@@ -427,7 +427,7 @@ def _chunk(
     return [
         {
             **chain.series,
-            "status": chain.status.name if chain.status else "",
+            "status": final_status(chain.status, chain.reached).name,
             "stopped_at": chain.t,
             "steps": chain.stats["steps"],
         }

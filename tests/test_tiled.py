@@ -42,8 +42,8 @@ def dense(image, text, beta, targets=Targets(), loss=InfoNCE()):
     similarity = image @ text.T
     gradient = loss.gradient(beta * similarity, targets)
     value = loss.value(beta * similarity, targets)
-    on_beta, size = jnp.sum(gradient * similarity), jnp.linalg.norm(gradient)
-    return tiled.LossAndGradient(value, beta * (gradient @ text), beta * (gradient.T @ image), on_beta, size)
+    on_beta = jnp.sum(gradient * similarity)
+    return tiled.LossAndGradient(value, beta * (gradient @ text), beta * (gradient.T @ image), on_beta)
 
 
 def assert_close(found, wanted, rtol):
@@ -178,7 +178,7 @@ def test_a_flow_of_many_pairs_is_the_same_flow(name, monkeypatch):
         assert flow.is_tiled(state) == (large == N)
         beta = flow.inverse_temperature(0.0, state)
         values = [STATE_OBSERVABLES[key](flow, 0.0, state, beta, np.inf) for key in OBSERVED]
-        found.append((flow.vector_field(0.0, state), flow.force_scale(0.0, state), values))
+        found.append((flow.vector_field(0.0, state), values))
     for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * float(jnp.max(jnp.abs(b))))
 
@@ -226,10 +226,10 @@ def test_nothing_n_by_n_is_formed():
     from flowsim.chain import _observe
 
     def everything(state):
-        return flow.vector_field(0.0, state), flow.force_scale(0.0, state), _observe(flow, 0.0, state, 1.0, OBSERVED)
+        return flow.vector_field(0.0, state), _observe(flow, 0.0, state, 1.0, OBSERVED)
 
     memory = jax.jit(everything).lower(state).compile().memory_analysis()
-    text = str(jax.make_jaxpr(lambda s: (flow.vector_field(0.0, s), flow.force_scale(0.0, s)))(state))
+    text = str(jax.make_jaxpr(lambda s: flow.vector_field(0.0, s))(state))
     sizes = [np.prod([int(x) for x in shape.split(",")]) for shape in re.findall(r"f64\[([\d,]+)\]", text)]
     assert max(sizes) <= 1024**2
     assert memory.temp_size_in_bytes < n * n * 8

@@ -1,7 +1,9 @@
-"""What diffrax and JAX lack: a stabilised explicit method for large stiff problems, InfoNCE in tiles, programs
-that are kept."""
+"""What diffrax and JAX lack: a stabilised explicit method for large stiff problems, crossings inside steps, Arnoldi's
+method, InfoNCE in tiles, programs that are kept."""
 
 from flowsim.numerics.chebyshev import RungeKuttaChebyshev
 from flowsim.numerics.compilation import make_room, store_programs, without_host_checks
+from flowsim.numerics.crossings import StopAtCrossings
+from flowsim.numerics.krylov import arnoldi
 
-__all__ = ["RungeKuttaChebyshev", "make_room", "store_programs", "without_host_checks"]
+__all__ = ["RungeKuttaChebyshev", "StopAtCrossings", "arnoldi", "make_room", "store_programs", "without_host_checks"]

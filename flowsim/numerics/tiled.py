@@ -32,13 +32,12 @@ Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 class LossAndGradient(NamedTuple):
-    """L, ∂L/∂X and ∂L/∂Y (n, d), ∂L/∂β, and ‖∂L/∂M‖ (Frobenius), the size of the forces that may cancel."""
+    """L, ∂L/∂X and ∂L/∂Y (n, d), and ∂L/∂β."""
 
     value: Float[Array, ""]
     image: Rows
     text: Rows
     beta: Float[Array, ""]
-    size: Float[Array, ""]
 
 
 def loss(
@@ -107,18 +106,18 @@ def loss_and_gradient(
     def work(ring: _Ring, bounded: bool, x: Rows, y: Rows, beta: Any, noise: Any) -> Any:
         rows, columns = _statistics(x, y, beta, noise, block, ring, bounded)
         value = ring.sum(weights[0] * jnp.sum(rows.loss) + weights[1] * jnp.sum(columns.loss))
-        on_x, on_y, square = _gradient(x, y, beta, noise, rows, columns, weights, block, ring, bounded)
+        on_x, on_y = _gradient(x, y, beta, noise, rows, columns, weights, block, ring, bounded)
         # ∂L/∂β = ⟨G, X Yᵀ⟩ = ⟨X, G Y⟩
-        return value, beta * on_x, beta * on_y, ring.sum(jnp.sum(x * on_x)), ring.sum(square)
+        return value, beta * on_x, beta * on_y, ring.sum(jnp.sum(x * on_x))
 
     n, one = image.shape[0], PartitionSpec()
     by_rows = PartitionSpec(PAIRS_AXIS)
     beta = jnp.asarray(beta, image.dtype)
     given = (image, _aligned(text, text_of), beta, noise)
-    value, on_x, on_y, on_beta, square = _distributed(work, mesh, (one, by_rows, by_rows, one, one))(*given)
+    value, on_x, on_y, on_beta = _distributed(work, mesh, (one, by_rows, by_rows, one))(*given)
     if text_of is not None:
         on_y = jnp.zeros_like(on_y).at[text_of].set(on_y)
-    return LossAndGradient(value / n, on_x / n, on_y / n, on_beta / n, jnp.sqrt(square) / n)
+    return LossAndGradient(value / n, on_x / n, on_y / n, on_beta / n)
 
 
 def mesh_of(devices: Sequence[Any]) -> Mesh:
@@ -329,8 +328,8 @@ def _add(sums: tuple[Array, Array], excess: Array, axis: int) -> tuple[Array, Ar
 def _gradient(
     x: Rows, y: Rows, beta: Any, noise: Any, rows: _Softmax, columns: _Softmax, weights: tuple[float, float],
     block: int | None, ring: _Ring, bounded: bool,
-) -> tuple[Rows, Rows, Float[Array, ""]]:  # fmt: skip
-    """(G Y, Gᵀ X, ‖G‖²) on this device, G = n ∂L/∂M = a (rowsoftmax − T) + b (columnsoftmax − T)."""
+) -> tuple[Rows, Rows]:  # fmt: skip
+    """(G Y, Gᵀ X) on this device, G = n ∂L/∂M = a (rowsoftmax − T) + b (columnsoftmax − T)."""
     n, size = x.shape[0], _block(x.shape[0], block)
     a, b = weights
     numbers = _numbers(n, size, ring)
@@ -348,12 +347,9 @@ def _gradient(
             softmaxes = a * jnp.exp(logits - lse_x[:, None]) + b * jnp.exp(logits - lse_y[None, :])
         gradient = jnp.where(i[:, None] == j[None, :], own - missing[:, None], softmaxes - each)
         gradient = jnp.where((i >= 0)[:, None] & (j >= 0)[None, :], gradient, 0)
-        on_x, square = row_sums
-        square = square + jnp.sum(gradient**2, axis=1)
-        return (on_x + _product(gradient, y), square), column_sums + _product(gradient.T, x)
+        return row_sums + _product(gradient, y), column_sums + _product(gradient.T, x)
 
     cut_x, cut_y = _cut(x, size), _cut(y, size)
     given = (cut_x, _cut(rows.lse, size), missing, numbers), (cut_y, _cut(columns.lse, size), numbers)
-    none = (jnp.zeros_like(cut_x), jnp.zeros_like(missing))
-    (on_x, square), on_y = ring.visit(step, given[0], none, given[1], jnp.zeros_like(cut_y))
-    return _paste(on_x, n), _paste(on_y, n), jnp.sum(square)
+    on_x, on_y = ring.visit(step, given[0], jnp.zeros_like(cut_x), given[1], jnp.zeros_like(cut_y))
+    return _paste(on_x, n), _paste(on_y, n)
