@@ -269,7 +269,9 @@ def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str
 def _crossing_values(s: Any, moving: Moving, args: tuple[GradientFlow, Task]) -> Any:
     """`_crossings` as `StopAtCrossings` wants them."""
     flow, task = args
-    return jnp.stack(list(_crossings(flow, jnp.expm1(s), dataclasses.replace(task.state, moving=moving), task).values()))
+    return jnp.stack(
+        list(_crossings(flow, jnp.expm1(s), dataclasses.replace(task.state, moving=moving), task).values())
+    )
 
 
 def _rests(s: Any, moving: Moving, args: tuple[GradientFlow, Task], **_: Any) -> Any:
@@ -456,18 +458,16 @@ def _linearised(flow: GradientFlow, task: Task, with_gamma: bool, directions: in
         return ravel_pytree(eqx.tree_at(gamma, velocity, None))[0], gamma(velocity)
 
     velocity, rate = field(flat)
-    none = jnp.zeros((0, 0), task.t0.dtype)
     if directions == 0:
-        return {"size": jnp.zeros_like(rate), "rate": rate, "along": none, "every": none, "seen": none[0],
-                "noise": jnp.zeros_like(rate)}  # fmt: skip
+        return {"rate": rate, "every": jnp.zeros((0, 0), rate.dtype)}
     multiply = lambda v: jax.jvp(lambda x: field(x)[0], (flat,), (v,))[1]  # noqa: E731
     anywhere = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
     starts = jnp.stack([velocity, anywhere])
     matrices, bases = jax.vmap(lambda start: arnoldi(multiply, start, directions))(starts)
-    everything = _velocity(flow, task.t0, task.state, task)
+    noise = _noise(flow, task.t0, task.state, task, _velocity(flow, task.t0, task.state, task))
     return {
-        "size": jnp.linalg.norm(velocity), "rate": rate, "along": matrices[0], "every": matrices[1], "seen": bases[1] @ velocity,
-        "noise": _noise(flow, task.t0, task.state, task, everything),
+        "size": jnp.linalg.norm(velocity), "rate": rate, "noise": noise,
+        "along": matrices[0], "every": matrices[1], "seen": bases[1] @ velocity,
     }  # fmt: skip
 
 
@@ -728,7 +728,7 @@ class Chain:
             if "gamma" in self.series:
                 self.series["gamma"][slots] *= np.exp(rate * (self.ts[slots] - begin))
             position = self.state.moving.position
-            fallen = dataclasses.replace(position, log_gamma=position.log_gamma + rate * (end - begin))
+            fallen = dataclasses.replace(position, log_gamma=np.asarray(position.log_gamma + rate * (end - begin)))
             moving = dataclasses.replace(self.state.moving, position=fallen)
             self.state = dataclasses.replace(self.state, moving=moving)
         self._seen |= slots

@@ -186,8 +186,8 @@ def _restored(fresh: Any, memory: tuple[np.ndarray, ...], label: str) -> Any:
     leaves, tree = jax.tree.flatten(fresh)
     check(
         [np.shape(x) for x in leaves] == [np.shape(x) for x in memory],
-        f"This run holds no state for the optimizer {label!r} as it is now. Use the optimizer of the run, or begin anew "
-        "from `result.final.start`.",
+        f"This run holds no state for the optimizer {label!r} as it is now. Use the optimizer of the run, or begin "
+        "anew from `result.final.start`.",
     )
     return jax.tree.unflatten(tree, [jnp.asarray(old, new.dtype) for old, new in zip(memory, leaves, strict=True)])
 
@@ -196,7 +196,8 @@ def _rates(lr: Any, first: int, steps: int) -> np.ndarray:
     """Learning rates from step `first` on, (steps,), or (1,) for a constant one."""
     if callable(lr):
         with jax.numpy_dtype_promotion("standard"):
-            rates = np.asarray(jax.vmap(lr)(first + jnp.arange(steps)), np.float64)  # pyright: ignore[reportCallIssue]
+            steps_ = first + jnp.arange(steps)
+            rates = np.asarray(jax.vmap(lr)(steps_), np.float64)  # pyright: ignore[reportCallIssue]
         check(rates.shape == (steps,), "The learning-rate schedule must return one number per step.")
         check(np.isfinite(rates).all() and (rates >= 0).all(), "The learning-rate schedule must be finite and >= 0.")
         check(rates.sum() > 0, "The learning-rate schedule is 0 in every step. Use a positive one.")

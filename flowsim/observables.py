@@ -202,7 +202,7 @@ def _pair_margins(image: Rows, text: Rows) -> Float[Array, " n"]:
 
 
 def _without_ties(margins: Float[Array, " n"], scale: Float[Array, ""]) -> Float[Array, " n"]:
-    """Margins, exactly 0 where two similarities of size `scale` agree to rounding: the sign of rounding means nothing."""
+    """Margins, exactly 0 where two similarities of size `scale` agree to rounding, whose sign means nothing."""
     return jnp.where(jnp.abs(margins) <= _TIES * _eps(margins) * scale, 0.0, margins)
 
 
@@ -383,8 +383,8 @@ def margin(image: Rows, text: Rows) -> Number:
     """Margin α = min_{i≠j} min(Z_ii − Z_ij, Z_jj − Z_ij).
 
     Normalisation: unit rows. Sample: all n(n−1) non-pairs, in blocks of rows; cosines that agree to rounding are
-    ties, of margin 0. Range: [−2, 2]; the pairs are perfectly matched when it is positive. For parallel cones [√(1−γ²) h, ±γ] the theory uses the margin of
-    the directions h: pass those. Source: Yaras et al., CPAL 2025.
+    ties, of margin 0. Range: [−2, 2]; the pairs are perfectly matched when it is positive. For parallel cones
+    [√(1−γ²) h, ±γ] the theory uses the margin of the directions h: pass those. Source: Yaras et al., CPAL 2025.
     """
     return jnp.min(_pair_margins(_unit(image), _unit(text)))
 

@@ -1,5 +1,6 @@
 """Discrete runs: Euler's method is the flow's limit, ratios scale the step, draws are fresh, bad input is refused."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -156,15 +157,53 @@ def test_a_diverging_run_ends_with_a_status():
         fs.simulate(flow, START, optimizer="sgd", lr=1e200, steps=50)
 
 
-def test_results_continue_and_are_saved(tmp_path):
-    run = fs.simulate(fs.GradientFlow(), START, optimizer="sgd", lr=0.01, steps=40)
-    path = run.save(tmp_path / "run.nc")
-    again = fs.load(path)
-    assert again.final.time == run.final.time
-    more = fs.simulate(fs.GradientFlow(), again, optimizer="sgd", lr=0.01, steps=60)
-    once = fs.simulate(fs.GradientFlow(), START, optimizer="sgd", lr=0.01, steps=100)
+CONTINUED = {
+    "sgd": (fs.GradientFlow(), "sgd", 0.01, {}),
+    "adam": (fs.GradientFlow(), "adam", 0.01, {}),
+    "adam, rates by step": (fs.GradientFlow(), "adam", optax.cosine_decay_schedule(0.01, 100), {}),
+    "momentum, swaps": (fs.GradientFlow(schedule=fs.Schedule(Fixed(0.1), fs.HardSwap(0.5))), "momentum", 0.01, {}),
+    "adamw, fresh pairs": (fs.GradientFlow(pairing=fs.FreshRepairing(0.5)), "adamw", 0.01, {}),
+    "adam, schedule": (fs.GradientFlow(schedule=fs.temperature.Linear(0.05, 0.3)), "adam", 0.01, {"horizon": 100}),
+    "lion, sigmoid": (fs.GradientFlow(loss=fs.Sigmoid(-1.0)), optax.lion, 0.01, {}),
+    "adam, single precision": (fs.GradientFlow(), "adam", 0.01, {"precision": "float32"}),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ("adam", "momentum, swaps") else pytest.param(n, marks=pytest.mark.slow) for n in CONTINUED]
+)
+def test_a_continued_run_is_the_whole_run(name, tmp_path):
+    """40 + 60 steps are 100: the optimizer's state, its step, draws and schedules go on, also from a file."""
+    flow, optimizer, lr, options = CONTINUED[name]
+    once = fs.simulate(flow, START, optimizer=optimizer, lr=lr, steps=100, seed=5, **options)
+    head = fs.simulate(flow, START, optimizer=optimizer, lr=lr, steps=40, seed=5, **options)
+    precision = {k: v for k, v in options.items() if k == "precision"}
+    again = fs.load(head.save(tmp_path / "run.nc"))
+    more = fs.simulate(flow, again, optimizer=optimizer, lr=lr, steps=60, **precision)
     assert more.time[-1] == pytest.approx(once.time[-1])
-    assert more.series["modality_gap"][-1] == pytest.approx(once.series["modality_gap"][-1], rel=1e-12)
+    rtol = 1e-5 if precision else 1e-12
+    for key in ("modality_gap", "temperature", "loss"):
+        assert more.series[key][-1] == pytest.approx(once.series[key][-1], rel=rtol)
+    third = fs.simulate(flow, more, optimizer=optimizer, lr=lr, steps=5, **precision)
+    assert third.config["options"]["step"] == 105
+
+
+def test_another_optimizer_begins_with_a_state_of_its_own():
+    head = fs.simulate(fs.GradientFlow(), START, optimizer="adam", lr=0.01, steps=20)
+    by_sgd = fs.simulate(fs.GradientFlow(), head, optimizer="sgd", lr=0.01, steps=5)
+    anew = fs.simulate(fs.GradientFlow(schedule=Learnable(head.final["temperature"])), head.final.start,
+                       optimizer="sgd", lr=0.01, steps=5)  # fmt: skip
+    assert by_sgd.series["modality_gap"][-1] == pytest.approx(anew.series["modality_gap"][-1], rel=1e-9)
+
+
+def test_a_run_without_its_optimizers_state_is_not_continued():
+    head = fs.simulate(fs.GradientFlow(), START, optimizer="adam", lr=0.01, steps=5)
+    with pytest.raises(fs.FlowsimError, match="holds no state for the optimizer 'adam'"):
+        fs.simulate(fs.GradientFlow(), dataclasses.replace(head, memory=()), optimizer="adam", lr=0.01, steps=5)
+    options = {k: v for k, v in head.config["options"].items() if k != "step"}
+    old = dataclasses.replace(head, config={**head.config, "options": options})
+    with pytest.raises(fs.FlowsimError, match="saved without its optimizer's state"):
+        fs.simulate(fs.GradientFlow(), old, optimizer="adam", lr=0.01, steps=5)
 
 
 @pytest.mark.parametrize(

@@ -743,3 +743,22 @@ def test_unreadable_file(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(FlowsimError, match=r"f\.npy cannot be read \(Permission denied\)"):
         obs.load_embeddings(tmp_path / "f.npy")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e6])
+def test_similarities_that_agree_to_rounding_are_ties(scale):
+    """The same answer from rows, from their products, and from the similarity, whatever rounding makes of a tie."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((6, 3))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[1] = rows[0] * (1 + 1e-15) + 1e-16  # twins up to the last digit
+    with jax.enable_x64(True):
+        for noise in (0.0, 2e-16, -2e-16):
+            similarity = scale * (rows @ rows.T)
+            similarity[0, 1] += scale * noise
+            assert float(obs.margin_of_similarity(similarity)) == 0
+            assert float(obs.matched_fraction_of_similarity(similarity)) == pytest.approx(4 / 6)
+        assert float(obs.margin(rows, rows)) == 0
+        assert float(obs.margin_of_products(scale * rows, rows)) == 0
+        assert float(obs.matched_fraction(rows, rows)) == pytest.approx(4 / 6)
+        assert float(obs.matched_fraction_of_products(scale * rows, rows)) == pytest.approx(4 / 6)

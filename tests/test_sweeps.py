@@ -359,3 +359,27 @@ def test_bad_input_gets_one_sentence(over, options, message, tmp_path, monkeypat
 def test_paths_into_rows_are_refused():
     with pytest.raises(fs.FlowsimError, match="Paths into `start` need a recipe"):
         fs.sweep(FLOW, MATCHED.draw(0), {"start.gamma": [0.1]}, t1=1.0)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "start"),
+    [
+        (fs.Parallel(), fs.initial.uniform(8, 2, gamma=0.1)),
+        pytest.param(fs.Parallel(), fs.initial.simplex(6, 0.2), marks=pytest.mark.slow),
+        pytest.param(fs.Sphere(), fs.initial.uniform(8, 2), marks=pytest.mark.slow),
+    ],
+    ids=["parallel", "simplex", "circle"],
+)
+def test_ties_count_alike_alone_in_a_batch_and_in_the_metrics(geometry, start):
+    """In two dimensions pairs come to coincide, and the sign of rounding decided who matched."""
+    flow = fs.GradientFlow(geometry, fs.temperature.Fixed(0.5))
+    ts, names = [0, 1.0, 30.0, 1e3], ("margin", "matched_fraction")
+    runs = fs.sweep(flow, start, {"seed": range(6)}, ts=ts, observables=names)
+    for seed in range(6):
+        alone = fs.simulate(flow, start, ts=ts, seed=seed, observables=names)
+        np.testing.assert_array_equal(runs["matched_fraction"][seed], alone.series["matched_fraction"])
+        np.testing.assert_allclose(runs["margin"][seed], alone.series["margin"], atol=1e-9)
+        end = alone.final.start
+        assert alone.series["matched_fraction"][-1] == fs.observables.matched_fraction(end.image, end.text)
+        matched = alone.series["matched_fraction"] == 1
+        np.testing.assert_array_equal(alone.series["margin"] > 0, matched)
