@@ -3,12 +3,13 @@
     fs.compare("run.nc")                        # a record of training, or a simulated result
     fs.compare(first, *others)["enlargement"]   # several initialisations
 
-Every item has numbers with their uncertainty, a verdict ("agrees", "disagrees", "cannot tell") by a stated
-criterion, and one sentence. What a run does not hold is no error: the item cannot tell, and says why. Series of
+Every item has numbers, a verdict ("agrees", "disagrees", "cannot tell") by a stated criterion (`Item.criterion`), and
+one sentence. What a run does not hold is no error: the item cannot tell, and says why. Series of
 training pairs (`seen_...`) are preferred to those of held-out pairs, because the flow describes training.
 
-Intervals are 95 %. Those of fits over time are from a moving-block bootstrap over the evaluations, with blocks of
-√T of the T evaluations, because neighbours in time are not independent.
+Intervals are 95 %. Those of fits over time allow for deviations that are correlated from one evaluation to the next
+(`_Deviations`): with correlations of 0 to 0.9 between neighbours and 30 evaluations or more they cover the truth in 92
+to 99 % of simulated series.
 """
 
 import dataclasses
@@ -51,11 +52,26 @@ SEEN = 0.2
 NOISE_LEVELS = (0.01, 0.03, 0.1, 0.3)
 _NOISY_PAIRS = 32
 
-_BOOTSTRAP = 1000
-#: What must happen before anything can be said: relative range of the gap, range of ln β.
-_GAP_MOVED, _TEMPERATURE_MOVED = 0.05, 0.1
-#: Steps that `enlargement` calls early.
-_EARLY = 10
+#: What must happen before anything can be said: relative range of the gap, factor by which β changes, range of ln τ.
+_GAP_MOVED, _BETA_FACTOR, _LOG_TAU_MOVED = 0.05, 1.5, 0.02
+#: Evaluations that a line is fitted to, at least, and the part of all that a law of the whole run must hold for.
+_LINE_POINTS, _WHOLE = 8, 0.9
+#: Part of a law's exponent within which a fit agrees with it.
+_SAME_POWER = 0.2
+#: Bends that count: part of the range by which a parabola departs from the line, and its significance.
+_BEND, _BEND_LEVEL = 0.05, 0.01
+#: Evaluations that a trajectory is fitted to, at least.
+_TRAJECTORY_POINTS = 5
+#: Misfit over spread up to which a simulation agrees, and from which on it disagrees.
+_FOLLOWS, _FOLLOWS_NOT = 0.25, 0.5
+#: Steps that `enlargement` calls early, and initialisations that it needs: fewer, and not even growth in all of them
+#: would have an interval (Clopper and Pearson) above 1/2.
+_EARLY, _INITIALISATIONS = 10, 6
+#: Parts of the closing of the gap that `matching` allows: before half of the pairs match, and undone after all do.
+_CLOSED_BEFORE, _REGROWN = 0.5, 0.1
+#: Error of a prediction over that of the better baseline, and over the spread, up to which `calibration` agrees; and
+#: over the noise, up to which it never disagrees.
+_BEATS, _PREDICTS, _NOISY = 0.8, 0.5, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +165,13 @@ def compare(record: Record, *more: Record, parts: Sequence[str] | None = None) -
 
     - `simulation`: the flow on `Sphere` from the run's own rows (a batch, at most 128 pairs; after the first epoch if
       that snapshot is there, else the first) with the run's schedule. Clocks differ, so that one factor of time is
-      fitted; it also draws the closed form of parallel cones, from the peak of the gap.
+      fitted; it also draws the closed form of parallel cones, from the peak of the gap. The flow of a part of the
+      pairs is shown without a verdict: that of minibatches, or of a run with more pairs.
     - `exponent`: d ln Δ/d ln β by least squares, beside −2s²/r (parallel cones; of the conserved quantity ln γ −
-      γ²/2 with γ = Δ/2) and −s²/(r n) (free sphere, doubly stochastic; n pairs in a batch).
+      γ²/2 with γ = Δ/2) and −s²/(r n) (free sphere, doubly stochastic; n pairs in each loss, hence not for
+      minibatches).
     - `slow_closing`: Δ against −1/log(t)², t in steps and on the run's clock.
-    - `enlargement`: the change of the gap over the first ten steps, over the records, beside Theorem 3.3.
+    - `enlargement`: the change of the gap over the first ten steps, over at least six records, beside Theorem 3.3.
     - `matching`: when pairs become matched, how far the softmaxes are from doubly stochastic, and whether the gap
       closes after that.
     - `calibration`: a factor of time (and label noise, if that alone does not do) from the first 20 % of the run,
@@ -246,6 +264,10 @@ class _Run:
         return "t =" if self.step is None else "step"
 
     def series(self, name: str) -> np.ndarray | None:
+        """A series; one about pairs only if it is of the pairs whose gap `gap` is."""
+        of_training = _key(self.result, "modality_gap") == "seen_modality_gap"
+        if name in _OF_PAIRS and (_key(self.result, name) == f"seen_{name}") != of_training:
+            return None
         return _series(self.result, name)
 
     @property
@@ -272,6 +294,31 @@ class _Run:
             if name in held:
                 return int(held[name].shape[-2])
         return None
+
+    @property
+    def trained(self) -> int | None:
+        """Pairs that the run was about: those of its training set, else those that it holds; at least a batch."""
+        known = self.result.config.get("data", {}).get("training_pairs")
+        if known is None:
+            held = {**self.result.constants, **self.result.snapshots}
+            known = held["image"].shape[-2] if "image" in held else None
+        found = [int(count) for count in (known, self.pairs) if count is not None]
+        return max(found) if found else None
+
+    @property
+    def minibatches(self) -> str:
+        """In words, that each loss was of a part of the pairs; empty if it was of all."""
+        if self.pairs is None or self.trained is None or self.pairs >= self.trained:
+            return ""
+        return f"the run was trained on minibatches of {self.pairs} of {self.trained} pairs"
+
+    def not_simulated(self, pairs: int) -> str:
+        """In words, what of the run a flow of `pairs` pairs leaves out; empty if it has all of them in one loss."""
+        if self.minibatches:
+            return f"{self.minibatches}, which is not the flow of {pairs} of them"
+        if self.trained is not None and pairs < self.trained:
+            return f"only {pairs} of the run's {self.trained} pairs were simulated"
+        return ""
 
     @property
     def dim(self) -> int | None:
@@ -318,40 +365,103 @@ def _describe(record: Result, path: Path | None) -> str:
     return f"{head}{how} on {geometry}"
 
 
-def _series(result: Result, name: str) -> np.ndarray | None:
-    """A series over evaluations, of training pairs where there is one; None if it has no finite value."""
+#: Series that depend on which pairs were observed.
+_OF_PAIRS = ("matched_fraction", "margin", "doubly_stochastic_defect")
+
+
+def _key(result: Result, name: str) -> str | None:
+    """Under which name a series is held, that of training pairs first; None if it has no finite value."""
     for key in (f"seen_{name}", name):
         if key in result.series and np.isfinite(result.series[key]).any():
-            return np.asarray(result.series[key], np.float64)
+            return key
     return None
+
+
+def _series(result: Result, name: str) -> np.ndarray | None:
+    """A series over evaluations, of training pairs where there is one; None if it has no finite value."""
+    key = _key(result, name)
+    return None if key is None else np.asarray(result.series[key], np.float64)
 
 
 # --- statistics ---------------------------------------------------------------------------------------------
 
 
-def _blocks(count: int, seed: int = 0) -> np.ndarray:
-    """Indices (bootstrap, count) of a moving-block bootstrap, in blocks of √count."""
-    length = max(1, round(math.sqrt(count)))
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, count - length + 1, (_BOOTSTRAP, -(-count // length)))
-    return (starts[:, :, None] + np.arange(length)).reshape(_BOOTSTRAP, -1)[:, :count]
+@dataclasses.dataclass(frozen=True)
+class _Deviations:
+    """Error of a linear estimate, Σ w u of deviations u, as a mixture of Student laws.
+
+    The deviations are a random walk back to zero and white noise: their correlation at a distance of k evaluations is
+    (1 - q) ρ^k, plus q at k = 0. Nobody knows ρ and q, and an estimate of them is too small in short series. So each
+    pair on a grid has its error (`scales`) and its weight (`weights`): the restricted likelihood (of what a
+    least-squares fit leaves; Harville 1974), with the prior 1/√(1 - ρ²), between that flat in ρ and that flat in
+    artanh ρ.
+    """
+
+    weights: np.ndarray
+    scales: np.ndarray
+    freedom: int
+
+    #: Series are averaged over neighbours to at most this many points.
+    most = 128
+
+    @classmethod
+    def of(cls, design: np.ndarray, deviations: np.ndarray, estimator: np.ndarray) -> "_Deviations":
+        """From the columns (T, p) that were fitted, what the fit left (T,), and the estimate's weights w (T,)."""
+        if len(design) > cls.most:
+            groups = np.array_split(np.arange(len(design)), cls.most)
+            design, deviations = (np.stack([v[g].mean(0) for g in groups]) for v in (design, deviations))
+            estimator = np.array([estimator[g].sum() for g in groups])
+        count, lost = design.shape
+        size = float(np.abs(deviations).max())
+        deviations = deviations / size if size > 0 else deviations
+        apart = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
+        found = []
+        for rho in np.tanh(np.linspace(0.0, 4.0, 14)):
+            for noise in (0.0, 0.35, 0.7) if rho > 0 else (0.0,):
+                correlation = (1 - noise) * rho**apart + noise * np.eye(count)
+                root = np.linalg.cholesky(correlation)
+                columns, rest = np.split(np.linalg.solve(root, np.column_stack([design, deviations])), [lost], 1)
+                q, r = np.linalg.qr(columns)
+                rest = rest[:, 0] - q @ (q.T @ rest[:, 0])
+                square = max(float(rest @ rest), 1e-300)
+                likelihood = -np.log(np.diag(root)).sum() - np.log(np.abs(np.diag(r))).sum()
+                likelihood -= (count - lost) / 2 * math.log(square)
+                prior = 0.5 * math.log1p(-(rho**2)) - (math.log(3) if rho > 0 else 0.0)
+                variance = square / (count - lost) * float(estimator @ correlation @ estimator)
+                found.append((likelihood + prior, math.sqrt(variance) * size))
+        logs, scales = np.array(found).T
+        weights = np.exp(logs - logs.max())
+        return cls(weights / weights.sum(), scales, count - lost)
+
+    def half_width(self) -> float:
+        """Half the width of the 95 % interval."""
+        from scipy.optimize import brentq
+        from scipy.stats import t as student
+
+        last = float(student.ppf(0.975, self.freedom) * self.scales.max())
+        if last <= 0:
+            return 0.0
+        return float(brentq(lambda half: self.p(half) - 0.05, 0.0, last * (1 + 1e-9)))
+
+    def p(self, estimate: float) -> float:
+        """Two-sided p-value of an estimate against zero."""
+        from scipy.stats import t as student
+
+        scales = np.maximum(self.scales, 1e-300)
+        return float(2 * self.weights @ student.sf(abs(estimate) / scales, self.freedom))
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, list[float], float, float]:
-    """Slope, its interval, intercept and R² of a least-squares line through (T,) points."""
-
-    def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        dx = x - x.mean(-1, keepdims=True)
-        square = np.sum(dx * dx, -1)
-        return np.sum(dx * y, -1) / np.where(square > 0, square, np.nan)
-
-    slope = float(slopes(x[None], y[None])[0])
-    drawn = _blocks(len(x))
-    low, high = np.nanquantile(slopes(x[drawn], y[drawn]), [0.025, 0.975])
+    """Slope, its interval, intercept and R² of a least-squares line through (T,) points, T > 2."""
+    dx = x - x.mean()
+    estimator = dx / np.sum(dx * dx)
+    slope = float(estimator @ y)
     intercept = float(y.mean() - slope * x.mean())
+    deviations = y - intercept - slope * x
+    half = _Deviations.of(np.column_stack([np.ones_like(dx), dx / np.std(dx)]), deviations, estimator).half_width()
     spread = float(np.sum((y - y.mean()) ** 2))
-    r2 = 1 - float(np.sum((y - intercept - slope * x) ** 2)) / spread if spread > 0 else math.nan
-    return slope, [float(low), float(high)], intercept, r2
+    r2 = 1 - float(np.sum(deviations**2)) / spread if spread > 0 else math.nan
+    return slope, [slope - half, slope + half], intercept, r2
 
 
 def _rms(values: np.ndarray) -> float:
@@ -374,6 +484,10 @@ def _interval(ends: Sequence[float]) -> str:
 
 def _share(value: float) -> str:
     return f"{100 * value:.0f} %"
+
+
+def _undecided(sentence: str, reason: str) -> str:
+    return f"{sentence.removesuffix('.')}; no verdict, because {reason}."
 
 
 def _moved(gap: np.ndarray) -> bool:
@@ -423,6 +537,15 @@ class _Flow:
         self.curve: _Curve | None = None
         if self.steady:
             self.curve = self._run(np.concatenate([[0.0], np.geomspace(1e-3, self.last, _GRID - 1)]))
+
+    def cut(self, last: float) -> bool:
+        """Whether the simulation stopped about where the run ends, at time `last`, and the gap still moved there."""
+        if self.curve is None:
+            return False
+        reached = np.flatnonzero(np.isfinite(self.curve.gap))
+        gap, end = self.curve.gap[reached], float(self.curve.s[reached[-1]])
+        late = gap[self.curve.s[reached] >= end / 2]
+        return last >= 0.8 * end and bool(np.ptp(late) > 0.02 * np.max(gap))
 
     def _run(self, ts: np.ndarray) -> _Curve:
         ran = simulate(
@@ -498,23 +621,24 @@ def _fit_factor(
     coarse = [float(costs(x).mean()) for x in grid]
     k = int(np.argmin(coarse))
     near = (grid[max(k - 1, 0)], grid[min(k + 1, count - 1)])
-    if cheap:
-        options = {"xatol": 1e-5}
-        found: Any = minimize_scalar(lambda x: costs(x).mean(), bounds=near, method="bounded", options=options)
-        best = float(found.x)
-    else:
-        finer = np.linspace(*near, 7)
-        best = float(finer[np.argmin([costs(x).mean() for x in finer])])
+    options = {"xatol": 1e-5 if cheap else 0.02}
+    found: Any = minimize_scalar(lambda x: costs(x).mean(), bounds=near, method="bounded", options=options)
+    best = float(found.x)
     if costs(best).mean() > coarse[k]:
         best = float(grid[k])
     interval = None
-    if cheap and used.sum() >= 4:
-        local = best + np.linspace(-1.5, 1.5, 301)
-        table = np.stack([costs(x) for x in local])
-        drawn = _blocks(int(used.sum()))
-        weights = np.stack([np.bincount(row, minlength=int(used.sum())) for row in drawn])
-        chosen = local[np.argmin(table @ weights.T, axis=0)]
-        interval = [float(x) for x in np.exp(np.quantile(chosen, [0.025, 0.975]))]
+    if cheap and used.sum() > 2:
+        # Linear in ln(factor) near the best. Errors of gap and ln τ may go together, hence the sum of their widths.
+        before, here, after = (at(math.exp(best + step), clock[used]) for step in (-1e-2, 0.0, 1e-2))
+        series = []
+        for a, v, b, (run, spread) in zip(before, here, after, shown, strict=False):
+            change, left = (b - a) / 2e-2 / spread, (run - v) / spread
+            there = np.isfinite(change) & np.isfinite(left)
+            series.append((np.where(there, change, 0.0), np.where(there, left, 0.0)))
+        total = sum(float(change @ change) for change, _ in series)
+        parts = [_Deviations.of(g[:, None], u, g / total).half_width() for g, u in series if np.any(g)]
+        half = min(sum(parts), 700.0)
+        interval = [math.exp(best - half), math.exp(best + half)]
     return _Fit(math.exp(best), interval, *at(math.exp(best), clock), float(costs(best).mean()))
 
 
@@ -555,8 +679,11 @@ def _time_axis(run: _Run) -> np.ndarray:
 # --- (a) the simulation from the run's own embeddings -----------------------------------------------------------
 
 _SIMULATION = (
-    "agrees if the rms deviation of the gap (and of ln τ, where a learned temperature moved) is at most a quarter of "
-    "the run's own spread, disagrees from half of it on; one factor of time is fitted"
+    f"agrees if the rms deviation of the gap (and of ln τ, where a learned one moved by more than {_LOG_TAU_MOVED:g}) "
+    f"is at most {_FOLLOWS:g} of the run's own standard deviation, disagrees from {_FOLLOWS_NOT:g} of it on; one "
+    f"factor of time is fitted; no verdict with fewer than {_TRAJECTORY_POINTS} evaluations, for a gap that moved by "
+    f"less than {100 * _GAP_MOVED:.0f} %, unless all pairs of the run are simulated and each of its losses was of all "
+    "of them, and where the simulation stopped while its gap moved"
 )
 
 
@@ -577,8 +704,8 @@ def _simulation(run: _Run) -> Item:
     tau = None if run.beta is None else -np.log(np.where(run.beta > 0, run.beta, np.nan))
     good = later & np.isfinite(run.gap) & (True if tau is None else np.isfinite(tau))
     good &= np.concatenate([[True], np.diff(_time_axis(run)) > 0])
-    if good.sum() < 5:
-        return cannot(f"Only {int(good.sum())} evaluations follow the snapshot; five are needed.")
+    if good.sum() < _TRAJECTORY_POINTS:
+        return cannot(f"Only {int(good.sum())} evaluations follow the snapshot; {_TRAJECTORY_POINTS} are needed.")
     axis, gap = run.axis[good], run.gap[good]
     clock = _time_axis(run)[good] - _time_axis(run)[first]
     log_tau = None if tau is None else tau[good]
@@ -587,7 +714,7 @@ def _simulation(run: _Run) -> Item:
             f"The gap moved by only {_share(np.ptp(gap) / gap.max())} after the snapshot: any simulation would fit.",
             gap_range=[float(gap.min()), float(gap.max())],
         )
-    compared = run.learnable is not None and log_tau is not None and np.ptp(log_tau) > 0.02
+    compared = run.learnable is not None and log_tau is not None and np.ptp(log_tau) > _LOG_TAU_MOVED
     flow = _Flow(rows, _schedule_from(run, first))
     used = np.ones(len(clock), bool)
     fit = _fit_factor(flow.at, clock, gap, log_tau if compared else None, used, flow.steady, flow.last)
@@ -597,7 +724,7 @@ def _simulation(run: _Run) -> Item:
     if compared and log_tau is not None:
         ratios["log_tau"] = _rms(fit.log_tau - log_tau) / float(np.std(log_tau))
     worst = max(ratios.values())
-    verdict: Verdict = "agrees" if worst <= 0.25 else "disagrees" if worst >= 0.5 else "cannot tell"
+    verdict: Verdict = "agrees" if worst <= _FOLLOWS else "disagrees" if worst >= _FOLLOWS_NOT else "cannot tell"
     unit = "per unit of the run's clock" if flow.steady else f"per {'step' if run.step is not None else 'unit of time'}"
     numbers = {
         "pairs": len(rows[0]), "start": where, "clock": run.result.clock,
@@ -624,6 +751,11 @@ def _simulation(run: _Run) -> Item:
     sentence = (
         f"From {len(rows[0])} pairs {where}, with {_text(fit.factor)}{within} units of flow time {unit}, {deviation}."
     )
+    missing = run.not_simulated(len(rows[0]))
+    if not missing and verdict == "disagrees" and flow.cut(fit.factor * float(clock[-1])):
+        missing = "the simulation stopped there while its gap still moved"
+    if missing:
+        verdict, sentence = "cannot tell", _undecided(sentence, missing)
     return Item("simulation", "Simulation", verdict, sentence, _SIMULATION, numbers, curves)
 
 
@@ -689,9 +821,12 @@ def _closed_form(
 # --- (b) gap against temperature ----------------------------------------------------------------------------
 
 _EXPONENT = (
-    "a law agrees if its exponent lies in the interval of the fit or within a tenth of itself from it, the interval is "
-    "narrower than the exponent and R² >= 0.9, and disagrees if it lies outside both; the item agrees if one law does, "
-    "and disagrees if every law does"
+    f"a law agrees if the whole interval of the fitted exponent is within {100 * _SAME_POWER:.0f} % of the law's and "
+    f"the fit has no bend (a parabola departs by more than {100 * _BEND:.0f} % of the range, significant at "
+    f"{100 * _BEND_LEVEL:.0f} %), and disagrees if the whole interval is further away than that; the sphere's law only "
+    "where each loss was of all pairs; the item agrees if one law does, and disagrees if both do; no verdict unless β "
+    f"changes by a factor of {_BETA_FACTOR:g}, at least {_LINE_POINTS} evaluations differ in it, at least "
+    f"{100 * _WHOLE:.0f} % of all have a gap and a temperature, and none is at a bound of the clamp"
 )
 
 
@@ -715,42 +850,53 @@ def _exponent(run: _Run) -> Item:
         with np.errstate(divide="ignore", invalid="ignore"):
             log_gamma = np.log(run.gap / 2)
     good = np.isfinite(log_gamma) & np.isfinite(beta) & (beta > 0)
-    if policy.clamp is not None:
-        low, high = (float(x) for x in policy.clamp)
-        good &= (beta < 0.999 / low) & (beta > 1.001 / high)
-    span = float(np.ptp(np.log(beta[good]))) if good.any() else 0.0
-    if good.sum() < 8:
-        return cannot(f"Only {int(good.sum())} evaluations have a gap and a free temperature; eight are needed.")
-    if span < _TEMPERATURE_MOVED:
+    if good.mean() < _WHOLE:
         return cannot(
-            f"The temperature hardly moved: β by {_share(math.expm1(span))}, where {_share(math.expm1(0.1))} is the "
+            f"Only {int(good.sum())} of {len(good)} evaluations have a gap and a temperature; {_share(_WHOLE)} are "
+            "needed.",
+        )
+    if stopped := _at_a_bound(run, policy):
+        return cannot(f"The clamp held the temperature in {stopped}: what a free temperature would do is not seen.")
+    log_beta = np.log(beta[good])
+    span = float(np.ptp(log_beta))
+    if span < math.log(_BETA_FACTOR):
+        return cannot(
+            f"The temperature hardly moved: β by {_share(math.expm1(span))}, where {_share(_BETA_FACTOR - 1)} is the "
             "least that shows a power.",
             log_beta_range=span,
         )
+    # Where β rests there is nothing to fit, however often it was evaluated there.
+    good[good] = _apart(log_beta, span / 128)
+    if good.sum() < _LINE_POINTS:
+        return cannot(f"Only {int(good.sum())} evaluations differ in the temperature; {_LINE_POINTS} are needed.")
     scale = float(getattr(policy.parametrization, "scale", 1.0))
     name = policy.parametrization.name
     # ln β for exponential parametrizations; else F(β), which takes its place in both laws.
     x = np.asarray(theory.potential(beta[good], name, scale)) / scale**2
     y = log_gamma[good]
-    plain, plain_interval, intercept, plain_r2 = _slope(x, y)
     with np.errstate(under="ignore"):
-        corrected, corrected_interval, _, corrected_r2 = _slope(x, y - np.exp(2 * y) / 2)
+        conserved = y - np.exp(2 * y) / 2
+    plain, plain_interval, intercept, plain_r2 = _slope(x, y)
+    corrected, corrected_interval, _, corrected_r2 = _slope(x, conserved)
+    bends = [_tested(x, v) for v in (y, conserved)]
     laws: dict[str, dict[str, Any]] = {
         "parallel": {
             "prediction": float(theory.closing_exponent(scale, ratio)), "fit": corrected,
-            "interval": corrected_interval, "r2": corrected_r2,
+            "interval": corrected_interval, "r2": corrected_r2, "bend": bends[1].bend, "bend_p": bends[1].p,
         },
     }  # fmt: skip
     if run.pairs is not None:
         laws["sphere"] = {
             "prediction": float(theory.sphere_exponent(run.pairs, scale, ratio)), "fit": plain,
-            "interval": plain_interval, "r2": plain_r2,
+            "interval": plain_interval, "r2": plain_r2, "bend": bends[0].bend, "bend_p": bends[0].p,
         }  # fmt: skip
-    for law in laws.values():
-        law["verdict"] = _judge_law(**law)
+    for name_of_law, law in laws.items():
+        judged = name_of_law == "parallel" or not run.minibatches
+        straight = bends[name_of_law == "parallel"].straight
+        law["verdict"] = _judge_law(law["prediction"], law["interval"], straight) if judged else "cannot tell"
     verdicts = [law["verdict"] for law in laws.values()]
     verdict: Verdict = (
-        "agrees" if "agrees" in verdicts else "disagrees" if set(verdicts) == {"disagrees"} else "cannot tell"
+        "agrees" if "agrees" in verdicts else "disagrees" if verdicts == ["disagrees"] * 2 else "cannot tell"
     )
     words = {"agrees": "met", "disagrees": "not met", "cannot tell": "undecided"}
     against, base = ("ln β", "β") if name == "exp" else ("F(β)", "exp F(β)")
@@ -762,7 +908,10 @@ def _exponent(run: _Run) -> Item:
     )
     if "sphere" in laws:
         sphere = laws["sphere"]
-        sentence += f", the free sphere with n = {run.pairs} {_text(sphere['prediction'])} ({words[sphere['verdict']]})"
+        sentence += (
+            f", the free sphere with n = {run.pairs} and doubly stochastic softmaxes {_text(sphere['prediction'])} "
+            f"({words[sphere['verdict']]}{': ' + run.minibatches if run.minibatches else ''})"
+        )
     numbers = {
         "exponent": plain, "interval": plain_interval, "r2": plain_r2, "against": against, "log_beta_range": span,
         "evaluations": int(good.sum()), "pairs": run.pairs, "scale": scale, "lr_ratio": ratio,
@@ -776,22 +925,49 @@ def _exponent(run: _Run) -> Item:
     return Item("exponent", "Gap and temperature", verdict, sentence + ".", _EXPONENT, numbers, curves)
 
 
-def _judge_law(prediction: float, fit: float, interval: list[float], r2: float) -> Verdict:
-    inside = interval[0] <= prediction <= interval[1] or abs(fit - prediction) <= 0.1 * abs(prediction)
-    if not inside:
+def _judge_law(prediction: float, interval: list[float], straight: bool) -> Verdict:
+    low, high = sorted((prediction * (1 - _SAME_POWER), prediction * (1 + _SAME_POWER)))
+    if interval[1] < low or interval[0] > high:
         return "disagrees"
-    sharp = interval[1] - interval[0] <= abs(prediction) and r2 >= 0.9
-    return "agrees" if sharp else "cannot tell"
+    return "agrees" if straight and low <= interval[0] and interval[1] <= high else "cannot tell"
+
+
+def _at_a_bound(run: _Run, policy: Learnable) -> str:
+    """In words, how often the temperature was at a bound of its clamp, at an evaluation or a step; empty if never."""
+    if policy.clamp is None:
+        return ""
+    low, high = (float(tau) for tau in policy.clamp)
+    beta, tau = run.beta, run.result.training.get("train_temperature")
+    assert beta is not None
+    for word, values in (("evaluations", 1 / beta), ("steps", tau)):
+        if values is not None:
+            held = int(np.sum((values <= 1.001 * low) | (values >= 0.999 * high)))
+            if held:
+                return f"{held} of {len(values)} {word}"
+    return ""
+
+
+def _apart(x: np.ndarray, least: float) -> np.ndarray:
+    """Mask of the points that lie at least so far from the last one that was kept; the first is kept."""
+    kept = np.zeros(len(x), bool)
+    last = -math.inf
+    for i, value in enumerate(x):
+        if abs(value - last) >= least:
+            kept[i], last = True, value
+    return kept
 
 
 # --- (c) slow closing ---------------------------------------------------------------------------------------
 
+_STRAIGHT = 0.9
 _CLOSING = (
-    "agrees if from step 100 on (10 in runs of fewer than 1000) the gap falls, is straight in -1/log(t)² (R² >= 0.9, "
-    "and no bend that is both significant at 1 % and above 5 % of the range) and a line in log t is no better; "
-    "disagrees if it does not fall or is bent"
+    "from step 100 on (10 in runs of fewer than 1000), by least squares of the gap against -1/log(t)²: agrees if the "
+    f"slope's interval says that the gap falls, R² >= {_STRAIGHT:g}, there is no bend (a parabola departs by more than "
+    f"{100 * _BEND:.0f} % of the range, significant at {100 * _BEND_LEVEL:.0f} %), and a line in log t has no higher "
+    "R²; "
+    "disagrees if the interval says that the gap grows, or there is a bend; no verdict with fewer than "
+    f"{_LINE_POINTS} evaluations, or for a gap that moved by less than {100 * _GAP_MOVED:.0f} %"
 )
-_BEND = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -804,11 +980,14 @@ class _Line:
 
     @property
     def straight(self) -> bool:
-        return not (self.bend > _BEND and self.p < 0.01)
+        return not (self.bend > _BEND and self.p < _BEND_LEVEL)
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> _Line:
-    """Least-squares line with its R², and the part of the range by which a parabola departs from it, with p-value."""
+    """Least-squares line with its R², and the part of the range by which a parabola departs from it.
+
+    Its p-value is that for independent deviations, which is quick; `_tested` has the one for a verdict.
+    """
     from scipy.stats import f
 
     u = (x - x.mean()) / max(float(np.std(x)), 1e-300)
@@ -827,6 +1006,16 @@ def _line(x: np.ndarray, y: np.ndarray) -> _Line:
     return _Line(slope, float(linear[0]) - slope * float(x.mean()), r2, bend, p)
 
 
+def _tested(x: np.ndarray, y: np.ndarray) -> _Line:
+    """`_line` with the p-value of its bend for deviations that may be correlated."""
+    u = (x - x.mean()) / np.std(x)
+    design = np.stack([np.ones_like(u), u, u * u], axis=1)
+    inverse = np.linalg.pinv(design)
+    coefficients = inverse @ y
+    p = _Deviations.of(design, y - design @ coefficients, inverse[2]).p(float(coefficients[2]))
+    return dataclasses.replace(_line(x, y), p=p)
+
+
 def _slow_closing(run: _Run) -> Item:
     title = "Slow closing"
 
@@ -841,21 +1030,20 @@ def _slow_closing(run: _Run) -> Item:
     kept = _thinned(t, gap)
     t, gap = t[kept], gap[kept]
     late = t >= begin * (1 - 1e-9)
-    if late.sum() < 8:
-        return cannot(f"Only {int(late.sum())} evaluations after {run.axis_word} {begin:g}; eight are needed.")
+    if late.sum() < _LINE_POINTS:
+        return cannot(f"Only {int(late.sum())} evaluations after {run.axis_word} {begin:g}; {_LINE_POINTS} are needed.")
     if not _moved(gap[late]):
         return cannot(f"The gap moved by less than {_share(_GAP_MOVED)} after {run.axis_word} {begin:g}.")
     x = -1 / np.log(t) ** 2
-    whole = _line(x[late], gap[late])
+    whole = _tested(x[late], gap[late])
     _, interval, _, _ = _slope(x[late], gap[late])
     rival = _line(np.log(t[late]), gap[late])
     window = _longest_straight(x[late], gap[late], np.log(t[late]))
-    falls = whole.slope < 0  # the gap falls as −1/log² rises to 0
-    straight = whole.straight and whole.r2 >= 0.9
+    falls, grows = interval[1] < 0, interval[0] > 0  # the gap falls as −1/log² rises to 0
     verdict: Verdict
-    if not falls or not whole.straight:
+    if grows or not whole.straight:
         verdict = "disagrees"
-    elif not straight or rival.r2 > whole.r2:
+    elif not falls or not whole.r2 >= _STRAIGHT or rival.r2 > whole.r2:
         verdict = "cannot tell"
     else:
         verdict = "agrees"
@@ -877,12 +1065,13 @@ def _slow_closing(run: _Run) -> Item:
         until = f"; the longest straight stretch is {run.axis_word} {first:.0f} to {last:.0f}"
     if run.step is not None:
         numbers["clock"] = _closing_on_clock(run)
-    if not falls:
+    if grows:
         what = f"From {run.axis_word} {begin:g} on the gap grows instead of closing"
     else:
         what = (
             f"From {run.axis_word} {begin:g} on the gap is {'' if whole.straight else 'not '}straight in -1/log(t)² "
-            f"(R² {whole.r2:.3f}, bend {_share(whole.bend)} of its range; a line in log t has R² {rival.r2:.3f})"
+            f"(slope {_text(whole.slope)}, {_interval(interval)}; R² {whole.r2:.3f}, bend {_share(whole.bend)} of its "
+            f"range; a line in log t has R² {rival.r2:.3f})"
         )
     return Item("slow_closing", title, verdict, f"{what}{until}.", _CLOSING, numbers, curves)
 
@@ -915,14 +1104,14 @@ def _thinned(t: np.ndarray, values: np.ndarray, most: int = 64) -> np.ndarray:
 
 
 def _longest_straight(x: np.ndarray, y: np.ndarray, log_t: np.ndarray) -> tuple[int, int] | None:
-    """First and last index of the stretch, longest in log t, over which y falls straight in x (R² >= 0.9)."""
+    """First and last index of the stretch, longest in log t, over which y falls straight in x."""
     best, length = None, 0.0
     for i in range(len(x)):
         for j in range(len(x) - 1, i + 6, -1):
             if log_t[j] - log_t[i] <= length:
                 break
             line = _line(x[i : j + 1], y[i : j + 1])
-            if line.straight and line.r2 >= 0.9 and line.slope < 0:
+            if line.straight and line.r2 >= _STRAIGHT and line.slope < 0:
                 best, length = (i, j), float(log_t[j] - log_t[i])
                 break
     return best
@@ -931,12 +1120,14 @@ def _longest_straight(x: np.ndarray, y: np.ndarray, log_t: np.ndarray) -> tuple[
 def _closing_on_clock(run: _Run) -> dict[str, Any]:
     """The same line with t on the run's own clock, where log t exists."""
     good = np.isfinite(run.gap) & (run.clock > math.e)
-    if good.sum() < 8:
+    if good.sum() < _LINE_POINTS:
         return {"reason": f"the {run.result.clock} reaches only {run.clock[-1]:.3g}, where log t says nothing"}
     t, gap = run.clock[good], run.gap[good]
     kept = _thinned(t, gap)
     x = -1 / np.log(t[kept]) ** 2
-    line = _line(x, gap[kept])
+    if len(kept) < _LINE_POINTS:
+        return {"reason": f"only {len(kept)} evaluations differ on the {run.result.clock}"}
+    line = _tested(x, gap[kept])
     _, interval, _, _ = _slope(x, gap[kept])
     return {
         "t": run.result.clock, "from": float(t[0]), "slope": line.slope, "slope_interval": interval, "r2": line.r2,
@@ -947,8 +1138,11 @@ def _closing_on_clock(run: _Run) -> dict[str, Any]:
 # --- (d) early enlargement ------------------------------------------------------------------------------------
 
 _ENLARGEMENT = (
-    "agrees if the interval of the fraction of initialisations whose gap grew (Clopper and Pearson) lies above 1/2 and "
-    "that of the mean change (Student) above 0, disagrees if one of them lies below; the sign alone is compared"
+    f"the change of the gap from the start to the last evaluation within {_EARLY} steps (to the first one, where there "
+    "are no steps): agrees if the interval of the fraction of initialisations whose gap grew (Clopper and Pearson) is "
+    "above 1/2 and that of the mean change (Student) above 0, disagrees if that of the fraction whose gap shrank lies "
+    f"above 1/2 and that of the mean change below 0; no verdict with fewer than {_INITIALISATIONS} initialisations; "
+    "equal records count once; the sign alone is compared"
 )
 
 
@@ -958,10 +1152,16 @@ def _enlargement(runs: Sequence[_Run]) -> Item:
 
     title = "Early enlargement"
     changes, gaps, betas, rates = [], [], [], []
+    different: set[bytes] = set()
+    equal = 0
     for run in runs:
         last = _early(run)
         if last is None:
             continue
+        if run.gap.tobytes() in different:
+            equal += 1
+            continue
+        different.add(run.gap.tobytes())
         changes.append(float(run.gap[last] - run.gap[0]))
         gaps.append(float(run.gap[0]))
         betas.append(math.nan if run.beta is None else float(run.beta[0]))
@@ -970,20 +1170,24 @@ def _enlargement(runs: Sequence[_Run]) -> Item:
         reason = f"No record has an evaluation at step 0 and another one up to step {_EARLY}."
         return Item("enlargement", title, "cannot tell", reason, _ENLARGEMENT)
     change, count = np.array(changes), len(changes)
-    grew = int(np.sum(change > 0))
-    ends = (
-        float(beta_law.ppf(0.025, grew, count - grew + 1)) if grew else 0.0,
-        float(beta_law.ppf(0.975, grew + 1, count - grew)) if grew < count else 1.0,
-    )
+    grew, shrank = int(np.sum(change > 0)), int(np.sum(change < 0))
+
+    def clopper_pearson(hits: int) -> tuple[float, float]:
+        low = float(beta_law.ppf(0.025, hits, count - hits + 1)) if hits else 0.0
+        return low, float(beta_law.ppf(0.975, hits + 1, count - hits)) if hits < count else 1.0
+
+    ends = clopper_pearson(grew)
     mean = float(change.mean())
     half = float(student.ppf(0.975, count - 1) * change.std(ddof=1) / math.sqrt(count)) if count > 1 else math.inf
     verdict: Verdict = "cannot tell"
-    if ends[0] > 0.5 and mean - half > 0:
-        verdict = "agrees"
-    elif ends[1] < 0.5 or mean + half < 0:
-        verdict = "disagrees"
+    if count >= _INITIALISATIONS:
+        if ends[0] > 0.5 and mean - half > 0:
+            verdict = "agrees"
+        elif clopper_pearson(shrank)[0] > 0.5 and mean + half < 0:
+            verdict = "disagrees"
     numbers: dict[str, Any] = {
-        "records": count, "grew": grew, "fraction": grew / count, "fraction_interval": list(ends),
+        "records": count, "equal_records": equal, "grew": grew, "shrank": shrank,
+        "fraction": grew / count, "fraction_interval": list(ends),
         "mean_change": mean, "mean_change_interval": [mean - half, mean + half] if count > 1 else None,
         "mean_relative_change": float(np.mean(change / np.array(gaps))), "steps": _EARLY,
     }  # fmt: skip
@@ -993,8 +1197,9 @@ def _enlargement(runs: Sequence[_Run]) -> Item:
     bound = numbers["theorem_3_3"]
     if bound.get("limit") is not None:
         sentence += (
-            f"; Theorem 3.3 says it grows (limit {_text(bound['limit'])} per unit of flow time; the bound at finite n "
-            f"is {_text(bound['bound'])}{', vacuous' if bound['vacuous'] else ''}), and "
+            "; by Theorem 3.3 it grows for uniform directions in parallel cones (limit "
+            f"{_text(bound['limit'])} per unit of flow time; the bound at finite n is "
+            f"{_text(bound['bound'])}{', vacuous' if bound['vacuous'] else ''}), and "
             + (
                 f"{_text(bound['measured_rate'])} was measured"
                 if bound.get("measured_rate") is not None
@@ -1003,8 +1208,10 @@ def _enlargement(runs: Sequence[_Run]) -> Item:
         )
     else:
         sentence += f"; Theorem 3.3 cannot be evaluated: {bound['reason']}"
-    if verdict == "cannot tell" and count < 6:
-        sentence += "; at least six initialisations are needed for a verdict"
+    if numbers["equal_records"]:
+        sentence += f"; {numbers['equal_records']} more records equal one of these"
+    if count < _INITIALISATIONS:
+        sentence += f"; at least {_INITIALISATIONS} initialisations are needed for a verdict"
     curves = {"changes": change, "mean": mean} if count > 2 else {}
     return Item("enlargement", title, verdict, sentence + ".", _ENLARGEMENT, numbers, curves)
 
@@ -1043,8 +1250,10 @@ def _theorem_3_3(run: _Run, gap: float, beta: float, rates: Sequence[float]) -> 
 # --- (e) matching -----------------------------------------------------------------------------------------------
 
 _MATCHING = (
-    "agrees if at most half of the closing of the gap after its peak came before half of the pairs were matched, and "
-    "the gap did not grow again by a tenth of the closing once all were; disagrees otherwise"
+    f"agrees if at most {_CLOSED_BEFORE:g} of the closing of the gap after its peak came before half of the recorded "
+    f"pairs were matched, and the gap grew again by at most {_REGROWN:g} of the closing once all were; disagrees if "
+    "more of it came before, wherever between two evaluations half were matched, or it grew again by more; no verdict "
+    f"where half are matched at the first evaluation, or the gap closed by less than {100 * _GAP_MOVED:.0f} %"
 )
 
 
@@ -1073,7 +1282,8 @@ def _matching(run: _Run) -> Item:
         return Item("matching", title, verdict, sentence, _MATCHING, numbers, curves)
 
     if fraction is None:
-        return Item("matching", title, "cannot tell", "The run does not hold its matched fraction.", _MATCHING, numbers)
+        reason = "The run does not hold the matched fraction of the pairs whose gap it holds."
+        return Item("matching", title, "cannot tell", reason, _MATCHING, numbers)
     # All pairs matched is a positive margin; where no margin was recorded, a fraction of one.
     everyone = first(margin > 0) if margin is not None else first(fraction >= 1)
     half = first(fraction >= 0.5)
@@ -1092,19 +1302,37 @@ def _matching(run: _Run) -> Item:
             f"The gap closed by less than {_share(_GAP_MOVED)} after its peak at {run.axis_word} {axis[peak]:.3g}, "
             f"with {_share(fraction[peak])} of the pairs matched{stochastic}.",
         )
-    if half is None:
-        before = 1.0
-    elif half <= peak:
-        before = 0.0
-    else:
-        before = float(np.clip((gap[peak] - gap[half]) / closing, 0.0, 1.0))
+    if half == 0:
+        return item(
+            "cannot tell",
+            f"Half of the pairs are matched from the first evaluation on, so that the order of matching and closing "
+            f"does not show{stochastic}.",
+        )
+    known = np.isfinite(gap)
+    level = np.interp(np.arange(len(gap)), np.flatnonzero(known), gap[known])
+
+    def closed(index: int) -> float:
+        return 0.0 if index <= peak else float(np.clip((gap[peak] - level[index]) / closing, 0.0, 1.0))
+
+    # Half became matched after the last evaluation that says otherwise, at the latest at the first that says so.
+    unmatched = np.flatnonzero(fraction[:half] < 0.5)
+    before = 1.0 if half is None else closed(half)
+    at_least = before if half is None else closed(int(unmatched[-1])) if unmatched.size else 0.0
     regrown = 0.0
     if everyone is not None and everyone < end:
         after = gap[everyone : end + 1]
         after = after[np.isfinite(after)]
         regrown = float(np.max(after - np.minimum.accumulate(after))) / closing
-    numbers |= {"closed_before_half_matched": before, "regrown_after_matching": regrown}
-    verdict: Verdict = "agrees" if before <= 0.5 and regrown <= 0.1 else "disagrees"
+    numbers |= {
+        "closed_before_half_matched": before, "closed_before_half_matched_at_least": at_least,
+        "regrown_after_matching": regrown,
+    }  # fmt: skip
+    verdict: Verdict = "cannot tell"
+    if at_least > _CLOSED_BEFORE or regrown > _REGROWN:
+        verdict = "disagrees"
+    elif before <= _CLOSED_BEFORE:
+        verdict = "agrees"
+    came = _share(before) if half is None or before == at_least else f"{_share(at_least)} to {_share(before)}"
     when = (
         f"half of the pairs are matched at {run.axis_word} {axis[half]:.3g}"
         if half is not None
@@ -1114,15 +1342,20 @@ def _matching(run: _Run) -> Item:
     return item(
         verdict,
         f"The gap peaks at {run.axis_word} {axis[peak]:.3g} with {_share(fraction[peak])} matched, {when}, and "
-        f"{_share(before)} of the closing came before half were{stochastic}.",
+        f"{came} of the closing came before half were{stochastic}.",
     )
 
 
 # --- (f) calibration --------------------------------------------------------------------------------------------
 
 _CALIBRATION = (
-    "agrees if the rms error of the predicted gap over the last 80 % of the run is at most 0.8 of that of the better "
-    "baseline and half of the gap's own spread there, disagrees if it is no smaller than one of the two"
+    f"agrees if the rms error of the predicted gap over the last {100 * (1 - SEEN):.0f} % of the run is at most "
+    f"{_BEATS:g} of that of the better baseline and {_PREDICTS:g} of the gap's own standard deviation there, disagrees "
+    f"if it is at least as large as one of the two, and above {_NOISY:g} of the noise (the rms difference of "
+    f"neighbours over √2); no verdict with fewer than {_TRAJECTORY_POINTS} evaluations in one of the parts, for a gap "
+    f"that moved by less than {100 * _GAP_MOVED:.0f} % in the first or by less than 2 % in the last, unless all pairs "
+    "of the run are simulated and each of its losses was of all of them, and where the simulation stopped while its "
+    "gap moved"
 )
 
 
@@ -1146,30 +1379,32 @@ def _calibration(run: _Run) -> Item:
     clock = clock - clock[0]
     log_tau = None if tau is None else tau[good]
     early = axis <= SEEN * axis[-1]
-    if early.sum() < 5 or (~early).sum() < 5:
-        few, part = (early.sum(), "first") if early.sum() < 5 else ((~early).sum(), "last")
-        return cannot(f"Only {int(few)} evaluations in the {part} part of the run; five are needed.")
+    counts = {"first": int(early.sum()), "last": int((~early).sum())}
+    few = min(counts, key=lambda part: counts[part])
+    if counts[few] < _TRAJECTORY_POINTS:
+        return cannot(f"Only {counts[few]} evaluations in the {few} part of the run; {_TRAJECTORY_POINTS} are needed.")
     if not _moved(gap[early]):
         return cannot(f"The gap moved by less than {_share(_GAP_MOVED)} in the first {_share(SEEN)} of the run.")
     if np.ptp(gap[~early]) <= 0.02 * gap.max():
         return cannot(f"The gap hardly moved in the last {_share(1 - SEEN)} of the run: a constant is as good.")
-    compared = run.learnable is not None and log_tau is not None and np.ptp(log_tau[early]) > 0.02
+    compared = run.learnable is not None and log_tau is not None and np.ptp(log_tau[early]) > _LOG_TAU_MOVED
     used_tau = log_tau if compared else None
     schedule = _schedule_from(run, 0)
     flow = _Flow(rows, schedule)
     fit = _fit_factor(flow.at, clock, gap, used_tau, early, flow.steady, flow.last)
+    flow_used = flow
     noise, plain_cost = 0.0, fit.cost
     tried = fit.cost > 0.01 and flow.steady and not schedule.swap.active  # rms above a tenth of the spread
     if tried:
         # Stiff, hence with fewer pairs; noise must halve the misfit of the same pairs without any.
         fewer = (rows[0][:_NOISY_PAIRS], rows[1][:_NOISY_PAIRS])
-        fits = {}
+        fits, flows = {}, {}
         for level in (0.0, *NOISE_LEVELS):
-            noisy = _Flow(fewer, schedule, level)
+            noisy = flows[level] = _Flow(fewer, schedule, level)
             fits[level] = _fit_factor(noisy.at, clock, gap, used_tau, early, True, noisy.last)
         best = min(NOISE_LEVELS, key=lambda level: fits[level].cost)
         if fits[best].cost < min(plain_cost, fits[0.0].cost) / 2:
-            fit, noise = fits[best], best
+            fit, noise, flow_used = fits[best], best, flows[best]
     predicted = _held(fit.gap)
     if not np.isfinite(predicted).all():
         return cannot("The simulation ended before the run did, whatever the factor of time.")
@@ -1186,9 +1421,12 @@ def _calibration(run: _Run) -> Item:
     better, spread = min(errors["constant"], errors["line_in_log_t"]), float(np.std(gap[rest]))
     ratio = errors["prediction"] / max(better, 1e-300)
     relative = errors["prediction"] / max(spread, 1e-300)
-    verdict: Verdict = (
-        "agrees" if ratio <= 0.8 and relative <= 0.5 else "disagrees" if max(ratio, relative) >= 1 else "cannot tell"
-    )
+    noise_of_gap = _rms(np.diff(gap[rest])) / math.sqrt(2)
+    verdict: Verdict = "cannot tell"
+    if ratio <= _BEATS and relative <= _PREDICTS:
+        verdict = "agrees"
+    elif max(ratio, relative) >= 1 and errors["prediction"] > _NOISY * noise_of_gap:
+        verdict = "disagrees"
     numbers = {
         "pairs": min(len(rows[0]), _NOISY_PAIRS) if noise else len(rows[0]), "seen": SEEN,
         "time_factor": fit.factor, "time_factor_interval": fit.interval,
@@ -1196,7 +1434,7 @@ def _calibration(run: _Run) -> Item:
         "misfit_seen": math.sqrt(fit.cost), "misfit_seen_without_noise": math.sqrt(plain_cost),
         "rms_error": errors["prediction"], "rms_error_constant": errors["constant"],
         "rms_error_line_in_log_t": errors["line_in_log_t"], "relative_to_better_baseline": ratio,
-        "spread": spread, "relative_to_spread": relative,
+        "spread": spread, "relative_to_spread": relative, "noise_of_gap": noise_of_gap,
     }  # fmt: skip
     curves = {
         "x": axis, "label": run.axis_label, "gap": gap, "predicted": predicted, "constant": constant,
@@ -1204,13 +1442,18 @@ def _calibration(run: _Run) -> Item:
     }  # fmt: skip
     within = "" if fit.interval is None else f" ({_interval(fit.interval)})"
     extra = f" and label noise {noise:g}" if noise else ""
-    beats = "it beats both" if ratio <= 0.8 else "it beats neither clearly" if ratio < 1 else "it does not beat both"
+    beats = "it beats both" if ratio <= _BEATS else "it beats neither clearly" if ratio < 1 else "it does not beat both"
     sentence = (
         f"With a factor of time of {_text(fit.factor)}{within}{extra} from the first {_share(SEEN)}, the rest of the "
         f"gap is predicted to {_text(errors['prediction'])} rms, against {_text(errors['constant'])} of a constant, "
         f"{_text(errors['line_in_log_t'])} of a line in log t and a spread of {_text(spread)}: {beats}"
         + (", yet it misses what the gap does." if ratio < 1 <= relative else ".")
     )
+    missing = run.not_simulated(numbers["pairs"])
+    if not missing and flow_used.cut(fit.factor * float(clock[-1])):
+        missing = "the simulation stopped before the run did, while its gap still moved"
+    if missing:
+        verdict, sentence = "cannot tell", _undecided(sentence, missing)
     return Item("calibration", title, verdict, sentence, _CALIBRATION, numbers, curves)
 
 
