@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import flowsim as fs
 from flowsim import cli, theory
-from flowsim.compare import PARTS
+from flowsim.compare import _INITIALISATIONS, PARTS, _slope
 from flowsim.config import to_config
 from flowsim.result import SUM_OF_RATES, Outcome, Result, Status
 
@@ -439,3 +439,221 @@ def test_the_command_line(everything, tmp_path, capsys):
     ):
         assert cli.main(arguments) == 2
         assert says in capsys.readouterr().err
+
+
+# --- verdicts that fewer data cannot carry ------------------------------------------------------------------------
+
+
+def correlated(rho: float, count: int, rng: np.random.Generator) -> np.ndarray:
+    """AR(1) deviations of unit variance."""
+    drawn = rng.normal(size=count)
+    for i in range(1, count):
+        drawn[i] = rho * drawn[i - 1] + np.sqrt(1 - rho**2) * drawn[i]
+    return drawn
+
+
+@pytest.mark.parametrize("count", [30, 100])
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_the_intervals_of_slopes_cover(rho, count):
+    rng = np.random.default_rng(3)
+    x, hits = np.log(np.geomspace(100, 10_000, count)), 0
+    for _ in range(40):
+        low, high = _slope(x, 2 - 0.3 * x + 0.2 * correlated(rho, count, rng))[1]
+        hits += low <= -0.3 <= high
+    # Of 40 intervals that cover with 0.92, fewer than 32 cover with probability 0.005.
+    assert hits >= 32
+
+
+def test_the_intervals_of_slopes_are_not_needlessly_wide():
+    rng = np.random.default_rng(4)
+    x = np.linspace(0, 1, 100)
+    ends = [_slope(x, x + 0.1 * rng.normal(size=100))[1] for _ in range(20)]
+    textbook = 2 * 1.98 * 0.1 / np.sqrt(100 * np.var(x))
+    assert np.median([high - low for low, high in ends]) < 1.6 * textbook
+
+
+def learned(power, beta=None, *, clamp=None, noise=0.0, **options) -> Result:
+    """A record whose gap is a power of β, with the temperature learned."""
+    beta = np.geomspace(10, 30, 40) if beta is None else np.asarray(beta)
+    gap = beta**power * np.exp(noise * np.random.default_rng(0).normal(size=len(beta)))
+    schedule = fs.Schedule(fs.temperature.Learnable(init=1 / beta[0], clamp=clamp))
+    return record(np.arange(len(beta)) * 10, gap, schedule=schedule, inverse_temperature=beta, **options)
+
+
+def power_of(result: Result) -> str:
+    return fs.compare(result, parts="exponent")["exponent"].verdict
+
+
+def test_a_power_that_a_law_has_and_one_that_none_has():
+    assert power_of(learned(-0.2)) == "agrees"  # the sphere's with 5 pairs
+    assert power_of(learned(-0.7)) == "disagrees"
+
+
+def with_rows(result: Result, rows, **changed) -> Result:
+    series = {k: v.copy() for k, v in result.series.items()}
+    for name, value in changed.items():
+        series[name][rows] = value
+    return dataclasses.replace(result, series=series)
+
+
+RISING, SHORT = np.geomspace(10, 30, 40), np.geomspace(10, 13, 40)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param(lambda: learned(-0.2, np.minimum(RISING, 12.0), clamp=(1 / 12.0, 1.0)), id="upper bound"),
+        pytest.param(lambda: learned(-0.2, np.minimum(RISING, 29.0), clamp=(1 / 29.0, 1.0)), id="one of 40 at a bound"),
+        pytest.param(lambda: learned(-0.2, np.maximum(RISING[::-1], 15.0), clamp=(0.01, 1 / 15.0)), id="lower bound"),
+        pytest.param(lambda: with_rows(learned(-0.2), slice(20, None), modality_gap=np.nan), id="no gap at the end"),
+        pytest.param(lambda: with_rows(learned(-0.2), slice(0, 20), inverse_temperature=np.nan), id="no temperature"),
+        pytest.param(lambda: with_rows(learned(-0.2), slice(0, None, 2), modality_gap=np.nan), id="every second gap"),
+        pytest.param(lambda: learned(-0.2, SHORT), id="a small change of the temperature"),
+        pytest.param(lambda: learned(-0.2, np.concatenate([RISING[:40:8], np.full(35, 30.0)])), id="at rest"),
+        pytest.param(lambda: learned(-0.2, np.geomspace(10, 30, 6)), id="few evaluations"),
+    ],
+)
+def test_a_shortened_window_decides_on_no_law(cut):
+    assert power_of(cut()) == "cannot tell"
+
+
+def test_a_bound_between_two_evaluations_is_seen_in_the_steps():
+    run = learned(-0.2, clamp=(0.02, 1.0))
+    assert power_of(run) == "agrees"
+    tau = np.interp(np.arange(390), 10 * np.arange(40), 1 / RISING)
+    tau[205] = 0.02
+    run = dataclasses.replace(run, training={"train_temperature": tau})
+    item = fs.compare(run, parts="exponent")["exponent"]
+    assert item.verdict == "cannot tell" and "1 of 390 steps" in item.sentence
+
+
+def test_a_bent_curve_has_no_exponent():
+    x = np.log(RISING / 10)
+    bent = with_rows(learned(-0.2), slice(None), modality_gap=np.exp(-0.2 * x**2 / x[-1]))
+    item = fs.compare(bent, parts="exponent")["exponent"]
+    assert item.numbers["exponent"] == pytest.approx(-0.2, rel=0.1)
+    assert item.numbers["laws"]["sphere"]["verdict"] != "agrees"
+
+
+def descended(pairs: int, batch: int, steps: int = 3000, lr: float = 0.02, seed: int = 0) -> Result:
+    """Stochastic gradient descent on free unit rows, in minibatches; every pair is recorded."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.normal(size=(pairs, 4)) + shift for shift in ([1, 0, 0, 0], [-1, 0, 0, 0])]
+    image, text = (r / np.linalg.norm(r, axis=1, keepdims=True) for r in rows)
+    nu, kept, seen = np.log(10.0), [], []
+    for k in range(steps + 1):
+        if k % 50 == 0:
+            seen.append((k, np.linalg.norm((image - text).mean(0)), np.exp(nu)))
+            if k in (0, steps):
+                kept.append((image.copy(), text.copy()))
+        at = rng.permutation(pairs)[:batch]
+        x, y, beta = image[at], text[at], np.exp(nu)
+        cosines = x @ y.T
+        p, q = (np.exp(beta * (cosines - cosines.max(axis, keepdims=True))) for axis in (1, 0))
+        slope = (p / p.sum(1, keepdims=True) + q / q.sum(0, keepdims=True)) / 2 - np.eye(batch)
+        for moved, force in ((image, slope @ y), (text, slope.T @ x)):
+            moved[at] -= lr * beta * force / batch
+            moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+        nu -= lr * beta * np.sum(slope * cosines) / batch
+    step, gap, beta = np.array(seen).T
+    return record(
+        step, gap, lr=lr, training={"batch_size": batch}, at=lr * np.array([0, steps]), inverse_temperature=beta,
+        snapshots={name: np.stack([rows[i] for rows in kept]) for i, name in enumerate(("image", "text"))},
+    )  # fmt: skip
+
+
+def test_full_batches_are_simulated():
+    item = fs.compare(descended(8, 8), parts="simulation")["simulation"]
+    assert item.verdict == "agrees"
+    assert item.numbers["time_factor"] == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("pairs", "batch"), [(16, 8), (16, 15), (12, 2)])
+def test_minibatches_are_simulated_without_a_verdict(pairs, batch):
+    found = fs.compare(descended(pairs, batch), parts=["simulation", "exponent"])
+    assert found["simulation"].verdict == "cannot tell"
+    assert f"minibatches of {batch} of {pairs} pairs" in found["simulation"].sentence
+    laws = found["exponent"].numbers.get("laws")
+    assert laws is None or laws["sphere"]["verdict"] == "cannot tell"
+
+
+@pytest.mark.parametrize("changed", ["more were trained", "more are in the batch", "calibration"])
+def test_a_part_of_the_pairs_gives_no_verdict(changed, early):
+    full = descended(8, 8)
+    config = full.config | ({"data": {"training_pairs": 64}} if changed != "more are in the batch" else {})
+    training = config["training"] | {"batch_size": 64 if changed != "calibration" else 8}
+    part = dataclasses.replace(full, config=config | {"training": training})
+    name = "calibration" if changed == "calibration" else "simulation"
+    item = fs.compare(part, parts=name)[name]
+    assert item.verdict == "cannot tell"
+    assert ("minibatches" if changed == "calibration" else "only 8 of the run's 64 pairs") in item.sentence
+
+
+@pytest.mark.parametrize("change", [-0.2, 0.2])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_fewer_than_six_initialisations_decide_nothing(change, count):
+    item = fs.compare(*starts(change * (1 + 0.01 * np.arange(count))), parts="enlargement")["enlargement"]
+    assert item.verdict == "cannot tell" and "at least 6 initialisations are needed" in item.sentence
+    item = fs.compare(*starts(change * (1 + 0.01 * np.arange(6))), parts="enlargement")["enlargement"]
+    assert item.verdict == ("agrees" if change > 0 else "disagrees")
+
+
+def test_six_is_the_fewest_whose_agreement_has_an_interval_above_a_half():
+    from scipy.stats import binomtest
+
+    low = [binomtest(n, n).proportion_ci().low for n in (_INITIALISATIONS - 1, _INITIALISATIONS)]
+    assert low[0] < 0.5 < low[1]
+
+
+def test_one_record_given_again_is_one_initialisation():
+    item = fs.compare(*starts([0.2] * 8), parts="enlargement")["enlargement"]
+    assert item.verdict == "cannot tell"
+    assert item.numbers["records"] == 1 and item.numbers["equal_records"] == 7
+
+
+def test_growth_in_number_and_shrinking_on_average_decide_nothing():
+    mixed = [*np.linspace(0.001, 0.002, 60), -0.59, -0.58, -0.57, -0.56, -0.55, -0.54]
+    item = fs.compare(*starts(mixed), parts="enlargement")["enlargement"]
+    assert item.numbers["fraction_interval"][0] > 0.5 and item.numbers["mean_change_interval"][1] < 0
+    assert item.verdict == "cannot tell"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_noisy_gap_at_rest_neither_closes_nor_grows(seed):
+    noise = correlated(0.9, len(STEPS), np.random.default_rng(seed))
+    assert closing(0.8 + 0.02 * noise)["slow_closing"].verdict == "cannot tell"
+
+
+def matched_from(fraction, gap) -> str:
+    run = record(np.arange(len(gap)), gap, matched_fraction=np.asarray(fraction, float))
+    return fs.compare(run, parts="matching")["matching"].verdict
+
+
+def test_the_order_of_matching_and_closing_needs_both_to_be_seen():
+    falling = np.array([1.0, 1.2, 0.9, 0.6, 0.3, 0.2])
+    assert matched_from([0, 0, 1, 1, 1, 1], falling) == "agrees"
+    assert matched_from([0, 0, 0, 0, 0, 1], falling) == "disagrees"
+    # Matched from the start: no order is seen.
+    assert matched_from([1, 1, 1, 1, 1, 1], falling) == "cannot tell"
+    # All of the closing between two evaluations, like the matching.
+    assert matched_from([0, 0, 1, 1, 1, 1], np.array([1.0, 1.2, 0.2, 0.2, 0.2, 0.2])) == "cannot tell"
+    # A gap that is missing where half become matched.
+    assert matched_from([0, 0, 1, 1, 1, 1], np.array([1.0, 1.2, np.nan, 1.0, 0.3, 0.2])) == "agrees"
+    assert matched_from([0, 0, np.nan, np.nan, 1, 1], falling) == "cannot tell"
+
+
+def test_the_matching_of_other_pairs_says_nothing_about_a_gap():
+    gap = np.array([1.0, 1.2, 0.9, 0.6, 0.3, 0.2])
+    held_out = np.array([0.0, 0, 1, 1, 1, 1])
+    run = record(np.arange(6), gap, seen_modality_gap=gap, matched_fraction=held_out)
+    assert fs.compare(run, parts="matching")["matching"].verdict == "cannot tell"
+    run = with_series(run, seen_matched_fraction=held_out)
+    assert fs.compare(run, parts="matching")["matching"].verdict == "agrees"
+
+
+def test_criteria_name_the_numbers_that_decide():
+    found = fs.compare(record(np.arange(3), [1.0, 1.1, 0.9]))
+    said = {name: item.criterion for name, item in found.items.items()}
+    assert f"fewer than {_INITIALISATIONS} initialisations" in said["enlargement"]
+    assert "0.25 of the run's own standard deviation" in said["simulation"] and "bound of the clamp" in said["exponent"]
+    assert all("no verdict" in text for text in said.values())
