@@ -1332,7 +1332,7 @@ def _matching(run: _Run) -> Item:
         verdict = "disagrees"
     elif before <= _CLOSED_BEFORE:
         verdict = "agrees"
-    came = _share(before) if half is None or before == at_least else f"{_share(at_least)} to {_share(before)}"
+    came = " to ".join(dict.fromkeys([_share(at_least), _share(before)]))
     when = (
         f"half of the pairs are matched at {run.axis_word} {axis[half]:.3g}"
         if half is not None

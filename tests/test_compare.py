@@ -517,6 +517,15 @@ def test_a_shortened_window_decides_on_no_law(cut):
     assert power_of(cut()) == "cannot tell"
 
 
+@pytest.mark.parametrize("bound", [13.0, 15.0, 18.0])
+def test_a_clamp_does_not_turn_another_power_into_a_law(bound):
+    """The gap closes as β⁻² up to the bound only: seen whole it meets no law, and cut there it decides nothing."""
+    gap = np.where(bound > RISING, RISING**-2.0, bound**-2.0 * (RISING / bound) ** -0.5)
+    assert power_of(with_rows(learned(-2.0), slice(None), modality_gap=gap)) != "agrees"
+    cut = learned(-2.0, np.minimum(RISING, bound), clamp=(1 / bound, 1.0))
+    assert power_of(with_rows(cut, slice(None), modality_gap=gap)) == "cannot tell"
+
+
 def test_a_bound_between_two_evaluations_is_seen_in_the_steps():
     run = learned(-0.2, clamp=(0.02, 1.0))
     assert power_of(run) == "agrees"
