@@ -1,15 +1,30 @@
 """Views of an `Explorer`: ipywidgets in a notebook, matplotlib's widgets in a window. No logic of their own."""
 
+import contextlib
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from flowsim.errors import FlowsimError
 from flowsim.explore import CONTROLS, Control, Explorer, presets
 
 _DESCRIPTION = {"description_width": "150px"}
+#: What the box of presets shows when the controls are set to none of them.
+_OWN = "(own settings)"
+
+
+@contextlib.contextmanager
+def notebook_waits() -> Iterator[None]:
+    """Say in the notebook that the first run compiles."""
+    from IPython.display import HTML, display
+
+    place = display(HTML("<i>compiling ...</i>"), display_id=True)
+    yield
+    if place is not None:
+        place.update(HTML(""))
 
 
 def notebook(explorer: Explorer) -> Any:
@@ -17,6 +32,8 @@ def notebook(explorer: Explorer) -> Any:
     import ipywidgets as w
     from IPython.display import display
 
+    # A picture of other settings than those that the controls show is pale.
+    style = w.HTML("<style>.flowsim-waits {opacity: 0.3}</style>")
     picture = w.Image(format="png")
     message = w.HTML()
     code = w.Textarea(layout=w.Layout(width="100%", height="130px"), disabled=True)
@@ -25,7 +42,7 @@ def notebook(explorer: Explorer) -> Any:
     w.jslink((play, "value"), (frame, "value"))
     path = w.Text(value="explorer.png", description="file")
     save = w.Button(description="save", tooltip="picture (.png, .pdf), result (.nc) or calls (.py)")
-    preset = w.Dropdown(options=["", *presets()], description="preset", style=_DESCRIPTION)
+    preset = w.Dropdown(options=[_OWN, *presets()], description="preset", style=_DESCRIPTION)
     preset.layout.width = "410px"
     widgets = {control.name: _slider(w, control, getattr(explorer.choice, control.name)) for control in CONTROLS}
     quiet = False
@@ -35,35 +52,37 @@ def notebook(explorer: Explorer) -> Any:
         explorer.figure.savefig(buffer, format="png")
         picture.value = buffer.getvalue()
 
-    def refresh() -> None:
+    def told(text: str) -> None:
         nonlocal quiet
+        if text:
+            picture.add_class("flowsim-waits")
+            message.value = f"<i>{text}</i>"
+            return
         quiet = True
-        for name, widget in widgets.items():
-            widget.value = getattr(explorer.choice, name)
+        for control in CONTROLS:
+            _show_value(control, widgets[control.name], getattr(explorer.choice, control.name))
+            widgets[control.name].disabled = control.name in explorer.choice.unused
+        preset.value = explorer.preset_name or _OWN
         frame.value = explorer.frame
         quiet = False
         message.value = f"<span style='color:firebrick'>{explorer.message}</span>"
         code.value = explorer.code()
         paint()
+        picture.remove_class("flowsim-waits")
 
     def moved(control: Control, change: Any) -> None:
-        if not quiet and not control.same(getattr(explorer.choice, control.name), change["new"]):
+        if not quiet and change["new"] != getattr(explorer.choice, control.name):
             explorer.set(**{control.name: change["new"]})
-            refresh()
 
     def scrubbed(change: Any) -> None:
         if not quiet:
             explorer.scrub(change["new"])
-            paint()
 
     def chosen(change: Any) -> None:
-        if change["new"]:
+        if not quiet and change["new"] != _OWN:
             explorer.preset(change["new"])
-            refresh()
 
     def saved(_: Any) -> None:
-        from flowsim.errors import FlowsimError
-
         try:
             message.value = f"Saved {explorer.save(path.value)}."
         except FlowsimError as error:
@@ -75,24 +94,50 @@ def notebook(explorer: Explorer) -> Any:
     preset.observe(chosen, "value")
     save.on_click(saved)
     controls = w.VBox([preset, *widgets.values()], layout=w.Layout(width="430px"))
-    right = w.VBox([picture, w.HBox([play, frame]), message, w.HBox([path, save]), code])
-    refresh()
+    right = w.VBox([picture, w.HBox([play, frame]), message, w.HBox([path, save]), code, style])
+    told("")
+    explorer.watchers.append(told)
     box = w.HBox([controls, right])
     display(box)
     return box
 
 
 def _slider(w: Any, control: Control, value: Any) -> Any:
-    layout = w.Layout(width="410px")
-    common = {"description": control.label, "style": _DESCRIPTION, "value": value, "layout": layout}
+    common = {"description": control.label, "style": _DESCRIPTION, "value": value, "layout": w.Layout(width="410px")}
     if control.kind == "choice":
         return w.Dropdown(options=list(control.options), **common)
     if control.kind == "whole":
         return w.IntSlider(min=int(control.low), max=int(control.high), continuous_update=False, **common)
-    if control.kind == "log":
-        low, high = np.log10([control.low, control.high])
-        return w.FloatLogSlider(min=low, max=high, step=control.step, readout_format=".3g", **common)
-    return w.FloatSlider(min=control.low, max=control.high, step=control.step, readout_format=".3g", **common)
+    # Not a slider of floats: browsers put those on the next step, and show a number that is not the one that is run.
+    return w.SelectionSlider(options=_options(control, value), **common)
+
+
+def _options(control: Control, value: float) -> list[tuple[str, float]]:
+    return [(_text(x), x) for x in control.values(value)]
+
+
+def _text(value: float) -> str:
+    return f"{value:.12g}"
+
+
+def _show_value(control: Control, widget: Any, value: Any) -> None:
+    """Put a widget of ipywidgets at a value, which need not be one of the slider's round numbers."""
+    if control.kind in ("number", "log"):
+        options = _options(control, value)
+        if list(widget.options) != options:
+            # With the value, or the first one would be chosen for a moment.
+            with widget.hold_sync():
+                widget.options = options
+                widget.value = value
+            return
+    widget.value = value
+
+
+@contextlib.contextmanager
+def window_waits() -> Iterator[None]:
+    """Say in the terminal that the first run compiles."""
+    print("compiling ...", flush=True)
+    yield
 
 
 def window(explorer: Explorer) -> Any:
@@ -104,84 +149,90 @@ def window(explorer: Explorer) -> Any:
     figure = plt.figure("flowsim", figsize=(14, 7))
     stage = figure.add_axes((0.31, 0.08, 0.69, 0.92))
     stage.set_axis_off()
+    waits = stage.text(0.5, 0.5, "", transform=stage.transAxes, ha="center", fontsize=16)
     canvas = FigureCanvasAgg(explorer.figure)
     canvas.draw()
     shown = stage.imshow(np.asarray(canvas.buffer_rgba()))
     kept: dict[str, Any] = {}
+    values: dict[str, list[Any]] = {"preset": [_OWN, *presets()]}
     sliders = [c for c in CONTROLS if c.kind != "choice"]
     choices = [c for c in CONTROLS if c.kind == "choice"]
 
-    def shown_value(control: Control) -> Any:
-        value = getattr(explorer.choice, control.name)
-        if control.kind == "choice":
-            return control.options.index(value)
-        return np.log10(value) if control.kind == "log" else value
+    def put(name: str, value: Any) -> None:
+        """A slider on one of its values; what is moved along it is their number."""
+        slider = kept[name]
+        slider.valmax = len(values[name]) - 1
+        slider.ax.set_xlim(0, slider.valmax)
+        _silently(slider, slider.set_val, values[name].index(value))
+        slider.valtext.set_text(value if isinstance(value, str) else _text(value))
 
-    def show() -> None:
-        """Picture and widgets as the explorer has them."""
+    def told(text: str) -> None:
+        waits.set_text(text)
+        shown.set_alpha(0.3 if text else 1.0)
+        if text:
+            figure.canvas.draw()
+            figure.canvas.flush_events()
+            return
         for control in CONTROLS:
-            widget = kept[control.name]
-            move = widget.set_active if control.kind == "choice" else widget.set_val
-            _silently(widget, move, shown_value(control))
-            if control.kind == "log":
-                widget.valtext.set_text(f"{getattr(explorer.choice, control.name):.3g}")
+            value, used = getattr(explorer.choice, control.name), control.name not in explorer.choice.unused
+            if control.kind == "choice":
+                _silently(kept[control.name], kept[control.name].set_active, control.options.index(value))
+                continue
+            values[control.name] = control.values(value)
+            put(control.name, value)
+            kept[control.name].set_active(used)
+            for artist in (kept[control.name].label, kept[control.name].valtext, kept[control.name].poly):
+                artist.set_alpha(1.0 if used else 0.25)
+        put("preset", explorer.preset_name or _OWN)
         _silently(kept["time"], kept["time"].set_val, explorer.frame)
-        paint()
-
-    def paint() -> None:
         canvas.draw()
         shown.set_data(np.asarray(canvas.buffer_rgba()))
         figure.canvas.draw_idle()
 
     def moved(control: Control, value: Any) -> None:
-        if control.kind == "log":
-            value = 10.0**value
-        explorer.set(**{control.name: int(value) if control.kind == "whole" else value})
-        show()
+        explorer.set(**{control.name: value if control.kind == "choice" else values[control.name][int(value)]})
 
     def chosen(index: float) -> None:
-        kept["preset"].valtext.set_text(names[int(index)])
-        explorer.preset(names[int(index)])
-        show()
+        if index:
+            explorer.preset(values["preset"][int(index)])
 
-    def scrubbed(value: float) -> None:
-        explorer.scrub(int(value))
-        paint()
-
-    def slider(place: tuple[float, ...], text: str, low: float, high: float, value: float, step: float | None) -> Any:
-        made = Slider(figure.add_axes(place), text, low, high, valinit=value, valstep=step)  # pyright: ignore
+    def slider(name: str, place: tuple[float, ...], text: str, index: int) -> None:
+        # Its values are numbers of values, so that no value lies between two of the slider's steps.
+        last = len(values[name]) - 1
+        made = Slider(figure.add_axes(place), text, 0, last, valinit=index, valstep=1)  # pyright: ignore
         made.label.set(fontsize=8, x=-0.05)
         made.valtext.set_fontsize(8)
-        return made
+        kept[name] = made
 
-    names = list(presets())
     height = 0.036
-    kept["preset"] = slider((0.125, 0.96, 0.13, 0.025), "preset", 0, len(names) - 1, 0, 1)
-    kept["preset"].valtext.set_text(names[0])
+    slider("preset", (0.125, 0.96, 0.13, 0.025), "preset", 0)
     kept["preset"].on_changed(chosen)
     for i, control in enumerate(sliders, start=1):
-        low, high = np.log10([control.low, control.high]) if control.kind == "log" else (control.low, control.high)
-        step = 1 if control.kind == "whole" else None
+        value = getattr(explorer.choice, control.name)
+        values[control.name] = control.values(value)
         place = (0.125, 0.96 - height * i, 0.13, 0.025)
-        kept[control.name] = slider(place, control.label, low, high, shown_value(control), step)
+        slider(control.name, place, control.label, values[control.name].index(value))
         kept[control.name].on_changed(functools.partial(moved, control))
     bottom = 0.96 - height * (len(sliders) + 1)
     for i, control in enumerate(choices):
         ax = figure.add_axes((0.01 + 0.1 * i, 0.12, 0.095, bottom - 0.16))
         ax.set_title(control.label, fontsize=8)
-        radio = RadioButtons(ax, control.options, active=shown_value(control))
+        active = control.options.index(getattr(explorer.choice, control.name))
+        radio = RadioButtons(ax, control.options, active=active)
         for text in radio.labels:
             text.set_fontsize(7)
         radio.on_clicked(functools.partial(moved, control))
         kept[control.name] = radio
     last = len(explorer.result.snapshot_time) - 1
     kept["time"] = Slider(figure.add_axes((0.38, 0.03, 0.45, 0.03)), "time", 0, last, valinit=explorer.frame, valstep=1)
-    kept["time"].on_changed(scrubbed)
+    kept["time"].valtext.set_visible(False)
+    kept["time"].on_changed(lambda frame: explorer.scrub(int(frame)))
     kept["save"] = Button(figure.add_axes((0.9, 0.02, 0.08, 0.045)), "save")
     kept["save"].on_clicked(lambda _: explorer.save("explorer.png"))
     kept["code"] = Button(figure.add_axes((0.02, 0.02, 0.12, 0.045)), "print as code")
     kept["code"].on_clicked(lambda _: print(explorer.code()))
-    show()
+    told("")
+    explorer.watchers.append(told)
     figure.flowsim_widgets = kept  # pyright: ignore  (widgets without a reference stop answering)
     figure.show()
     return figure
