@@ -8,11 +8,10 @@ import functools
 import hashlib
 import html
 import importlib.util
-import os
 import posixpath
 import re
 import sys
-import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,22 @@ from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from nbclient import NotebookClient
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generate
+import notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Executed notebooks, by a hash of what they depend on. Ignored by git.
 CACHE = ROOT / ".docs-cache"
 ENDINGS = (".png", ".gif")
+
+
+def on_config(config: Any) -> Any:
+    """The version, at the foot of every page."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    config.copyright = f"flowsim {project['version']}. {config.copyright}"
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -61,13 +67,38 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
 
 def on_page_content(content: str, page: Page, config: Any, files: Files) -> str:
-    """Formulas as MathML, rendered by the browser, with their source for readers of the page's text."""
-    return re.sub(
+    """Formulas as MathML, rendered by the browser, with their source for readers of the page's text; code in tables."""
+    content = re.sub(
         r'<(span|div) class="arithmatex">(?:\\\((.*?)\\\)|\\\[(.*?)\\\])</\1>',
         lambda m: formula(html.unescape(m[2] or m[3]).strip(), m[1] == "div", page.file.src_uri),
         content,
         flags=re.DOTALL,
     )
+    return re.sub(r"(?<!</span>)<code>([^<\n]+)</code>", lambda m: f"<code>{_inline(m[1])}</code>", content)
+
+
+def _inline(code: str) -> str:
+    """Code within a line: a `\\|` that a table needs is a bar, and names are not broken at their hyphens."""
+    code = code.replace("\\|", "|")
+    return re.sub(r"(?<!\S)(?=\S*-)\S{2,30}(?!\S)", r'<span class="whole">\g<0></span>', code)
+
+
+def on_post_build(config: Any) -> None:
+    """The site works without a network: no page loads anything from elsewhere. Signatures are set in lines."""
+    for path in sorted(Path(config.site_dir).rglob("*.html")):
+        text = path.read_text(encoding="utf-8")
+        loads = re.findall(
+            r"<(?:script|img|link|iframe|source|video)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\"'> ]+)", text
+        )
+        if loads:
+            raise PluginError(f"{path.name} loads {loads[0]} from the network.")
+        for block in re.findall(r'<div class="doc-signature[^>]*>.*?</code>', text, re.DOTALL):
+            line = max(html.unescape(re.sub(r"<[^>]+>", "", block)).splitlines(), key=len)
+            if len(line) > 100:
+                raise PluginError(f"{path.name}: a signature is not formatted (pip install ruff): {line}")
+    for path in sorted(Path(config.site_dir).rglob("*.css")):
+        if found := re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"']+", path.read_text(encoding="utf-8")):
+            raise PluginError(f"{path.name} loads {found[0]} from the network.")
 
 
 def formula(source: str, display: bool, where: str) -> str:
@@ -91,20 +122,11 @@ def _code_hash() -> str:
 
 
 def executed(path: Path) -> Any:
-    """The notebook with outputs: run from top to bottom in its own folder, any error ends the build."""
+    """The notebook, executed, from the cache if nothing has changed."""
     key = hashlib.sha256(path.read_bytes() + _code_hash().encode()).hexdigest()[:24]
     kept = CACHE / f"{path.stem}-{key}.ipynb"
     if not kept.exists():
-        notebook = nbformat.read(path, as_version=4)
-        os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
-        client = NotebookClient(
-            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
-        )
-        # Sockets of the file system: nothing listens on the network.
-        with tempfile.TemporaryDirectory() as sockets:
-            manager = client.create_kernel_manager()
-            manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
-            client.execute()
+        notebook = notebooks.executed(path)
         CACHE.mkdir(exist_ok=True)
         nbformat.write(notebook, kept)
     return nbformat.read(kept, as_version=4)
