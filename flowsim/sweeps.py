@@ -107,7 +107,7 @@ def sweep(
     start: Start | AbstractRecipe,
     over: Mapping[str, Iterable[Any]],
     t1: float | None = None,
-    ts: ArrayLike | None = None,
+    ts: "ArrayLike | None" = None,
     *,
     mode: Literal["product", "zip"] = "product",
     to: str | os.PathLike[str] | None = None,
