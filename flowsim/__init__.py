@@ -5,10 +5,13 @@ flow = fs.GradientFlow.from_preset("Baseline")
 result = fs.simulate(flow, fs.initial.rings(pairs=5, height=0.309, twist=-144), t1=1e5)
 """
 
+import ast
+import functools
 import importlib
+import inspect
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_origin
 
 if TYPE_CHECKING:
     from flowsim import (
@@ -65,13 +68,55 @@ _MODULES = (
 )  # fmt: skip
 
 
-class _Package(types.ModuleType):
+class _Module(types.ModuleType):
+    """A module that lists what it defines, so that completion does not offer what it imports."""
+
+    def __dir__(self) -> list[str]:
+        if "__all__" in vars(self):
+            return list(self.__all__)
+        return _defined(self.__name__)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system puts every module into its package, once it is loaded.
+        if isinstance(value, types.ModuleType) and value.__name__ == f"{self.__name__}.{name}":
+            _adopt(value)
+        super().__setattr__(name, value)
+
+
+class _Package(_Module):
     """`fs.compare` is the function, also after its module of the same name was imported, which would take its place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _NAMES and isinstance(value, types.ModuleType):
-            value = getattr(value, name)
         super().__setattr__(name, value)
+        if name in _NAMES and isinstance(value, types.ModuleType):
+            super().__setattr__(name, getattr(value, name))
+
+
+def _adopt(module: types.ModuleType) -> None:
+    module.__class__ = _Module
+    for name, value in list(vars(module).items()):
+        if isinstance(value, types.ModuleType) and value.__name__ == f"{module.__name__}.{name}":
+            _adopt(value)
+
+
+@functools.cache
+def _defined(name: str) -> list[str]:
+    """Names without an underscore that the source of a module defines, other than those of annotations."""
+    module = sys.modules[name]
+    found: set[str] = set()
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+    return sorted(n for n in found if not n.startswith("_") and not _annotates(getattr(module, n, None)))
+
+
+def _annotates(value: Any) -> bool:
+    """Whether it is a type variable or an alias of types of others."""
+    foreign = isinstance(value, type) and not value.__module__.startswith(__name__)
+    return foreign or isinstance(value, (TypeVar, ParamSpec)) or get_origin(value) is not None
 
 
 sys.modules[__name__].__class__ = _Package
@@ -85,10 +130,6 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     raise AttributeError(f"module 'flowsim' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
 
 
 __all__ = [

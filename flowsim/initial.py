@@ -10,6 +10,7 @@ more dimension, `Parallel` and `Reduced` take them as they are. Without, they ar
 """
 
 import abc
+import math
 from typing import Any
 
 import equinox as eqx
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike
 from flowsim._arrays import Described, bundle, check, check_fraction, check_number, is_concrete, number
 from flowsim.errors import FlowsimError
 
-FIGURE_2_HEIGHT = (np.sqrt(5) - 1) / 4
+FIGURE_2_HEIGHT = (math.sqrt(5) - 1) / 4
 """γ0 of Figure 2 of Yaras et al. 2025, 0.3090."""
 
 
@@ -379,7 +380,7 @@ KINDS: dict[str, type] = {
 }  # fmt: skip
 
 
-def from_arrays(image: ArrayLike, text: ArrayLike, gamma: float | None = None) -> Start:
+def from_arrays(image: "ArrayLike", text: "ArrayLike", gamma: float | None = None) -> Start:
     """A start from your own rows (n, d); rows are scaled to unit length.
 
     With `gamma` the rows are directions H within cones at heights ±γ. Raises `FlowsimError` for arrays
@@ -406,7 +407,7 @@ def from_arrays(image: ArrayLike, text: ArrayLike, gamma: float | None = None) -
     return Start(arrays[0], arrays[1], gamma=None if gamma is None else number(gamma))
 
 
-def from_similarity(similarity: ArrayLike, gamma: float) -> Start:
+def from_similarity(similarity: "ArrayLike", gamma: float) -> Start:
     """A start for `Reduced` from Z = H_X H_Yᵀ (n, n) alone, entries in [−1, 1].
 
     Examples:

@@ -16,6 +16,8 @@ All functions raise `FlowsimError` for an argument that is not a real 2-d array,
 row of zeros, NaN or infinity, or does not fit the other argument.
 """
 
+from __future__ import annotations
+
 import functools
 import html
 import inspect

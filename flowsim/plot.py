@@ -8,6 +8,8 @@ that `flowsim reproduce` writes; use it as a context where you want it. Colours 
 which remain distinct under colour blindness.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -258,7 +260,7 @@ def similarity(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -
 
 
 def phase_diagram(
-    field: "xr.DataArray",
+    field: xr.DataArray,
     x: str,
     y: str,
     ax: Axes | None = None,

@@ -13,6 +13,8 @@ Source, where one is named: C. Yaras, S. Chen, P. Wang, Q. Qu, "Explaining and M
 Contrastive Multimodal Learning", CPAL 2025. "Derived here" marks what is not in it.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """The grid of output times that simulations and predictions share."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -38,8 +38,4 @@ def __getattr__(name: str) -> Any:
         ) from None
 
 
-def __dir__() -> list[str]:
-    return __all__
-
-
 __all__ = ["Tables", "Training", "measure", "preset", "study", "train"]
