@@ -196,28 +196,29 @@ def test_unused_controls_are_disabled_and_change_nothing(explorer):
 )
 def test_a_picture_of_other_settings_is_marked_while_it_waits(changes, sign, monkeypatch):
     explorer = explore(view=False)
-    picture, _, message, *_ = views.notebook(explorer).children[1].children
+    stage, _, message, *_ = views.notebook(explorer).children[1].children
+    (picture,) = stage.children
     seen = []
 
     def simulate(*args, **options):
-        seen.append((message.value, picture._dom_classes, picture.value))
+        seen.append((message.value, stage._dom_classes, picture.value))
         return fs.simulate(*args, **options)
 
     monkeypatch.setattr(sys.modules["flowsim.explore"], "simulate", simulate)
     old = picture.value
     explorer.set(**changes)
     assert seen == [(f"<i>{sign}</i>", ("flowsim-waits",), old)]
-    assert (picture._dom_classes, "..." in message.value) == ((), False)
+    assert (stage._dom_classes, "..." in message.value) == ((), False)
     assert picture.value != old
     explorer.set(**dataclasses.asdict(explorer.choice))
     assert "solving" in seen[-1][0]
     explorer.set(temperature=-1.0)  # is not run, and leaves no mark
     assert len(seen) == 2
-    assert picture._dom_classes == ()
+    assert stage._dom_classes == ()
 
 
 def test_the_mark_goes_when_a_run_breaks_off(explorer, monkeypatch):
-    picture, *_ = views.notebook(explorer).children[1].children
+    stage, *_ = views.notebook(explorer).children[1].children
 
     def broken(*args, **options):
         raise KeyboardInterrupt
@@ -225,7 +226,7 @@ def test_the_mark_goes_when_a_run_breaks_off(explorer, monkeypatch):
     monkeypatch.setattr(sys.modules["flowsim.explore"], "simulate", broken)
     with pytest.raises(KeyboardInterrupt):
         explorer.set(height=0.5)
-    assert picture._dom_classes == ()
+    assert stage._dom_classes == ()
     assert widgets_of(explorer)["height"].value == explorer.choice.height == 0.309
 
 
@@ -309,8 +310,9 @@ def test_exports(explorer, tmp_path):
         explorer.save(str(tmp_path / name))
     assert fs.load(tmp_path / "run.nc").status == explorer.result.status
     assert "fs.simulate(" in (tmp_path / "calls.py").read_text("utf-8")
-    with pytest.raises(fs.FlowsimError, match="cannot be written as"):
-        explorer.save(str(tmp_path / "picture.doc"))
+    for name in ("picture.doc", "picture", "run.h5", "picture.gif", "calls.ipynb", ""):
+        with pytest.raises(fs.FlowsimError, match=r"cannot be written as .*\.nc for the result or \.py for the calls"):
+            explorer.save(name)
 
 
 def test_without_a_display_there_is_a_sentence():
@@ -375,7 +377,8 @@ def test_the_first_run_says_that_it_compiles(waits, monkeypatch, capsys):
 def test_the_notebook_drives_the_explorer(explorer, tmp_path):
     box = views.notebook(explorer)
     preset, *controls = box.children[0].children
-    picture, player, message, saving, code, _ = box.children[1].children
+    stage, player, message, saving, code, _ = box.children[1].children
+    (picture,) = stage.children
     by_name = dict(zip([c.name for c in CONTROLS], controls, strict=True))
     assert preset.value == "Figure 2"
     before = picture.value

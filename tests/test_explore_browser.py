@@ -97,6 +97,10 @@ def slider(page, label: str):
     return row.locator(".noUi-handle").first
 
 
+def readouts(page) -> list[str]:
+    return page.locator(".widget-readout").all_inner_texts()
+
+
 def code(page) -> str:
     return page.locator("textarea").input_value()
 
@@ -105,6 +109,14 @@ def code(page) -> str:
 def test_sliders_presets_and_exports_in_a_browser(served, page):
     folder = served[1]
     assert "rings(5, 0.309, -144.0)" in code(page)
+
+    # Sliders show the numbers that are run; those that change nothing here are off.
+    assert "0.07" in readouts(page)
+    assert "0.0701" not in readouts(page)
+    assert page.locator("select").first.input_value() == "Figure 2"
+    for label, used in (("twist", True), ("other τ", False), ("swapped fraction", False), ("seed", False)):
+        row = page.locator(".widget-inline-hbox", has=page.locator("label", has_text=label))
+        assert row.locator(".noUi-target[disabled]").count() == (0 if used else 1), label
 
     # A slider moves the run; the code follows. Numbers compile nothing, so that later answers are fast.
     for label, text in (("cone height", "rings(5, 0.3"), ("temperature τ₀", "Learnable(0.0")):
@@ -120,6 +132,19 @@ def test_sliders_presets_and_exports_in_a_browser(served, page):
         slider(page, "cone height").press("ArrowRight")
         seconds.append(changed(page, before))
     print(f"seconds until the picture changed: {min(seconds):.3f} .. {sorted(seconds)[3]:.3f} .. {max(seconds):.3f}")
+
+    # While another structure compiles, the picture is marked as one of the old settings.
+    before = shown(page)
+    page.locator("select").nth(2).select_option("linear")
+    expect(page.get_by_text("compiling ...")).to_be_visible(timeout=PATIENCE)
+    assert page.locator(".flowsim-waits").evaluate("e => getComputedStyle(e).opacity") == "0.3"
+    if target := os.environ.get("FLOWSIM_SCREENSHOT"):
+        page.screenshot(path=target.replace(".png", "-compiling.png"))
+    assert shown(page) == before
+    changed(page, before)
+    expect(page.locator(".flowsim-waits")).to_have_count(0, timeout=PATIENCE)
+    expect(page.get_by_text("compiling ...")).to_have_count(0, timeout=PATIENCE)
+    assert page.locator("select").first.input_value() == "(own settings)"
 
     # A preset sets the controls.
     page.locator("select").first.select_option("SLRT 0.1")

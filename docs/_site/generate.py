@@ -204,11 +204,9 @@ def _first_sentence(thing: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return (
-        text.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
-        if "`" not in text
-        else text.replace("|", "\\|")
-    )
+    """Markdown for a table; what stands between backticks keeps its underscores."""
+    parts = text.replace("|", "\\|").split("`")
+    return "`".join(part if k % 2 else part.replace("_", "\\_") for k, part in enumerate(parts))
 
 
 def clip_tables() -> str:

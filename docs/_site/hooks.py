@@ -74,7 +74,7 @@ def on_page_content(content: str, page: Page, config: Any, files: Files) -> str:
         content,
         flags=re.DOTALL,
     )
-    return re.sub(r"(?<!</span>)<code>([^<\n]+)</code>", lambda m: f"<code>{_inline(m[1])}</code>", content)
+    return re.sub(r"(?<!</span>)<code>([^<]+)</code>", lambda m: f"<code>{_inline(m[1])}</code>", content)
 
 
 def _inline(code: str) -> str:

@@ -331,6 +331,11 @@ class Explorer:
 
     def save(self, path: str) -> Path:
         """Write the picture (.png, .pdf, .svg), the result (.nc), or the calls (.py); by the ending of `path`."""
+        check(
+            path.endswith((".png", ".pdf", ".svg", ".nc", ".py")),
+            f"The explorer cannot be written as {path!r}. Use a name that ends in .png, .pdf or .svg for the picture, "
+            ".nc for the result or .py for the calls.",
+        )
         if path.endswith(".nc"):
             return self.result.save(path)
         if path.endswith(".py"):

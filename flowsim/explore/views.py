@@ -35,8 +35,9 @@ def notebook(explorer: Explorer) -> Any:
     # A picture of other settings than those that the controls show is pale.
     style = w.HTML("<style>.flowsim-waits {opacity: 0.3}</style>")
     picture = w.Image(format="png")
+    stage = w.Box([picture])
     message = w.HTML()
-    code = w.Textarea(layout=w.Layout(width="100%", height="130px"), disabled=True)
+    code = w.Textarea(layout=w.Layout(width="98%", height="130px"), disabled=True)
     frame = w.IntSlider(max=len(explorer.result.snapshot_time) - 1, description="time", readout=False)
     play = w.Play(max=frame.max, interval=120)
     w.jslink((play, "value"), (frame, "value"))
@@ -55,7 +56,7 @@ def notebook(explorer: Explorer) -> Any:
     def told(text: str) -> None:
         nonlocal quiet
         if text:
-            picture.add_class("flowsim-waits")
+            stage.add_class("flowsim-waits")
             message.value = f"<i>{text}</i>"
             return
         quiet = True
@@ -68,7 +69,7 @@ def notebook(explorer: Explorer) -> Any:
         message.value = f"<span style='color:firebrick'>{explorer.message}</span>"
         code.value = explorer.code()
         paint()
-        picture.remove_class("flowsim-waits")
+        stage.remove_class("flowsim-waits")
 
     def moved(control: Control, change: Any) -> None:
         if not quiet and change["new"] != getattr(explorer.choice, control.name):
@@ -94,7 +95,7 @@ def notebook(explorer: Explorer) -> Any:
     preset.observe(chosen, "value")
     save.on_click(saved)
     controls = w.VBox([preset, *widgets.values()], layout=w.Layout(width="430px"))
-    right = w.VBox([picture, w.HBox([play, frame]), message, w.HBox([path, save]), code, style])
+    right = w.VBox([stage, w.HBox([play, frame]), message, w.HBox([path, save]), code, style])
     told("")
     explorer.watchers.append(told)
     box = w.HBox([controls, right])
