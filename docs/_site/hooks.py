@@ -122,14 +122,17 @@ def _code_hash() -> str:
 
 
 def executed(path: Path) -> Any:
-    """The notebook, executed, from the cache if nothing has changed."""
+    """The notebook, executed, from the cache if nothing has changed. What is stored must print the same."""
     key = hashlib.sha256(path.read_bytes() + _code_hash().encode()).hexdigest()[:24]
     kept = CACHE / f"{path.stem}-{key}.ipynb"
     if not kept.exists():
         notebook = notebooks.executed(path)
         CACHE.mkdir(exist_ok=True)
         nbformat.write(notebook, kept)
-    return nbformat.read(kept, as_version=4)
+    found = nbformat.read(kept, as_version=4)
+    if not notebooks.agree(notebooks.printed(nbformat.read(path, as_version=4)), notebooks.printed(found)):
+        raise PluginError(f"The outputs of {path.name} are out of date. Run python docs/_site/notebooks.py.")
+    return found
 
 
 def notebook_as_markdown(path: Path) -> tuple[str, dict[str, bytes]]:
