@@ -129,7 +129,7 @@ class Choice:
                 isinstance(value, (int, float, np.number)) and control.low <= value <= control.high,
                 f"Control `{name}` must be from {control.low:g} to {control.high:g}, but is {value!r}.",
             )
-            changes[name] = int(value) if control.kind == "whole" else _decimal(value)
+            changes[name] = int(value) if control.kind == "whole" else _decimal(float(value))
         return dataclasses.replace(self, **changes)
 
     @property
