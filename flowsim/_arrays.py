@@ -74,17 +74,17 @@ def number(value: Any) -> Any:
     unlike `jnp.asarray` outside 64-bit mode, they do not round 0.07 to single precision.
     """
     # Placeholders that JAX puts into modules while it rearranges trees pass through unchanged.
-    if isinstance(value, jax.Array) or type(value) is object:
+    if isinstance(value, jax.core.Tracer) or type(value) is object:
         return value
-    try:
-        found = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise FlowsimError(f"Expected a number, but got {value!r}. Use an int or a float.") from None
+    # NumPy reads '0.1' as 0.1, None as NaN, True as 1, and drops imaginary parts.
+    found = host_array(value)
+    if found is None or not is_real(found):
+        raise FlowsimError(f"Expected a number, but got {shown(value)}. Use an int or a float.")
     check(
         found.ndim == 0,
         f"Expected one number, but got an array of shape {found.shape}. To vary it, use fs.sweep(..., over=...).",
     )
-    return found
+    return value if isinstance(value, jax.Array) else found.astype(np.float64)
 
 
 def optional_number(value: Any) -> Any:
@@ -93,8 +93,45 @@ def optional_number(value: Any) -> Any:
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether `value` is a NumPy or Python number that can be checked now (not traced, not batched)."""
-    return isinstance(value, (int, float, np.ndarray, np.generic)) and np.ndim(value) == 0
+    """Whether `value` is a number that can be checked now (not traced, not batched)."""
+    if isinstance(value, jax.core.Tracer):
+        return False
+    return isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) and np.ndim(value) == 0
+
+
+def is_real(array: np.ndarray) -> bool:
+    """Whether an array holds real numbers, and no truth values."""
+    return jnp.issubdtype(array.dtype, np.floating) or jnp.issubdtype(array.dtype, np.integer)
+
+
+def host_array(value: Any) -> np.ndarray | None:
+    """`value` as a NumPy array of its own dtype, also a torch tensor of any device and dtype; None if it is none."""
+    if all(hasattr(value, name) for name in ("detach", "cpu", "float")):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which NumPy does not have
+            value = value.float()
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths, among others
+        return None
+
+
+def moderate(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, d), those whose squares leave float64 scaled by a power of two; all others as they are."""
+    exponents = np.frexp(np.abs(rows).max(axis=1, initial=0.0))[1]
+    far = np.abs(exponents) > 500
+    if not far.any():
+        return rows
+    rows = rows.copy()
+    with np.errstate(under="ignore"):
+        rows[far] = np.ldexp(rows[far], -exponents[far, None])
+    return rows
+
+
+def shown(value: Any) -> str:
+    """A value in a message, in one line of at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def check(condition: Any, message: str) -> None:
@@ -102,10 +139,24 @@ def check(condition: Any, message: str) -> None:
         raise FlowsimError(message)
 
 
+def is_whole(value: Any, minimum: int) -> bool:
+    """Whether `value` is a whole number (and no truth value) of at least `minimum`."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= minimum)
+
+
+def check_whole(name: str, value: Any, minimum: int, cure: str) -> None:
+    """Refuse what is not a whole number of at least `minimum`."""
+    if not is_whole(value, minimum):
+        text = "the text " * isinstance(value, str) + shown(value)  # '5' reads like the number
+        raise FlowsimError(f"Argument `{name}` must be a whole number of at least {minimum}, but is {text}. {cure}")
+
+
 def check_number(name: str, value: Any, *, positive: bool = False, minimum: float | None = None, cure: str) -> None:
-    """Refuse a number that is not finite, or not positive, or below `minimum`; traced values pass."""
-    if not is_concrete(value):
-        return
+    """Refuse what is no number, not finite, or not positive, or below `minimum`; traced values pass."""
+    if isinstance(value, jax.core.Tracer) or type(value) is object or np.ndim(value) > 0 and hasattr(value, "dtype"):
+        return  # the last: the numbers of many runs
+    if not is_concrete(value) or not is_real(np.asarray(value)):
+        raise FlowsimError(f"Argument `{name}` must be a number, but is {shown(value)}. {cure}")
     number_ = float(value)
     wanted = "positive" if positive else (f"at least {minimum:g}" if minimum is not None else "finite")
     good = np.isfinite(number_) and (not positive or number_ > 0) and (minimum is None or number_ >= minimum)

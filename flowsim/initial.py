@@ -18,7 +18,20 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from flowsim._arrays import Described, bundle, check, check_fraction, check_number, is_concrete, number
+from flowsim._arrays import (
+    Described,
+    bundle,
+    check,
+    check_fraction,
+    check_number,
+    check_whole,
+    host_array,
+    is_concrete,
+    is_real,
+    moderate,
+    number,
+    optional_number,
+)
 from flowsim.errors import FlowsimError
 
 FIGURE_2_HEIGHT = (math.sqrt(5) - 1) / 4
@@ -187,7 +200,7 @@ class Uniform(AbstractRecipe):
 
     pairs: int = eqx.field(static=True, default=16)
     dim: int = eqx.field(static=True, default=8)
-    gamma: Any = eqx.field(converter=lambda g: None if g is None else number(g), default=None)
+    gamma: Any = eqx.field(converter=optional_number, default=None)
 
     def __check_init__(self) -> None:
         _check_pairs(self.pairs)
@@ -333,10 +346,8 @@ class Latents(AbstractRecipe):
         _check_dim(self.dim)
         for name in ("factors", "text_factors", "hidden", "texts_per_image"):
             value = getattr(self, name)
-            check(
-                (value is None and name in ("text_factors", "hidden")) or _is_whole(value, 1),
-                f"Argument `{name}` must be a whole number of at least 1, but is {_shown(value)}. Use e.g. 4.",
-            )
+            if value is not None or name not in ("text_factors", "hidden"):
+                check_whole(name, value, 1, "Use e.g. 4.")
         check(
             self.text_factors is None or self.text_factors <= self.factors,
             f"`text_factors` is {self.text_factors}, but there are {self.factors} factors. Use at most that many.",
@@ -392,19 +403,21 @@ def from_arrays(image: "ArrayLike", text: "ArrayLike", gamma: float | None = Non
         >>> start.image.tolist()
         [[0.6, 0.8], [1.0, 0.0]]
     """
-    arrays = []
-    for name, value in (("image", image), ("text", text)):
-        array = _matrix(name, value)
+    arrays = {"image": _matrix("image", image), "text": _matrix("text", text)}
+    (n, d), (m, e) = (array.shape for array in arrays.values())
+    check(n == m, f"`image` has {n} row(s) and `text` has {m}. Give one text row per image row.")
+    check(d == e, f"`image` has {d} column(s) and `text` has {e}. Use embeddings from one shared space.")
+    check(n >= 2, f"A start needs at least 2 pairs, but `image` and `text` have {n} row(s). Add pairs.")
+    check(d >= 1, "`image` and `text` have no columns. Give rows of at least one entry.")
+    rows = []
+    for name, array in arrays.items():
+        array = moderate(array)
         norms = np.linalg.norm(array, axis=1, keepdims=True)
-        check(norms.min() > 0, f"Array `{name}` has a zero row, which has no direction. Remove it.")
-        arrays.append(array / norms)
-    check(
-        arrays[0].shape == arrays[1].shape,
-        f"`image` has shape {arrays[0].shape}, but `text` has {arrays[1].shape}. Give one text row per image row.",
-    )
+        check(norms.min() > 0, f"Array `{name}` has a zero row, which has no direction. Remove it with its pair.")
+        rows.append(array / norms)
     if gamma is not None:
         _check_gamma("gamma", number(gamma))
-    return Start(arrays[0], arrays[1], gamma=None if gamma is None else number(gamma))
+    return Start(rows[0], rows[1], gamma=optional_number(gamma))
 
 
 def from_similarity(similarity: "ArrayLike", gamma: float) -> Start:
@@ -417,6 +430,7 @@ def from_similarity(similarity: "ArrayLike", gamma: float) -> Start:
         (2, True)
     """
     z = _matrix("similarity", similarity)
+    check(len(z) >= 2, f"A start needs at least 2 pairs, but `similarity` has {len(z)} row(s). Add pairs.")
     check(z.shape[0] == z.shape[1], f"`similarity` must be square, but has shape {z.shape}. Use H_X @ H_Y.T.")
     check(
         np.abs(z).max() <= 1 + 1e-9,
@@ -427,13 +441,12 @@ def from_similarity(similarity: "ArrayLike", gamma: float) -> Start:
 
 
 def _matrix(name: str, value: ArrayLike) -> Float[np.ndarray, "n d"]:
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise FlowsimError(f"Array `{name}` is not numeric. Give a matrix of real numbers.") from None
+    array = host_array(value)
+    if array is None or not is_real(array):
+        raise FlowsimError(f"Array `{name}` is not numeric. Give a matrix of real numbers.")
     check(array.ndim == 2, f"Array `{name}` must have shape (n, d), but has {array.shape}. Reshape it.")
+    array = array.astype(np.float64)
     check(np.isfinite(array).all(), f"Array `{name}` contains NaN or infinity. Remove those rows.")
-    _check_pairs(array.shape[0])
     return array
 
 
@@ -456,30 +469,15 @@ def _layers(
 
 
 def _check_pairs(pairs: int) -> None:
-    check(
-        _is_whole(pairs, 2),
-        f"Argument `pairs` must be a whole number of at least 2, but is {_shown(pairs)}: "
-        "a contrastive loss needs a negative. Use e.g. pairs=5.",
-    )
+    check_whole("pairs", pairs, 2, "Use e.g. pairs=5: a contrastive loss needs a negative.")
 
 
 def _check_dim(dim: int, minimum: int = 2) -> None:
-    check(
-        _is_whole(dim, minimum),
-        f"Argument `dim` must be a whole number of at least {minimum}, but is {_shown(dim)}. Use e.g. dim=8.",
-    )
-
-
-def _is_whole(value: Any, minimum: int) -> bool:
-    return isinstance(value, (int, np.integer)) and bool(value >= minimum)
-
-
-def _shown(value: Any) -> str:
-    """A value in a message; text is called so, since '5' reads like the number."""
-    return f"the text {value!r}" if isinstance(value, str) else str(value)
+    check_whole("dim", dim, minimum, "Use e.g. dim=8.")
 
 
 def _check_gamma(name: str, gamma: Any) -> None:
+    check_number(name, gamma, cure="Use e.g. 0.3.")
     if is_concrete(gamma):
         value = float(gamma)
         check(

@@ -19,6 +19,7 @@ from flowsim._arrays import (
     check,
     check_fraction,
     check_redraw,
+    check_whole,
     is_concrete,
     number,
     optional_number,
@@ -165,7 +166,7 @@ class Clusters(AbstractPairing):
     fresh: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
-        check(self.size >= 1, f"Argument `size` must be at least 1, but is {self.size}. Use e.g. 2.")
+        check_whole("size", self.size, 1, "Use e.g. 2: groups are consecutive pairs.")
 
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
         check(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array
 
-from flowsim._arrays import Described, check, check_fraction, check_redraw, number, optional_number
+from flowsim._arrays import Described, check_fraction, check_redraw, check_whole, number, optional_number
 from flowsim.errors import unknown_name
 
 
@@ -122,5 +122,5 @@ def step_weights(swap: AbstractSwap, whether: Array, masks: Array, pairs: int, d
 
 def _check_numbers(swap: HardSwap | SoftSwap) -> None:
     check_fraction("fraction", swap.fraction)
-    check(swap.masks >= 1, f"Argument `masks` must be at least 1, but is {swap.masks}. Use e.g. 64.")
+    check_whole("masks", swap.masks, 1, "Use e.g. 64.")
     check_redraw(swap.redraw)

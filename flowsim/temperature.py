@@ -15,7 +15,7 @@ import equinox as eqx
 import numpy as np
 from equinox import AbstractClassVar
 
-from flowsim._arrays import Described, check, check_number, is_concrete, namespace, number
+from flowsim._arrays import Described, check, check_number, is_concrete, namespace, number, shown
 
 
 class AbstractParametrization(Described):
@@ -180,6 +180,12 @@ class Cosine(AbstractTemperature):
     def __check_init__(self) -> None:
         for name in ("low", "high", "cycles"):
             check_number(name, getattr(self, name), positive=True, cure="Use e.g. Cosine(0.01, 0.04, cycles=5).")
+        if is_concrete(self.low) and is_concrete(self.high):
+            check(
+                self.low <= self.high,
+                f"Argument `low` must be at most `high`, but they are {float(self.low):g} and {float(self.high):g}. "
+                f"Swap them: Cosine({float(self.high):g}, {float(self.low):g}).",
+            )
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         turn = namespace(progress, self.cycles).cos(2 * np.pi * self.cycles * _clip(progress))
@@ -205,9 +211,7 @@ class Learnable(AbstractTemperature):
     init: Any = eqx.field(converter=number, default=0.07)
     parametrization: AbstractParametrization = Exp()
     lr_ratio: Any = eqx.field(converter=number, default=1.0)
-    clamp: tuple[Any, Any] | None = eqx.field(
-        converter=lambda c: None if c is None else tuple(number(x) for x in c), default=None
-    )
+    clamp: tuple[Any, Any] | None = eqx.field(converter=lambda clamp: _bounds(clamp), default=None)
     learnable: ClassVar[bool] = True
     constant: ClassVar[bool] = True
 
@@ -217,9 +221,8 @@ class Learnable(AbstractTemperature):
             isinstance(self.parametrization, AbstractParametrization),
             f"Argument `parametrization` cannot be {self.parametrization!r}. Use e.g. fs.temperature.Softplus().",
         )
-        check_number("lr_ratio", self.lr_ratio, cure="Use e.g. Learnable(lr_ratio=1.0).")
+        check_number("lr_ratio", self.lr_ratio, minimum=0.0, cure="Use e.g. Learnable(lr_ratio=1.0); 0 never moves it.")
         if self.clamp is not None:
-            check(len(self.clamp) == 2, "Argument `clamp` must be (tau_min, tau_max). Use e.g. (0.01, 1.0).")
             low, high = self.clamp
             for name, bound in (("clamp[0]", low), ("clamp[1]", high)):
                 check_number(name, bound, positive=True, cure="Use e.g. clamp=(0.01, 1.0).")
@@ -247,6 +250,18 @@ class Learnable(AbstractTemperature):
         assert self.clamp is not None
         low, high = self.clamp
         return self.parametrization.raw(1.0 / high), self.parametrization.raw(1.0 / low)
+
+
+def _bounds(clamp: Any) -> Any:
+    """(τ_min, τ_max) as numbers; None for no clamp."""
+    if clamp is None:
+        return None
+    pair = tuple(clamp) if np.ndim(clamp) == 1 or isinstance(clamp, tuple) else ()
+    check(
+        len(pair) == 2,
+        f"Argument `clamp` must be (tau_min, tau_max), but is {shown(clamp)}. Use e.g. (0.01, 1.0).",
+    )
+    return tuple(number(bound) for bound in pair)
 
 
 def _clip(progress: Any) -> Any:

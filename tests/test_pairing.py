@@ -100,7 +100,7 @@ def test_clusters_share_their_texts():
         (lambda: fs.FreshRepairing(1.5), "`fraction` must be at most 1, but is 1.5"),
         (lambda: fs.FreshRepairing(0.5, redraw=0.0), "`redraw` must be positive, but is 0. Use the flow time"),
         (lambda: fs.FreshRepairing("half"), "Expected a number, but got 'half'"),
-        (lambda: fs.Clusters(0), "`size` must be at least 1, but is 0"),
+        (lambda: fs.Clusters(0), "`size` must be a whole number of at least 1, but is 0"),
         (lambda: rows_of(fs.Clusters(3)), "8 pairs do not form clusters of 3. Use a number of pairs that 3 divides"),
         (lambda: LabelNoise(1.0), "`noise` must be below 1"),
     ],
