@@ -153,7 +153,7 @@ def check_whole(name: str, value: Any, minimum: int, cure: str) -> None:
 
 def check_number(name: str, value: Any, *, positive: bool = False, minimum: float | None = None, cure: str) -> None:
     """Refuse what is no number, not finite, or not positive, or below `minimum`; traced values pass."""
-    if isinstance(value, jax.core.Tracer) or type(value) is object or np.ndim(value) > 0 and hasattr(value, "dtype"):
+    if isinstance(value, jax.core.Tracer) or type(value) is object or (np.ndim(value) > 0 and hasattr(value, "dtype")):
         return  # the last: the numbers of many runs
     if not is_concrete(value) or not is_real(np.asarray(value)):
         raise FlowsimError(f"Argument `{name}` must be a number, but is {shown(value)}. {cure}")

@@ -24,9 +24,9 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
+from . import _blocks
+from ._arrays import host_array, is_real, moderate, shown
 from .errors import FlowsimError, unknown_name
 
 Rows: TypeAlias = Float[Array | np.ndarray, "n d"]
@@ -42,6 +44,9 @@ Square: TypeAlias = Float[Array | np.ndarray, "n n"]
 Number: TypeAlias = Float[Array, ""] | float
 Positive: TypeAlias = Float[Array | np.ndarray, ""] | float
 
+_AT_ONCE = 2_000  # up to so many rows a report is one compiled program, with rows held in float64
+_EXACT = 20_000  # up to so many rows a report compares all rows with all others
+_EPS64 = float(np.finfo(np.float64).eps)
 _BLOCK = 2**22  # most similarities held at once (32 MiB in float64)
 _TIES = 32  # cosines within this many machine epsilons are equal: far below any real difference
 
@@ -99,19 +104,31 @@ def _check_shapes(arguments: dict[str, Any], pairs: bool) -> None:
 
 def _check_values(name: str, value: Any) -> np.ndarray:
     """`value` as a float64 NumPy array that a metric can take."""
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise FlowsimError(f"Argument `{name}` has rows of different lengths. Pass an array.") from None
-    if not (jnp.issubdtype(array.dtype, np.floating) or jnp.issubdtype(array.dtype, np.integer)):
+    array = _real_array(name, value).astype(np.float64)
+    _check_finite(name, array)
+    return array
+
+
+def _real_array(name: str, value: Any) -> np.ndarray:
+    """`value` as a NumPy array of real numbers, of its own dtype."""
+    array = host_array(value)
+    if array is None:
+        raise FlowsimError(f"Argument `{name}` has rows of different lengths. Pass an array.")
+    if not is_real(array):
         raise FlowsimError(
             f"Argument `{name}` must hold real numbers, but has dtype {array.dtype}. Pass a float array."
         )
-    array = array.astype(np.float64)
+    return array
+
+
+def _check_finite(name: str, array: np.ndarray, first: int = 0) -> None:
+    """Refuse NaN, infinity and rows of zeros in an array, or in its rows from `first` on."""
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
+        place = bad[0].tolist()
+        place[:1] = [index + first for index in place[:1]]
         raise FlowsimError(
-            f"Argument `{name}` has NaN or infinity (first at index {tuple(bad[0].tolist())}). "
+            f"Argument `{name}` has NaN or infinity (first at index {tuple(place)}). "
             "Remove those rows, or repair their source."
         )
     if name == "temperature" and array.ndim == 0 and array <= 0:
@@ -120,10 +137,30 @@ def _check_values(name: str, value: Any) -> np.ndarray:
         zero = np.flatnonzero(~array.any(axis=1))
         if len(zero):
             raise FlowsimError(
-                f"Argument `{name}` has {len(zero)} row(s) of zeros (first: row {zero[0]}), "
+                f"Argument `{name}` has {len(zero)} row(s) of zeros (first: row {zero[0] + first}), "
                 "which have no direction. Remove them together with their pairs."
             )
-    return array
+
+
+def _check_captions(images: int, texts: int, captions: int, always: bool = False) -> None:
+    """Refuse row numbers that do not fit several captions of each image; with `always`, also one of each."""
+    if (captions > 1 or always) and texts != captions * images:
+        raise FlowsimError(
+            f"`image` has {images} rows and `text` has {texts}, but {captions} caption(s) per image need "
+            f"{captions * images} text rows. Pass `captions_per_image`, with the captions of one image in consecutive "
+            "rows."
+        )
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise FlowsimError(f"Argument `seed` must be a whole number of at least 0, but is {seed!r}.")
+
+
+def _check_blocks(name: str, array: np.ndarray) -> None:
+    """`_check_finite` of many rows, which may be mapped from a file."""
+    for start in range(0, len(array), _blocks.BLOCK):
+        _check_finite(name, np.asarray(array[start : start + _blocks.BLOCK], np.float64), start)
 
 
 def _check_counts(options: dict[str, Any]) -> None:
@@ -135,6 +172,8 @@ def _check_counts(options: dict[str, Any]) -> None:
 P = ParamSpec("P")
 R = TypeVar("R")
 _ARRAYS = ("image", "text", "similarity", "logits", "temperature")
+#: Metrics that take rows as they are; the others scale them to unit length.
+_AS_GIVEN = ("margin_of_products", "matched_fraction_of_products", "doubly_stochastic_defect_of_products")
 
 
 def _metric(*, pairs: bool) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -159,12 +198,19 @@ def _metric(*, pairs: bool) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 return plain(**{name: jnp.asarray(v, dtype) for name, v in arrays.items()}, **counts)
             arrays = {name: _check_values(name, value) for name, value in arrays.items()}
             _check_shapes(arrays, pairs)
+            if function.__name__ not in _AS_GIVEN:
+                arrays = _moderate(arrays)
             with jax.ensure_compile_time_eval(), jax.enable_x64(True):
                 return jax.tree.map(_to_host, compiled(**arrays, **counts))
 
         return wrapper
 
     return decorate
+
+
+def _moderate(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows with the same directions, of lengths that compilers do not take for 0 or infinity."""
+    return {name: moderate(value) if name in ("image", "text") else value for name, value in arrays.items()}
 
 
 def _to_host(leaf: Any) -> Any:
@@ -230,6 +276,10 @@ def _fraction(hits: Any, like: Any) -> Float[Array, ""]:
     return yes / (yes + no)
 
 
+def _centre(rows: MoreRows) -> Float[Array, " d"]:
+    return jnp.mean(_unit(rows), axis=0)
+
+
 def _spread(unit: MoreRows) -> Float[Array, ""]:
     """Mean of (1 − cosine)/2 over distinct rows, from distances to their mean: no n×n matrix."""
     return jnp.sum((unit - jnp.mean(unit, axis=0, keepdims=True)) ** 2) / (2 * (unit.shape[0] - 1))
@@ -257,7 +307,7 @@ def modality_gap(image: Rows, text: MoreRows) -> Number:
         >>> round(fs.observables.modality_gap([[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]), 3)
         1.414
     """
-    return jnp.linalg.norm(jnp.mean(_unit(image), axis=0) - jnp.mean(_unit(text), axis=0))
+    return jnp.linalg.norm(_centre(image) - _centre(text))
 
 
 @_metric(pairs=False)
@@ -274,13 +324,13 @@ def centre_norms(image: Rows, text: MoreRows) -> PerModality:
 @_metric(pairs=False)
 def image_centre_norm(image: Rows, text: MoreRows) -> Number:
     """‖mean_i x_i‖₂ of the images; see `centre_norms`."""
-    return jnp.linalg.norm(jnp.mean(_unit(image), axis=0))
+    return jnp.linalg.norm(_centre(image))
 
 
 @_metric(pairs=False)
 def text_centre_norm(image: Rows, text: MoreRows) -> Number:
     """‖mean_j y_j‖₂ of the texts; see `centre_norms`."""
-    return jnp.linalg.norm(jnp.mean(_unit(text), axis=0))
+    return jnp.linalg.norm(_centre(text))
 
 
 @_metric(pairs=False)
@@ -291,7 +341,10 @@ def gap_angle(image: Rows, text: MoreRows) -> Number:
     rounding, and ill-posed when it nearly does: always read it beside `centre_norms`. Source: arXiv
     2510.03268.
     """
-    a, b = jnp.mean(_unit(image), axis=0), jnp.mean(_unit(text), axis=0)
+    return _angle(_centre(image), _centre(text))
+
+
+def _angle(a: Any, b: Any) -> Float[Array, ""]:
     r, s = jnp.linalg.norm(a), jnp.linalg.norm(b)
     angle = 2 * jnp.atan2(jnp.linalg.norm(a / r - b / s), jnp.linalg.norm(a / r + b / s))
     return jnp.where(jnp.minimum(r, s) > _TIES * _eps(a), jnp.degrees(angle), jnp.nan)
@@ -328,9 +381,12 @@ def relative_modality_gap(image: Rows, text: Rows) -> Number:
     Schrodi et al., ICLR 2025.
     """
     x, y = _unit(image), _unit(text)
-    pairs = jnp.mean(jnp.sum((x - y) ** 2, axis=1)) / 4
-    total = pairs + (_spread(x) + _spread(y)) / 2
-    return jnp.where(total > (_TIES * _eps(x)) ** 2, pairs / total, jnp.nan)
+    return _relative(jnp.mean(jnp.sum((x - y) ** 2, axis=1)) / 4, _spread(x), _spread(y))
+
+
+def _relative(pairs: Any, within_image: Any, within_text: Any) -> Float[Array, ""]:
+    total = jnp.asarray(pairs + (within_image + within_text) / 2)
+    return jnp.where(total > (_TIES * _eps(total)) ** 2, pairs / total, jnp.nan)
 
 
 def linear_separability(image: Any, text: Any, seed: int = 0) -> float:
@@ -345,8 +401,7 @@ def linear_separability(image: Any, text: Any, seed: int = 0) -> float:
     """
     if isinstance(image, Tracer) or isinstance(text, Tracer):
         raise FlowsimError("linear_separability fits a classifier and cannot be traced. Call it outside jax.jit.")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise FlowsimError(f"Argument `seed` must be a whole number of at least 0, but is {seed!r}.")
+    _check_seed(seed)
     arrays = {"image": _check_values("image", image), "text": _check_values("text", text)}
     _check_shapes(arrays, pairs=False)
     fit, judge = [], []
@@ -502,11 +557,7 @@ def retrieval_ranks(image: Rows, text: MoreRows, captions_per_image: int = 1) ->
     rank last, not at random. Normalisation: unit rows. Computed in blocks of rows.
     """
     c, (n, m) = captions_per_image, (image.shape[0], text.shape[0])
-    if m != c * n:
-        raise FlowsimError(
-            f"`image` has {n} rows and `text` has {m}, but {c} caption(s) per image need {c * n} text rows. "
-            "Pass `captions_per_image`, with the captions of one image in consecutive rows."
-        )
+    _check_captions(n, m, c, always=True)
     x, y = _unit(image), _unit(text)
     ties = _TIES * _eps(x)
 
@@ -528,11 +579,19 @@ def retrieval_at_k(image: Rows, text: MoreRows, k: int = 1, captions_per_image: 
     Ranks are those of `retrieval_ranks`: ties count against the query; with c captions per image (c = 5 on
     COCO and Flickr) an image query succeeds if any of its captions ranks ≤ k, and each of the c·n captions
     is a text query. Normalisation: unit rows. Sample: the whole pool, whose size belongs beside the number;
-    chance is k/n for c = 1. Range: [0, 1]. Source: the COCO/Flickr30k protocols, Karpathy & Fei-Fei, CVPR
-    2015.
+    chance is k/n for c = 1. Range: [0, 1]; NaN where every query would succeed: k above the m − c captions of
+    other images, or above the n − 1 other images. Source: the COCO/Flickr30k protocols, Karpathy & Fei-Fei,
+    CVPR 2015.
     """
     ranks = retrieval_ranks(image, text, captions_per_image=captions_per_image)
-    return Retrieval(*(_fraction(r <= k, image) for r in ranks))
+    last = _last_ranks(image.shape[0], text.shape[0], captions_per_image)
+    found = (_fraction(rank <= k, image) for rank in ranks)
+    return Retrieval(*(jnp.full_like(r, jnp.nan) if k >= worst else r for r, worst in zip(found, last, strict=True)))
+
+
+def _last_ranks(images: int, texts: int, captions: int) -> Retrieval:
+    """The worst rank that a query can have: an image counts one caption of its own and all of the others."""
+    return Retrieval(texts - captions + 1, images)
 
 
 # --- shape of each modality ------------------------------------------------------------------------------
@@ -590,8 +649,14 @@ def wasserstein_uniformity(image: Rows, text: MoreRows) -> Number:
     stack = jnp.concatenate([_unit(image), _unit(text)])
     mean = jnp.mean(stack, axis=0)
     centred = stack - mean[None, :]
-    singular = jnp.linalg.svd(centred, compute_uv=False) / math.sqrt(stack.shape[0] - 1)
-    squared = jnp.sum(mean**2) + 1 + jnp.sum(singular**2) - 2 / math.sqrt(stack.shape[1]) * jnp.sum(singular)
+    return _distance_to_uniform(mean, centred, stack.shape[0])
+
+
+def _distance_to_uniform(mean: Any, centred: Any, rows: int) -> Float[Array, ""]:
+    """`wasserstein_uniformity` from the mean and the centred rows, or a factor of them with their singular values."""
+    # Without `full_matrices=False` the left factor, rows × rows, would be allocated even though it is not wanted.
+    singular = jnp.linalg.svd(centred, compute_uv=False, full_matrices=False) / math.sqrt(rows - 1)
+    squared = jnp.sum(mean**2) + 1 + jnp.sum(singular**2) - 2 / math.sqrt(centred.shape[1]) * jnp.sum(singular)
     return -jnp.sqrt(jnp.maximum(squared, 0))
 
 
@@ -608,18 +673,23 @@ def effective_rank(image: Rows, text: MoreRows) -> PerModality:
 @_metric(pairs=False)
 def image_effective_rank(image: Rows, text: MoreRows) -> Number:
     """`effective_rank` of the images."""
-    return _effective_rank(_unit(image))
+    return _effective_rank(*_centred(_unit(image)))
 
 
 @_metric(pairs=False)
 def text_effective_rank(image: Rows, text: MoreRows) -> Number:
     """`effective_rank` of the texts."""
-    return _effective_rank(_unit(text))
+    return _effective_rank(*_centred(_unit(text)))
 
 
-def _effective_rank(unit: MoreRows) -> Float[Array, ""]:
-    singular = jnp.linalg.svd(unit - jnp.mean(unit, axis=0, keepdims=True), compute_uv=False)
-    real = singular > _TIES * _eps(unit) * math.sqrt(unit.shape[0])
+def _centred(unit: MoreRows) -> tuple[MoreRows, int]:
+    return unit - jnp.mean(unit, axis=0, keepdims=True), unit.shape[0]
+
+
+def _effective_rank(centred: Any, rows: int) -> Float[Array, ""]:
+    """`effective_rank` from the centred rows, or a factor of them with their singular values."""
+    singular = jnp.linalg.svd(centred, compute_uv=False, full_matrices=False)
+    real = singular > _TIES * _eps(singular) * math.sqrt(rows)
     total = jnp.sum(jnp.where(real, singular, 0))
     p = jnp.where(real, singular, 1) / jnp.where(total > 0, total, 1)
     entropy = -jnp.sum(jnp.where(real, p * jnp.log(p), 0))
@@ -659,7 +729,8 @@ def _recall(name: str) -> Observable:
     to_text = direction == "image_to_text"
     arrow, rank = ("X \\to Y", "#{j: Z_ij ≥ Z_ii}") if to_text else ("Y \\to X", "#{i: Z_ij ≥ Z_jj}")
     description = f"{direction.replace('_to_', '→')} recall: rank {rank} ≤ {k}, in [0, 1], higher is better"
-    return Observable(name, recall, rf"\mathrm{{R@{k}}}_{{{arrow}}}", description)
+    undefined = f"with no more than {k} candidates every query succeeds"
+    return Observable(name, recall, rf"\mathrm{{R@{k}}}_{{{arrow}}}", description, undefined=undefined)
 
 
 # fmt: off
@@ -717,7 +788,8 @@ class Report:
     """All metrics of one pair of embedding sets, from `report`.
 
     `values` has a float for every name, NaN where `reasons` says why it is missing. `pairs` is the number of
-    one-to-one pairs (None when rows are not paired one to one), `dim` the dimension.
+    one-to-one pairs (None when rows are not paired one to one), `dim` the dimension. `samples` says of values that were
+    estimated how many rows were taken of how many, and the limits `low` and `high` of a 95 % confidence interval.
     """
 
     values: dict[str, float]
@@ -729,6 +801,7 @@ class Report:
     temperature: float | None = None
     captions_per_image: int = 1
     seed: int = 0
+    samples: dict[str, _blocks.Sample] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
         """The value of a metric, NaN if missing; an unknown name raises `FlowsimError`."""
@@ -744,11 +817,17 @@ class Report:
 
     def _table(self) -> list[tuple[str, str, str]]:
         return [
-            (name, f"{v:.6g}", REGISTRY[name].description)
+            (name, f"{v:.6g}", self._sample(name) + REGISTRY[name].description)
             if name not in self.reasons
             else (name, "–", self.reasons[name])
             for name, v in self.values.items()
         ]
+
+    def _sample(self, name: str) -> str:
+        if name not in self.samples:
+            return ""
+        s = self.samples[name]
+        return f"[{s.low:.6g}, {s.high:.6g}] (95 %) from {s.rows:,} of {s.of:,} rows; "
 
     def __repr__(self) -> str:
         width = max(len(name) for name in self.values)
@@ -763,18 +842,46 @@ class Report:
 
     def to_json(self) -> str:
         """Strict JSON: a missing value is null, and its reason is under `reasons`."""
-        content = dict(self.__dict__)
+        content = asdict(self)
         content["values"] = {name: v if math.isfinite(v) else None for name, v in self.values.items()}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def report(image: Any, text: Any, temperature: Any = None, captions_per_image: int = 1, seed: int = 0) -> Report:
+def report(
+    image: Any,
+    text: Any,
+    temperature: Any = None,
+    captions_per_image: int = 1,
+    seed: int = 0,
+    *,
+    only: Sequence[str] | None = None,
+    exact: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
     """Every metric of `REGISTRY` for two embedding sets, with a reason for each that does not apply.
 
-    `temperature` (τ, positive) is needed by `doubly_stochastic_defect` alone. With c = `captions_per_image`
-    > 1, `text` has c·n rows, c in a row for each image; retrieval follows that protocol, metrics over
-    one-to-one pairs are left out. With unequal row numbers the unpaired metrics remain. `seed` splits the
-    rows of `linear_separability`. Raises `FlowsimError` for bad input.
+    Many rows are read in blocks, also from a file that is mapped into memory (`open_embeddings`). Sums over rows and
+    factorisations are exact at any size. Beyond 20,000 rows, metrics that compare all rows with all others take a
+    random sample of queries, each compared with all rows of the pool, and the classifier a sample of rows; `samples`
+    has their number and a 95 % confidence interval.
+
+    Args:
+        image: rows (n, d) of real numbers: NumPy, JAX, torch, lists.
+        text: rows (m, d).
+        temperature: τ > 0, needed by `doubly_stochastic_defect` alone.
+        captions_per_image: c; above 1, `text` has c·n rows, c in a row for each image: retrieval follows that
+            protocol, and metrics over one-to-one pairs are left out. With unequal row numbers the unpaired metrics
+            remain.
+        seed: of the split of `linear_separability`, and of samples.
+        only: names of the metrics wanted; default all.
+        exact: compare all rows beyond 20,000 too. The time grows with n·m.
+        progress: called with a few words before each long step.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        FlowsimError: for bad input.
 
     Examples:
         >>> import flowsim as fs
@@ -787,38 +894,245 @@ def report(image: Any, text: Any, temperature: Any = None, captions_per_image: i
     """
     c = captions_per_image
     _check_counts({"captions_per_image": c})
-    arrays = {"image": _check_values("image", image), "text": _check_values("text", text)}
-    if temperature is not None:
-        arrays["temperature"] = _check_values("temperature", temperature)
-    _check_shapes(arrays, pairs=False)
+    _check_seed(seed)
+    wanted = _wanted(only)
+    arrays = {"image": _real_array("image", image), "text": _real_array("text", text)}
+    tau = None if temperature is None else _check_values("temperature", temperature)
+    _check_shapes(arrays if tau is None else arrays | {"temperature": tau}, pairs=False)
+    for name, array in arrays.items():
+        _check_blocks(name, array)
     (n, d), m = arrays["image"].shape, len(arrays["text"])
+    _check_captions(n, m, c)
     paired = n == m and c == 1
     hint = f"it takes one text per image, for example text[::{c}]" if c > 1 else "row i of both must be a pair"
 
-    values = dict.fromkeys(REGISTRY, math.nan)
-    reasons, traced = {}, []
-    for name, observable in REGISTRY.items():
-        if observable.needs_pairs and not paired:
+    values, reasons = dict.fromkeys(wanted, math.nan), {}
+    for name in wanted:
+        if REGISTRY[name].needs_pairs and not (paired or (c > 1 and name in _RECALLS)):
             reasons[name] = f"needs pairs: image has {n} rows, text {m}; {hint}"
-        elif observable.needs_temperature and temperature is None:
+        elif REGISTRY[name].needs_temperature and tau is None:
             reasons[name] = "needs a temperature: pass temperature=τ"
-        elif observable.traceable and name not in _RECALLS:
-            traced.append(name)
+        elif name in _RECALLS:
+            k, direction = _RECALLS[name]
+            candidates = getattr(_last_ranks(n, m, c), direction)
+            if k >= candidates:
+                reasons[name] = f"needs more than {k} candidates, but has {candidates}: every query would succeed"
+    named = tuple(name for name in wanted if name not in reasons)
+    if max(n, m) <= _AT_ONCE:
+        values |= _measure_at_once(named, arrays, tau, c, seed)
+        samples = {}
+    else:
+        large = _Large(arrays, c, seed, exact or max(n, m) <= _EXACT, progress or (lambda step: None))
+        found, samples, left_out = large.measure(named, tau)
+        values |= found
+        reasons |= left_out
+    reasons |= {
+        name: f"undefined: {REGISTRY[name].undefined}"
+        for name in named
+        if math.isnan(values[name]) and name not in reasons
+    }
+    return Report(
+        values, reasons, n if paired else None, d, n, m, None if tau is None else float(tau), int(c), int(seed), samples
+    )
+
+
+def _wanted(only: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of a report, in the order of the registry."""
+    if only is None:
+        return tuple(REGISTRY)
+    if isinstance(only, str) or not isinstance(only, Iterable):
+        raise FlowsimError(f"Argument `only` must be a list of names, but is {shown(only)}. Use e.g. ['modality_gap'].")
+    chosen = list(only)
+    for name in chosen:
+        if name not in REGISTRY:
+            raise unknown_name("observable", name, REGISTRY)
+    if not chosen:
+        raise FlowsimError("Argument `only` names no metric. Use e.g. ['modality_gap'], or leave it out for all.")
+    return tuple(name for name in REGISTRY if name in chosen)
+
+
+def _measure_at_once(
+    names: tuple[str, ...], arrays: dict[str, np.ndarray], tau: np.ndarray | None, captions: int, seed: int
+) -> dict[str, float]:
+    """Metrics of rows that memory holds in float64."""
+    rows = _moderate({name: array.astype(np.float64) for name, array in arrays.items()})
+    traced = tuple(name for name in names if REGISTRY[name].traceable and name not in _RECALLS)
+    given = rows if tau is None else rows | {"temperature": tau}
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        values |= jax.tree.map(_to_host, _evaluate(tuple(traced), **arrays))
-    values["linear_separability"] = linear_separability(arrays["image"], arrays["text"], seed=seed)
-    reasons |= {name: f"undefined: {REGISTRY[name].undefined}" for name in traced if math.isnan(values[name])}
-    if paired or c > 1:
-        ranks = retrieval_ranks(arrays["image"], arrays["text"], captions_per_image=c)
-        for name, (k, direction) in _RECALLS.items():
-            reasons.pop(name, None)
+        values = jax.tree.map(_to_host, _evaluate(traced, **given))
+    if "linear_separability" in names:
+        values["linear_separability"] = linear_separability(rows["image"], rows["text"], seed=seed)
+    recalls = [name for name in names if name in _RECALLS]
+    if recalls:
+        ranks = retrieval_ranks(rows["image"], rows["text"], captions_per_image=captions)
+        for name in recalls:
+            k, direction = _RECALLS[name]
             values[name] = float(np.mean(getattr(ranks, direction) <= k))
-            pool = m if direction == "image_to_text" else n
-            if k >= pool:
-                values[name] = math.nan
-                reasons[name] = f"needs more than {k} candidates, but has {pool}: every query would succeed"
-    tau = None if temperature is None else float(arrays["temperature"])
-    return Report(values, reasons, n if paired else None, d, n, m, tau, int(c), int(seed))
+    return values
+
+
+class _Large:
+    """Metrics of many rows: in blocks, and beyond `_EXACT` rows from samples of queries unless `exact`."""
+
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        captions: int,
+        seed: int,
+        exact: bool,
+        progress: Callable[[str], None],
+    ):
+        self.rows = {name: _blocks.Rows(array) for name, array in arrays.items()}
+        self.captions, self.seed, self.exact, self.progress = captions, seed, exact, progress
+
+    def measure(
+        self, names: tuple[str, ...], tau: np.ndarray | None
+    ) -> tuple[dict[str, float], dict[str, _blocks.Sample], dict[str, str]]:
+        """Values, what was sampled, and why something is missing, by name."""
+        values, samples, reasons = {}, {}, {}
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            for name in names:
+                self.progress(name)
+                if name in _RECALLS:
+                    k, direction = _RECALLS[name]
+                    values[name], sample = self._fraction(getattr(self._pairs, direction).rank <= k, direction)
+                elif name in self._SUMS:
+                    values[name], sample = float(self._SUMS[name](self)), None
+                elif name == "doubly_stochastic_defect":
+                    assert tau is not None
+                    values[name], sample = self._defect(float(tau), reasons)
+                else:
+                    values[name], sample = getattr(self, f"_{name}")(reasons)
+                if sample is not None:
+                    samples[name] = sample
+        return values, samples, reasons
+
+    # What several metrics share.
+
+    @functools.cached_property
+    def _centres(self) -> dict[str, np.ndarray]:
+        return {name: _blocks.centre(rows) for name, rows in self.rows.items()}
+
+    @functools.cached_property
+    def _means(self) -> _blocks.PairMeans:
+        return _blocks.pair_means(self.rows["image"], self.rows["text"])
+
+    @functools.cached_property
+    def _factors(self) -> dict[str, np.ndarray]:
+        return {name: _blocks.factor(rows, self._centres[name]) for name, rows in self.rows.items()}
+
+    def _within(self, name: str) -> float:
+        """`_spread` of a modality."""
+        return _blocks.spread(self.rows[name], self._centres[name]) / (2 * (len(self.rows[name]) - 1))
+
+    def _of_both(self) -> Any:
+        centres = [self._centres[name] for name in self.rows]
+        counts = [len(rows) for rows in self.rows.values()]
+        mean, both = _blocks.factor_of_both(*self._factors.values(), centres, counts)
+        return _distance_to_uniform(mean, both, sum(counts))
+
+    _SUMS: ClassVar[dict[str, Callable[["_Large"], Any]]] = {
+        "modality_gap": lambda s: np.linalg.norm(s._centres["image"] - s._centres["text"]),
+        "gap_angle": lambda s: _angle(s._centres["image"], s._centres["text"]),
+        "image_centre_norm": lambda s: np.linalg.norm(s._centres["image"]),
+        "text_centre_norm": lambda s: np.linalg.norm(s._centres["text"]),
+        "pair_distance": lambda s: s._means.distance,
+        "mean_pair_cosine": lambda s: s._means.cosine,
+        "alignment": lambda s: s._means.squared,
+        "relative_modality_gap": lambda s: _relative(s._means.squared / 4, s._within("image"), s._within("text")),
+        "wasserstein_uniformity": lambda s: s._of_both(),
+        "image_effective_rank": lambda s: _effective_rank(s._factors["image"], len(s.rows["image"])),
+        "text_effective_rank": lambda s: _effective_rank(s._factors["text"], len(s.rows["text"])),
+    }
+
+    # Comparisons of rows with all others.
+
+    def _chosen(self, queries: str, others: str) -> np.ndarray:
+        """Indices of the queries: all, or as many drawn at random as a comparison of `_EXACT` rows takes."""
+        n = len(self.rows[queries])
+        count = n if self.exact else min(n, max(1000, _EXACT**2 // len(self.rows[others])))
+        return np.arange(n) if count == n else np.sort(np.random.default_rng(self.seed).choice(n, count, replace=False))
+
+    def _compare(self, queries: str, others: str, chosen: np.ndarray, first: np.ndarray, count: int) -> Any:
+        return _blocks.neighbours(
+            self.rows[queries], chosen, self.rows[others], first, count, _TIES * _EPS64,
+            lambda step: self.progress(f"{queries} to {others}, {step}"),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _queries(self) -> Retrieval:
+        """The queries in each direction. The same pairs in both, so that their margins are known."""
+        images = self._chosen("image", "text")
+        return Retrieval(images, images if self.captions == 1 else self._chosen("text", "image"))
+
+    @functools.cached_property
+    def _pairs(self) -> Retrieval:
+        """`Neighbours` of the queries in each direction."""
+        images, texts, c = *self._queries, self.captions
+        return Retrieval(
+            self._compare("image", "text", images, c * images, c), self._compare("text", "image", texts, texts // c, 1)
+        )
+
+    def _fraction(self, hits: np.ndarray, direction: str) -> tuple[float, _blocks.Sample | None]:
+        value, of = float(np.mean(hits)), len(self.rows[direction.partition("_")[0]])
+        return value, None if len(hits) == of else _blocks.sample_of_fraction(value, len(hits), of)
+
+    @functools.cached_property
+    def _margins(self) -> np.ndarray:
+        to_text, to_image = self._pairs
+        return to_text.own - np.maximum(to_text.other, to_image.other)
+
+    def _margin(self, reasons: dict[str, str]) -> tuple[float, None]:
+        value, n = float(self._margins.min()), len(self.rows["image"])
+        if len(self._margins) == n:
+            return value, None
+        reasons["margin"] = (
+            f"a minimum over all pairs, which {len(self._margins):,} of {n:,} pairs only bound: it is at most "
+            f"{value:.4g}; exact=True (--exact) takes all"
+        )
+        return math.nan, None
+
+    def _matched_fraction(self, reasons: dict[str, str]) -> tuple[float, _blocks.Sample | None]:
+        return self._fraction(self._margins > _TIES * _EPS64, "image")
+
+    def _log_mean(self, kernels: np.ndarray, of: int) -> tuple[float, _blocks.Sample | None]:
+        value = float(np.log(np.mean(kernels)))
+        return value, None if len(kernels) == of else _blocks.sample_of_log_mean(kernels, of)
+
+    def _uniformity(self, name: str) -> tuple[float, _blocks.Sample | None]:
+        chosen = self._chosen(name, name)
+        return self._log_mean(self._compare(name, name, chosen, chosen, 1).kernel, len(self.rows[name]))
+
+    def _image_uniformity(self, reasons: dict[str, str]) -> tuple[float, _blocks.Sample | None]:
+        return self._uniformity("image")
+
+    def _text_uniformity(self, reasons: dict[str, str]) -> tuple[float, _blocks.Sample | None]:
+        return self._uniformity("text")
+
+    def _cross_uniformity(self, reasons: dict[str, str]) -> tuple[float, _blocks.Sample | None]:
+        return self._log_mean(self._pairs.image_to_text.kernel, len(self.rows["image"]))
+
+    def _defect(self, tau: float, reasons: dict[str, str]) -> tuple[float, None]:
+        if not self.exact:
+            reasons["doubly_stochastic_defect"] = (
+                f"a maximum over sums of all pairs, of which there are {len(self.rows['image']):,}²; "
+                "exact=True (--exact) takes all"
+            )
+            return math.nan, None
+        return _blocks.softmax_defect(*self.rows.values(), 1 / tau, self.progress), None
+
+    def _linear_separability(self, reasons: dict[str, str]) -> tuple[float, _blocks.Sample | None]:
+        """Fitted and judged on at most `_EXACT` rows of each modality, also with `exact`: a fit needs no more."""
+        rng = np.random.default_rng(self.seed)
+        kept = {}
+        for name, rows in self.rows.items():
+            n = len(rows)
+            kept[name] = rows[slice(None) if n <= _EXACT else np.sort(rng.choice(n, _EXACT, replace=False))]
+        value = linear_separability(kept["image"], kept["text"], seed=self.seed)
+        judged = sum((len(rows) + 1) // 2 for rows in kept.values())
+        whole = sum(len(rows) for rows in self.rows.values())
+        cut = any(len(rows) > _EXACT for rows in self.rows.values())
+        return value, _blocks.sample_of_fraction(value, judged, whole) if cut else None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -835,23 +1149,30 @@ def load_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
     `image` and `text`. Pickled objects are never loaded. Raises `FlowsimError`, naming the file, when it is
     missing or unreadable, is no such file, or holds something that no metric can take.
     """
+    image, text = open_embeddings(path)
+    return np.array(image, np.float64), np.array(text, np.float64)
+
+
+def open_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """As `load_embeddings`, but in the dtype of the file, and mapped into memory from a `.npy` file: for `report`."""
     cure = "Save it with np.save(path, np.stack([image, text])) or np.savez(path, image=image, text=text)."
     try:
         with open(path, "rb") as file:
             magic = file.read(6)
-            file.seek(0)
             if magic != b"\x93NUMPY" and not magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
                 raise FlowsimError(f"{path} is not a NumPy file (.npy or .npz). {cure}")
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                if content.ndim != 3 or content.shape[0] != 2:
-                    raise FlowsimError(f"{path} holds an array of shape {content.shape}, not (2, n, d). {cure}")
-                image, text = content
-            else:
+            file.seek(0)
+            if magic.startswith(b"PK"):
+                content = np.load(file, allow_pickle=False)
                 if not {"image", "text"} <= set(content.files):
                     found = ", ".join(content.files) or "nothing"
                     raise FlowsimError(f"{path} needs arrays `image` and `text`, but holds: {found}. {cure}")
                 image, text = content["image"], content["text"]
+            else:
+                content = np.load(path, mmap_mode="r", allow_pickle=False)
+                if content.ndim != 3 or content.shape[0] != 2:
+                    raise FlowsimError(f"{path} holds an array of shape {content.shape}, not (2, n, d). {cure}")
+                image, text = content
     except FlowsimError:
         raise
     except FileNotFoundError:
@@ -861,11 +1182,13 @@ def load_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
     except OSError as error:
         raise FlowsimError(f"{path} cannot be read ({error.strerror or error}). Check the file.") from error
     except Exception as error:  # NumPy and zipfile raise many kinds for a file that is damaged or foreign
-        if "allow_pickle" in str(error):
+        if "allow_pickle" in str(error) or "Python objects in dtype" in str(error):
             raise FlowsimError(f"{path} holds pickled Python objects, which are not loaded. {cure}") from error
         raise FlowsimError(f"{path} is damaged or not a NumPy file ({error}). {cure}") from error
     try:
-        arrays = {"image": _check_values("image", image), "text": _check_values("text", text)}
+        arrays = {"image": _real_array("image", image), "text": _real_array("text", text)}
+        for name, array in arrays.items():
+            _check_blocks(name, array)
         _check_shapes(arrays, pairs=False)
     except FlowsimError as error:
         raise FlowsimError(f"{path}: {error}") from error

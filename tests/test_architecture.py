@@ -12,12 +12,13 @@ import pytest
 import flowsim as fs
 
 PACKAGE = Path(fs.__file__).parent
-BASE = {"errors", "_arrays", "_executors", "_files", "_workers"}
+BASE = {"errors", "_arrays", "_blocks", "_executors", "_files", "_workers"}
 
 #: room -> the rooms it may import; anything may import BASE. Rooms further down know more.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "_arrays": set(),
+    "_blocks": set(),
     "_files": set(),
     "_workers": set(),
     "_executors": set(),

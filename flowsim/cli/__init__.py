@@ -547,6 +547,10 @@ class Measure:
     """Softmax temperature, for the observables that need one."""
     captions_per_image: Annotated[int, _whole("--captions-per-image", "5")] = 1
     """Number of text rows for each image row."""
+    only: Annotated[str | None, _text("--only", "NAME,..."), _hint("(default: all)")] = None
+    """Metrics wanted, e.g. modality_gap,matched_fraction."""
+    exact: Flag = False
+    """Beyond 20,000 rows compare all with all others, not a sample; the time grows with their square."""
     json: Flag = False
     """JSON on stdout; a value that is missing is null, with its reason."""
 
@@ -557,10 +561,12 @@ class Measure:
             )
         from flowsim import observables
 
-        image, text = observables.load_embeddings(self.file[0])
-        report = observables.report(
-            image, text, temperature=self.temperature, captions_per_image=self.captions_per_image
-        )
+        only = None if self.only is None else [name.strip() for name in self.only.split(",")]
+        image, text = observables.open_embeddings(self.file[0])
+        with _progress("Measuring") as step:
+            report = observables.report(
+                image, text, self.temperature, self.captions_per_image, only=only, exact=self.exact, progress=step
+            )
         print(report.to_json() if self.json else report)
         return 0
 
