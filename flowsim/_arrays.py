@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from flowsim.errors import FlowsimError
+from flowsim.errors import FlowsimError, unknown_name
 
 #: Arrays of states: NumPy on the host, JAX inside a solve.
 Numeric = jax.Array | np.ndarray
@@ -101,7 +101,7 @@ def is_concrete(value: Any) -> bool:
 
 def is_real(array: np.ndarray) -> bool:
     """Whether an array holds real numbers, and no truth values."""
-    return jnp.issubdtype(array.dtype, np.floating) or jnp.issubdtype(array.dtype, np.integer)
+    return array.dtype.kind in "fiu" or jnp.issubdtype(array.dtype, np.floating)  # the latter: bfloat16
 
 
 def host_array(value: Any) -> np.ndarray | None:
@@ -139,16 +139,37 @@ def check(condition: Any, message: str) -> None:
         raise FlowsimError(message)
 
 
-def is_whole(value: Any, minimum: int) -> bool:
-    """Whether `value` is a whole number (and no truth value) of at least `minimum`."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= minimum)
+def plain(value: Any) -> Any:
+    """Python's own numbers and lists for those of NumPy and JAX: the values of static fields."""
+    found = isinstance(value, (np.ndarray, np.generic, jax.Array)) and not isinstance(value, jax.core.Tracer)
+    return value.tolist() if found else value
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number, and no truth value or duration."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
 
 
 def check_whole(name: str, value: Any, minimum: int, cure: str) -> None:
-    """Refuse what is not a whole number of at least `minimum`."""
-    if not is_whole(value, minimum):
+    """Refuse what is not a whole number of at least `minimum` (and below 2³¹, as sizes of arrays are)."""
+    if not is_whole(value) or not minimum <= value < 2**31:
         text = "the text " * isinstance(value, str) + shown(value)  # '5' reads like the number
-        raise FlowsimError(f"Argument `{name}` must be a whole number of at least {minimum}, but is {text}. {cure}")
+        limit = " and below 2³¹" * (is_whole(value) and value >= minimum)
+        raise FlowsimError(
+            f"Argument `{name}` must be a whole number of at least {minimum}{limit}, but is {text}. {cure}"
+        )
+
+
+def check_choice(kind: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse what is none of the known names of a `kind`."""
+    names = tuple(known)
+    if not isinstance(value, str) or value not in names:
+        raise unknown_name(kind, value if isinstance(value, str) else shown(value), names)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    check(isinstance(value, bool), f"Argument `{name}` must be True or False, but is {shown(value)}. Use one of them.")
 
 
 def check_number(name: str, value: Any, *, positive: bool = False, minimum: float | None = None, cure: str) -> None:

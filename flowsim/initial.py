@@ -22,6 +22,7 @@ from flowsim._arrays import (
     Described,
     bundle,
     check,
+    check_flag,
     check_fraction,
     check_number,
     check_whole,
@@ -31,6 +32,7 @@ from flowsim._arrays import (
     moderate,
     number,
     optional_number,
+    plain,
 )
 from flowsim.errors import FlowsimError
 
@@ -139,7 +141,7 @@ class Rings(AbstractRecipe):
         ((5, 2), 0.309)
     """
 
-    pairs: int = eqx.field(static=True, default=5)
+    pairs: int = eqx.field(static=True, converter=plain, default=5)
     height: Any = eqx.field(converter=number, default=FIGURE_2_HEIGHT)
     twist: Any = eqx.field(converter=number, default=-144.0)
 
@@ -170,15 +172,16 @@ class Cones(AbstractRecipe):
         [(16, 8), (16, 8)]
     """
 
-    pairs: int = eqx.field(static=True, default=16)
-    dim: int = eqx.field(static=True, default=8)
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
     height: Any = eqx.field(converter=number, default=0.3)
-    random_basis: bool = eqx.field(static=True, default=False)
+    random_basis: bool = eqx.field(static=True, converter=plain, default=False)
 
     def __check_init__(self) -> None:
         _check_pairs(self.pairs)
         _check_dim(self.dim, minimum=3)
         _check_gamma("height", self.height)
+        check_flag("random_basis", self.random_basis)
 
     def draw(self, seed: int = 0) -> Start:
         rng = np.random.default_rng(seed)
@@ -198,8 +201,8 @@ class Uniform(AbstractRecipe):
         (16, 8)
     """
 
-    pairs: int = eqx.field(static=True, default=16)
-    dim: int = eqx.field(static=True, default=8)
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
     gamma: Any = eqx.field(converter=optional_number, default=None)
 
     def __check_init__(self) -> None:
@@ -224,8 +227,8 @@ class MatchedPairs(AbstractRecipe):
         True
     """
 
-    pairs: int = eqx.field(static=True, default=16)
-    dim: int = eqx.field(static=True, default=8)
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
     gamma: Any = eqx.field(converter=number, default=0.3)
 
     def __check_init__(self) -> None:
@@ -248,7 +251,7 @@ class Orthonormal(AbstractRecipe):
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
 
-    pairs: int = eqx.field(static=True, default=16)
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
     gamma: Any = eqx.field(converter=number, default=0.3)
 
     def __check_init__(self) -> None:
@@ -269,7 +272,7 @@ class Simplex(AbstractRecipe):
         [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     """
 
-    pairs: int = eqx.field(static=True, default=16)
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
     gamma: Any = eqx.field(converter=number, default=0.3)
 
     def __check_init__(self) -> None:
@@ -295,8 +298,8 @@ class Mismatched(AbstractRecipe):
         4
     """
 
-    pairs: int = eqx.field(static=True, default=16)
-    dim: int = eqx.field(static=True, default=8)
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
     gamma: Any = eqx.field(converter=number, default=0.3)
     fraction: Any = eqx.field(converter=number, default=0.5)
 
@@ -333,12 +336,12 @@ class Latents(AbstractRecipe):
         ((16, 8), (16, 4))
     """
 
-    pairs: int = eqx.field(static=True, default=16)
-    factors: int = eqx.field(static=True, default=8)
-    text_factors: int | None = eqx.field(static=True, default=None)
-    dim: int = eqx.field(static=True, default=8)
-    hidden: int | None = eqx.field(static=True, default=None)
-    texts_per_image: int = eqx.field(static=True, default=1)
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    factors: int = eqx.field(static=True, converter=plain, default=8)
+    text_factors: int | None = eqx.field(static=True, converter=plain, default=None)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
+    hidden: int | None = eqx.field(static=True, converter=plain, default=None)
+    texts_per_image: int = eqx.field(static=True, converter=plain, default=1)
     noise: Any = eqx.field(converter=number, default=0.0)
 
     def __check_init__(self) -> None:

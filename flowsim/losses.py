@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Bool, Float
 
-from flowsim._arrays import Described, check_number, number, optional_number
-from flowsim.errors import unknown_name
+from flowsim._arrays import Described, check_choice, check_flag, check_number, number, optional_number, plain
 from flowsim.numerics.cases import exponential_limit, fast_if
 from flowsim.pairing import Targets
 
@@ -82,15 +81,13 @@ class DirectedInfoNCE(AbstractLoss):
     al. 2018; the two halves of Radford et al. 2021.
     """
 
-    direction: str = eqx.field(static=True, default="image_to_text")
+    direction: str = eqx.field(static=True, converter=plain, default="image_to_text")
     bias: ClassVar[None] = None
     bias_rate: ClassVar[None] = None
     relative_bias: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
-        known = ("image_to_text", "text_to_image")
-        if self.direction not in known:
-            raise unknown_name("direction", self.direction, known)
+        check_choice("direction", self.direction, ("image_to_text", "text_to_image"))
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -122,12 +119,13 @@ class Sigmoid(AbstractLoss):
 
     bias: Any = eqx.field(converter=number, default=-10.0)
     bias_rate: Any = eqx.field(converter=optional_number, default=1.0)
-    relative_bias: bool = eqx.field(static=True, default=False)
+    relative_bias: bool = eqx.field(static=True, converter=plain, default=False)
 
     def __check_init__(self) -> None:
         check_number("bias", self.bias, cure="Use e.g. -10 (absolute) or 0 (relative).")
         if self.bias_rate is not None:
             check_number("bias_rate", self.bias_rate, positive=True, cure="Use e.g. 1.0, or None to lock the bias.")
+        check_flag("relative_bias", self.relative_bias)
 
     def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
         t = _dense(targets, logits)

@@ -24,7 +24,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
@@ -35,7 +35,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
 from . import _blocks
-from ._arrays import host_array, is_real, moderate, shown
+from ._arrays import check_choice, check_whole, host_array, is_real, moderate, shown
 from .errors import FlowsimError, unknown_name
 
 Rows: TypeAlias = Float[Array | np.ndarray, "n d"]
@@ -153,8 +153,7 @@ def _check_captions(images: int, texts: int, captions: int, always: bool = False
 
 
 def _check_seed(seed: Any) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise FlowsimError(f"Argument `seed` must be a whole number of at least 0, but is {seed!r}.")
+    check_whole("seed", seed, 0, "Use e.g. 0.")
 
 
 def _check_blocks(name: str, array: np.ndarray) -> None:
@@ -165,8 +164,7 @@ def _check_blocks(name: str, array: np.ndarray) -> None:
 
 def _check_counts(options: dict[str, Any]) -> None:
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise FlowsimError(f"Argument `{name}` must be a whole number of at least 1, but is {value!r}.")
+        check_whole(name, value, 1, "Use e.g. 1.")
 
 
 P = ParamSpec("P")
@@ -854,7 +852,7 @@ def report(
     captions_per_image: int = 1,
     seed: int = 0,
     *,
-    only: Sequence[str] | None = None,
+    only: Collection[str] | None = None,
     exact: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -936,16 +934,15 @@ def report(
     )
 
 
-def _wanted(only: Sequence[str] | None) -> tuple[str, ...]:
+def _wanted(only: Collection[str] | None) -> tuple[str, ...]:
     """The names of a report, in the order of the registry."""
     if only is None:
         return tuple(REGISTRY)
-    if isinstance(only, str) or not isinstance(only, Iterable):
+    if not isinstance(only, list | tuple | set | frozenset):
         raise FlowsimError(f"Argument `only` must be a list of names, but is {shown(only)}. Use e.g. ['modality_gap'].")
     chosen = list(only)
     for name in chosen:
-        if name not in REGISTRY:
-            raise unknown_name("observable", name, REGISTRY)
+        check_choice("observable", name, REGISTRY)
     if not chosen:
         raise FlowsimError("Argument `only` names no metric. Use e.g. ['modality_gap'], or leave it out for all.")
     return tuple(name for name in REGISTRY if name in chosen)

@@ -23,6 +23,7 @@ from flowsim._arrays import (
     is_concrete,
     number,
     optional_number,
+    plain,
 )
 
 
@@ -161,7 +162,7 @@ class Clusters(AbstractPairing):
     Targets 1/size within the group (several captions per image, duplicates). n must be a multiple of `size`.
     """
 
-    size: int = eqx.field(static=True, default=2)
+    size: int = eqx.field(static=True, converter=plain, default=2)
     redraw: ClassVar[None] = None
     fresh: ClassVar[bool] = False
 

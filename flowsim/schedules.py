@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowsim._arrays import Described
+from flowsim._arrays import Described, check, check_choice, shown
 from flowsim.config import from_config, to_config
-from flowsim.errors import FlowsimError, unknown_name
+from flowsim.errors import FlowsimError
 from flowsim.swaps import AbstractSwap, HardSwap, NoSwap, SoftSwap
 from flowsim.temperature import (
     AbstractTemperature,
@@ -33,6 +33,15 @@ class Schedule(Described):
     temperature: AbstractTemperature = Learnable()
     swap: AbstractSwap = NoSwap()
 
+    def __check_init__(self) -> None:
+        for name, kind, example in (
+            ("temperature", AbstractTemperature, "fs.temperature.Fixed(0.1)"),
+            ("swap", AbstractSwap, "fs.HardSwap(0.01)"),
+        ):
+            part = getattr(self, name)
+            cure = f"Write {part.__name__}(), with parentheses" if isinstance(part, type) else f"Use e.g. {example}"
+            check(isinstance(part, kind), f"Argument `{name}` cannot be {shown(part)}. {cure}.")
+
     def to_json(self) -> str:
         """JSON text that `from_json` reads back to an equal schedule."""
         return json.dumps(to_config(self), indent=2)
@@ -42,6 +51,10 @@ class Schedule(Described):
         """The schedule that `to_json` wrote. Raises `FlowsimError` for anything else."""
         try:
             config = json.loads(text)
+        except (TypeError, UnicodeDecodeError):
+            raise FlowsimError(
+                f"Expected JSON text, but got {shown(text)}. Use what `Schedule.to_json` wrote."
+            ) from None
         except json.JSONDecodeError as error:
             raise FlowsimError(f"The schedule is not valid JSON: {error}. Write one with `Schedule.to_json`.") from None
         schedule = from_config(config, KINDS)
@@ -104,14 +117,15 @@ def get(name: str) -> Schedule:
         ...
         flowsim.errors.FlowsimError: Unknown schedule 'TS S33'. Did you mean 'TS S3' or ...
     """
-    if name not in _PRESETS:
-        raise unknown_name("schedule", name, _PRESETS)
+    check_choice("schedule", name, _PRESETS)
     return _PRESETS[name]
 
 
-def load(name_or_path: str) -> Schedule:
+def load(name_or_path: str | Path) -> Schedule:
     """A preset by name, or a schedule from a `.json` file."""
-    if not name_or_path.endswith(".json"):
+    if isinstance(name_or_path, Path):
+        name_or_path = str(name_or_path)
+    if not isinstance(name_or_path, str) or not name_or_path.endswith(".json"):
         return get(name_or_path)
     try:
         text = Path(name_or_path).read_text(encoding="utf-8")
@@ -135,6 +149,6 @@ def as_schedule(value: Any) -> Schedule:
     if isinstance(value, Schedule):
         return value
     raise FlowsimError(
-        f"Expected a schedule or a preset's name, but got {value!r}. Use e.g. fs.schedules.get('Baseline') or "
+        f"Expected a schedule or a preset's name, but got {shown(value)}. Use e.g. fs.schedules.get('Baseline') or "
         "fs.temperature.Fixed(0.1); for a curve of your own derive from fs.temperature.AbstractTemperature."
     )

@@ -21,8 +21,16 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array
 
-from flowsim._arrays import Described, check_fraction, check_redraw, check_whole, number, optional_number
-from flowsim.errors import unknown_name
+from flowsim._arrays import (
+    Described,
+    check_choice,
+    check_fraction,
+    check_redraw,
+    check_whole,
+    number,
+    optional_number,
+    plain,
+)
 
 
 class AbstractSwap(Described):
@@ -66,15 +74,14 @@ class HardSwap(AbstractSwap):
     """
 
     fraction: Any = eqx.field(converter=number, default=0.001)
-    by: str = eqx.field(static=True, default="entry")
-    masks: int = eqx.field(static=True, default=64)
+    by: str = eqx.field(static=True, converter=plain, default="entry")
+    masks: int = eqx.field(static=True, converter=plain, default=64)
     redraw: Any = eqx.field(converter=optional_number, default=None)
     active: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _check_numbers(self)
-        if self.by not in ("entry", "row"):
-            raise unknown_name("swap unit", self.by, ("entry", "row"))
+        check_choice("swap unit", self.by, ("entry", "row"))
 
     def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
         shape = (count, pairs, dim if self.by == "entry" else 1)
@@ -92,15 +99,14 @@ class SoftSwap(AbstractSwap):
     """
 
     fraction: Any = eqx.field(converter=number, default=0.05)
-    reading: str = eqx.field(static=True, default="old")
-    masks: int = eqx.field(static=True, default=64)
+    reading: str = eqx.field(static=True, converter=plain, default="old")
+    masks: int = eqx.field(static=True, converter=plain, default=64)
     redraw: Any = eqx.field(converter=optional_number, default=None)
     active: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _check_numbers(self)
-        if self.reading not in ("old", "updated"):
-            raise unknown_name("reading of the soft swap", self.reading, ("old", "updated"))
+        check_choice("reading of the soft swap", self.reading, ("old", "updated"))
 
     def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
         return jax.random.uniform(key, (count, pairs, dim), dtype)

@@ -139,7 +139,7 @@ class Fixed(AbstractTemperature):
     constant: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_number("temperature", self.tau, positive=True, cure="Use e.g. Fixed(0.07).")
+        _check_temperature("temperature", self.tau, "Use e.g. Fixed(0.07).")
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         return 1.0 / (self.tau + 0.0 * progress)
@@ -160,7 +160,7 @@ class Linear(AbstractTemperature):
 
     def __check_init__(self) -> None:
         for name in ("start", "end"):
-            check_number(name, getattr(self, name), positive=True, cure="Use e.g. Linear(0.01, 0.05).")
+            _check_temperature(name, getattr(self, name), "Use e.g. Linear(0.01, 0.05).")
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         return 1.0 / (self.start + (self.end - self.start) * _clip(progress))
@@ -178,8 +178,10 @@ class Cosine(AbstractTemperature):
     cycles: Any = eqx.field(converter=number, default=5.0)
 
     def __check_init__(self) -> None:
-        for name in ("low", "high", "cycles"):
-            check_number(name, getattr(self, name), positive=True, cure="Use e.g. Cosine(0.01, 0.04, cycles=5).")
+        cure = "Use e.g. Cosine(0.01, 0.04, cycles=5)."
+        for name in ("low", "high"):
+            _check_temperature(name, getattr(self, name), cure)
+        check_number("cycles", self.cycles, positive=True, cure=cure)
         if is_concrete(self.low) and is_concrete(self.high):
             check(
                 self.low <= self.high,
@@ -216,16 +218,16 @@ class Learnable(AbstractTemperature):
     constant: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_number("temperature", self.init, positive=True, cure="Use e.g. Learnable(init=0.07).")
+        _check_temperature("temperature", self.init, "Use e.g. Learnable(init=0.07).")
         check(
             isinstance(self.parametrization, AbstractParametrization),
-            f"Argument `parametrization` cannot be {self.parametrization!r}. Use e.g. fs.temperature.Softplus().",
+            f"Argument `parametrization` cannot be {shown(self.parametrization)}. Use e.g. fs.temperature.Softplus().",
         )
         check_number("lr_ratio", self.lr_ratio, minimum=0.0, cure="Use e.g. Learnable(lr_ratio=1.0); 0 never moves it.")
         if self.clamp is not None:
             low, high = self.clamp
             for name, bound in (("clamp[0]", low), ("clamp[1]", high)):
-                check_number(name, bound, positive=True, cure="Use e.g. clamp=(0.01, 1.0).")
+                _check_temperature(name, bound, "Use e.g. clamp=(0.01, 1.0).")
             if is_concrete(low) and is_concrete(high) and is_concrete(self.init):
                 check(
                     low < high and low <= self.init <= high,
@@ -252,11 +254,18 @@ class Learnable(AbstractTemperature):
         return self.parametrization.raw(1.0 / high), self.parametrization.raw(1.0 / low)
 
 
+def _check_temperature(name: str, value: Any, cure: str) -> None:
+    """Refuse a temperature that is not positive, or so low that 1/τ is beyond float64."""
+    check_number(name, value, positive=True, cure=cure)
+    if is_concrete(value):
+        check(float(value) >= 1e-300, f"Argument `{name}` must be at least 1e-300, but is {float(value):g}. {cure}")
+
+
 def _bounds(clamp: Any) -> Any:
     """(τ_min, τ_max) as numbers; None for no clamp."""
     if clamp is None:
         return None
-    pair = tuple(clamp) if np.ndim(clamp) == 1 or isinstance(clamp, tuple) else ()
+    pair = tuple(clamp) if isinstance(clamp, (tuple, list)) or getattr(clamp, "ndim", 0) == 1 else ()
     check(
         len(pair) == 2,
         f"Argument `clamp` must be (tau_min, tau_max), but is {shown(clamp)}. Use e.g. (0.01, 1.0).",
