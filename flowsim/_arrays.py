@@ -1,7 +1,9 @@
 """Number handling shared by every module: float64 leaves, NumPy/JAX dispatch, 64-bit mode."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, dataclass_transform
 
 import equinox as eqx
@@ -151,10 +153,10 @@ def is_whole(value: Any) -> bool:
 
 
 def check_whole(name: str, value: Any, minimum: int, cure: str) -> None:
-    """Refuse what is not a whole number of at least `minimum` (and below 2³¹, as sizes of arrays are)."""
-    if not is_whole(value) or not minimum <= value < 2**31:
+    """Refuse what is not a whole number of at least `minimum` (and below 2³², as sizes and seeds are)."""
+    if not is_whole(value) or not minimum <= value < 2**32:
         text = "the text " * isinstance(value, str) + shown(value)  # '5' reads like the number
-        limit = " and below 2³¹" * (is_whole(value) and value >= minimum)
+        limit = " and below 2³²" * (is_whole(value) and value >= minimum)
         raise FlowsimError(
             f"Argument `{name}` must be a whole number of at least {minimum}{limit}, but is {text}. {cure}"
         )
@@ -200,6 +202,33 @@ def check_redraw(interval: Any) -> None:
 def namespace(*values: Any) -> Any:
     """`jax.numpy` if any of the values is a JAX array or tracer, else `numpy`."""
     return jnp if any(isinstance(v, jax.Array) for v in values) else np
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Within it JAX's errors about traced values become one sentence that names the class of the user's that fails.
+
+    Raises `FlowsimError` for Python conditions on, and NumPy functions of, values that are known only when a compiled
+    program runs, if a method of a class that is not flowsim's is on the way; other errors pass unchanged.
+    """
+    try:
+        yield
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        # The deepest method of somebody else's module. Frames of libraries have modules of their own as `self`.
+        found = [
+            (owner, frame.f_code.co_name, line)
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if isinstance(owner := frame.f_locals.get("self"), Described)
+            and not type(owner).__module__.startswith("flowsim.")
+        ]
+        if not found:
+            raise
+        owner, method, line = found[-1]
+        raise FlowsimError(
+            f"`{type(owner).__name__}.{method}` (line {line}) cannot be compiled: it asks for the value of a number "
+            "that is known only when the program runs. Use jax.numpy instead of NumPy (or xp = fs.extend.namespace(x)), "
+            "and jnp.where(condition, a, b) instead of `if`."
+        ) from error
 
 
 def unstack(tree: PyTree, indices: Iterable[int]) -> list[PyTree]:

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from flowsim._arrays import shown
 from flowsim.errors import FlowsimError, unknown_name
 
 
@@ -86,11 +87,11 @@ def _with(module: Any, name: str, value: Any) -> Any:
         return tuple(value if str(i) == name else v for i, v in enumerate(module))
     old = getattr(module, name)
     if isinstance(old, eqx.Module) and not isinstance(value, (eqx.Module, str)):
-        raise FlowsimError(f"Path {name!r} holds {type(old).__name__}, not {value!r}. Give an object of its kind.")
+        raise FlowsimError(f"Path {name!r} holds {type(old).__name__}, not {shown(value)}. Give an object of its kind.")
     if isinstance(old, np.ndarray) and not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
-        raise FlowsimError(f"Path {name!r} holds a number, not {value!r}. Give a number.")
+        raise FlowsimError(f"Path {name!r} holds a number, not {shown(value)}. Give a number.")
     if type(old) is int and not isinstance(value, (int, np.integer)):
-        raise FlowsimError(f"Path {name!r} holds a whole number, not {value!r}. Give a whole number.")
+        raise FlowsimError(f"Path {name!r} holds a whole number, not {shown(value)}. Give a whole number.")
     return dataclasses.replace(module, **{name: value})
 
 

@@ -184,7 +184,7 @@ class Cones(AbstractRecipe):
         check_flag("random_basis", self.random_basis)
 
     def draw(self, seed: int = 0) -> Start:
-        rng = np.random.default_rng(seed)
+        rng = _generator(seed)
         image, text = (_uniform_rows(rng, self.pairs, self.dim - 1) for _ in range(2))
         basis = None
         if self.random_basis:
@@ -212,7 +212,7 @@ class Uniform(AbstractRecipe):
             _check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
-        rng = np.random.default_rng(seed)
+        rng = _generator(seed)
         image, text = (_uniform_rows(rng, self.pairs, self.dim) for _ in range(2))
         return Start(image, text, gamma=self.gamma)
 
@@ -237,7 +237,7 @@ class MatchedPairs(AbstractRecipe):
         _check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
-        rows = _uniform_rows(np.random.default_rng(seed), self.pairs, self.dim)
+        rows = _uniform_rows(_generator(seed), self.pairs, self.dim)
         return Start(rows, rows.copy(), gamma=self.gamma)
 
 
@@ -310,7 +310,7 @@ class Mismatched(AbstractRecipe):
         check_fraction("fraction", self.fraction)
 
     def draw(self, seed: int = 0) -> Start:
-        rng = np.random.default_rng(seed)
+        rng = _generator(seed)
         image = _uniform_rows(rng, self.pairs, self.dim)
         moved = rng.permutation(self.pairs)[: round(float(self.fraction) * self.pairs)]
         text = image.copy()
@@ -362,7 +362,7 @@ class Latents(AbstractRecipe):
         check_number("noise", self.noise, minimum=0.0, cure="Use e.g. 0.1.")
 
     def draw(self, seed: int = 0) -> Start:
-        rng = np.random.default_rng(seed)
+        rng = _generator(seed)
         latent = rng.standard_normal((self.pairs // self.texts_per_image, self.factors))
         latent = np.repeat(latent, self.texts_per_image, axis=0)
         seen = self.factors if self.text_factors is None else self.text_factors
@@ -451,6 +451,11 @@ def _matrix(name: str, value: ArrayLike) -> Float[np.ndarray, "n d"]:
     array = array.astype(np.float64)
     check(np.isfinite(array).all(), f"Array `{name}` contains NaN or infinity. Remove those rows.")
     return array
+
+
+def _generator(seed: int) -> np.random.Generator:
+    check_whole("seed", seed, 0, "Use e.g. 0.")
+    return np.random.default_rng(seed)
 
 
 def _uniform_rows(rng: np.random.Generator, pairs: int, dim: int) -> Float[np.ndarray, "n d"]:

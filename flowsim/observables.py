@@ -1153,6 +1153,8 @@ def load_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
 def open_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     """As `load_embeddings`, but in the dtype of the file, and mapped into memory from a `.npy` file: for `report`."""
     cure = "Save it with np.save(path, np.stack([image, text])) or np.savez(path, image=image, text=text)."
+    if not isinstance(path, str | os.PathLike):  # a whole number would be taken for an open file
+        raise FlowsimError(f"Expected the path of a .npy or .npz file, but got {shown(path)}. {cure}")
     try:
         with open(path, "rb") as file:
             magic = file.read(6)

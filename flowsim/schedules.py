@@ -52,9 +52,7 @@ class Schedule(Described):
         try:
             config = json.loads(text)
         except (TypeError, UnicodeDecodeError):
-            raise FlowsimError(
-                f"Expected JSON text, but got {shown(text)}. Use what `Schedule.to_json` wrote."
-            ) from None
+            raise FlowsimError(f"Expected JSON text, but got {shown(text)}. Use that of `Schedule.to_json`.") from None
         except json.JSONDecodeError as error:
             raise FlowsimError(f"The schedule is not valid JSON: {error}. Write one with `Schedule.to_json`.") from None
         schedule = from_config(config, KINDS)

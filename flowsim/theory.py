@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flowsim._arrays import check_whole
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.result import Outcome, Result, Status
 from flowsim.times import output_times
@@ -831,9 +832,18 @@ def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None
         >>> round(float(closed.series["gamma"][-1]), 4)
         0.0146
     """
+    if not hasattr(flow, "to_config") or not hasattr(flow, "vector_field"):
+        raise FlowsimError(
+            f"Expected a GradientFlow, but got {type(flow).__name__}. Use fs.GradientFlow.from_preset('Baseline')."
+        )
+    check_whole("seed", seed, 0, "Use e.g. 0.")
     config = flow.to_config()
     policy, geometry = config["schedule"]["temperature"], config["geometry"]["kind"]
     start = start.draw(seed) if hasattr(start, "draw") else start
+    if not hasattr(start, "as_cones"):
+        raise FlowsimError(
+            f"Expected a start, but got {type(start).__name__}. Use e.g. fs.initial.simplex() or result.final.start."
+        )
     obstacles = [
         (geometry not in ("Reduced", "Parallel"), f"the geometry `{geometry}`"),
         (config["loss"]["kind"] != "InfoNCE", f"the loss `{config['loss']['kind']}`"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowsim._arrays import check, check_number
+from flowsim._arrays import check, check_number, host_array, is_real, shown
 from flowsim.errors import FlowsimError
 
 #: Output points, 0 included, when only `t1` is given: a fixed number, so that `t1` never recompiles.
@@ -21,12 +21,13 @@ def output_times(t1: float | None, ts: ArrayLike | None, t0: float = 0.0) -> np.
     """
     check(
         t1 is None or (np.ndim(t1) == 0 and np.asarray(t1).dtype.kind in "fiu"),
-        f"Argument `t1` must be a number, but is {t1!r}. Use e.g. t1=1e5.",
+        f"Argument `t1` must be a number, but is {shown(t1)}. Use e.g. t1=1e5.",
     )
     if ts is None:
         check(t1 is not None, "Give `t1` (the last flow time) or `ts` (all output times).")
         check_number("t1", t1, cure="Use e.g. t1=1e5.")
         assert t1 is not None
+        check(t1 >= 1e-300, f"Argument `t1` must be at least 1e-300, but is {t1:g}. Use e.g. t1=1e5.")
         check(t1 > t0, f"Argument `t1` must be greater than {t0:g}, but is {t1:g}. Use e.g. t1={t0 + 1e5:g}.")
         if t0 > 0:
             grid = np.geomspace(t0, t1, OUTPUT_POINTS)
@@ -35,12 +36,12 @@ def output_times(t1: float | None, ts: ArrayLike | None, t0: float = 0.0) -> np.
         grid = np.geomspace(_FIRST_OUTPUT * min(t1, 1.0), t1, OUTPUT_POINTS - 1)
         grid[-1] = t1
         return np.concatenate([[0.0], grid])
-    try:
-        times = np.atleast_1d(np.asarray(ts, np.float64))
-    except (TypeError, ValueError):
+    found = host_array(ts)
+    if found is None or not (is_real(found) or found.size == 0):
         raise FlowsimError(
-            f"Argument `ts` must hold numbers, but is {ts!r}. Use e.g. np.geomspace(1e-2, 1e5, 100)."
-        ) from None
+            f"Argument `ts` must hold numbers, but is {shown(ts)}. Use e.g. np.geomspace(1e-2, 1e5, 100)."
+        )
+    times = np.atleast_1d(found.astype(np.float64))
     check(
         times.ndim == 1 and times.size >= 1 and np.isfinite(times).all(),
         "Argument `ts` must be a list of finite times. Use e.g. np.geomspace(1e-2, 1e5, 100).",
