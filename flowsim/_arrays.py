@@ -226,8 +226,8 @@ def tracing() -> Iterator[None]:
         owner, method, line = found[-1]
         raise FlowsimError(
             f"`{type(owner).__name__}.{method}` (line {line}) cannot be compiled: it asks for the value of a number "
-            "that is known only when the program runs. Use jax.numpy instead of NumPy (or xp = fs.extend.namespace(x)), "
-            "and jnp.where(condition, a, b) instead of `if`."
+            "that is known only when the program runs. Use jax.numpy (or xp = fs.extend.namespace(x)) for NumPy, and "
+            "jnp.where(condition, a, b) instead of `if`."
         ) from error
 
 

@@ -77,6 +77,25 @@ def _scale(parametrization: str, scale: float) -> float:
     return float(_positive("scale", scale))
 
 
+#: For formulas whose intermediate values leave float64 on the way to a result that is right, infinite or zero.
+_extremes = np.errstate(over="ignore", under="ignore", divide="ignore")
+
+
+def _complement(gamma: Values) -> Values:
+    """1 − γ², to rounding also where γ is nearly 1."""
+    return (1 - gamma) * (1 + gamma)
+
+
+def _exponential_rest(u: Values) -> Values:
+    """e^u − 1 − u, to rounding also where u is nearly 0."""
+    near = np.where(np.abs(u) < 0.5, u, 0.0)
+    series = near**2 * np.polynomial.polynomial.polyval(near, _REST)
+    return np.where(np.abs(u) < 0.5, series, np.expm1(u) - u)
+
+
+_REST = [1 / math.factorial(k) for k in range(2, 20)]
+
+
 def _single(**values: Input) -> None:
     """One trajectory at a time: its arguments are numbers."""
     for name, value in values.items():
@@ -110,6 +129,7 @@ def _potential(beta: Values, parametrization: str, scale: float) -> Values:
     return beta**2 / 2 + (beta + 1) * np.log(one_minus) - spence(one_minus) - beta * np.exp(-beta) / one_minus
 
 
+@_extremes
 def potential(inverse_temperature: Input, parametrization: str = "exp", scale: float = 1.0) -> Values:
     """F(β) = ∫ β/β'(ν)² dβ, the temperature's term in the conserved quantity.
 
@@ -123,8 +143,7 @@ def potential(inverse_temperature: Input, parametrization: str = "exp", scale: f
 
 def _inverse_potential(value: Values, parametrization: str, scale: float) -> Values:
     if parametrization == "exp":
-        with np.errstate(over="ignore", under="ignore"):
-            return np.exp(value / scale**2)
+        return np.exp(value / scale / scale)
     if parametrization == "identity":
         return np.sqrt(np.where(value >= 0, 2 * value, np.nan))
     # F is convex and increasing in ln β, so Newton's method descends to the root from any upper bound on it.
@@ -134,10 +153,10 @@ def _inverse_potential(value: Values, parametrization: str, scale: float) -> Val
     for _ in range(12):
         beta = np.exp(log_beta)
         log_beta = log_beta - (_potential(beta, "softplus", 1.0) - clipped) * (np.expm1(-beta) / beta) ** 2
-    with np.errstate(under="ignore"):
-        return np.where(value < -40.0, np.exp(np.minimum(small, 0.0)), np.exp(log_beta))[()]
+    return np.where(value < -40.0, np.exp(np.minimum(small, 0.0)), np.exp(log_beta))[()]
 
 
+@_extremes
 def inverse_potential(value: Input, parametrization: str = "exp", scale: float = 1.0) -> Values:
     """β with F(β) = `value`: the inverse of `potential`.
 
@@ -150,17 +169,35 @@ def inverse_potential(value: Input, parametrization: str = "exp", scale: float =
 
 def _temperature_after(
     drop: Values,
-    gamma0: Values | float,
+    log_gamma0: Values | float,
     beta0: Values | float,
     parametrization: str,
     scale: float,
     lr_ratio: Values | float,
 ) -> Values:
     """β once ln γ has dropped by `drop` from ln γ0: F(β) − F(β0) = (r/2)[drop − (γ0² − γ²)/2]."""
-    change = np.asarray(lr_ratio) / 2 * (drop + np.square(gamma0) * np.expm1(-2 * drop) / 2)
+    # γ² − γ0² from the larger of the two: the smaller one may be 0 in float64.
+    larger = np.exp(2 * (np.asarray(log_gamma0) + np.maximum(-drop, 0.0)))
+    change = np.asarray(lr_ratio) / 2 * (drop + np.sign(drop) * larger * np.expm1(-2 * np.abs(drop)) / 2)
+    beta0 = np.asarray(beta0)
     if parametrization == "exp":
-        return np.asarray(beta0) * _inverse_potential(change, parametrization, scale)
-    return _inverse_potential(_potential(np.asarray(beta0), parametrization, scale) + change, parametrization, scale)
+        power = change / scale / scale
+        half = np.exp(power / 2)  # whose square may overflow where β does not
+        return np.where(np.abs(power) > 700, beta0 * half * half, beta0 * np.exp(power))[()]
+    root = np.sqrt(2 * np.abs(change))
+    below = np.sqrt(np.where(root <= beta0, beta0 - root, np.nan)) * np.sqrt(beta0 + root)
+    identity = np.where(change >= 0, np.hypot(beta0, root), below)
+    if parametrization == "identity":
+        return identity[()]
+    # β' is 1 for such β, and their squares overflow.
+    huge = beta0 > _HUGE
+    moderate = np.where(huge, 1.0, beta0)
+    ordinary = _inverse_potential(_potential(moderate, parametrization, scale) + change, parametrization, scale)
+    return np.where(huge, identity, ordinary)[()]
+
+
+#: Softplus and identity are one from here on, and squares are still far from overflow.
+_HUGE = 1e100
 
 
 # --- conserved quantities -----------------------------------------------------------------------------------
@@ -170,12 +207,12 @@ def _terms(
     log_gamma: Input, inverse_temperature: Input, parametrization: str, scale: float, lr_ratio: Input
 ) -> tuple[Values, Values, Values]:
     log_gamma = np.asarray(log_gamma, np.float64)
-    with np.errstate(under="ignore"):
-        square = np.exp(2 * log_gamma)
+    square = np.exp(2 * log_gamma)
     force = 2 / _positive("lr_ratio", lr_ratio) * potential(inverse_temperature, parametrization, scale)
     return log_gamma, -square / 2, force
 
 
+@_extremes
 def conserved_quantity(
     log_gamma: Input,
     inverse_temperature: Input,
@@ -192,6 +229,7 @@ def conserved_quantity(
     return log_gamma + square + force
 
 
+@_extremes
 def conserved_residual(
     log_gamma: Input,
     inverse_temperature: Input,
@@ -207,20 +245,28 @@ def conserved_residual(
     terms = np.stack(np.broadcast_arrays(*_terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio)))
     if terms.ndim == 1:
         raise FlowsimError("Argument `log_gamma` must be a series, but is one number. Use an array with time first.")
+    if np.any(np.isinf(terms)):
+        raise FlowsimError(
+            "Arguments `log_gamma` and `inverse_temperature` must give finite terms, but one overflows. Leave out the "
+            "times at which γ is 0 or β is beyond 1e150."
+        )
     total = terms.sum(0)
     return (total - total[0]) / np.abs(terms).sum(0)
 
 
+@_extremes
 def sphere_exponent(pairs: Input, scale: float = 1.0, lr_ratio: Input = 1.0, embedding_rate: Input = 1.0) -> Values:
     """−k s²/(r n), the power of β that γ follows on the free sphere if both softmaxes are doubly stochastic.
 
     Also the power of ln t with which that gap closes. k is the embeddings' speed relative to ν's unit. Any
     shape. Raises `FlowsimError` for n < 2 or a non-positive argument. Derived here.
     """
-    rate = _positive("embedding_rate", embedding_rate) / (_positive("lr_ratio", lr_ratio) * _pairs(pairs))
-    return (-rate * _scale("exp", scale) ** 2)[()]
+    rate = _positive("embedding_rate", embedding_rate) / _positive("lr_ratio", lr_ratio) / _pairs(pairs)
+    scale = _scale("exp", scale)
+    return (-rate * scale * scale)[()]
 
 
+@_extremes
 def sphere_conserved_quantity(
     log_gamma: Input,
     inverse_temperature: Input,
@@ -239,6 +285,7 @@ def sphere_conserved_quantity(
     return (np.asarray(log_gamma, np.float64) - power * potential(inverse_temperature, parametrization, scale))[()]
 
 
+@_extremes
 def lemma_3_1(gamma: Input, gamma0: Input, beta0: Input) -> Values:
     """β = β0 √(γ0/γ) exp((γ² − γ0²)/4), for β = exp(ν) and r = 1.
 
@@ -248,6 +295,7 @@ def lemma_3_1(gamma: Input, gamma0: Input, beta0: Input) -> Values:
     return (_positive("beta0", beta0) * np.sqrt(gamma0 / gamma) * np.exp((gamma**2 - gamma0**2) / 4))[()]
 
 
+@_extremes
 def inverse_temperature_of_gamma(
     log_gamma: Input,
     log_gamma0: Input,
@@ -264,9 +312,8 @@ def inverse_temperature_of_gamma(
     scale = _scale(parametrization, scale)
     beta0, lr_ratio = _positive("beta0", beta0), _positive("lr_ratio", lr_ratio)
     log_gamma0 = np.asarray(log_gamma0, np.float64)
-    with np.errstate(over="ignore", under="ignore"):
-        drop = log_gamma0 - np.asarray(log_gamma, np.float64)
-        return _temperature_after(drop, np.exp(log_gamma0), beta0, parametrization, scale, lr_ratio)
+    drop = log_gamma0 - np.asarray(log_gamma, np.float64)
+    return _temperature_after(drop, log_gamma0, beta0, parametrization, scale, lr_ratio)
 
 
 def log_gamma_of_inverse_temperature(
@@ -285,32 +332,48 @@ def log_gamma_of_inverse_temperature(
     scale = _scale(parametrization, scale)
     log_gamma0, beta0 = _log_gamma0(log_gamma0), _positive("beta0", beta0)
     beta = _positive("inverse_temperature", inverse_temperature)
-    if parametrization == "exp":
-        change = scale**2 * np.log(beta / beta0)
-    elif parametrization == "identity":
-        change = (beta - beta0) * (beta + beta0) / 2
-    else:
-        change = _potential(beta, parametrization, scale) - _potential(beta0, parametrization, scale)
     # Solve D + γ0² expm1(−2D)/2 = Q for the drop D = ln γ0 − ln γ: convex, so Newton descends from an upper
-    # bound.
-    with np.errstate(under="ignore", divide="ignore", invalid="ignore"):
-        square = np.exp(2 * log_gamma0)
-        target = 2 / _positive("lr_ratio", lr_ratio) * change
-        drop = target / -np.expm1(2 * log_gamma0)
-        drop = np.where(target > 0, np.minimum(drop, target + square / 2), drop)
+    # bound. Written so that nothing cancels: D (1 − γ0²) + γ0² (e^{−2D} − 1 + 2D)/2 = Q.
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        target = _potential_change(beta, beta0, parametrization, scale, 2 / _positive("lr_ratio", lr_ratio))
+        square, complement = np.exp(2 * log_gamma0), -np.expm1(2 * log_gamma0)
+        lowest = -_exponential_rest(2 * log_gamma0) / 2  # Q where γ is 1
+        reachable = target >= lowest
+        goal = np.maximum(target, lowest)
+        drop = goal / complement
+        drop = np.maximum(np.where(goal > 0, np.minimum(drop, goal + square / 2), drop), log_gamma0)
         for _ in range(80):
             slope = -np.expm1(2 * (log_gamma0 - drop))
-            step = np.where(slope > 0, (drop + square * np.expm1(-2 * drop) / 2 - target) / slope, 0.0)
+            excess = complement * drop + square * _exponential_rest(-2 * drop) / 2 - goal
+            step = np.where(slope > 0, excess / slope, 0.0)
             drop = np.maximum(drop - step, log_gamma0)
             if not np.any(np.abs(step) > 1e-15 * np.abs(drop)):
                 break
-        reachable = target >= log_gamma0 + (1 - square) / 2
+        drop = np.where(np.isposinf(goal), np.inf, drop)
     return np.where(reachable | np.isneginf(log_gamma0), log_gamma0 - drop, np.nan)[()]
+
+
+def _potential_change(beta: Values, beta0: Values, parametrization: str, scale: float, factor: Values) -> Values:
+    """`factor` (F(β) − F(β0)), also where β/β0, β² or F itself leaves float64."""
+    if parametrization == "exp":
+        ratio = beta / beta0
+        ordinary = (ratio > 1e-300) & (ratio < 1e300)
+        return (
+            factor * scale**2 * np.where(ordinary, np.log(np.where(ordinary, ratio, 1.0)), np.log(beta) - np.log(beta0))
+        )
+    identity = factor * (beta - beta0) * ((beta + beta0) / 2)
+    if parametrization == "identity":
+        return identity
+    huge = np.maximum(beta, beta0) > _HUGE  # as in `_temperature_after`
+    pair = (np.where(huge, 1.0, b) for b in (beta, beta0))
+    after, before = (_potential(b, parametrization, scale) for b in pair)
+    return np.where(huge, identity, factor * (after - before))
 
 
 # --- frozen directions --------------------------------------------------------------------------------------
 
 
+@_extremes
 def log_gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input) -> Values:
     """ln g(a) for frozen directions of positive margin; see `gap_force`. Finite where g underflows.
 
@@ -322,25 +385,26 @@ def log_gap_force(inverse_temperature_effective: Input, margin: Input, pairs: In
     return (np.log(margin) + log_expit(np.log(_pairs(pairs) - 1) - margin * a))[()]
 
 
+@_extremes
 def gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input) -> Values:
     """g(a) = −⟨Z, ∇ℓ(aZ)⟩ = α (n−1)/(n−1 + e^{αa}) for frozen directions; a = β(1−γ²), α of either sign.
 
     Any shape. Raises `FlowsimError` for n < 2. Derived here.
     """
     margin, a = np.asarray(margin, np.float64), np.asarray(inverse_temperature_effective, np.float64)
-    with np.errstate(under="ignore"):
-        from scipy.special import log_expit
+    from scipy.special import log_expit
 
-        return (margin * np.exp(log_expit(np.log(_pairs(pairs) - 1) - margin * a)))[()]
+    return (margin * np.exp(log_expit(np.log(_pairs(pairs) - 1) - margin * a)))[()]
 
 
+@_extremes
 def fixed_temperature_rate(inverse_temperature: Input, margin: Input, pairs: Input, gamma: Input = 0.0) -> Values:
     """2β g(β(1−γ²)) = −d ln γ/dt at fixed temperature: decay if the margin is positive, growth if negative.
 
     Any shape; per unit of flow time. Raises `FlowsimError` for β ≤ 0 or n < 2. Derived here.
     """
     beta = _positive("inverse_temperature", inverse_temperature)
-    return (2 * beta * gap_force(beta * (1 - np.square(np.asarray(gamma, np.float64))), margin, pairs))[()]
+    return (2 * beta * gap_force(beta * _complement(np.asarray(gamma, np.float64)), margin, pairs))[()]
 
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
@@ -424,7 +488,7 @@ def reduced_trajectory(
     margin, pairs = float(_positive("margin", margin)), float(_pairs(pairs))
 
     def inverse_temperature(drop: Values) -> Values:
-        return _temperature_after(drop, math.exp(start), beta0, parametrization, scale, ratio)
+        return _temperature_after(drop, start, beta0, parametrization, scale, ratio)
 
     def log_slowness(drop: Values) -> Values:
         beta = inverse_temperature(drop)
@@ -451,21 +515,25 @@ def fixed_temperature_trajectory(
     return (start - _drop_at(ts, log_slowness))[()]
 
 
+@_extremes
 def closing_exponent(scale: float = 1.0, lr_ratio: Input = 1.0) -> Values:
     """−2s²/r, the power of ln t with which the gap of parallel cones closes for β = exp(ν/s).
 
     Any shape. Raises `FlowsimError` for a non-positive argument. s = r = 1: Yaras et al. 2025, Theorem 3.2;
     in general derived here.
     """
-    return (-2 * _scale("exp", scale) ** 2 / _positive("lr_ratio", lr_ratio))[()]
+    scale = _scale("exp", scale)
+    return (-2 * (scale / _positive("lr_ratio", lr_ratio)) * scale)[()]
 
 
+@_extremes
 def identity_law_coefficient(margin: Input, lr_ratio: Input = 1.0) -> Values:
     """−1/(r α²), the limit of ln γ/(ln t)² for β = ν (and softplus) once Z has converged with margin α.
 
     Any shape. Raises `FlowsimError` for a non-positive argument. Derived here.
     """
-    return (-1 / (_positive("lr_ratio", lr_ratio) * np.square(_positive("margin", margin))))[()]
+    margin = _positive("margin", margin)
+    return (-1 / margin / _positive("lr_ratio", lr_ratio) / margin)[()]
 
 
 def local_slope(log_gamma: Input, log_time: Input) -> np.ndarray:
@@ -494,10 +562,11 @@ class Theorem32Assumption(NamedTuple):
 def _theorem_3_2_constants(gamma0: Input, beta0: Input, margin: Input, pairs: Input) -> tuple[Values, Values, Values]:
     gamma0, margin = _gamma0(gamma0), _positive("margin", margin)
     common = margin * _positive("beta0", beta0) * np.sqrt(gamma0)
-    c2 = common * (1 - gamma0**2) * np.exp(-(gamma0**2) / 4)
+    c2 = common * _complement(gamma0) * np.exp(-(gamma0**2) / 4)
     return c2, 55 * (_pairs(pairs) - 1) * common, c2 - 0.1
 
 
+@_extremes
 def theorem_3_2_assumption(gamma0: Input, beta0: Input, margin: Input, pairs: Input) -> Theorem32Assumption:
     """β0 ≥ ln(4(n−1))/(α(1−γ0²)) and c4 > 0, under which the lower bound on the gap is proved.
 
@@ -505,10 +574,11 @@ def theorem_3_2_assumption(gamma0: Input, beta0: Input, margin: Input, pairs: In
     2025, Theorem 3.2.
     """
     _, _, c4 = _theorem_3_2_constants(gamma0, beta0, margin, pairs)
-    minimum = np.log(4 * (_pairs(pairs) - 1)) / (np.asarray(margin) * (1 - np.square(np.asarray(gamma0))))
+    minimum = np.log(4 * (_pairs(pairs) - 1)) / (np.asarray(margin) * _complement(np.asarray(gamma0)))
     return Theorem32Assumption(minimum[()], c4, np.asarray((np.asarray(beta0) >= minimum) & (c4 > 0))[()])
 
 
+@_extremes
 def log_theorem_3_2_bound(
     log_ts: Input,
     gamma0: Input,
@@ -527,11 +597,11 @@ def log_theorem_3_2_bound(
         raise unknown_name("choice of constants", constants, ("corrected", "printed"))
     corrected = constants == "corrected"
     log_rate = np.log(c3) + (np.log(c4) if corrected else 0.0)
-    with np.errstate(under="ignore"):
-        growth = np.logaddexp(log_rate + np.asarray(log_ts, np.float64), c4 / np.sqrt(np.asarray(gamma0)))
+    growth = np.logaddexp(log_rate + np.asarray(log_ts, np.float64), c4 / np.sqrt(np.asarray(gamma0)))
     return ((2 * np.log(c4) if corrected else np.log(c2)) - 2 * np.log(growth))[()]
 
 
+@_extremes
 def theorem_3_2_bound(
     ts: Input,
     gamma0: Input,
@@ -552,13 +622,13 @@ def theorem_3_2_bound(
     here.
     """
     ts = _inside("ts", ts, 0.0, math.inf, "times from 0 on", closed=True)
-    with np.errstate(divide="ignore", under="ignore"):
-        return np.exp(log_theorem_3_2_bound(np.log(ts), gamma0, beta0, margin, pairs, constants))[()]
+    return np.exp(log_theorem_3_2_bound(np.log(ts), gamma0, beta0, margin, pairs, constants))[()]
 
 
 # --- Theorem 3.3 --------------------------------------------------------------------------------------------
 
 
+@_extremes
 def bessel_ratio(order: Input, a: Input) -> Values:
     """I_{order+1}(a)/I_order(a) of the modified Bessel functions, for order ≥ 0 and a ≥ 0 of any size.
 
@@ -571,12 +641,14 @@ def bessel_ratio(order: Input, a: Input) -> Values:
     # reduce it to nothing.
     steps = 1000
     top = order + steps + 0.5
-    ratio = a / (top + np.hypot(top, a)) * (1 - top / np.hypot(top, a) ** 2 / 2)
+    length = np.hypot(top, a)
+    ratio = a / (top + length) * (1 - top / length / length / 2)
     for k in range(steps, 0, -1):
         ratio = a / (2 * (order + k) + a * ratio)
     return ratio[()]
 
 
+@_extremes
 def log_mean_exponential(a: Input, dim: Input) -> Values:
     """ln ξ2 with ξ2 = E[e^{a u·v}] = Γ(d/2)(2/a)^ρ I_ρ(a), u uniform on the unit sphere of R^d, ρ = (d−2)/2.
 
@@ -600,8 +672,7 @@ def log_mean_exponential(a: Input, dim: Input) -> Values:
         k = np.arange(1, int(peak + 12 * math.sqrt(peak) + 40))
         terms = k * 2 * np.log(x / 2) - gammaln(k + 1) - (gammaln(k + nu + 1) - gammaln(nu + 1))
         top = max(terms.max(), 0.0)
-        with np.errstate(under="ignore"):
-            rest = np.exp(terms - top).sum()
+        rest = np.exp(terms - top).sum()
         out[index] = np.log1p(rest) if top == 0 else top + np.log(math.exp(-top) + rest)
     return out[()]
 
@@ -618,11 +689,12 @@ class Theorem33Bound(NamedTuple):
 def _theorem_3_3_scaled(dim: Input, beta0: Input, gamma0: Input) -> tuple[Values, Values, Values, Values]:
     """a, ln(ξ2 e^{−a}), ξ1/ξ2 and 4β0γ0. ξ2 overflows and e^{−a} underflows; their product need not."""
     gamma0, beta0 = _gamma0(gamma0), _positive("beta0", beta0)
-    a = beta0 * (1 - gamma0**2)
+    a = beta0 * _complement(gamma0)
     log_xi2 = np.asarray(log_mean_exponential(a, dim)) - a
     return a, log_xi2, np.asarray(bessel_ratio((np.asarray(dim) - 2) / 2, a)), 4 * beta0 * gamma0
 
 
+@_extremes
 def theorem_3_3_limit(beta0: Input, gamma0: Input, dim: Input) -> Values:
     """4β0γ0 I_{ρ+1}(a)/I_ρ(a), a = β0(1−γ0²), ρ = (d−2)/2: initial speed of the gap for n → ∞ uniform pairs.
 
@@ -631,9 +703,10 @@ def theorem_3_3_limit(beta0: Input, gamma0: Input, dim: Input) -> Values:
     """
     gamma0, beta0 = _gamma0(gamma0), _positive("beta0", beta0)
     order = (_inside("dim", dim, 2.0, math.inf, "two or more dimensions", closed=True) - 2) / 2
-    return (4 * beta0 * gamma0 * bessel_ratio(order, beta0 * (1 - gamma0**2)))[()]
+    return (4 * beta0 * gamma0 * bessel_ratio(order, beta0 * _complement(gamma0)))[()]
 
 
+@_extremes
 def theorem_3_3_bound(pairs: Input, dim: Input, beta0: Input, gamma0: Input, delta: Input = 0.05) -> Theorem33Bound:
     """Lower bound on dΔ/dt(0) with probability 1 − δ, for rows uniform on the sphere.
 
@@ -653,6 +726,7 @@ def theorem_3_3_bound(pairs: Input, dim: Input, beta0: Input, gamma0: Input, del
     return Theorem33Bound((speed * bracket)[()], epsilon[()], proved[()], speed * ratio)
 
 
+@_extremes
 def theorem_3_3_pairs_needed(dim: Input, beta0: Input, gamma0: Input, delta: Input = 0.05) -> Values:
     """log10 of the smallest n at which `theorem_3_3_bound` is positive.
 
@@ -714,6 +788,7 @@ def exponential_loss_log_gamma(
     return start - solution.y[0]
 
 
+@_extremes
 def linear_inverse_temperature_rate(beta0: Input, beta1: Input) -> Values:
     """2c with c = [(β0+1)e^{−β0} − (β1+1)e^{−β1}]/(β1−β0), for a schedule linear in β (not τ).
 
@@ -723,10 +798,15 @@ def linear_inverse_temperature_rate(beta0: Input, beta1: Input) -> Values:
     non-positive β. Yaras et al. 2025, Appendix C, with the factor 2 that it omits.
     """
     beta0, beta1 = _positive("beta0", beta0), _positive("beta1", beta1)
+    from scipy.special import gammainc
+
     low, width = np.minimum(beta0, beta1), np.abs(beta1 - beta0)
-    with np.errstate(under="ignore"):
-        mean = np.where(width > 0, -np.expm1(-width) / np.where(width > 0, width, 1.0), 1.0)
-        return (2 * np.exp(-low) * ((low + 1) * mean - np.exp(-width)))[()]
+    # Twice the mean of x e^{−x} = e^{−low} (low + y) e^{−y} over y from 0 to the width: two positive terms.
+    wide = width > 1e-8
+    safe = np.where(wide, width, 1.0)
+    of_one = np.where(wide, -np.expm1(-safe) / safe, 1 - width / 2)
+    of_y = np.where(wide, gammainc(2.0, safe) / safe, width / 2 * (1 - 2 * width / 3))
+    return (2 * np.exp(-low) * (low * of_one + of_y))[()]
 
 
 # --- label noise: the gap as a second temperature -----------------------------------------------------------
@@ -769,6 +849,7 @@ def critical_temperature(noise: Input, pairs: Input, kind: str = "simplex") -> V
     return ((pairs / (pairs - 1) if kind == "simplex" else 1.0) / logit_gap)[()]
 
 
+@_extremes
 def equilibrium_gap_bound(temperature: Input, critical: Input) -> Values:
     """Δ ≤ 2√(1 − τ/τ*) at an interior equilibrium with label noise, 0 above τ*.
 
@@ -776,8 +857,8 @@ def equilibrium_gap_bound(temperature: Input, critical: Input) -> Values:
 
     Any shape. Raises `FlowsimError` for a non-positive temperature. Derived here.
     """
-    ratio = _positive("temperature", temperature) / _positive("critical", critical)
-    return (2 * np.sqrt(np.maximum(1 - ratio, 0)))[()]
+    critical = _positive("critical", critical)
+    return (2 * np.sqrt(np.maximum(critical - _positive("temperature", temperature), 0) / critical))[()]
 
 
 # --- Figure 2 -----------------------------------------------------------------------------------------------
