@@ -176,15 +176,16 @@ def _temperature_after(
     lr_ratio: Values | float,
 ) -> Values:
     """β once ln γ has dropped by `drop` from ln γ0: F(β) − F(β0) = (r/2)[drop − (γ0² − γ²)/2]."""
-    # γ² − γ0² from the larger of the two: the smaller one may be 0 in float64.
-    larger = np.exp(2 * (np.asarray(log_gamma0) + np.maximum(-drop, 0.0)))
-    change = np.asarray(lr_ratio) / 2 * (drop + np.sign(drop) * larger * np.expm1(-2 * np.abs(drop)) / 2)
+    # With γ the larger of the two: |D| (1 − γ²) + γ² (e^{−2|D|} − 1 + 2|D|)/2, where nothing cancels.
+    top, size = 2 * (np.asarray(log_gamma0) + np.maximum(-drop, 0.0)), np.abs(drop)
+    bracket = np.sign(drop) * (-np.expm1(top) * size + np.exp(top) * _exponential_rest(-2 * size) / 2)
+    change = np.asarray(lr_ratio) / 2 * bracket
     beta0 = np.asarray(beta0)
     if parametrization == "exp":
         power = change / scale / scale
         half = np.exp(power / 2)  # whose square may overflow where β does not
         return np.where(np.abs(power) > 700, beta0 * half * half, beta0 * np.exp(power))[()]
-    root = np.sqrt(2 * np.abs(change))
+    root = np.sqrt(np.asarray(lr_ratio)) * np.sqrt(np.abs(bracket))
     below = np.sqrt(np.where(root <= beta0, beta0 - root, np.nan)) * np.sqrt(beta0 + root)
     identity = np.where(change >= 0, np.hypot(beta0, root), below)
     if parametrization == "identity":
@@ -411,6 +412,10 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 _NODES, _LOG_WEIGHTS = (1 + _NODES) / 2, np.log(_WEIGHTS / 2)
 
 
+#: Panels tried before a trajectory is given up; 300 decades of time take some hundred.
+_MOST_PANELS = 6000
+
+
 def _drop_at(ts: Input, log_slowness: Callable[[Values], Values]) -> np.ndarray:
     """D(t) of dD/dt = exp(−log_slowness(D)), D(0) = 0: Gauss-Legendre quadrature of t(D), inverted by Newton.
 
@@ -431,7 +436,9 @@ def _drop_at(ts: Input, log_slowness: Callable[[Values], Values]) -> np.ndarray:
         target = np.max(log_t, initial=-math.inf)
         left, log_width, total = 0.0, 0.0, -math.inf
         lefts, log_widths, totals = [left], [log_width], [total]
-        while total < target:
+        for _ in range(_MOST_PANELS):
+            if total >= target:
+                break
             width = math.exp(log_width)
             halves = log_integral(np.array([left, left + width / 2]), np.full(2, log_width - math.log(2)))
             fine = float(np.logaddexp(*halves))
@@ -445,21 +452,34 @@ def _drop_at(ts: Input, log_slowness: Callable[[Values], Values]) -> np.ndarray:
             log_widths.append(log_width)
             totals.append(total)
             left, log_width = left + width, log_width + math.log(2)
+        else:
+            raise FlowsimError(
+                "This trajectory leaves float64: β or the drop of ln γ is too small or too large to be told apart. Use "
+                "earlier times, a less extreme β0 or `lr_ratio`, or fs.simulate."
+            )
         panel = np.searchsorted(totals, log_t)  # the first panel that ends at or after t
         start, longest = np.asarray(lefts)[panel], np.asarray(log_widths)[panel]
         base = np.asarray(totals)[np.maximum(panel - 1, 0)]
         goal = log_t + np.log(-np.expm1(base - log_t))
-        log_x = longest
-        for _ in range(60):
+        # From the right end of the panel Newton's method may leap by e^{100} and miss the way back. As if the rate at
+        # its start lasted is on the side from which it descends; steps are limited for rates that go up and down.
+        log_x = np.minimum(goal - log_slowness(start), longest)
+        for _ in range(100):
             reached = log_integral(start, log_x)
             step = (reached - goal) * np.exp(reached - log_x - log_slowness(start + np.exp(log_x)))
-            log_x = np.minimum(log_x - step, longest)
+            log_x = np.minimum(log_x - np.clip(step, -5.0, 5.0), longest)
             if not np.any(np.abs(step) > 1e-11):
                 break
+        missed = np.isfinite(goal) & ~(np.abs(reached - goal) < 1e-8 + 1e-14 * np.abs(log_x))
+        if np.any(missed):
+            raise FlowsimError(
+                f"No drop of ln γ was found for t = {np.exp(log_t[missed][0]):g}. Use other times, or fs.simulate."
+            )
         # At t = 0 and at the start of a panel nothing is left to invert, and the goal is −inf or NaN.
         return (start + np.where(np.isfinite(goal), np.exp(log_x), 0.0)).reshape(ts.shape)
 
 
+@_extremes
 def reduced_trajectory(
     ts: Input,
     log_gamma0: float,
@@ -498,6 +518,7 @@ def reduced_trajectory(
     return (start - drop)[()], inverse_temperature(drop)
 
 
+@_extremes
 def fixed_temperature_trajectory(
     ts: Input, log_gamma0: float, inverse_temperature: float, margin: float, pairs: float
 ) -> Values:
