@@ -105,7 +105,15 @@ def _check_shapes(arguments: dict[str, Any], pairs: bool) -> None:
 def _check_values(name: str, value: Any) -> np.ndarray:
     """`value` as a float64 NumPy array that a metric can take."""
     array = _real_array(name, value).astype(np.float64)
-    _check_finite(name, array)
+    if name == "temperature" and array.ndim == 0:
+        if array <= 0:
+            raise FlowsimError(f"Argument `temperature` must be positive, but is {array}. Pass τ itself, not log τ.")
+        if not 1e-300 <= array < math.inf:
+            raise FlowsimError(
+                f"Argument `temperature` must be finite and at least 1e-300, but is {array}. Use e.g. 0.07."
+            )
+    else:
+        _check_finite(name, array)
     return array
 
 
@@ -131,8 +139,6 @@ def _check_finite(name: str, array: np.ndarray, first: int = 0) -> None:
             f"Argument `{name}` has NaN or infinity (first at index {tuple(place)}). "
             "Remove those rows, or repair their source."
         )
-    if name == "temperature" and array.ndim == 0 and array <= 0:
-        raise FlowsimError(f"Argument `temperature` must be positive, but is {array}. Pass τ itself, not log τ.")
     if name in ("image", "text") and array.ndim == 2 and array.shape[1]:
         zero = np.flatnonzero(~array.any(axis=1))
         if len(zero):
@@ -1153,7 +1159,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
 def open_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     """As `load_embeddings`, but in the dtype of the file, and mapped into memory from a `.npy` file: for `report`."""
     cure = "Save it with np.save(path, np.stack([image, text])) or np.savez(path, image=image, text=text)."
-    if not isinstance(path, str | os.PathLike):  # a whole number would be taken for an open file
+    if not isinstance(path, str | os.PathLike) or not str(path):  # a whole number would be taken for an open file
         raise FlowsimError(f"Expected the path of a .npy or .npz file, but got {shown(path)}. {cure}")
     try:
         with open(path, "rb") as file:

@@ -53,6 +53,8 @@ class Schedule(Described):
             config = json.loads(text)
         except (TypeError, UnicodeDecodeError):
             raise FlowsimError(f"Expected JSON text, but got {shown(text)}. Use that of `Schedule.to_json`.") from None
+        except RecursionError:
+            raise FlowsimError("The schedule is nested too deeply. Write one with `Schedule.to_json`.") from None
         except json.JSONDecodeError as error:
             raise FlowsimError(f"The schedule is not valid JSON: {error}. Write one with `Schedule.to_json`.") from None
         schedule = from_config(config, KINDS)

@@ -71,6 +71,15 @@ def test_from_arrays_normalises_rows():
     np.testing.assert_allclose(start.image, image / np.linalg.norm(image, axis=1, keepdims=True))
 
 
+@pytest.mark.parametrize("scale", [1e200, 1e307, 1e-200, 1e-300, 1e-308])
+def test_rows_of_any_length_have_a_direction(scale):
+    image, text = np.random.default_rng(0).standard_normal((2, 4, 3))
+    wanted = fs.initial.from_arrays(image, text)
+    found = fs.initial.from_arrays(image * scale, text / 1e300)
+    np.testing.assert_allclose(found.image, wanted.image, rtol=1e-12 if scale > 1e-307 else 1e-6)
+    np.testing.assert_allclose(found.text, wanted.text, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("fraction", "moved"), [(0.0, 0), (0.125, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
 def test_mismatched_texts_change_places(fraction, moved):
     """The same rows in both modalities, round(fn) of them at another's place; one alone has nowhere to go."""
@@ -124,6 +133,14 @@ FEW = fs.initial.from_arrays(unit_rows(RNG, 2, 6), unit_rows(RNG, 2, 6))
         (lambda: fs.initial.from_arrays(np.full((3, 2), np.nan), np.ones((3, 2))), "NaN or infinity"),
         (lambda: fs.initial.from_arrays(np.zeros((3, 2)), np.ones((3, 2))), "zero row"),
         (lambda: fs.initial.from_arrays([["a", "b"]], [["a", "b"]]), "not numeric"),
+        (lambda: fs.initial.from_arrays(np.ones((2, 3)), np.ones((1, 3))), r"`image` has 2 row\(s\) and `text` has 1"),
+        (lambda: fs.initial.from_arrays(np.ones((1, 3)), np.ones((1, 3))), "at least 2 pairs, but .* have 1 row"),
+        (lambda: fs.initial.from_arrays(np.ones((3, 2)), np.ones((3, 4))), r"2 column\(s\) and `text` has 4"),
+        (lambda: fs.initial.from_arrays(np.ones((3, 0)), np.ones((3, 0))), "no columns"),
+        (lambda: fs.initial.from_arrays(np.ones((3, 2)) > 0, np.ones((3, 2))), "not numeric"),
+        (lambda: fs.initial.from_arrays(np.ones((3, 2)) * 1j, np.ones((3, 2))), "not numeric"),
+        (lambda: fs.initial.from_similarity(np.ones((1, 1)), 0.1), "at least 2 pairs, but `similarity` has 1 row"),
+        (lambda: fs.initial.from_similarity(np.eye(3), float("nan")), "`gamma` must be finite, but is nan"),
         (lambda: fs.initial.from_similarity(2 * np.eye(3), 0.1), "Use cosines"),
         (lambda: fs.initial.from_similarity(np.ones((3, 2)), 0.1), "must be square"),
         (lambda: place(fs.Parallel(), RANDOM), "not two exact parallel cones. Give `gamma`"),

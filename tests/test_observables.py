@@ -383,7 +383,59 @@ def test_fractions_are_correctly_rounded():
 
 def test_huge_and_tiny_rows_have_a_direction():
     image, text = draw()
-    assert obs.modality_gap(image * 1e200, text * 1e-200) == pytest.approx(obs.modality_gap(image, text), abs=ATOL)
+    wanted = obs.report(image, text, temperature=0.1)
+    for scale, digits in ((1e200, 1e-12), (1.7e308 / np.abs(image).max(), 1e-12), (1e-306, 1e-12), (1e-310, 1e-10)):
+        found = obs.report(image * scale, text, temperature=0.1)
+        assert obs.modality_gap(image * scale, text) == found["modality_gap"]
+        for name in obs.names():
+            assert found[name] == pytest.approx(wanted[name], abs=digits), (name, scale)
+
+
+class Tensor:
+    """As much of a torch tensor as is read: on another device, with a gradient, of a dtype that NumPy lacks."""
+
+    def __init__(self, array, dtype="torch.float32", needs_grad=True, here=False):
+        self.array, self.dtype, self.needs_grad, self.here = array, dtype, needs_grad, here
+
+    def detach(self):
+        return Tensor(self.array, self.dtype, False, self.here)
+
+    def cpu(self):
+        return Tensor(self.array, self.dtype, self.needs_grad, True)
+
+    def float(self):
+        return Tensor(self.array, "torch.float32", self.needs_grad, self.here)
+
+    def __array__(self, dtype=None, copy=None):
+        if self.needs_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        if not self.here:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+        if self.dtype == "torch.bfloat16":
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return np.asarray(self.array, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_tensors_with_gradients_and_of_other_dtypes_and_devices(dtype):
+    image, text = (a.astype(np.float32) for a in draw())
+    wanted, found = obs.report(image, text), obs.report(Tensor(image, dtype), Tensor(text, dtype))
+    assert found.values == pytest.approx(wanted.values, nan_ok=True)
+    assert obs._real_array("image", Tensor(image, dtype)).dtype == np.float32
+
+
+def test_real_tensors():
+    torch = pytest.importorskip("torch")
+    image, text = draw()
+    rows = torch.tensor(image, dtype=torch.bfloat16, requires_grad=True), torch.tensor(text, requires_grad=True)
+    wanted = obs.report(rows[0].detach().float().numpy(), text)
+    assert obs.report(*rows).values == pytest.approx(wanted.values, nan_ok=True)
+
+
+def test_bfloat16_of_jax():
+    image, text = (jnp.asarray(a, jnp.bfloat16) for a in draw())
+    wanted = obs.report(np.asarray(image, np.float32), np.asarray(text, np.float32))
+    assert obs.report(image, text).values == pytest.approx(wanted.values, nan_ok=True)
 
 
 # --- blocks, traces and precision ------------------------------------------------------------------------
@@ -548,6 +600,22 @@ def test_missing_temperature_and_small_pools_have_reasons():
     assert np.isfinite(r["image_to_text_at_5"])
 
 
+@pytest.mark.parametrize(("n", "c"), [(2, 6), (2, 1), (5, 1), (3, 4), (10, 2), (11, 1)])
+def test_recall_is_missing_where_even_the_worst_embeddings_have_it(n, c):
+    """Rows that all coincide rank last everywhere: where they succeed, everything does."""
+    image, text = draw(1, n=n, m=c * n)
+    worst = obs.retrieval_ranks(np.ones((n, 3)), np.ones((c * n, 3)), captions_per_image=c)
+    r = obs.report(image, text, captions_per_image=c)
+    for k in (1, 5, 10):
+        found = obs.retrieval_at_k(image, text, k=k, captions_per_image=c)
+        for way in ("image_to_text", "text_to_image"):
+            always = bool((getattr(worst, way) <= k).all())
+            assert np.isnan(getattr(found, way)) == always
+            assert np.isnan(r[f"{way}_at_{k}"]) == always
+            if always:
+                assert "every query would succeed" in r.reasons[f"{way}_at_{k}"]
+
+
 def test_report_with_several_captions():
     image, text = draw(n=12, m=24)
     r = obs.report(image, text, captions_per_image=2)
@@ -570,10 +638,10 @@ def test_registry_describes_every_metric():
 
 
 def test_published_clip_features():
-    folder = Path(os.environ.get("FLOWSIM_DATA", Path(__file__).parents[2] / "shared" / "data")) / "mind-the-gap"
-    path = folder / "features_clip.npy"
+    folder = Path(os.environ.get("FLOWSIM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    path = folder / "mind-the-gap" / "features_clip.npy"
     if not path.exists():
-        pytest.skip(f"no public CLIP features at {path}; set FLOWSIM_DATA")
+        pytest.skip("no public CLIP features: set FLOWSIM_DATA to the folder of mind-the-gap/features_clip.npy")
     r = obs.report(*obs.load_embeddings(path))
     assert (r.pairs, r.dim) == (500, 512)
     assert r["modality_gap"] == pytest.approx(0.8514, abs=6e-5)
@@ -643,8 +711,9 @@ def test_bad_options():
             function(GOOD, GOOD, 0)
         with pytest.raises(FlowsimError, match="`temperature` must be one number"):
             function(GOOD, GOOD, np.ones(2))
-        with pytest.raises(FlowsimError, match="`temperature` has NaN or infinity"):
-            function(GOOD, GOOD, np.nan)
+        for wrong in (np.nan, np.inf, 1e-320):
+            with pytest.raises(FlowsimError, match="`temperature` must be finite and at least 1e-300, but is"):
+                function(GOOD, GOOD, wrong)
     with pytest.raises(FlowsimError, match=r"`similarity` must be square, but has shape \(4, 3\)"):
         obs.margin_of_similarity(GOOD)
 

@@ -1,12 +1,19 @@
 """Temperature policies: one object on floats, NumPy and JAX; parametrizations; bad input."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flowsim import FlowsimError
+from flowsim._arrays import tracing
 from flowsim.temperature import (
+    AbstractTemperature,
     Cosine,
     Exp,
     Fixed,
@@ -80,6 +87,52 @@ def test_leaves_keep_double_precision_outside_64_bit_mode():
     assert Fixed(0.07).tau.dtype == np.float64
 
 
+def test_what_is_just_allowed():
+    assert Learnable(lr_ratio=0).lr_ratio == 0  # a frozen temperature
+    assert Cosine(0.1, 0.1).low == 0.1
+    assert float(Fixed(np.float16(0.5)).tau) == 0.5
+    assert Fixed(np.int64(2)).tau.dtype == np.float64
+
+
+class OfMyOwn(AbstractTemperature):
+    """A policy whose rule a test replaces."""
+
+    rule: Callable[[Any], Any] = eqx.field(static=True)
+
+    def inverse_temperature(self, progress, raw=None):
+        return self.rule(progress)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda u: 10.0 if u < 0.5 else 20.0,
+        lambda u: np.select([u < 0.5], [10.0], 20.0),
+        lambda u: np.interp(u, [0, 1], [10, 20.0]),
+        lambda u: 10.0 + float(u),
+        lambda u: 10.0 + math.exp(u),
+        lambda u: [10.0, 20.0][int(u > 0.5)],
+        lambda u: 10.0 + (5.0 if u > 0.2 and u < 0.7 else 0.0),
+        lambda u: max(10.0, 20.0 * u),
+    ],
+    ids=["if", "select", "interp", "float", "math", "index", "and", "max"],
+)
+def test_a_policy_that_cannot_be_compiled_is_named_with_the_cure(rule):
+    policy = OfMyOwn(rule)
+    with (
+        pytest.raises(FlowsimError, match=r"`OfMyOwn\.inverse_temperature` \(line \d+\) cannot .* jnp\.where"),
+        tracing(),
+    ):
+        jax.eval_shape(policy.inverse_temperature, jnp.asarray(0.5))
+
+
+def test_other_errors_pass_unchanged():
+    with pytest.raises(jax.errors.TracerBoolConversionError), tracing():
+        jax.eval_shape(bool, jnp.asarray(0.5))
+    with pytest.raises(ZeroDivisionError), tracing():
+        OfMyOwn(lambda u: 1 / 0).inverse_temperature(0.5)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -91,6 +144,11 @@ def test_leaves_keep_double_precision_outside_64_bit_mode():
         (lambda: Learnable(clamp=(1.0, 0.01)), "increasing"),
         (lambda: ScaledExp(0), "`scale` must be positive"),
         (lambda: Fixed("warm"), "Expected a number, but got 'warm'"),
+        (lambda: Fixed(1e-320), "`temperature` must be at least 1e-300, but is 9.99989e-321"),
+        (lambda: Learnable(lr_ratio=-1), "`lr_ratio` must be at least 0, but is -1"),
+        (lambda: Learnable(lr_ratio=float("inf")), "`lr_ratio` must be at least 0, but is inf"),
+        (lambda: Cosine(0.1, 0.01), r"`low` must be at most `high`.*Swap them: Cosine\(0.01, 0.1\)"),
+        (lambda: Cosine(0.01, 0.1, cycles=-1), "`cycles` must be positive"),
     ],
 )
 def test_bad_input_gets_one_sentence(build, message):

@@ -1,0 +1,226 @@
+"""Metrics of many rows: blocks and factors against the compiled definitions, samples against all rows, memory."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import flowsim.observables as obs
+from flowsim import FlowsimError, _blocks, cli
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.normal(size=(60, 7)) + 0.3
+TEXT = RNG.normal(size=(60, 7)) - 0.2 + 1.5 * IMAGE
+CAPTIONS = np.repeat(IMAGE, 5, axis=0) + RNG.normal(size=(300, 7))
+FEW = 1000  # `report` compares at least so many queries
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """Everything in small blocks with remainders."""
+    monkeypatch.setattr(obs, "_AT_ONCE", 10)
+    monkeypatch.setattr(_blocks, "BLOCK", 7)
+    monkeypatch.setattr(_blocks, "QUERIES", 16)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("image", "text", "captions"),
+    [(IMAGE, TEXT, 1), (IMAGE, CAPTIONS, 5), (IMAGE, TEXT[:40], 1), (IMAGE[:, :1] + 5, TEXT[:, :1] - 5, 1)],
+    ids=["pairs", "five captions", "unpaired", "one column"],
+)
+def test_blocks_agree_with_the_compiled_definitions(monkeypatch, image, text, captions, dtype):
+    image, text = image.astype(dtype), text.astype(dtype)
+    at_once = obs.report(image, text, temperature=0.07, captions_per_image=captions)
+    monkeypatch.setattr(obs, "_AT_ONCE", 10)
+    monkeypatch.setattr(_blocks, "BLOCK", 7)
+    monkeypatch.setattr(_blocks, "QUERIES", 16)
+    blocks = obs.report(image, text, temperature=0.07, captions_per_image=captions)
+    assert blocks.reasons == at_once.reasons
+    assert blocks.samples == {}
+    for name in obs.names():
+        assert blocks[name] == pytest.approx(at_once[name], rel=1e-12, abs=1e-12, nan_ok=True), name
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_ties_and_undefined_values_are_those_of_the_definitions():
+    rows = np.tile(RNG.normal(size=(1, 17)), (33, 1))
+    found = obs.report(rows * np.linspace(0.3, 3, 33)[:, None], rows, only=["matched_fraction", "image_to_text_at_10"])
+    assert list(found.values.values()) == [0, 0]
+    assert (
+        "all rows coincide" in obs.report(rows, rows, only=["relative_modality_gap"]).reasons["relative_modality_gap"]
+    )
+    opposite = np.concatenate([np.eye(12), -np.eye(12)])
+    assert "a centre vanishes" in obs.report(opposite, opposite).reasons["gap_angle"]
+
+
+def test_factors_keep_small_singular_values():
+    """Singular values over twelve decades: from XᵀX those below 1e-8 of the largest would be noise."""
+    n, d = 500, 12
+    left, right = np.linalg.qr(RNG.normal(size=(n, d)))[0], np.linalg.qr(RNG.normal(size=(d, d)))[0]
+    rows = left * np.geomspace(1, 1e-12, d) @ right
+    wide = np.concatenate([rows, np.ones((n, 1))], axis=1)  # unit rows keep the spread of the first columns
+    unit = _blocks.Rows(wide)
+    mean = _blocks.centre(unit)
+    found = np.linalg.svd(_blocks.factor(unit, mean), compute_uv=False)
+    wanted = np.linalg.svd(unit[:] - mean, compute_uv=False)
+    np.testing.assert_allclose(found, wanted, atol=1e-15 * wanted[0])
+
+
+def test_factor_of_both_modalities_has_the_singular_values_of_the_stack():
+    image, text = _blocks.Rows(IMAGE), _blocks.Rows(CAPTIONS)
+    centres = [_blocks.centre(rows) for rows in (image, text)]
+    factors = [_blocks.factor(rows, c) for rows, c in zip((image, text), centres, strict=True)]
+    mean, both = _blocks.factor_of_both(*factors, centres, (60, 300))
+    stack = np.concatenate([image[:], text[:]])
+    np.testing.assert_allclose(mean, stack.mean(0), atol=1e-15)
+    wanted = np.linalg.svd(stack - stack.mean(0), compute_uv=False)
+    np.testing.assert_allclose(np.linalg.svd(both, compute_uv=False), wanted, rtol=1e-12)
+
+
+# --- samples ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many():
+    """3,000 pairs that are matched in part."""
+    rng = np.random.default_rng(1)
+    image = rng.normal(size=(3000, 8)) + 0.4
+    return image, image + 0.5 * rng.normal(size=(3000, 8)) - 0.8
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    monkeypatch.setattr(obs, "_EXACT", 10)
+
+
+@pytest.mark.usefixtures("sampled")
+def test_samples_cover_the_exact_values_and_say_what_they_are(many):
+    exact = obs.report(*many, exact=True)
+    estimated = [name for name in exact.values if "at_" in name or "uniformity" in name or name == "matched_fraction"]
+    estimated.remove("wasserstein_uniformity")
+    covered = []
+    for seed in range(20):
+        found = obs.report(*many, seed=seed, only=estimated)
+        assert set(found.samples) == set(estimated)
+        for name, sample in found.samples.items():
+            assert (sample.rows, sample.of) == (FEW, 3000)
+            assert sample.low <= found[name] <= sample.high
+            assert sample.high - sample.low < 0.1
+            covered.append(sample.low <= exact[name] <= sample.high)
+    # 95 % of independent intervals; those of one seed share their queries, and few rows make them wider than needed.
+    assert np.mean(covered) > 0.9
+
+
+@pytest.mark.usefixtures("sampled")
+def test_what_a_sample_cannot_say_has_a_reason(many):
+    found = obs.report(*many, temperature=0.1)
+    assert np.isnan(found["margin"])
+    assert "1,000 of 3,000 pairs only bound: it is at most -" in found.reasons["margin"]
+    assert "exact=True (--exact)" in found.reasons["doubly_stochastic_defect"]
+    assert {"modality_gap", "wasserstein_uniformity", "image_effective_rank"}.isdisjoint(found.samples)
+    exact = obs.report(*many, temperature=0.1, exact=True)
+    assert exact["margin"] == pytest.approx(obs.margin(*many), abs=1e-13)
+    assert exact["doubly_stochastic_defect"] == pytest.approx(obs.doubly_stochastic_defect(*many, 0.1), rel=1e-11)
+    assert set(exact.samples) == {"linear_separability"}
+    assert "from 1,000 of 3,000 rows; " in repr(found)
+    assert json.loads(found.to_json())["samples"]["matched_fraction"]["rows"] == FEW
+    assert "[" in found._repr_html_()
+
+
+def test_wilson_interval():
+    """Against the definition: the fractions p whose distance from the found one is 1.96 of their standard errors."""
+    sample = _blocks.sample_of_fraction(0.3, 50, 1000)
+    for p in (sample.low, sample.high):
+        assert abs(0.3 - p) == pytest.approx(1.959963984540054 * np.sqrt(p * (1 - p) / 50), rel=1e-12)
+    assert _blocks.sample_of_fraction(1.0, 50, 1000).high == 1
+    assert _blocks.sample_of_fraction(1.0, 50, 1000).low < 0.94
+
+
+# --- only, progress, the command line --------------------------------------------------------------------
+
+
+def test_only_what_is_asked_for():
+    whole = obs.report(IMAGE, TEXT)
+    found = obs.report(IMAGE, TEXT, only=["margin", "modality_gap"])
+    assert found.values == {name: whole[name] for name in ("modality_gap", "margin")}
+    for only, said in (
+        (["margn"], "Unknown observable 'margn'. Did you mean 'margin'"),
+        ([], "names no metric"),
+        ("margin", "must be a list of names, but is 'margin'"),
+    ):
+        with pytest.raises(FlowsimError, match=said):
+            obs.report(IMAGE, TEXT, only=only)
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_progress_names_the_steps():
+    said = []
+    obs.report(IMAGE, TEXT, only=["matched_fraction"], progress=said.append)
+    assert said[0] == "matched_fraction"
+    assert "image to text, query 16 of 60" in said
+
+
+def test_measure_takes_names(tmp_path, capsys):
+    path = str(tmp_path / "a.npy")
+    np.save(path, np.stack([IMAGE, TEXT]).astype(np.float16))
+    assert cli.main(["measure", path, "--only", "margin, modality_gap", "--exact", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["values"]) == ["modality_gap", "margin"]
+    assert cli.main(["measure", path, "--only", "margn"]) == 2
+    assert "Did you mean 'margin'" in capsys.readouterr().err
+
+
+# --- files and memory ------------------------------------------------------------------------------------
+
+
+def test_files_are_mapped_in_their_own_dtype(tmp_path):
+    np.save(tmp_path / "a.npy", np.stack([IMAGE, TEXT]).astype(np.float16))
+    image, text = obs.open_embeddings(tmp_path / "a.npy")
+    assert isinstance(image, np.memmap)
+    assert image.dtype == np.float16
+    assert np.array_equal(text, TEXT.astype(np.float16))
+    bad = np.stack([IMAGE, TEXT])
+    bad[1, 50, 3] = np.nan
+    np.save(tmp_path / "b.npy", bad)
+    with pytest.raises(FlowsimError, match=r"b\.npy: Argument `text` has NaN or infinity \(first at index \(50, 3\)\)"):
+        obs.open_embeddings(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("name", ["wasserstein_uniformity", "effective_rank"])
+def test_singular_values_need_no_square_matrix(name):
+    """20,000 rows in at most 1.5 GiB: the left factor alone, which is not wanted, would take 3 GiB."""
+    code = (
+        "import resource, numpy as np\n"
+        "from flowsim import observables\n"
+        "rows = np.random.default_rng(0).normal(size=(2, 20_000, 16))\n"
+        f"observables.{name}(*rows)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.5
+
+
+@pytest.mark.slow
+def test_a_large_file_fits_into_two_gibibytes(tmp_path):
+    """60,000 pairs in 512 dimensions: 0.5 GiB as float64 for each modality, 27 GiB for a matrix of cosines."""
+    path = tmp_path / "large.npy"
+    out = np.lib.format.open_memmap(path, "w+", np.float16, (2, 60_000, 512))
+    rng = np.random.default_rng(0)
+    for start in range(0, 60_000, 10_000):
+        rows = rng.normal(size=(10_000, 512))
+        out[0, start : start + 10_000] = rows + 0.5
+        out[1, start : start + 10_000] = rows + 0.5 * rng.normal(size=rows.shape)
+    out.flush()
+    code = (
+        "import resource, sys\n"
+        "from flowsim import cli\n"
+        f"code = cli.main(['measure', {str(path)!r}, '--json', '--temperature', '0.07'])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stderr) < 2
+    report = json.loads(done.stdout)
+    assert report["samples"]["matched_fraction"]["of"] == 60_000
+    assert report["values"]["matched_fraction"] > 0.99
