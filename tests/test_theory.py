@@ -1,5 +1,6 @@
 """Closed forms against high precision, independent integration, limits and invariants."""
 
+import itertools
 import math
 import warnings
 
@@ -555,3 +556,162 @@ def test_arguments_may_be_lists_integers_and_arrays():
         assert theory.gap_force(np.ones((3, 1)), 1, np.array([2, 5])).shape == (3, 2)
         assert theory.theorem_3_3_bound([100, 1000], np.array([[3], [8]]), 5, 0.3).bound.shape == (2, 2)
         assert theory.theorem_3_2_bound([0, 1], 0.5, 9, 1, 8).shape == (2,)
+
+
+# --- the ends of float64 --------------------------------------------------------------------------------------
+
+BETAS = [1e-300, 1e-100, 1e-12, 1e-5, 0.3, 14.3, 800.0, 1e20, 1e100, 1e200, 1e300]
+HEIGHTS = [1e-300, 1e-20, 1e-3, 0.3, 0.9, 1 - 1e-9, 1 - 1e-15]
+MARGINS = [1e-300, 1e-20, 0.5, 2.0]
+PAIRS = [2, 5, 1e6]
+LIMIT = mpmath.mpf(2) ** 1024
+
+
+def close(value, exact, rel):
+    """Whether a float is the exact number, to `rel`, or infinite or 0 where that leaves float64."""
+    if abs(exact) >= LIMIT:
+        return math.isinf(value) and (value > 0) == (exact > 0)
+    return abs(mpmath.mpf(float(value)) - exact) <= rel * abs(exact) + mpmath.mpf("1e-307")
+
+
+def rate_of_line(a, b):
+    a, b = mpmath.mpf(a), mpmath.mpf(b)
+    if a == b:
+        return 2 * a * mpmath.exp(-a)
+    return 2 * ((a + 1) * mpmath.exp(-a) - (b + 1) * mpmath.exp(-b)) / (b - a)
+
+
+def grid(*values):
+    return list(itertools.product(*values))
+
+
+CLOSE_BETAS = [(a, b * f) for a, b in grid(BETAS, BETAS) for f in (1.0, 1 + 1e-12, 0.5)]
+CLOSE_BETAS += [(a, a * f) for a in BETAS for f in (1 + 4e-16, 1 + 1e-9, 1 + 1e-3)]
+EXTREME = {
+    "linear_inverse_temperature_rate": (theory.linear_inverse_temperature_rate, rate_of_line, CLOSE_BETAS, 1e-12),
+    "closing_exponent": (
+        theory.closing_exponent, lambda s, r: -2 * mpmath.mpf(s) ** 2 / mpmath.mpf(r),
+        grid([1e-160, 1e-3, 10.0, 1e150], BETAS), 1e-14,
+    ),
+    "identity_law_coefficient": (
+        theory.identity_law_coefficient, lambda m, r: -1 / (mpmath.mpf(r) * mpmath.mpf(m) ** 2),
+        grid([*MARGINS, 1e-160, 1e160], BETAS), 1e-14,
+    ),
+    "sphere_exponent": (
+        theory.sphere_exponent, lambda n, s, r: -mpmath.mpf(s) ** 2 / (mpmath.mpf(r) * mpmath.mpf(n)),
+        grid(PAIRS, [1e-160, 1.0, 1e150], BETAS), 1e-14,
+    ),
+    "lemma_3_1": (
+        theory.lemma_3_1,
+        lambda g, g0, b: mpmath.mpf(b) * mpmath.sqrt(mpmath.mpf(g0) / mpmath.mpf(g))
+        * mpmath.exp((mpmath.mpf(g) ** 2 - mpmath.mpf(g0) ** 2) / 4),
+        grid(HEIGHTS, HEIGHTS, BETAS), 1e-14,
+    ),
+    "theorem_3_2_minimum": (
+        lambda g, m, n: theory.theorem_3_2_assumption(g, 1.0, m, n).minimum_inverse_temperature,
+        lambda g, m, n: mpmath.log(4 * (mpmath.mpf(n) - 1)) / (mpmath.mpf(m) * (1 - mpmath.mpf(g) ** 2)),
+        grid(HEIGHTS, MARGINS, PAIRS), 1e-13,
+    ),
+    "equilibrium_gap_bound": (
+        theory.equilibrium_gap_bound,
+        lambda t, c: 2 * mpmath.sqrt(max(1 - mpmath.mpf(t) / mpmath.mpf(c), 0)),
+        grid(BETAS, BETAS) + [(b * (1 - 1e-9), b) for b in BETAS], 1e-14,
+    ),
+    "bessel_ratio": (
+        theory.bessel_ratio,
+        lambda o, a: 1 - (2 * mpmath.mpf(o) + 1) / (2 * mpmath.mpf(a)) if a > 1 else mpmath.mpf(a) / (2 * (o + 1)),
+        grid([0.0, 0.5, 255.0, 1e3], [1e-300, 1e-100, 1e-12, 1e20, 1e154, 1e200, 1e300]), 1e-13,
+    ),
+    "raw_derivative": (
+        lambda b: theory.raw_derivative(b, "softplus"), lambda b: -mpmath.expm1(-mpmath.mpf(b)),
+        grid(BETAS), 1e-15,
+    ),
+    "potential": (
+        lambda b: theory.potential(b, "identity"), lambda b: mpmath.mpf(b) ** 2 / 2, grid(BETAS), 1e-15,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXTREME)
+def test_formulas_at_the_ends_of_float64(name):
+    """No warnings (they are errors here), no silent NaN, digits as in the middle."""
+    function, exact, arguments, rel = EXTREME[name]
+    with mpmath.workdps(400):
+        wrong = [a for a in arguments if not close(function(*a), exact(*a), rel)]
+    assert wrong == []
+
+
+def inverse_temperature_exactly(log_gamma, log_gamma0, beta0, parametrization, ratio):
+    after, before = mpmath.mpf(log_gamma), mpmath.mpf(log_gamma0)
+    change = mpmath.mpf(ratio) / 2 * (before - after - (mpmath.exp(2 * before) - mpmath.exp(2 * after)) / 2)
+    if parametrization == "exp":
+        return mpmath.mpf(beta0) * mpmath.exp(change)
+    square = mpmath.mpf(beta0) ** 2 + 2 * change
+    return mpmath.sqrt(square) if square >= 0 else None
+
+
+@pytest.mark.parametrize("parametrization", ["exp", "identity"])
+def test_inverse_temperature_of_gamma_at_the_ends_of_float64(parametrization):
+    heights = [-690.0, -46.0, -1.0, -1e-9, -1e-15]
+    for case in grid(heights, heights, BETAS, [1e-3, 1.0, 1e3]):
+        log_gamma, log_gamma0, beta0, ratio = case
+        exact = inverse_temperature_exactly(log_gamma, log_gamma0, beta0, parametrization, ratio)
+        found = theory.inverse_temperature_of_gamma(log_gamma, log_gamma0, beta0, parametrization, 1.0, ratio)
+        assert math.isnan(found) if exact is None else close(found, exact, 1e-10), case
+
+
+@pytest.mark.parametrize(("parametrization", "scale"), PARAMETRIZATIONS)
+def test_log_gamma_of_inverse_temperature_at_the_ends_of_float64(parametrization, scale):
+    """It solves its equation: ln γ inserted into the conserved quantity gives that of the start back."""
+    for case in grid(BETAS, [-690.0, -7.0, -0.1, -1e-9], BETAS, [1e-3, 1.0, 1e3]):
+        beta, log_gamma0, beta0, ratio = case
+        found = theory.log_gamma_of_inverse_temperature(beta, log_gamma0, beta0, parametrization, scale, ratio)
+        if parametrization == "softplus":
+            continue  # its potential at these β has a test of its own; here no warning and no crash
+        b, b0, r = (mpmath.mpf(x) for x in (beta, beta0, ratio))
+        change = mpmath.mpf(scale) ** 2 * mpmath.log(b / b0) if parametrization == "exp" else (b**2 - b0**2) / 2
+        start = mpmath.mpf(log_gamma0)
+        goal = 2 / r * change
+        if goal < start - mpmath.expm1(2 * start) / 2:
+            assert math.isnan(found), case
+        elif goal > LIMIT:
+            assert found == -math.inf, case
+        else:
+            end = mpmath.mpf(float(found))
+            reached = start - end + (mpmath.exp(2 * end) - mpmath.exp(2 * start)) / 2
+            # Of ln γ only its own digits are there.
+            assert abs(reached - goal) <= 1e-14 * (abs(goal) + abs(end) + abs(start)), case
+
+
+TRAJECTORIES = [
+    # ln γ0, β0, margin, pairs, parametrization, scale, ratio: all of them jumped at early times
+    (-690.0, 1e-12, 1e-3, 1e6, "exp", 1.0, 1e3),
+    (-1.0, 1e-12, 0.5, 1e6, "softplus", 1.0, 1e3),
+    (-1e6, 1e-100, 1e-3, 5.0, "softplus", 1.0, 1e3),
+    (-0.1, 14.3, 1e-20, 1e6, "exp", 0.1, 1.0),
+    (-1.0, 100.0, 1e-300, 2.0, "exp", 1.0, 1e3),
+    (-1.0, 14.3, 1.2, 5.0, "identity", 1.0, 1.0),
+    (-1e-9, 1e3, 0.5, 2.0, "exp", 10.0, 1.0),
+]
+
+
+@pytest.mark.parametrize("case", TRAJECTORIES, ids=str)
+def test_trajectories_from_extreme_starts_move_one_way_and_in_time(case):
+    ts = np.array([0.0, 1e-300, 1e-10, 1.0, 1e5, 1e100, 1e300])
+    log_gamma, beta = theory.reduced_trajectory(ts, *case)
+    assert np.all(np.isfinite(log_gamma)) and np.all(np.isfinite(beta))
+    assert np.all(np.diff(log_gamma) <= 1e-13 * abs(case[0]))
+    assert np.all(np.diff(beta) >= -1e-12 * beta[:-1])
+    # At early times both rates are those of the start.
+    start, beta0, margin, pairs, *_, ratio = case
+    early = 1e-6 / (beta0 * theory.gap_force(-beta0 * math.expm1(2 * start), margin, pairs) * (1 + ratio))
+    if early < 1e290:
+        first, at_first = theory.reduced_trajectory(np.array([early]), *case)
+        drop = 2 * beta0 * theory.gap_force(-beta0 * math.expm1(2 * start), margin, pairs) * early
+        assert start - first[0] == pytest.approx(drop, abs=2e-5 * drop + 4e-16 * abs(start))
+        assert at_first[0] == pytest.approx(beta0, rel=0.2)
+
+
+def test_trajectories_beyond_float64_are_refused_and_not_followed_for_ever():
+    with pytest.raises(FlowsimError, match="leaves float64"):
+        theory.reduced_trajectory([1.0], -1.0, 1e-300, 1.0, 5, "identity")

@@ -36,7 +36,7 @@ import pytest
         ("fs.Clusters(10**400)", "and below 2³²"),
         ("fs.Clusters(np.ones(3))", "but is [1.0, 1.0, 1.0]"),
         ("fs.HardSwap(masks='64')", "`masks` must be a whole number of at least 1, but is the text '64'"),
-        ("fs.SoftSwap(masks=np.timedelta64(3))", "`masks` must be a whole number"),
+        ("fs.SoftSwap(masks=np.timedelta64(3, 's'))", "`masks` must be a whole number"),
         ("fs.HardSwap(by=None)", "Unknown swap unit 'None'"),
         ("fs.SoftSwap(reading=['old'])", "Unknown reading of the soft swap"),
         ("fs.DirectedInfoNCE(np.ones(2))", "Unknown direction"),
