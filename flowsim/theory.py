@@ -345,7 +345,10 @@ def log_gamma_of_inverse_temperature(
         drop = np.maximum(np.where(goal > 0, np.minimum(drop, goal + square / 2), drop), log_gamma0)
         for _ in range(80):
             slope = -np.expm1(2 * (log_gamma0 - drop))
-            excess = complement * drop + square * _exponential_rest(-2 * drop) / 2 - goal
+            # γ² in place of γ0² e^{−2D}, whose factors may be 0 and infinite.
+            far = np.exp(2 * (log_gamma0 - drop)) - square * (1 - 2 * drop)
+            rest = np.where(np.abs(drop) < 0.25, square * _exponential_rest(-2 * drop), far)
+            excess = complement * drop + rest / 2 - goal
             step = np.where(slope > 0, excess / slope, 0.0)
             drop = np.maximum(drop - step, log_gamma0)
             if not np.any(np.abs(step) > 1e-15 * np.abs(drop)):
