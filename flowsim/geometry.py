@@ -462,9 +462,10 @@ def _lift(
 def _split_gamma(start: Start) -> tuple[Any, Any]:
     gamma = start.gamma
     assert gamma is not None
-    sign = np.asarray(np.sign(gamma))
     if start.log_gamma is not None:
-        return sign, np.asarray(start.log_gamma)
+        # γ itself may have fallen below the smallest number; its sign stays.
+        return np.asarray(np.copysign(1.0, gamma)), np.asarray(start.log_gamma)
+    sign = np.asarray(np.sign(gamma))
     return sign, np.asarray(np.log(np.abs(gamma)) if sign else 0.0)
 
 

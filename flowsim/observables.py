@@ -35,7 +35,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Shaped
 
 from . import _blocks
-from ._arrays import check_choice, check_whole, host_array, is_real, moderate, shown
+from ._arrays import check_choice, check_whole, host_array, is_real, moderate, namespace, shown
 from .errors import FlowsimError, unknown_name
 
 Rows: TypeAlias = Float[Array | np.ndarray, "n d"]
@@ -253,9 +253,9 @@ def _pair_margins(image: Rows, text: Rows) -> Float[Array, " n"]:
     return _without_ties(jnp.minimum(_pair_gaps(image, text), _pair_gaps(text, image)), longest[0] * longest[1])
 
 
-def _without_ties(margins: Float[Array, " n"], scale: Float[Array, ""]) -> Float[Array, " n"]:
+def _without_ties(margins: Any, scale: Any) -> Any:
     """Margins, exactly 0 where two similarities of size `scale` agree to rounding, whose sign means nothing."""
-    return jnp.where(jnp.abs(margins) <= _TIES * _eps(margins) * scale, 0.0, margins)
+    return namespace(margins).where(abs(margins) <= _TIES * _eps(margins) * scale, 0.0, margins)
 
 
 def _pair_margins_of(similarity: Square) -> Float[Array, " n"]:
@@ -1034,7 +1034,7 @@ class _Large:
         mean, both = _blocks.factor_of_both(*self._factors.values(), centres, counts)
         return _distance_to_uniform(mean, both, sum(counts))
 
-    _SUMS: ClassVar[dict[str, Callable[["_Large"], Any]]] = {
+    _SUMS: ClassVar[dict[str, Callable[[_Large], Any]]] = {
         "modality_gap": lambda s: np.linalg.norm(s._centres["image"] - s._centres["text"]),
         "gap_angle": lambda s: _angle(s._centres["image"], s._centres["text"]),
         "image_centre_norm": lambda s: np.linalg.norm(s._centres["image"]),
@@ -1083,7 +1083,7 @@ class _Large:
     @functools.cached_property
     def _margins(self) -> np.ndarray:
         to_text, to_image = self._pairs
-        return to_text.own - np.maximum(to_text.other, to_image.other)
+        return _without_ties(to_text.own - np.maximum(to_text.other, to_image.other), 1.0)
 
     def _margin(self, reasons: dict[str, str]) -> tuple[float, None]:
         value, n = float(self._margins.min()), len(self.rows["image"])
@@ -1096,7 +1096,7 @@ class _Large:
         return math.nan, None
 
     def _matched_fraction(self, reasons: dict[str, str]) -> tuple[float, _blocks.Sample | None]:
-        return self._fraction(self._margins > _TIES * _EPS64, "image")
+        return self._fraction(self._margins > 0, "image")
 
     def _log_mean(self, kernels: np.ndarray, of: int) -> tuple[float, _blocks.Sample | None]:
         value = float(np.log(np.mean(kernels)))

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from flowsim import observables as obs
 from flowsim import theory
-from flowsim._arrays import LARGE, check, check_number, to_device, to_numpy
+from flowsim._arrays import LARGE, check, check_number, to_device, to_numpy, tracing
 from flowsim.chain import METHODS, STATE_OBSERVABLES, Chain, Method, Options, final_status, is_filled, observe, segment
 from flowsim.config import to_config
 from flowsim.discrete import Before, Discrete
@@ -58,6 +58,7 @@ DEFAULT_OBSERVABLES = (
 _SNAPSHOT_BYTES = 64 * 2**20
 
 
+@tracing()
 def simulate(
     flow: GradientFlow,
     start: Start | AbstractRecipe | Result,
@@ -354,7 +355,8 @@ def _assemble(
     for name, values in chain.series.items():
         if name not in reasons and (undefined := np.flatnonzero(np.isnan(values) & chain.reached)).size:
             first = chain.ts[undefined[0]]
-            reasons[name] = f"undefined at {undefined.size} of the times, first at t = {first:.6g}"
+            why = getattr(obs.REGISTRY.get(name), "undefined", "") or "undefined"
+            reasons[name] = f"{why} (at {undefined.size} times, first at t = {first:.6g})"
     result = Result(
         time=chain.ts,
         series={name: chain.series[name] for name in options["observables"] if name in chain.series},

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flowsim import _executors, config
-from flowsim._arrays import check, check_number, to_device, to_numpy, unstack
+from flowsim._arrays import check, check_number, to_device, to_numpy, tracing, unstack
 from flowsim.chain import Chain, How, Method, Options, final_status, observe_many, segments
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.flow import GradientFlow, Moving, State, as_start, as_starts
@@ -102,6 +102,7 @@ class SweepResult:
         return f"SweepResult({sizes}; {ended}; {', '.join(str(n) for n in self.dataset)})"
 
 
+@tracing()
 def sweep(
     flow: GradientFlow,
     start: Start | AbstractRecipe,

@@ -4,6 +4,7 @@ Each structure below is one set of compiled programs; numbers and starts are dra
 flow's number, from which `draw` makes it again.
 """
 
+import jax
 import numpy as np
 import pytest
 
@@ -156,8 +157,6 @@ def test_random_flows(name):
     ["sphere", "sphere, clamp", "sphere, float32", "subspaces", "sigmoid", "directed", "sphere, softplus, clamp"],
 )
 def test_random_flows_of_relabelled_texts_are_matched(name):
-    import jax
-
     made, start, _, options = STRUCTURES[name]
     numbers, seeds = draw(name)
     exact = options.get("precision") != "float32"
