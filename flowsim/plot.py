@@ -902,9 +902,29 @@ def clouds(image: np.ndarray, text: np.ndarray) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str) -> None:
-    """Write a figure, atomically; its kind follows the suffix. Raises `FlowsimError` if that is not possible."""
+#: Entries of the metadata that would differ from run to run or version to version.
+_DATED = {"png": ("Software",), "pdf": ("CreationDate", "Creator", "Producer"), "svg": ("Date", "Creator")}
+
+
+def save(figure: Figure, path: str, stamp: str = "") -> Path:
+    """Write a figure, atomically; the same figure gives the same bytes.
+
+    Args:
+        figure: what is written.
+        path: its file; the kind follows the suffix, .png, .pdf or .svg.
+        stamp: a line for the metadata of the file, which says what made it.
+
+    Returns:
+        The path.
+
+    Raises:
+        FlowsimError: if the suffix is unknown, or the file cannot be written.
+    """
     kind = path.rpartition(".")[2].lower()
     known = figure.canvas.get_supported_filetypes()
     check(kind in known, f"A figure cannot be written as {path!r}. Use a name that ends in .png, .pdf or .svg.")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind))
+    metadata: dict[str, Any] = dict.fromkeys(_DATED.get(kind, ()))
+    if stamp and metadata:
+        metadata["Comment" if kind == "png" else "Keywords"] = stamp
+    given = {"metadata": metadata} if metadata else {}
+    return write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind, **given))

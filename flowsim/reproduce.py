@@ -9,7 +9,8 @@ An experiment is a module `experiments/NAME.py` with
 - `plot(record) -> matplotlib.figure.Figure`: the figure, from the record alone.
 
 The record of an experiment lies in OUT/records/NAME.nc, its figures in OUT/NAME.png and OUT/NAME.pdf. A
-record is reused while its configuration, its seed and the source that computed it are the same.
+record is reused while its configuration, its seed and the code that computed it are the same. Figures carry a stamp
+of the code that computed and drew them: a test compares those in the repository with the code there.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -39,20 +40,21 @@ from rich.table import Table
 import flowsim
 from flowsim import _workers
 from flowsim._files import write_atomically
+from flowsim._sources import computing_hash, drawing_hash, write_stamp
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.result import read_netcdf, write_netcdf
 from flowsim.solve import versions
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 PACKAGE = Path(flowsim.__file__).resolve().parent
+#: Full and quick figures go to folders of their own in here, which git ignores.
 DEFAULT_OUT = Path("figures")
 RECORD_VERSION = 1
-#: Entries of a PDF that would differ from run to run or version to version.
-_PDF_STAMPS = ("CreationDate", "Creator", "Producer")
-#: Package files that show numbers but do not make them.
-_PRESENTATION = ("plot.py", "cli/", "reproduce.py", "compare.py", "claims/", "_experiments/")
+#: Seconds of the full figures and claims on one core of two, relative to which the time left is estimated.
+_SECONDS = {
+    "fig2": 21, "fig4": 32, "exponents": 45, "mismatch": 60, "noise": 440, "optimizers": 180, "phases": 40,
+    "real_gap": 5, "real_runs": 5, "sigmoid": 120, "swaps": 210, "temperature_control": 60, "theorem33": 39,
+    "claims": 340,
+}  # fmt: skip
 
 Job = TypeVar("Job")
 
@@ -131,13 +133,22 @@ def run(
 ) -> Reproduction:
     """Compute and draw the named experiments; without names, all of them and the claims table.
 
-    - `quick`: smaller sizes at the same tolerances; default folder `figures/quick`.
-    - `force`: compute again even where a valid record exists.
-    - `out`: folder for figures and records; default `figures`.
-    - `console`: where progress goes; default stderr. `folder`: of the experiments. `claims`: run them or not.
+    Every record is written as soon as it is computed, so that interrupted work resumes at the next experiment.
 
-    Every record is written as soon as it is computed, so that interrupted work resumes at the next
-    experiment. Raises `FlowsimError` for unknown names and places that cannot be written to.
+    Args:
+        names: experiments; default all.
+        quick: smaller sizes at the same tolerances.
+        force: compute again even where a valid record exists.
+        out: folder for figures and records; default `figures/full`, or `figures/quick`.
+        console: where progress goes; default stderr.
+        folder: of the experiments.
+        claims: whether the claims are measured too; default: if all figures are made.
+
+    Returns:
+        The files of each figure, and the verdicts.
+
+    Raises:
+        FlowsimError: for unknown names and places that cannot be written to.
     """
     console = Console(stderr=True) if console is None else console
     folder = experiments_folder() if folder is None else folder
@@ -146,13 +157,15 @@ def run(
         if name not in known:
             raise unknown_name("experiment", name, known)
     chosen = list(dict.fromkeys(names or known))
-    out = Path(out) if out is not None else (DEFAULT_OUT / "quick" if quick else DEFAULT_OUT)
+    out = Path(out) if out is not None else DEFAULT_OUT / ("quick" if quick else "full")
     _check_writable(out)
-    done = _reproduce(chosen, folder, out, quick, force, console)
-    _show_figures(done, console)
-    verdicts: tuple[dict[str, Any], ...] = ()
-    if not names if claims is None else claims:
-        verdicts = _run_claims(quick, out, console)
+    measured = not names if claims is None else claims
+    screen = _Screen(console, chosen, measured)
+    with screen.bars:
+        done = _reproduce(chosen, folder, out, quick, force, screen)
+        verdicts = _run_claims(quick, out, screen) if measured else ()
+    if measured:
+        _show_claims(verdicts, quick, out, console)
     return Reproduction(done, verdicts)
 
 
@@ -160,7 +173,7 @@ def run(
 
 
 def _reproduce(
-    names: Sequence[str], folder: Path, out: Path, quick: bool, force: bool, console: Console
+    names: Sequence[str], folder: Path, out: Path, quick: bool, force: bool, screen: "_Screen"
 ) -> tuple[Figures, ...]:
     """Compute what has no valid record in several processes, draw in this one."""
     modules = {name: _load(name, folder) for name in names}
@@ -172,28 +185,17 @@ def _reproduce(
     def draw(name: str, seconds: float) -> None:
         begin = time.perf_counter()
         path = _record_path(out, name)
-        files = _draw(modules[name], read_netcdf(path), out, name)
+        files = _draw(modules[name], read_netcdf(path), out, _figure_stamp(stamps[name], folder))
         seconds += time.perf_counter() - begin
         done[name] = Figures(name, path, files, seconds, name in reused)
-        if not console.is_terminal:
-            _say(console, f"{name}: {'reused' if name in reused else 'computed'}, {seconds:.1f} s")
+        screen.finished(done[name])
 
-    with _bars(console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def heard(name: str, text: str, completed: int, total: int | None) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task("computing", total=None, name=name)
-                if not console.is_terminal:
-                    _say(console, f"{name}: computing")
-            bars.update(tasks[name], description=text, completed=completed, total=total)
-
-        for name in reused:
-            draw(name, 0.0)
-        calls = [(_compute, (n, folder, quick, stamps[n], _record_path(out, n))) for n in missing]
-        for index, seconds in _workers.run(calls, heard, quick):
-            bars.remove_task(tasks.pop(missing[index]))
-            draw(missing[index], seconds)
+    screen.skip(reused)
+    for name in reused:
+        draw(name, 0.0)
+    calls = [(_compute, (n, folder, quick, stamps[n], _record_path(out, n))) for n in missing]
+    for index, seconds in _workers.run(calls, screen.heard, quick):
+        draw(missing[index], seconds)
     return tuple(done[name] for name in names)
 
 
@@ -226,23 +228,15 @@ def _record_path(out: Path, name: str) -> Path:
     return out / "records" / f"{name}.nc"
 
 
-def _draw(module: ModuleType, record: Any, out: Path, name: str) -> tuple[Path, ...]:
+def _draw(module: ModuleType, record: Any, out: Path, facts: dict[str, Any]) -> tuple[Path, ...]:
     from flowsim import plot
 
+    stamp = write_stamp(facts | {"numbers": _numbers(record)})
     with plot.paper_style():
         figure = module.plot(record)
-        # No dates and no versions inside: the same numbers give the same bytes.
-        png = _save_figure(figure, out / f"{name}.png", {"Software": None})
-        pdf = _save_figure(figure, out / f"{name}.pdf", dict.fromkeys(_PDF_STAMPS))
+        files = tuple(plot.save(figure, str(out / f"{facts['experiment']}.{kind}"), stamp) for kind in ("png", "pdf"))
     plot.plt.close(figure)
-    return png, pdf
-
-
-def _save_figure(figure: "Figure", path: Path, metadata: dict[str, Any]) -> Path:
-    def save(temporary: str) -> None:
-        figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
-
-    return write_atomically(path, save)
+    return files
 
 
 def _check_writable(out: Path) -> None:
@@ -286,28 +280,31 @@ def _stamp(name: str, module: ModuleType, folder: Path, quick: bool) -> dict[str
         "experiment": name,
         "configuration": json.dumps({"quick": quick, **sizes}, sort_keys=True),
         "seed": int(module.SEED),
-        "source": _source_hash(name, folder),
+        "source": computing_hash(folder / f"{name}.py", PACKAGE),
     }
 
 
-def _source_hash(name: str, folder: Path) -> str:
-    """SHA-256 of everything a record depends on: the experiment, its reference numbers, the package."""
-    source = folder / f"{name}.py"
-    # The bridge, and the records of training, matter where an experiment reads them.
-    real = "flowsim.clip" in source.read_text(encoding="utf-8") or '.nc"' in source.read_text(encoding="utf-8")
-    apart = _PRESENTATION if real else (*_PRESENTATION, "clip/")
-    files = [source, *sorted((folder / "reference").glob("*.*" if real else "*.csv"))]
-    named = [(p.relative_to(folder).as_posix(), p) for p in files]
-    for path in sorted(PACKAGE.rglob("*.py")):
-        inside = path.relative_to(PACKAGE).as_posix()
-        if not inside.startswith(apart):
-            named.append((f"flowsim/{inside}", path))
-    digest = hashlib.sha256()
-    for label, path in named:
-        content = path.read_bytes()
-        digest.update(f"{label}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+def stamp(name: str, folder: Path | None = None, quick: bool = False) -> dict[str, Any]:
+    """What a figure drawn by the present code carries in its metadata, apart from a digest of its numbers."""
+    folder = experiments_folder() if folder is None else folder
+    facts = _stamp(name, _load(name, folder), folder, quick)
+    return _figure_stamp(facts, folder)
+
+
+def _figure_stamp(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    kept = {key: facts[key] for key in ("experiment", "configuration", "seed")}
+    drawn = drawing_hash(folder / f"{facts['experiment']}.py", PACKAGE)
+    return kept | {"computed_by": facts["source"], "drawn_by": drawn}
+
+
+def _numbers(record: Any) -> str:
+    """A digest of the values of a record: equal for figures of one record."""
+    total = hashlib.sha256()
+    for name in sorted(map(str, record.variables)):
+        values = record[name].to_numpy()
+        total.update(f"{name}\0{values.shape}\0".encode())
+        total.update(values.astype("S").tobytes() if values.dtype.kind in "OUT" else values.tobytes())
+    return total.hexdigest()
 
 
 def _valid_record(path: Path, stamp: dict[str, Any]) -> Any:
@@ -335,52 +332,115 @@ def _revision(folder: Path) -> str:
 # --- what the user sees -------------------------------------------------------------------------------
 
 
-def _bars(console: Console) -> Progress:
-    """Progress bars, one per task; invisible where the console is not a terminal."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("[bold]{task.fields[name]}"),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+class _Screen:
+    """A line for each finished figure; below, on a terminal, a bar for each one in work and one for everything."""
+
+    def __init__(self, console: Console, names: Sequence[str], claims: bool) -> None:
+        self.console = console
+        self.names = list(names)
+        #: What is left to do, by name, in seconds on one core of the machine that `_SECONDS` was measured on.
+        self.left = {name: float(_SECONDS.get(name, 60)) for name in [*names, *(["claims"] if claims else [])]}
+        self.begin = time.perf_counter()
+        self.total = sum(self.left.values())
+        self.count = 0
+        self.tasks: dict[str, TaskID] = {}
+        # Invisible where the console is not a terminal.
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.fields[name]}"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.all = self.bars.add_task("", total=len(names), name="figures")
+
+    def skip(self, names: Collection[str]) -> None:
+        """Figures that need no computing."""
+        self.total -= sum(self.left.pop(name) for name in names)
+
+    def heard(self, name: str, text: str, completed: int, total: int | None) -> None:
+        """How far a figure, or the claims, are."""
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task("computing", total=None, name=name)
+            if not self.console.is_terminal:
+                self._say(f"{name}: computing")
+        self.bars.update(self.tasks[name], description=text, completed=completed, total=total)
+        if name == "claims" and total:  # figures have several stages, claims one
+            self.left[name] = _SECONDS[name] * (1 - completed / total)
+        self.bars.update(self.all, description=self.time_left())
+
+    def finished(self, item: Figures) -> None:
+        """A line for one figure: which of how many, seconds, path, and the time left for everything."""
+        self.left.pop(item.name, None)
+        self.count += 1
+        if item.name in self.tasks:
+            self.bars.remove_task(self.tasks.pop(item.name))
+        self.bars.update(self.all, completed=self.count, description=self.time_left())
+        width, all_ = max(map(len, self.names)), len(self.names)
+        took = "reused" if item.reused else duration(item.seconds)
+        number = f"[{self.count:>{len(str(all_))}}/{all_}]"
+        self._say(f"{number} {item.name:<{width}}  {took:>12}  {item.files[0]}  {self.time_left()}".rstrip())
+
+    def time_left(self) -> str:
+        """From what was done so far, and in which time; "" while nothing is known or left."""
+        left = sum(self.left.values())
+        if not left or left == self.total:
+            return ""
+        spent = time.perf_counter() - self.begin
+        return f"about {duration(spent * left / (self.total - left))} left"
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False)
+def duration(seconds: float) -> str:
+    """A time for people: 4.2 s, 32 s, 3 min 30 s, 1 h 5 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min" + (f" {rest} s" if rest else "")
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h" + (f" {minutes} min" if minutes else "")
 
 
-def _show_figures(done: Iterable[Figures], console: Console) -> None:
-    table = Table("figure", "seconds", "record", title="Figures", title_justify="left")
-    table.add_column("files", overflow="fold")
-    for item in done:
-        files = "\n".join(str(f) for f in (*item.files, item.record))
-        table.add_row(item.name, f"{item.seconds:.1f}", "reused" if item.reused else "computed", files)
-    console.print(table)
-
-
-def _run_claims(quick: bool, out: Path, console: Console) -> tuple[dict[str, Any], ...]:
-    """Run all claims (the cheap ones if `quick`), write OUT/claims.json and print the table."""
+def _run_claims(quick: bool, out: Path, screen: _Screen) -> tuple[dict[str, Any], ...]:
+    """Measure all claims (the cheap ones if `quick`) and write OUT/claims.json."""
     from flowsim import claims
 
-    with _bars(console) as bars:
-        task = bars.add_task("running", total=None, name="claims")
-        if not console.is_terminal:
-            _say(console, "claims: running")
-
-        def advance(claim: str, done: int, total: int) -> None:
-            bars.update(task, description=claim, completed=done, total=total)
-
-        only = claims.CHEAP if quick else None
-        verdicts = tuple(v.to_dict() for v in claims.run_all(quick, advance, only=only, processes=True))
+    screen.heard("claims", "measuring", 0, None)
+    only = claims.CHEAP if quick else None
+    found = claims.run_all(
+        quick, lambda claim, done, total: screen.heard("claims", claim, done, total), only=only, processes=True
+    )
+    verdicts = tuple(v.to_dict() for v in found)
     text = json.dumps(verdicts, indent=2) + "\n"
     write_atomically(out / "claims.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+    return verdicts
+
+
+def _show_claims(verdicts: Sequence[dict[str, Any]], quick: bool, out: Path, console: Console) -> None:
+    """The table of claims, and how many hold and fail."""
+    from flowsim import claims
+
     table = Table("claim", "statement", "verdict", "expected", title="Claims", title_justify="left")
     for verdict in verdicts:
         table.add_row(*(str(verdict[key]) for key in ("id", "statement", "verdict", "expected")))
     console.print(table)
+    count = f"{len(verdicts)} of {len(claims.names())} claims" if quick else f"{len(verdicts)} claims"
+    console.print(f"{count}: {tally(verdicts)}. Numbers: {out / 'claims.json'}", highlight=False, soft_wrap=True)
     if quick:
-        _say(console, f"{len(verdicts)} of {len(claims.names())} claims; `flowsim claims --quick` measures all.")
-    return verdicts
+        console.print("`flowsim claims --quick` measures all.", highlight=False)
+
+
+def tally(verdicts: Sequence[dict[str, Any]]) -> str:
+    """How many claims hold and fail, and whether as expected: "51 hold, 8 fail, all as expected"."""
+    found = [v["verdict"] for v in verdicts]
+    words = {"holds": "hold", "fails": "fail", "undecided": "undecided"}
+    counts = [f"{found.count(f)} {word}" for f, word in words.items() if f != "undecided" or f in found]
+    surprises = [f"{v['id']} ({v['verdict']})" for v in verdicts if v["verdict"] != v["expected"]]
+    return ", ".join(counts) + (f"; not as expected: {', '.join(surprises)}" if surprises else ", all as expected")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import flowsim as fs
-from flowsim import reproduce
+from flowsim import _sources, reproduce
 from flowsim.result import read_netcdf
 
 EXPERIMENT = '''"""A line.
@@ -118,12 +119,23 @@ def test_force_computes_again(folder: Path) -> None:
     assert calls(folder) == ["fig1", "fig1"]
 
 
-@pytest.mark.parametrize("old_new", [("SEED = 3", "SEED = 4"), ('"points": 5', '"points": 6'), ("A line", "A word")])
-def test_changed_source_seed_or_sizes_compute_again(folder: Path, old_new: tuple[str, str]) -> None:
-    go_one_by_one(folder)
+@pytest.mark.parametrize(
+    ("old", "new", "reused"),
+    [
+        ("SEED = 3", "SEED = 4", False),
+        ('"points": 5', '"points": 6', False),
+        ("float(i)", "float(i + 1)", False),
+        ("A line", "A word", True),
+        ("SEED = 3", "SEED = 3  # any", True),
+    ],
+)
+def test_changed_code_seed_or_sizes_compute_again_and_words_do_not(
+    folder: Path, old: str, new: str, reused: bool
+) -> None:
+    go(folder, "fig1")
     file = folder / "fig1.py"
-    file.write_text(file.read_text().replace(*old_new))
-    assert [f.reused for f in go(folder).figures] == [False, True, True]
+    file.write_text(file.read_text().replace(old, new))
+    assert go(folder, "fig1").figures[0].reused == reused
 
 
 def test_changed_reference_numbers_compute_again(folder: Path) -> None:
@@ -135,10 +147,102 @@ def test_changed_reference_numbers_compute_again(folder: Path) -> None:
 
 def test_changed_package_source_computes_again_unless_it_only_draws(folder: Path) -> None:
     go(folder, "fig1")
-    (folder.parent / "package" / "plot.py").write_text("# another colour")
+    (folder.parent / "package" / "plot.py").write_text("colour = 1")
     assert go(folder, "fig1").figures[0].reused
-    (folder.parent / "package" / "core.py").write_text("# another equation")
+    (folder.parent / "package" / "core.py").write_text("# another comment")
+    assert go(folder, "fig1").figures[0].reused
+    (folder.parent / "package" / "core.py").write_text("equation = 1")
     assert not go(folder, "fig1").figures[0].reused
+
+
+def test_what_an_experiment_imports_counts_also_where_it_shows_numbers(folder: Path) -> None:
+    shown = folder.parent / "package" / "claims"
+    shown.mkdir()
+    for name in ("noise", "swaps"):
+        (shown / f"{name}.py").write_text("a = 1")
+    source = (folder / "fig1.py").read_text()
+    (folder / "fig1.py").write_text(source + "\n\ndef later():\n    from flowsim.claims.noise import a\n")
+    before = _sources.computing_hash(folder / "fig1.py", folder.parent / "package")
+    (shown / "swaps.py").write_text("a = 2")
+    assert _sources.computing_hash(folder / "fig1.py", folder.parent / "package") == before
+    (shown / "noise.py").write_text("a = 2")
+    assert _sources.computing_hash(folder / "fig1.py", folder.parent / "package") != before
+
+
+DRAWN = '''"""Words."""
+
+COLOURS = {"black": "#000000"}
+LIMIT: int = 3
+
+
+def paper_style():
+    """Style."""
+    return LIMIT
+
+
+def gap(ax):
+    return ax.plot(COLOURS["black"])
+
+
+def other(ax):
+    check(ax, "Give axes.")
+    return ax
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("Words", "More words", True),  # docstrings
+        ("LIMIT: int = 3", "LIMIT: float = 3  # at most", True),  # comments, types
+        ("def gap", "\n\n\ndef gap", True),  # places
+        ("return ax\n", "return None\n", True),  # what this figure does not use
+        ('"Give axes."', '"Give one."', True),  # messages
+        ("#000000", "#000001", False),
+        ("ax.plot", "ax.semilogx", False),
+        ("LIMIT: int = 3", "LIMIT = 4", False),  # what it uses by way of the style
+    ],
+)
+def test_the_drawing_code_of_a_figure_is_what_it_uses(folder: Path, old: str, new: str, same: bool) -> None:
+    package = folder.parent / "package"
+    (folder / "fig1.py").write_text("import flowsim as fs\n\n\ndef plot(record):\n    return fs.plot.gap(record)\n")
+    (package / "plot.py").write_text(DRAWN)
+    before = _sources.drawing_hash(folder / "fig1.py", package)
+    assert old in DRAWN
+    (package / "plot.py").write_text(DRAWN.replace(old, new))
+    assert (_sources.drawing_hash(folder / "fig1.py", package) == before) == same
+
+
+def test_figures_say_what_made_them(folder: Path) -> None:
+    (item,) = go(folder, "fig1").figures
+    stamps = [_sources.read_stamp(file) for file in item.files]
+    assert stamps[0] == stamps[1]
+    assert stamps[0].pop("numbers")
+    assert stamps[0] == reproduce.stamp("fig1", folder)
+    (folder / "fig1.py").write_text((folder / "fig1.py").read_text().replace('record["y"]', '-record["y"]'))
+    assert stamps[0]["drawn_by"] != reproduce.stamp("fig1", folder)["drawn_by"]
+    assert stamps[0] != reproduce.stamp("fig1", folder, quick=True)
+    item.files[0].write_bytes(b"another picture")
+    with pytest.raises(fs.FlowsimError, match="carries no stamp"):
+        _sources.read_stamp(item.files[0])
+
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+#: The figures of the repository; an installed package has none.
+COMMITTED = CHECKOUT / "figures"
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf"])
+@pytest.mark.parametrize("name", reproduce.experiment_names(CHECKOUT / "experiments"))
+def test_committed_figures_are_what_the_code_draws(name: str, kind: str) -> None:
+    """What draws, what computes, sizes and seed. Comments, types and messages do not count."""
+    carried = _sources.read_stamp(COMMITTED / f"{name}.{kind}")
+    other = "png" if kind == "pdf" else "pdf"
+    assert carried == _sources.read_stamp(COMMITTED / f"{name}.{other}"), "png and pdf show different records"
+    del carried["numbers"]
+    assert carried == reproduce.stamp(name, CHECKOUT / "experiments"), (
+        f"figures/{name}.{kind} was made by other code. Run `flowsim reproduce {name} --out figures` and commit it."
+    )
 
 
 def test_quick_does_not_pass_for_full(folder: Path) -> None:
@@ -177,14 +281,57 @@ def test_an_unwritable_place_is_refused_before_anything_is_made(folder: Path) ->
     assert calls(folder) == []
 
 
+def said(console: Console) -> str:
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.mark.parametrize("terminal", [False, True])
-def test_the_closing_table_names_the_files(folder: Path, terminal: bool) -> None:
+def test_every_finished_figure_gets_a_line(folder: Path, terminal: bool) -> None:
     console = quiet(terminal)
     go(folder, "fig1", console=console)
-    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert "fig1.pdf" in text
-    assert "computed" in text
-    assert ("fig1: computing" in text) == (not terminal)
+    go(folder, "alpha", "fig1", "zeta", console=console)
+    lines = [line for line in said(console).replace("\r", "\n").splitlines() if re.match(r"\S*\[\d/\d\]", line)]
+    png = str(folder.parent / "out" / "fig1.png")
+    assert re.fullmatch(rf"\S*\[1/1\] fig1 +\d\.\d s  {png}", lines[0])
+    # The reused one comes first; then the others, in any order, with the time left until the last.
+    assert re.fullmatch(rf"\S*\[1/3\] fig1 +reused  {png}", lines[1])
+    assert re.search(r"\[2/3\] (alpha|zeta ) +\S+ s  .*png  about .* left$", lines[2])
+    assert re.search(r"\[3/3\] (alpha|zeta ) +\S+ s  .*png$", lines[3])
+    assert ("fig1: computing" in said(console)) == (not terminal)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (4.24, "4.2 s"), (9.97, "10 s"), (59.4, "59 s"), (59.6, "1 min"), (210, "3 min 30 s"),
+     (3599.7, "1 h"), (3900, "1 h 5 min")],
+)  # fmt: skip
+def test_times_for_people(seconds: float, text: str) -> None:
+    assert reproduce.duration(seconds) == text
+
+
+def test_the_time_left_is_that_of_what_is_left() -> None:
+    screen = reproduce._Screen(quiet(), ["fig2", "noise", "swaps"], claims=False)
+    screen.begin -= 84.0
+    assert screen.time_left() == ""
+    screen.finished(reproduce.Figures("swaps", Path("swaps.nc"), (Path("swaps.png"),), 105.0, False))
+    # 210 of 671 are done in 84 s.
+    assert screen.time_left() == "about 3 min 4 s left"
+    screen = reproduce._Screen(quiet(), ["fig2", "noise"], claims=True)
+    screen.skip(["fig2", "noise"])
+    screen.begin -= 60.0
+    screen.heard("claims", "lemma-3.1", 15, 59)
+    assert screen.time_left() == f"about {reproduce.duration(60 * 44 / 15)} left"
+
+
+def test_figures_go_to_folders_that_git_ignores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    (full,), (quick,) = (go(folder, "fig1", out=None, quick=q).figures for q in (False, True))
+    places = [str(f) for item in (full, quick) for f in (*item.files, item.record)]
+    assert places[0] == "figures/full/fig1.png"
+    assert places[3] == "figures/quick/fig1.png"
+    ignored = (CHECKOUT / ".gitignore").read_text().split()
+    places += ["figures/full/claims.json", "figures/records/fig1.nc", "figures/claims.json"]  # with --out figures
+    assert [p for p in places if not any(p == i or p.startswith(i) for i in ignored)] == []
 
 
 def test_a_checkout_in_the_current_folder_wins_over_the_package(folder: Path, tmp_path: Path) -> None:
@@ -209,10 +356,27 @@ def test_claims_end_a_full_run(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(claims, "run_all", lambda quick, progress, only, processes: [Verdict()], raising=False)
     go_one_by_one(folder)
-    done = go(folder, claims=None)
+    console = quiet()
+    done = go(folder, claims=None, console=console)
     assert done.ok
+    assert said(console).splitlines()[-1].startswith("1 claims: 1 hold, 0 fail, all as expected. Numbers: ")
     assert json.loads((folder.parent / "out" / "claims.json").read_text())[0]["id"] == "lemma"
     assert go(folder, "fig1", claims=None).claims == ()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "text"),
+    [
+        ("hh ff", "1 hold, 1 fail, all as expected"),
+        ("hf", "1 hold, 0 fail; not as expected: c0 (holds)"),
+        ("hh fh hh", "2 hold, 1 fail; not as expected: c1 (fails)"),
+        ("uf ff", "0 hold, 1 fail, 1 undecided; not as expected: c0 (undecided)"),
+    ],
+)
+def test_the_closing_line_counts(verdicts: str, text: str) -> None:
+    words = {"h": "holds", "f": "fails", "u": "undecided"}
+    listed = [{"id": f"c{i}", "verdict": words[v], "expected": words[e]} for i, (v, e) in enumerate(verdicts.split())]
+    assert reproduce.tally(listed) == text
 
 
 def test_every_experiment_states_seed_sizes_and_source() -> None:

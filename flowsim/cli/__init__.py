@@ -125,17 +125,19 @@ _STARTS = {
 class Reproduce:
     """Compute and draw the paper's figures and the table of claims: all of them, or those named.
 
-    Finished computations are kept in records, which the same command reuses. The exit code is 0 if every
-    claim has its expected verdict, else 1.
+    A line is printed for each figure as it is finished. Finished computations are kept in records, which the same
+    command reuses. The exit code is 0 if every claim has its expected verdict, else 1.
     """
 
     names: Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
     """Experiments to run, e.g. fig2; default all."""
     quick: Flag = False
-    """Smaller sizes at the same tolerances, into a folder `quick`."""
+    """Smaller sizes at the same tolerances."""
     force: Flag = False
     """Compute again even if a record is there."""
-    out: Annotated[str | None, _text("--out", "DIR"), _hint("(default: figures)")] = None
+    out: Annotated[str | None, _text("--out", "DIR"), _hint("(default: figures/full, with --quick figures/quick)")] = (
+        None
+    )
     """Folder for figures and records."""
 
     def run(self) -> int:
