@@ -2,65 +2,88 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
-#: Seconds of compiling without a word.
+#: Seconds without a word.
 _PATIENCE = 1.0
 _TEXT = "compiling ..."
 
-#: Who is told that compiling begins (True) or has ended (False); the last to come shows it.
+#: Who is told that compiling begins (True) or ends (False); the last to come shows it.
 _watchers: list[Callable[[bool], None]] = []
+_lock = threading.Lock()
+_depth = 0
 _listening = False
 
 
 @contextlib.contextmanager
 def watch(tell: Callable[[bool], None]) -> Iterator[None]:
-    """Call `tell(True)` while JAX traces and compiles a program, and `tell(False)` when it is done."""
-    global _listening
-    if not _listening:
-        import jax
+    """Call `tell(True)` where JAX begins to trace or compile a program, and `tell(False)` where it ends."""
+    global _listening, _depth
+    import jax
 
-        jax.monitoring.register_event_duration_secs_listener(_heard)
-        _listening = True
-    _watchers.append(tell)
+    with _lock:
+        if not _listening:
+            # Of each stage JAX records the beginning as a number, and the end as a duration.
+            jax.monitoring.register_scalar_listener(lambda event, value, **_: _heard(event, 1))
+            jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: _heard(event, -1))
+            _listening = True
+        if not _watchers:
+            _depth = 0
+        _watchers.append(tell)
     try:
         yield
     finally:
-        _watchers.remove(tell)
+        with _lock:
+            _watchers.remove(tell)
 
 
-def _heard(event: str, duration_secs: float, **_: object) -> None:
-    # JAX reports the end of each stage: of tracing, of lowering, and last of compiling.
-    if event.startswith("/jax/core/compile/") and _watchers:
-        _watchers[-1](not event.endswith("backend_compile_duration"))
+def _heard(event: str, change: int) -> None:
+    global _depth
+    if not (event.startswith("/jax/core/compile/") and _watchers):
+        return
+    with _lock:
+        before, _depth = _depth, max(_depth + change, 0)
+        told = _watchers[-1] if _watchers and (before > 0) != (_depth > 0) else None
+    if told is not None:
+        told(change > 0)
 
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
-    """ "compiling ..." on stderr while a program compiles, if that takes long and somebody sees it.
+    """ "compiling ..." on stderr while programs are compiled, if that takes long and somebody sees it.
 
-    Somebody does in a terminal and in IPython. The words are taken away when compiling ends. Where another notice
-    shows what happens already, as the command line does, nothing is written.
+    Somebody does in a terminal, Python's or IPython's; notebooks mark a cell that runs, and would keep the words. They
+    are taken away when compiling ends. Where another notice is open, as on the command line, nothing is written.
     """
-    if _watchers or not _seen():
+    if _watchers or not sys.stderr.isatty():
         yield
         return
-    begin, shown = time.perf_counter(), False
+    begin = time.perf_counter()
+    waiting: threading.Timer | None = None
+    busy = shown = False
+
+    def write(text: str) -> None:
+        nonlocal shown
+        if busy == (text == _TEXT):
+            shown = busy
+            print(text, end="\r", file=sys.stderr, flush=True)
 
     def tell(compiles: bool) -> None:
-        nonlocal shown
-        if compiles == shown or (compiles and time.perf_counter() - begin < _PATIENCE):
-            return
-        shown = compiles
-        print(_TEXT if compiles else " " * len(_TEXT), end="\r", file=sys.stderr, flush=True)
+        nonlocal busy, waiting
+        busy = compiles
+        if waiting is not None:
+            waiting.cancel()
+        if compiles:
+            waiting = threading.Timer(max(begin + _PATIENCE - time.perf_counter(), 0.0), write, [_TEXT])
+            waiting.daemon = True
+            waiting.start()
+        elif shown:
+            write(" " * len(_TEXT))
 
     try:
         with watch(tell):
             yield
     finally:
         tell(False)
-
-
-def _seen() -> bool:
-    return sys.stderr.isatty() or hasattr(sys, "ps1") or "get_ipython" in vars(sys.modules.get("builtins"))

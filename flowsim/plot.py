@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from numpy.typing import ArrayLike
 from flowsim import observables, theory
 from flowsim._arrays import check
 from flowsim._files import write_atomically
+from flowsim._sources import drawing_hash, write_stamp
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.result import VARIABLES, Result, Snapshot
 
@@ -247,16 +249,20 @@ def sphere(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Ax
 
 def similarity(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Axes:
     """The cosines between all image and text rows; matched pairs lie on the diagonal."""
-    image, text = _rows(embeddings)
+    cosines = _cosines(embeddings)
     ax = _axes(ax)
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (image, text)]
-    drawn = ax.imshow(unit[0] @ unit[1].T, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+    drawn = ax.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
     ax.set_xlabel("text $j$")
     ax.set_ylabel("image $i$")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     ax.figure.colorbar(drawn, ax=ax, label=r"cosine $S_{ij}$", shrink=0.85)
     return ax
+
+
+def _cosines(embeddings: Snapshot | tuple[Any, Any]) -> np.ndarray:
+    image, text = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in _rows(embeddings))
+    return image @ text.T
 
 
 def phase_diagram(
@@ -492,53 +498,53 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
 
 #: Frames are for screens.
 _FILM_DPI = 120
+#: MiB of frames in an .html; matplotlib leaves out, without an error, what exceeds it.
+_HTML_MIB = 1024.0
+#: Signs for matplotlib's buttons, whose own come with a font from the network.
+_BUTTONS = {
+    "minus": "\\2212", "plus": "+",
+    "pause": "\\275A\\275A", "play": "\\25B6\\FE0E", "flip-horizontal": "\\25C0\\FE0E",
+    "fast-backward": "|\\25C0\\FE0E", "fast-forward": "\\25B6\\FE0E|", "step-backward": "\\2039", "step-forward": "\\203A",
+}  # fmt: skip
 
 
-def animate(result: Result, path: str, fps: int = 20) -> Path:
+def animate(result: Result, path: str, fps: int = 20, frames: int | None = None) -> Path:
     """Film of a run: gap and temperature as they grow, and the embeddings, one frame for each stored snapshot.
 
-    In three dimensions the embeddings are on the sphere, else the matrix of similarities is shown. `path` ends in
-    .gif, .html (with a player), or .mp4 (needs ffmpeg). Written atomically. Raises `FlowsimError` for another ending,
-    or a result with fewer than two snapshots: simulate with `snapshots=np.geomspace(...)`.
+    In three dimensions the embeddings are on the sphere, else the matrix of similarities is shown. The file carries a
+    stamp with the settings of the run (.gif), and needs no network (.html).
+
+    Args:
+        result: a run with at least two snapshots: simulate with `snapshots=np.geomspace(...)`.
+        path: the film: .gif, .html (with a player), or .mp4 (needs ffmpeg). Written atomically.
+        fps: frames per second.
+        frames: at most so many, of snapshots evenly spread; default all.
+
+    Returns:
+        The path.
+
+    Raises:
+        FlowsimError: for another ending, or a result with fewer than two snapshots.
     """
     kind = film_kind(path)
     _check_result(result)
+    count = len(result.snapshot_time)
     check(
-        len(result.snapshot_time) > 1,
+        count > 1,
         "A film needs snapshots, but this result holds fewer than two. Simulate with e.g. snapshots=result.time[1:].",
     )
-    frames = [result.at(float(t)) for t in result.snapshot_time]
+    chosen = np.unique(np.linspace(0, count - 1, count if frames is None else min(frames, count)).round().astype(int))
+    times = result.snapshot_time[chosen]
     with paper_style():
         plt.rcParams["savefig.dpi"] = _FILM_DPI
-        figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
-        grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.1))
-        left, middle = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-        gap(result, ax=left)
-        temperature(result, ax=middle)
-        dots = []
-        for ax, name in ((left, "modality_gap"), (middle, "temperature")):
-            ax.lines[0].set_alpha(0.3)
-            (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"])
-            dots.append((dot, name))
-        rows = _rows(frames[0])[0]
-        flat = rows.shape[1] != 3
-        right = figure.add_subplot(grid[2], projection=None if flat else "3d")
-
-        def show(frame: int) -> list[Any]:
-            snapshot = frames[frame]
-            t = max(snapshot.time, result.time[result.time > 0].min())
-            for dot, name in dots:
-                dot.set_data([t], [np.interp(snapshot.time, result.time, result.series[name])])
-            right.clear()
-            (similarity if flat else sphere)(snapshot, ax=right)
-            right.set_title(f"$t$ = {time_text(snapshot.time)}", loc="center")
-            return []
-
-        film = animation.FuncAnimation(figure, show, frames=len(frames), interval=1000 / fps)
+        plt.rcParams["animation.embed_limit"] = _HTML_MIB
+        figure, show = _film(result, times)
+        film = animation.FuncAnimation(figure, show, frames=len(times), interval=1000 / fps)
         if kind == "html":
-            text = film.to_jshtml(fps=fps)
+            text = _offline(film.to_jshtml(fps=fps))
             return write_atomically(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
-        writer = animation.PillowWriter(fps) if kind == "gif" else animation.FFMpegWriter(fps)
+        stamp = write_stamp({"config": result.config, "drawn_by": drawing_hash("animate")})
+        writer = _Gif(fps, stamp) if kind == "gif" else animation.FFMpegWriter(fps)
 
         def write(temporary: str) -> None:
             # The writers choose the format by the ending.
@@ -547,6 +553,63 @@ def animate(result: Result, path: str, fps: int = 20) -> Path:
             os.replace(named, temporary)
 
         return write_atomically(path, write)
+
+
+def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], list[Any]]]:
+    """The figure of a film, and what draws frame k of it, at `times[k]`."""
+    snapshots = [result.at(float(t)) for t in times]
+    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.1))
+    left, middle = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+    gap(result, ax=left)
+    temperature(result, ax=middle)
+    if left.patches:
+        left.legend([left.patches[0]], ["all pairs matched"], loc="best", frameon=True, edgecolor="none")
+    dots = []
+    for ax, name in ((left, "modality_gap"), (middle, "temperature")):
+        ax.lines[0].set_alpha(0.3)
+        (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"])
+        dots.append((dot, name))
+    flat = _rows(snapshots[0])[0].shape[1] != 3
+    right = figure.add_subplot(grid[2], projection=None if flat else "3d")
+    if flat:
+        similarity(snapshots[0], ax=right)
+
+    def show(frame: int) -> list[Any]:
+        snapshot = snapshots[frame]
+        t = max(snapshot.time, result.time[result.time > 0].min())
+        for dot, name in dots:
+            dot.set_data([t], [np.interp(snapshot.time, result.time, result.series[name])])
+        if flat:
+            right.images[0].set_data(_cosines(snapshot))
+        else:
+            right.clear()
+            sphere(snapshot, ax=right)
+        right.set_title(f"$t$ = {time_text(snapshot.time)}", loc="center")
+        return []
+
+    return figure, show
+
+
+class _Gif(animation.PillowWriter):
+    """Frames as a .gif with a comment."""
+
+    def __init__(self, fps: int, comment: str) -> None:
+        super().__init__(fps)
+        self.comment = comment
+
+    def finish(self) -> None:
+        self._frames[0].save(
+            self.outfile, format="gif", save_all=True, append_images=self._frames[1:], loop=0,
+            duration=int(1000 / self.fps), comment=self.comment.encode("ascii"),
+        )  # fmt: skip
+
+
+def _offline(page: str) -> str:
+    """matplotlib's player without the style sheet that it would fetch."""
+    signs = "".join(f'.fa-{name}::before {{content: "{sign}"}}\n' for name, sign in _BUTTONS.items())
+    page = re.sub(r"<link\b[^>]*>", "", page)
+    return f"<meta charset='utf-8'>\n<style>\n.anim-buttons i {{font-style: normal}}\n{signs}</style>\n{page}"
 
 
 def film_kind(path: str) -> str:

@@ -378,13 +378,19 @@ class Simulate(_Run):
 
 @dataclasses.dataclass(frozen=True)
 class Animate(_Run):
-    """Integrate one gradient flow and film it: gap, temperature, and the embeddings on the sphere.
+    """Film a saved run, or integrate a gradient flow and film it: gap, temperature, and the embeddings.
+
+    The embeddings are shown on the sphere in three dimensions, else as the matrix of their cosines.
 
     Example: flowsim animate --start rings --twist -144 --out fig2.gif
     """
 
+    file: File = ()
+    """A saved run, or a record of training; without, the flow of the other options is integrated."""
+    run_name: Annotated[str | None, _text("--run", "NAME"), conf.arg(name="run", help_behavior_hint="")] = None
+    """Which run of a file of several, e.g. "Baseline, seed 0"."""
     frames: Annotated[int, _whole("--frames", "120")] = 120
-    """Number of frames, evenly spaced in the logarithm of time."""
+    """Number of frames, evenly spaced in the logarithm of time; of a saved run at most its snapshots."""
     fps: Annotated[int, _whole("--fps", "20")] = 20
     """Frames per second."""
     out: Annotated[str, _text("--out", "FILM.gif"), _hint("(default: flow.gif)")] = "flow.gif"
@@ -396,23 +402,63 @@ class Animate(_Run):
             raise FlowsimError(
                 "A film needs at least 2 frames, and 1 frame per second. Use e.g. --frames 120 --fps 20."
             )
-        import numpy as np
-
+        if len(self.file) > 1:
+            raise FlowsimError(f"A film shows one run, but got {len(self.file)} files. Give one.")
         from flowsim import plot
-        from flowsim.solve import simulate
 
         plot.film_kind(self.out)
+        saved = self._saved(self.file[0]) if self.file else None
+        with _progress("Filming"):
+            result = self._integrated() if saved is None else saved
+            plot.animate(result, self.out, self.fps, self.frames)
+        _say(f"Saved {self.out}.")
+        return 0
+
+    def _saved(self, file: str) -> "Result":
+        """The run in a file; `FlowsimError` for options of a run that would have no effect on it."""
+        for field in dataclasses.fields(_Run):
+            if getattr(self, field.name) != field.default:
+                option = _option({"changes": "set"}.get(field.name, field.name))
+                raise FlowsimError(
+                    f"Option `{option}` does not go with a saved run, which is filmed as it is. Leave it out."
+                )
+        from flowsim.solve import load
+
+        runs = _runs([file], self.run_name)
+        if len(runs) > 1:
+            raise FlowsimError(
+                f"{file!r} holds {len(runs)} runs. Choose one with --run, e.g. --run {next(iter(runs))!r}."
+            )
+        # `load` can integrate to times between snapshots; several runs in one file are records.
+        (name,) = runs
+        return load(file) if name == file else runs[name]
+
+    def _integrated(self) -> "Result":
+        import numpy as np
+
+        from flowsim.solve import simulate
+
+        if self.run_name is not None:
+            raise FlowsimError("Option `--run` chooses among the runs of a file. Give the file, or leave it out.")
         flow, start = self._flow_and_start()
         t1 = 1e5 if self.t1 is None else self.t1
         times = np.concatenate([[0.0], np.geomspace(min(1e-2, t1 / 10), t1, self.frames - 1)])
-        with _progress("Filming"):
-            result = simulate(
-                flow, start, ts=times, seed=self.seed, rtol=self.rtol, snapshots=times,
-                method=self.method,  # pyright: ignore[reportArgumentType]
-            )  # fmt: skip
-            plot.animate(result, self.out, self.fps)
-        _say(f"Saved {self.out}.")
-        return 0
+        return simulate(
+            flow, start, ts=times, seed=self.seed, rtol=self.rtol, snapshots=times,
+            method=self.method,  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+
+
+def _runs(files: Sequence[str], name: str | None) -> "dict[str, Result]":
+    """The runs in the files, or the one of that name."""
+    from flowsim.result import load_any
+
+    runs = {key: result for file in files for key, result in load_any(file).items()}
+    if name is None:
+        return runs
+    if name not in runs:
+        raise unknown_name("run", name, runs)
+    return {name: runs[name]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -518,13 +564,8 @@ class Compare:
         if self.out is not None:
             check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
         from flowsim.compare import compare
-        from flowsim.result import load_any
 
-        runs = {name: result for file in self.files for name, result in load_any(file).items()}
-        if self.run_name is not None:
-            if self.run_name not in runs:
-                raise unknown_name("run", self.run_name, runs)
-            runs = {self.run_name: runs[self.run_name]}
+        runs = _runs(self.files, self.run_name)
         with _progress("Comparing"):
             found = compare(*runs.values(), parts=None if self.parts is None else self.parts.split(","))
         if self.out is not None:
@@ -819,26 +860,36 @@ def _say(sentence: str) -> None:
 
 @contextlib.contextmanager
 def _progress(title: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """A spinner (or bar, with `total`) on stderr if that is a terminal; yields a function that steps."""
+    """A spinner (or bar, with `total`) on stderr if that is a terminal; yields a function that steps.
+
+    It also says when a program is compiled, which a first run spends most of its time on.
+    """
     if not sys.stderr.isatty():
         yield lambda name: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from flowsim import _notice
+
     columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
     if total is not None:
         columns[2:2] = [BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
-        begun = False
+        begun, doing = False, title
 
         def step(name: str) -> None:
-            nonlocal begun
-            bar.update(task, description=f"{title}: {name}", advance=1 if begun else 0)
+            nonlocal begun, doing
+            doing = f"{title}: {name}"
+            bar.update(task, description=doing, advance=1 if begun else 0)
             begun = True
 
-        yield step
+        def compiles(yes: bool) -> None:
+            bar.update(task, description=f"{doing} (compiling ...)" if yes else doing)
+
+        with _notice.watch(compiles):
+            yield step
 
 
 # --- parsing and errors ---------------------------------------------------------------------------------
