@@ -22,6 +22,10 @@ PAIRS, GAMMA0, TAU0 = 32, 0.5, 0.5
 FREE_PAIRS, FREE_DIM = 16, 8
 #: (scale s, learning-rate ratio r)
 LAWS = ((1.0, 0.1), (2.0, 1.0), (1.0, 1.0), (1.0, 10.0))
+#: Times ln t from which the sphere is shown: two starts take until ln t = 20 to match and cool down.
+SPHERE_FROM = 25
+#: Partners that differ by less than this angle, in degrees, count as aligned.
+ALIGNED = 0.1
 OBSERVABLES = ("modality_gap", "temperature", "inverse_temperature", "log_gamma", "loss", "margin")
 
 
@@ -33,7 +37,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
         jobs += [("Parallel", FREE_PAIRS, s, r) for s, r in LAWS]
     jobs += [("Sphere", n, 1.0, 1.0) for n in sizes["rings"]]
     jobs += [("Sphere", 5, s, r) for s, r in LAWS if (s, r) != (1.0, 1.0)]
-    slopes, laws, residuals, log_gammas = [], [], [], []
+    slopes, laws, residuals, log_gammas, angles = [], [], [], [], []
     late = ts > np.exp(1.0)
     log_time = np.log(ts[late])
     for geometry, pairs, scale, ratio in progress(jobs, "integrating"):
@@ -45,10 +49,12 @@ def compute(quick: bool, progress) -> xr.Dataset:
                 log_gamma, result.series["inverse_temperature"], pairs, "exp", scale, ratio
             )
             residual = np.ptp(conserved) / np.abs(log_gamma).max()
+            angles.append(_angle(result)[late])
         else:
             log_gamma = result.series["log_gamma"]
             law = theory.closing_exponent(scale, ratio)
             residual = result.stats["conserved_residual"]
+            angles.append(np.zeros(late.sum()))
         slopes.append(theory.local_slope(log_gamma[late], log_time))
         log_gammas.append(log_gamma[late])
         laws.append(float(law))
@@ -64,10 +70,18 @@ def compute(quick: bool, progress) -> xr.Dataset:
         record[name] = ("run", values)
     record["local_slope"] = (("run", "log_time"), np.stack(slopes))
     record["log_gamma"] = (("run", "log_time"), np.stack(log_gammas))
+    record["angle"] = (("run", "log_time"), np.stack(angles))
     record["law"] = ("run", laws)
     record["conserved_residual"] = ("run", residuals)
     record.attrs["max_conserved_residual"] = float(np.max(residuals))
     return record
+
+
+def _angle(result: fs.Result) -> np.ndarray:
+    """The largest angle between the horizontal directions of partners, in degrees, at every time."""
+    image, text = (np.asarray(result.snapshots[side]) for side in ("image", "text"))
+    turned = (image[..., 0] + 1j * image[..., 1]) / (text[..., 0] + 1j * text[..., 1])
+    return np.degrees(np.abs(np.angle(turned))).max(axis=1)
 
 
 def _run(geometry: str, pairs: int, scale: float, ratio: float, ts: np.ndarray) -> fs.Result:
@@ -87,7 +101,7 @@ def _run(geometry: str, pairs: int, scale: float, ratio: float, ts: np.ndarray) 
     else:
         start = fs.initial.orthonormal(PAIRS, GAMMA0)
         flow = fs.GradientFlow(fs.Reduced(), fs.Schedule(learnable))
-    return fs.simulate(flow, start, ts=ts, observables=OBSERVABLES, seed=SEED)
+    return fs.simulate(flow, start, ts=ts, observables=OBSERVABLES, seed=SEED, snapshots=ts)
 
 
 def plot(record: xr.Dataset) -> Figure:
@@ -97,7 +111,7 @@ def plot(record: xr.Dataset) -> Figure:
     log_time = record["log_time"].to_numpy()
     last = float(log_time[-1])
     by_law = dict(zip(LAWS, ("vermilion", "green", "black", "blue"), strict=True))
-    by_pairs = {2: "orange", 3: "purple", 5: "black", 8: "sky"}
+    by_pairs = {2: "orange", 5: "black", 8: "purple"}
     styles = {"Reduced": "-", "Parallel": (0, (1, 1)), "Sphere": "-"}
     for i in range(record.sizes["run"]):
         geometry, pairs = str(record["geometry"].values[i]), int(record["pairs"][i])
@@ -107,6 +121,20 @@ def plot(record: xr.Dataset) -> Figure:
         speed = -record["local_slope"][i].to_numpy()
         # The last point is a one-sided difference.
         panel.plot(log_time[:-1], speed[:-1], color=colours[colour], ls=styles[geometry])
+        turning = np.flatnonzero(record["angle"][i].to_numpy() > ALIGNED)
+        if turning.size and log_time[turning[-1]] > SPHERE_FROM:
+            at = turning[-1]
+            panel.plot(log_time[at], speed[at], "o", ms=3.5, mfc="white", color=colours[colour], zorder=3)
+            panel.annotate(
+                f"until here the rings turn until\npartners align (within {ALIGNED:g}°)",
+                (log_time[at], speed[at]),
+                (-14, 9),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7,
+                color=colours[colour],
+                arrowprops={"arrowstyle": "-", "lw": 0.6, "color": colours[colour]},
+            )
         if geometry == "Parallel":
             continue
         exact = -float(record["law"][i])
@@ -129,8 +157,7 @@ def plot(record: xr.Dataset) -> Figure:
     )
     for ax, letter, title in zip(axes, "ab", titles, strict=True):
         ax.set_yscale("log")
-        # The sphere's transients are left out: two starts take until ln t = 20 to match and cool down.
-        ax.set(xlim=(5 if letter == "a" else 25, last), ylim=(0.012, 33), xlabel=r"$\ln t$")
+        ax.set(xlim=(5 if letter == "a" else SPHERE_FROM, last), ylim=(0.012, 33), xlabel=r"$\ln t$")
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
         decades = np.array([20, 40, 60, 80, 100])
         top = ax.secondary_xaxis("top")

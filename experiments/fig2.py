@@ -131,21 +131,21 @@ def plot(record: xr.Dataset) -> Figure:
             shown,
             np.zeros(len(shown)),
             ls="",
-            marker="^",
-            ms=5,
+            marker="|",
+            ms=11,
+            mew=1.6,
             color="black",
             clip_on=False,
             zorder=5,
             transform=ax.get_xaxis_transform(),
             label="times shown in (c)",
         )
-        ax.fill_between([], [], fc=plot_.MATCHED_COLOUR, ec="0.4", lw=0.5, label="all pairs matched")
         ax.set(xscale="log", xlim=(SHIFT, time[-1]), ylim=(0, 1.12 if i else 1.17))
         ax.set(xlabel="flow time $t + 0.1$", ylabel=plot_.label(name))
         ax.legend(loc="upper right", labelspacing=0.3)
         numbers = (
             f"peak ${symbol} = {peak:.4f}$ at $t = {peak_time:.3f}$",
-            f"matched from $t = {facts['matched_time']:.3f}$",
+            f"all pairs matched (shaded) from $t = {facts['matched_time']:.3f}$",
             f"${symbol}(10^5) = {final:.4f}$",
             rf"max $|{symbol} - {symbol}_\mathrm{{paper}}| = {_scientific(facts['max_deviation_' + name])}$",
         )
@@ -158,7 +158,7 @@ def plot(record: xr.Dataset) -> Figure:
         plot_.sphere((record["image"][i].to_numpy(), record["text"][i].to_numpy()), ax=ax)
         ax.set_title(f"$t$ = {plot_.time_text(t)}", loc="center", y=0.99)
         if i == 0:
-            ax.text2D(0.0, 1.02, "(c)", transform=ax.transAxes, fontweight="bold")
+            ax.text2D(-0.25, 1.02, "(c)", transform=ax.transAxes, fontweight="bold")
     marks = [
         figure.axes[0].plot([], [], ls="", marker=marker, ms=4.5, color=colour, label=name)[0]
         for name, marker, colour in (("image", "o", plot_.IMAGE_COLOUR), ("text", "^", plot_.TEXT_COLOUR))

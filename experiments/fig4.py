@@ -76,12 +76,12 @@ def plot(record: xr.Dataset) -> Figure:
     log_time = np.log(record["time"].to_numpy()[1:])
     x = -1 / log_time**2
     styles = (
-        ("sphere", colours["vermilion"], "free rows on the sphere, mismatched"),
-        ("parallel", colours["blue"], "parallel cones, matched"),
+        ("sphere", colours["vermilion"], (0, (6, 1.2)), "free rows on the sphere, mismatched"),
+        ("parallel", colours["blue"], "-", "parallel cones, matched"),
     )
-    for name, colour, label in styles:
+    for name, colour, line, label in styles:
         for k, gap in enumerate(record[f"gap_{name}"].to_numpy()):
-            left.plot(x, gap[1:], color=colour, lw=1.2, label=label if k == 0 else None)
+            left.plot(x, gap[1:], color=colour, lw=1.2, ls=line, label=label if k == 0 else None)
     for k, prefactor in enumerate(record["prefactor"].to_numpy()):
         line = np.array([-0.006, 0.0])
         left.plot(
@@ -89,7 +89,7 @@ def plot(record: xr.Dataset) -> Figure:
             -prefactor * line,
             color="black",
             lw=0.8,
-            ls=(0, (5, 3)),
+            ls=(0, (1, 1)),
             zorder=3,
             label=r"limit of parallel cones, $C/\ln(t)^2$" if k == 0 else None,
         )
@@ -100,8 +100,7 @@ def plot(record: xr.Dataset) -> Figure:
         labelspacing=0.3,
         title_fontsize=8,
         alignment="left",
-        title=rf"$n = {PAIRS}$, $d = {DIM}$, $\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, "
-        rf"$\beta = e^\nu$, $r = 1$, {record.sizes['seed']} seeds",
+        title=rf"$\gamma_0 = {GAMMA0}$, one line per seed",
     )
     times = (2, 3, 4, 6, 100)
     top = left.secondary_xaxis("top")
@@ -118,8 +117,8 @@ def plot(record: xr.Dataset) -> Figure:
     low, high = change.min(), change.max()
     width = 10.0 ** np.floor(np.log10(high - low)) / 10 * 4
     bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width
-    for height, values, colour in zip(
-        record["height"].to_numpy(), change, (colours["blue"], colours["orange"]), strict=True
+    for height, values, colour, hatch in zip(
+        record["height"].to_numpy(), change, (colours["blue"], colours["orange"]), ("", "////"), strict=True
     ):
         positive = record.attrs[f"fraction_positive_{height:g}"]
         right.hist(
@@ -128,12 +127,13 @@ def plot(record: xr.Dataset) -> Figure:
             color=colour,
             alpha=0.75,
             edgecolor="white",
+            hatch=hatch,
             lw=0.5,
             label=rf"$\gamma_0 = {height:g}$: {100 * positive:.0f} % positive, mean ${values.mean():.4f}$",
         )
     tallest = right.get_ylim()[1]
-    right.plot([0, 0], [0, 0.85 * tallest], color="black", lw=0.8)
-    right.set_ylim(0, tallest * 1.42)
+    right.plot([0, 0], [0, 0.85 * tallest], color="black", lw=0.8, label="no change")
+    right.set_ylim(0, tallest * 1.55)
     right.set(xlabel=rf"early change of the gap, $\Delta({EARLY}) - \Delta(0)$", ylabel="random starts")
     right.legend(
         loc="upper center",
@@ -142,6 +142,10 @@ def plot(record: xr.Dataset) -> Figure:
         title_fontsize=8,
         labelspacing=0.3,
     )
-    right.set_title(r"$\bf{(b)}$ early enlargement", y=1.22)
-    figure.supxlabel("Gradient flow in the simulator (the paper's Figure 4 shows training of CLIP)", fontsize=8)
+    right.set_title(r"$\bf{(b)}$ early enlargement")
+    figure.supxlabel(
+        "Gradient flow in the simulator (the paper's Figure 4 shows training of CLIP): "
+        rf"$n = {PAIRS}$, $d = {DIM}$, $\tau_0 = 0.07$, $\beta = e^\nu$, $r = 1$",
+        fontsize=8,
+    )
     return figure

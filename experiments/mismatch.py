@@ -117,97 +117,108 @@ def _encoders(seeds, shared: list[int], progress) -> dict:
 
 
 def plot(record: xr.Dataset) -> Figure:
-    figure = Figure(figsize=(fs.plot.PAGE, 7.4), layout="constrained")
-    axes = figure.subplots(3, 2)
+    figure = Figure(figsize=(fs.plot.PAGE, 7.8), layout="constrained")
+    axes = figure.subplots(3, 3)
     _curves(axes[0, 0], record)
-    _enlargement(axes[0, 1], record)
-    for ax, name, letter, title in (
-        (axes[1, 0], "fresh_gap", "c", "re-paired at random in every step"),
-        (axes[1, 1], "frozen_gap", "d", "one wrong permutation for ever: no difference"),
-    ):
-        _pairs(ax, record, name, letter, title)
-    _encoder_panel(
-        axes[2, 0], record, "equal", "beta", r"$\bf{(e)}$ encoders of equal inputs, $t = 100$", r"fixed $\beta$"
+    fraction = "fraction of mismatched pairs"
+    above = "time above the initial gap"
+    _points(
+        axes[0, 1], record["fraction"], record["enlargement"], "b", "how much", fraction, r"peak gap $-$ initial gap"
     )
-    _encoder_panel(
-        axes[2, 1],
-        record,
-        "imbalance",
-        "shared",
-        r"$\bf{(f)}$ text sees fewer factors, $t = 10$",
-        "factors in the text",
+    _points(axes[0, 2], record["fraction"], record["time_above"], "c", "for how long", fraction, above, "median")
+    _pairs(axes[1, 0], record, "fresh_gap", "d", "re-paired in every step")
+    _pairs(axes[1, 1], record, "frozen_gap", "e", "one wrong permutation")
+    names = {"equal": ("beta", r"fixed $\beta$"), "imbalance": ("shared", "factors that the text sees")}
+    titles = (
+        "f",
+        "equal inputs: gap",
+        "g",
+        "equal inputs: loss",
+        "h",
+        "fewer factors: gap",
+        "i",
+        "fewer factors: loss",
     )
+    panels = iter(zip(titles[::2], titles[1::2], [axes[1, 2], *axes[2]], strict=True))
+    for kind, (dim, xlabel) in names.items():
+        for quantity, symbol in (("gap", r"gap $\Delta$"), ("loss", r"loss $\mathcal{L}$")):
+            letter, title, ax = next(panels)
+            _points(ax, record[dim], record[f"{kind}_{quantity}"], letter, title, xlabel, symbol)
+            _encoder_axes(ax, record[dim].to_numpy(), quantity, dim)
     figure.supxlabel(
-        rf"(a, b) free rows, $n = {PAIRS}$, $d = {DIM}$, $\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, $\beta = e^\nu$, "
-        rf"{record.sizes['seed']} seeds; (c, d) free rows, random cones, $n = {record.attrs['repaired_pairs']}$, "
+        rf"(a to c) free rows, $n = {PAIRS}$, $d = {DIM}$, $\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, $\beta = e^\nu$, "
+        rf"{record.sizes['seed']} seeds; (d, e) free rows, random cones, $n = {record.attrs['repaired_pairs']}$, "
         rf"$d = {DIM}$, $\beta = {BETA:g}$;" + "\n"
-        rf"(e, f) linear encoders, 8 latent factors, $n = {PAIRS}$, $d = {DIM}$, {record.sizes['start']} seeds; "
-        r"(f) $\tau = 0.07$",
+        rf"(f to i) linear encoders, 8 latent factors, $n = {PAIRS}$, $d = {DIM}$, {record.sizes['start']} seeds: "
+        r"(f, g) images and texts are the same, $t = 100$; (h, i) $\tau = 0.07$, $t = 10$." + "\n"
+        "Lines: mean, in (c) median; small markers: single seeds",
         fontsize=8,
     )
     return figure
 
 
-SHADES = ("black", "sky", "blue", "green", "orange", "vermilion")
+#: colour and line of each fraction of mismatched pairs
+SHADES = (
+    ("black", "-"), ("sky", (0, (1, 1))), ("blue", (0, (5, 1.5))), ("green", (0, (5, 1.5, 1, 1.5))), ("orange", "-"),
+    ("vermilion", (0, (5, 1.5))),
+)  # fmt: skip
+
+
+#: A legend below its panel, where it covers nothing.
+BELOW = {
+    "loc": "upper center", "bbox_to_anchor": (0.45, -0.28), "columnspacing": 0.8, "labelspacing": 0.2, "fontsize": 7,
+    "title_fontsize": 7, "handlelength": 2.4,
+}  # fmt: skip
+
+
+def _title(ax: Axes, letter: str, title: str) -> None:
+    ax.set_title(rf"$\bf{{({letter})}}$ {title}")
 
 
 def _curves(ax: Axes, record: xr.Dataset) -> None:
     time = record["time"].to_numpy()[1:]
-    for fraction, colour in zip(record["fraction"].to_numpy(), SHADES, strict=False):
+    for fraction, (colour, line) in zip(record["fraction"].to_numpy(), SHADES, strict=False):
         curve = record["gap"].sel(fraction=fraction).mean("seed").to_numpy()[1:]
-        ax.plot(time, curve, color=fs.plot.COLOURS[colour], label=f"{fraction:g}")
-    ax.axhline(2 * GAMMA0, color="0.6", lw=0.7, zorder=0)
+        ax.plot(time, curve, color=fs.plot.COLOURS[colour], ls=line, lw=1.1, label=f"{fraction:g}")
+    ax.axhline(2 * GAMMA0, color="0.5", lw=0.7, zorder=0, label="initial gap")
     ax.set(xscale="log", xlim=(time[0], time[-1]), xlabel=fs.plot.TIME_LABEL, ylabel=r"modality gap $\Delta$, mean")
-    ax.legend(title="mismatched", ncols=2, loc="upper right", title_fontsize=8)
-    ax.set_title(r"$\bf{(a)}$ mismatched starts")
+    ax.set_xticks([1e-2, 1, 1e2, 1e4])
+    ax.legend(title="fraction mismatched", ncols=3, **BELOW)
+    _title(ax, "a", "mismatched starts")
 
 
-def _enlargement(ax: Axes, record: xr.Dataset) -> None:
-    colours = fs.plot.COLOURS
-    x, grown = record["fraction"].to_numpy(), record["enlargement"]
-    ax.plot(x, grown.to_numpy(), ls="none", marker="o", ms=2.5, mew=0, alpha=0.4, color=colours["blue"])
-    ax.plot(x, grown.mean("seed"), "o-", ms=4.5, color=colours["blue"])
-    ax.set(xlabel="fraction of mismatched pairs", ylim=(0, 0.1))
-    ax.set_ylabel(r"peak gap $-$ initial gap", color=colours["blue"])
-    other = ax.twinx()
-    other.plot(x, record["time_above"].median("seed"), "s--", ms=4, color=colours["vermilion"])
-    other.set(ylim=(0, 20))
-    other.set_ylabel("time above the initial gap, median", color=colours["vermilion"])
-    other.spines["right"].set_visible(True)
-    ax.set_title(r"$\bf{(b)}$ how much, and for how long")
+def _points(
+    ax: Axes, x: xr.DataArray, values: xr.DataArray, letter: str, title: str, xlabel: str, ylabel: str,
+    middle: str = "mean",
+) -> None:  # fmt: skip
+    """Every seed, and their mean or median, joined."""
+    (dim,) = x.dims
+    (seed,) = (d for d in values.dims if d != dim)
+    values = values.transpose(dim, seed)
+    colour = fs.plot.COLOURS["blue"]
+    ax.plot(x, values.to_numpy(), ls="none", marker="o", ms=2.5, mew=0, alpha=0.4, color=colour)
+    ax.plot(x, getattr(values, middle)(seed), "o-", ms=4.5, color=colour)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_ylim(bottom=0)
+    _title(ax, letter, title)
 
 
 def _pairs(ax: Axes, record: xr.Dataset, name: str, letter: str, title: str) -> None:
     time = record["repaired_time"].to_numpy()[1:]
-    for height, style in zip(HEIGHTS, ((0, (4, 1.5)), "-"), strict=True):
-        for fraction, colour in zip(REPAIRED, ("black", "blue", "vermilion"), strict=True):
+    for height, width in zip(HEIGHTS, (0.9, 1.8), strict=True):
+        for fraction, (colour, line) in zip(
+            REPAIRED, (("black", "-"), ("blue", (0, (5, 1.5))), ("vermilion", (0, (1, 1)))), strict=True
+        ):
             curve = record[name].sel(height=height, repaired=fraction).to_numpy()[1:]
-            label = f"fraction {fraction:g}" if height == HEIGHTS[-1] else None
-            ax.plot(time, curve, color=fs.plot.COLOURS[colour], ls=style, label=label)
-    ax.set(xscale="log", xlim=(time[0], time[-1]), ylim=(0, 1.75), xlabel=fs.plot.TIME_LABEL)
+            label = rf"{fraction:g}, $\gamma_0 = {height}$"
+            ax.plot(time, curve, color=fs.plot.COLOURS[colour], ls=line, lw=width, label=label)
+    ax.set(xscale="log", xlim=(time[0], time[-1]), ylim=(0, None), xlabel=fs.plot.TIME_LABEL)
     ax.set_ylabel(r"modality gap $\Delta$")
-    if letter == "c":
-        ax.plot([], [], color="0.4", ls=(0, (4, 1.5)), label=rf"$\gamma_0 = {HEIGHTS[0]}$")
-        ax.plot([], [], color="0.4", label=rf"$\gamma_0 = {HEIGHTS[1]}$")
-        ax.legend(loc="upper left", ncols=2)
-    ax.set_title(rf"$\bf{{({letter})}}$ {title}")
+    ax.legend(title="fraction wrong, height", ncols=2, **BELOW)
+    _title(ax, letter, title)
 
 
-def _encoder_panel(ax: Axes, record: xr.Dataset, kind: str, dim: str, title: str, xlabel: str) -> None:
-    colours = fs.plot.COLOURS
-    x = record[dim].to_numpy()
-    gap = record[f"{kind}_gap"].transpose(dim, "start")
-    loss = record[f"{kind}_loss"].transpose(dim, "start")
-    ax.plot(x, gap.to_numpy(), ls="none", marker="o", ms=2.5, mew=0, alpha=0.4, color=colours["blue"])
-    ax.plot(x, gap.mean("start"), "o-", ms=4.5, color=colours["blue"])
-    ax.set_ylim(0, 1.35 * float(gap.max()))
-    ax.set_ylabel(r"gap $\Delta$", color=colours["blue"])
-    ax.set_xlabel(xlabel)
-    other = ax.twinx()
-    other.plot(x, loss.mean("start"), "s--", ms=4, color=colours["vermilion"])
-    other.set(yscale="log")
-    other.set_ylabel("loss", color=colours["vermilion"])
-    other.spines["right"].set_visible(True)
+def _encoder_axes(ax: Axes, x: np.ndarray, quantity: str, dim: str) -> None:
     if dim == "beta":
         ax.set_xscale("log")
         ax.set_xticks(x, [f"{v:.3g}" for v in x])
@@ -215,4 +226,6 @@ def _encoder_panel(ax: Axes, record: xr.Dataset, kind: str, dim: str, title: str
     else:
         ax.set_xticks(x)
         ax.invert_xaxis()
-    ax.set_title(title)
+    if quantity == "loss":
+        ax.set_yscale("log")
+        ax.autoscale(axis="y")

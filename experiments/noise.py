@@ -94,7 +94,7 @@ def plot(record: xr.Dataset) -> Figure:
             field, "noise", "temperature", ax, boundary=record["critical"], colourbar=False, vmin=0, vmax=top
         )
         ax.set(xlabel="label noise $p$", ylabel=r"temperature $\tau$")
-        ax.legend([ax.lines[0]], [r"predicted $\tau^*(p)$"], loc="upper left", labelcolor="white", frameon=False)
+        ax.legend([ax.lines[0]], [r"predicted $\tau^*(p)$"], loc="upper left", frameon=True, framealpha=1)
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
     label = rf"gap $\Delta$ at {_at(record.attrs['t1'])}"
     figure.colorbar(axes[0, 0].collections[0], ax=axes[0, :], label=label, pad=0.02)
@@ -102,8 +102,9 @@ def plot(record: xr.Dataset) -> Figure:
     _law_panel(axes[1, 1], record)
     figure.supxlabel(
         rf"$n = {PAIRS}$, $d = {PAIRS}$, $\gamma_0 = {GAMMA0}$. On the predicted side of the line: "
-        rf"{100 * record.attrs['on_predicted_side']:.2f} % of {record.attrs['points']} random runs, "
-        rf"{100 * record.attrs['on_predicted_side_simplex']:.2f} % of the simplex runs.",
+        rf"{100 * record.attrs['on_predicted_side']:.2f} % of {record.attrs['points']:,} random runs, "
+        rf"{100 * record.attrs['on_predicted_side_simplex']:.2f} % of the simplex runs." + "\n"
+        r"$m$: mean cosine of pairs less that of non-pairs; open markers: out of reach, since $m \leq n/(n-1)$",
         fontsize=8,
     )
     return figure
@@ -116,25 +117,29 @@ def _at(t: float) -> str:
 def _scaling(ax, record: xr.Dataset) -> None:
     share = (record["temperature"] / record["critical"]).transpose("temperature", "noise")
     every = xr.broadcast(share, record["gap"])[0].transpose(*record["gap"].dims)
-    style = {"ls": "none", "marker": ".", "ms": 2, "rasterized": True}
+    style = {"ls": "none", "rasterized": True, "mew": 0}
     ax.plot(
         every.to_numpy().ravel(),
         record["gap"].to_numpy().ravel(),
         color=fs.plot.IMAGE_COLOUR,
-        label="random cones",
+        marker="o",
+        ms=1.6,
+        label="random cones, (a)",
         **style,
     )
     ax.plot(
         share.to_numpy().ravel(),
         record["simplex_gap"].to_numpy().ravel(),
         color=fs.plot.TEXT_COLOUR,
-        label="simplex cones",
+        marker="D",
+        ms=2.4,
+        label="simplex cones, (b)",
         **style,
     )
     x = np.linspace(0, 1, 200)
-    ax.plot(x, 2 * np.sqrt(1 - x), color="black", lw=1, label=r"$2\sqrt{1-\tau/\tau^*}$")
+    ax.plot(x, 2 * np.sqrt(1 - x), color="black", lw=1, label=r"bound $2\sqrt{1-\tau/\tau^*}$")
     ax.set(xlabel=r"$\tau/\tau^*$", ylabel=r"gap $\Delta$", xlim=(0, 2.5), ylim=(-0.05, 2.05))
-    ax.legend(frameon=False, markerscale=4)
+    ax.legend(markerscale=2.5)
     ax.set_title(r"$\bf{(c)}$ the gap against its bound")
 
 
@@ -149,12 +154,13 @@ def _law_panel(ax, record: xr.Dataset) -> None:
                 label=rf"$n = {n}$" if fill is None else None,
             )  # fmt: skip
     reach = np.array([2.5, 9.0])
-    ax.plot(reach, reach, color="black", lw=0.8)
+    ax.plot(reach, reach, color="black", lw=0.8, label=r"$\beta m = b^*$")
     ax.set(
         xlabel=r"$b^* = \ln[(1-p)(n-1)/p]$",
         ylabel=rf"$\beta m$ at {_at(record.attrs['law_t1'])}",
         xlim=reach,
         ylim=reach,
     )
-    ax.legend(frameon=False, loc="upper left", title=r"open: $b^* > \beta n/(n-1)$")
+    ax.plot([], [], "o", ms=5, color="black", mfc="none", alpha=0.7, label=r"open: $b^* > \beta n/(n-1)$")
+    ax.legend(loc="upper left")
     ax.set_title(r"$\bf{(d)}$ the logit gap, free rows, $d = n$")

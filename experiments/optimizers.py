@@ -79,9 +79,10 @@ def _retrieval(sizes: dict, progress) -> dict[str, xr.DataArray]:
 def plot(record: xr.Dataset) -> Figure:
     colours = fs.plot.COLOURS
     style = {
-        "flow": ("black", "gradient flow", "-", 1.0), "sgd": (colours["blue"], "SGD", "--", 2.2),
-        "momentum": (colours["green"], "momentum 0.9", "-", 1.4), "adam": (colours["vermilion"], "Adam", "-", 1.4),
-        "adamw": (colours["orange"], "AdamW", ":", 2.2),
+        "flow": ("black", "gradient flow", "-", 1.0), "sgd": (colours["blue"], "SGD", (0, (2, 1.5)), 2.4),
+        "momentum": (colours["green"], r"momentum $\mu = 0.9$", (0, (6, 1.5)), 1.4),
+        "adam": (colours["vermilion"], "Adam", (0, (6, 1.5, 1, 1.5)), 1.4),
+        "adamw": (colours["orange"], "AdamW", (0, (1, 1.5)), 2.4),
     }  # fmt: skip
     figure = Figure(figsize=(fs.plot.PAGE, 5.0), layout="constrained")
     axes = figure.subplots(2, 2)
@@ -93,32 +94,41 @@ def plot(record: xr.Dataset) -> Figure:
             ax.plot(series["lr_sum"], series, color=colour, ls=line, lw=width, label=text)
         ax.set(xscale="log", xlabel=r"$\sum$ learning rates", ylabel=r"modality gap $\Delta$", ylim=(0, None))
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
-    axes[0, 1].legend(frameon=False, loc="lower left")
+    axes[0, 1].legend(loc="lower left", handlelength=3)
     ax = axes[1, 0]
-    for name, text in (("sgd", "SGD"), ("momentum", r"momentum, lr$\,/\,(1-\mu)$")):
+    for name, text, marker in (("sgd", "SGD", "o-"), ("momentum", r"momentum", "s--")):
         mean = np.exp(np.log(record["error"].sel(optimizer=name).to_numpy()).mean(axis=-1))
         label = f"{text}: order {record.attrs[f'order_{name}']:.2f}"
-        ax.plot(record["lr"], mean, "o-", ms=4, color=style[name][0], label=label)
-    ax.set(xscale="log", yscale="log", xlabel="effective learning rate", ylabel=r"error of $\Delta$ at $t = 10$")
+        ax.plot(record["lr"], mean, marker, ms=4, color=style[name][0], label=label)
+    rate = r"learning rate; with momentum learning rate$\,/\,(1-\mu)$"
+    ax.set(xscale="log", yscale="log", xlabel=rate, ylabel=r"error of $\Delta$ at $t = 10$")
     ax.xaxis.set_minor_locator(NullLocator())
     rates = record["lr"].to_numpy()
     ax.set_xticks(rates, [f"{lr:g}" for lr in rates])
     ax.set_ylim(top=5 * ax.get_ylim()[1])  # room for the legend above the lines
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(loc="upper left", handlelength=2.4)
     ax.set_title(r"$\bf{(c)}$ distance from the flow")
     ax = axes[1, 1]
     temperature = record["temperature"]
-    for name, text, colour in (
-        ("recall", "held-out recall at 1", colours["blue"]), ("training_gap", r"gap $\Delta$", colours["vermilion"]),
-    ):  # fmt: skip
+    for name, text, colour, marker in (
+        ("recall", "held-out recall at 1", colours["blue"], "o-"),
+        ("training_gap", r"gap $\Delta$", colours["vermilion"], "s--"),
+    ):
         mean, spread = record[name].mean("retrieval_seed"), record[name].std("retrieval_seed")
-        ax.errorbar(temperature, mean, spread, fmt="o-", ms=4, color=colour, label=text, capsize=2)
+        ax.errorbar(temperature, mean, spread, fmt=marker, ms=4, color=colour, label=text, capsize=2)
     ax.set(
         xscale="log",
         xlabel=r"fixed temperature $\tau$",
+        ylabel=r"recall (fraction), gap $\Delta$",
         ylim=(0, 1.4 * float(record["recall"].mean("retrieval_seed").max())),
     )
-    ax.legend(frameon=False)
+    ax.legend(handlelength=2.4)
     ax.set_title(r"$\bf{(d)}$ linear encoders, 30 % mispaired")
-    figure.supxlabel(rf"(a), (b): learning rate {LR:g}, $\tau_0 = 0.07$, learned $\beta = e^\nu$, $r = 1$", fontsize=8)
+    seeds, draws = record.sizes["seed"], record.sizes["retrieval_seed"]
+    figure.supxlabel(
+        rf"(a) to (c): $\tau_0 = 0.07$, learned $\beta = e^\nu$, $r = 1$; (a), (b): learning rate {LR:g}; "
+        f"(c): geometric mean of {seeds} seed{'s' * (seeds > 1)}, order from the slope.\n"
+        f"(d): mean of {draws} seeds, bars: standard deviation over the seeds",
+        fontsize=8,
+    )
     return figure

@@ -96,7 +96,11 @@ def plot(record: xr.Dataset) -> Figure:
         rf"(a) to (c): free rows on the sphere, uniform, $n = {PAIRS}$, $\tau$ from {HOT:g} to {COLD:g}, linear in $t$ "
         rf"up to $t = {fs.plot.time_text(T1).strip('$')}$; {seeds} seed{'s' * (seeds > 1)}." + "\n"
         rf"(d): random cones, $n = {PAIRS}$, $d = {REPAIRED_DIM}$, fixed $\beta = {BETA:g}$, "
-        rf"half of the pairs permuted; sigmoid loss with $b = 0$",
+        rf"half of the pairs permuted; sigmoid loss with $b = 0$." + "\n"
+        r"Crosses: arXiv 2509.18552, which gives $b$ and not the middle. The last margin is feasible about a middle "
+        "of at most\n"
+        rf"{1 - PUBLISHED_MARGINS[-1]:.2f}, so not about its $b = {BIASES[-1]:.2f}$: so far up, the middle stays below "
+        "$b$, as in (b)",
         fontsize=8,
     )
     return figure
@@ -125,9 +129,16 @@ def _points(ax: Axes, record: xr.Dataset, x: xr.DataArray, y: xr.DataArray) -> N
 def _feasible(ax: Axes, record: xr.Dataset) -> None:
     b = np.linspace(-1, 1, 401)
     ax.fill_between(b, _line(b), color=fs.plot.MATCHED_COLOUR, lw=0, zorder=0)
-    ax.plot(b, _line(b), color="black", lw=0.9, label="largest feasible")
+    ax.plot(b, _line(b), color="black", lw=0.9, label="largest feasible (shaded: feasible)")
     _points(ax, record, _middle(record), _margin(record))
-    ax.plot(BIASES, PUBLISHED_MARGINS, ls="none", marker="x", ms=5, color="black", label="published, at the locked $b$")
+    label = "published, drawn at the locked $b$"
+    ax.plot(BIASES, PUBLISHED_MARGINS, ls="none", marker="x", ms=5, color="black", zorder=4, label=label)
+    outside = np.asarray(PUBLISHED_MARGINS) > largest_margin(np.asarray(BIASES), PAIRS) + 1e-9
+    for x, y in zip(np.asarray(BIASES)[outside], np.asarray(PUBLISHED_MARGINS)[outside], strict=True):
+        ax.annotate(
+            "its middle\nis not $b$", (x, y), (0.98, 0.45), textcoords=("data", "data"), fontsize=7, ha="right",
+            arrowprops={"arrowstyle": "-", "lw": 0.6, "shrinkB": 4},
+        )  # fmt: skip
     ax.set(xlim=(-1.02, 1.02), ylim=(0, 0.8), ylabel="margin $m$")
     ax.set_xlabel("middle of the cosines of pairs and non-pairs")
     ax.legend(loc="upper left")
@@ -156,13 +167,13 @@ def _gaps(ax: Axes, record: xr.Dataset) -> None:
 
 def _errors(ax: Axes, record: xr.Dataset) -> None:
     h = record["interval"].to_numpy()
-    for name, colour, marker in (("InfoNCE", "green", "o"), ("Sigmoid", "purple", "s")):
+    for name, colour, marker, line in (("InfoNCE", "green", "o", "-"), ("Sigmoid", "purple", "s", "--")):
         if name in record["loss"]:
             error = record["redraw_error"].sel(loss=name)
             label = "sigmoid" if name == "Sigmoid" else name
-            ax.plot(h, error, marker=marker, ms=4.5, color=fs.plot.COLOURS[colour], label=label)
+            ax.plot(h, error, marker=marker, ls=line, ms=4.5, color=fs.plot.COLOURS[colour], label=label)
     guide = 1.6 * float(record["redraw_error"].max()) * np.sqrt(h / h.max())
-    ax.plot(h, guide, color="0.4", lw=0.8, ls=(0, (4, 2)), label="slope $1/2$")
+    ax.plot(h, guide, color="0.4", lw=0.8, ls=(0, (1, 1)), label="slope $1/2$")
     ax.set(xscale="log", yscale="log", xlabel="redraw interval $h$ of the wrong pairs")
     ax.set_xticks(h, [f"{x:g}" for x in h])
     low, high = ax.get_ylim()

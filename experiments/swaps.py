@@ -128,7 +128,7 @@ def _last(runs: fs.SweepResult) -> np.ndarray:
 
 
 def plot(record: xr.Dataset) -> Figure:
-    figure = Figure(figsize=(fs.plot.PAGE, 5.4), layout="constrained")
+    figure = Figure(figsize=(fs.plot.PAGE, 6.6), layout="constrained")
     axes = figure.subplots(2, 2)
     _curves(axes[0, 0], record)
     _fractions(axes[0, 1], record)
@@ -138,13 +138,26 @@ def plot(record: xr.Dataset) -> Figure:
     figure.supxlabel(
         rf"Free rows on the sphere, random cones in a random basis: $n = {PAIRS}$, $d = {DIM}$, "
         rf"$\gamma_0 = {GAMMA0}$, $\tau_0 = 0.07$, $\beta = e^\nu$, $r = 1$, "
-        rf"$K = {record.attrs['masks']}$ masks; {seeds} seeds",
+        rf"$K = {record.attrs['masks']}$ masks; {seeds} seeds." + "\n"
+        r"HS, SS: hard and soft swap of features. (d) Spearman's $\rho$, with its 95 % interval over resampled seeds",
         fontsize=8,
     )
     return figure
 
 
-STYLES = {"entry": ("HS, entries", "blue"), "row": ("HS, rows", "vermilion"), "old": ("SS", "green")}
+#: kind -> (label, colour, marker)
+KINDS = {
+    "entry": ("HS, entries", "blue", "o"), "row": ("HS, rows", "vermilion", "s"),
+    "old": ("SS, old features", "green", "D"), "updated": ("SS, updated features", "purple", "v"),
+}  # fmt: skip
+#: A legend below its panel, where it covers nothing.
+BELOW = {
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, -0.22),
+    "columnspacing": 1.0,
+    "labelspacing": 0.3,
+    "handlelength": 2.6,
+}
 
 
 def _curves(ax: Axes, record: xr.Dataset) -> None:
@@ -154,38 +167,36 @@ def _curves(ax: Axes, record: xr.Dataset) -> None:
         kind, _, fraction = name.partition(" ")
         if kind == "updated" or (fraction and float(fraction) not in (1e-2, 0.05, 1.0)):
             continue
-        label, colour = STYLES.get(kind, ("no swap", "black"))
+        label, colour, marker = KINDS.get(kind, ("no swap", "black", ""))
         curve = record["gap"].sel(swap=name).mean("seed").to_numpy()[1:]
         style = "-" if fraction in ("", "1") else (0, (4, 1.5))
         text = label if not fraction else f"{label}, $p = {fraction}$"
-        ax.plot(time, curve, color=colours[colour], ls=style, label=text)
-    ax.set(xscale="log", xlim=(time[0], time[-1]), ylim=(0, 1.2), xlabel=fs.plot.TIME_LABEL)
+        ax.plot(time, curve, color=colours[colour], ls=style, marker=marker, ms=3, markevery=12, label=text)
+    ax.set(xscale="log", xlim=(time[0], time[-1]), ylim=(0, 0.8), xlabel=fs.plot.TIME_LABEL)
     ax.set_ylabel(r"modality gap $\Delta$, mean")
-    ax.legend(ncols=2, loc="upper left", fontsize=7.5)
+    ax.legend(ncols=2, **BELOW)
     ax.set_title(r"$\bf{(a)}$ the gap with and without swaps")
 
 
 def _fractions(ax: Axes, record: xr.Dataset) -> None:
     final = record["gap"][..., -1]
-    markers = {"entry": "o", "row": "s", "old": "D", "updated": "v"}
-    labels = {"entry": "HS, entries", "row": "HS, rows", "old": "SS, old features", "updated": "SS, updated ones"}
-    colours = {"entry": "blue", "row": "vermilion", "old": "green", "updated": "purple"}
-    for kind, marker in markers.items():
+    for kind, (label, name, marker) in KINDS.items():
         names = [str(n) for n in record["swap"].to_numpy() if str(n).startswith(kind)]
         if not names:
             continue
         p = np.array([float(n.split()[1]) for n in names])
         values = final.sel(swap=names).to_numpy()
-        colour = fs.plot.COLOURS[colours[kind]]
-        ax.plot(p, values.mean(axis=1), color=colour, marker=marker, ms=4.5, label=labels[kind])
+        colour = fs.plot.COLOURS[name]
+        line = (0, (4, 1.5)) if kind == "updated" else "-"
+        ax.plot(p, values.mean(axis=1), color=colour, marker=marker, ms=4.5, ls=line, label=label)
         ax.plot(p, values, ls="none", marker=marker, ms=2.5, color=colour, alpha=0.35, mew=0)
     none = final.sel(swap="none").to_numpy()
-    ax.axhspan(none.min(), none.max(), color="0.85", lw=0, zorder=0)
-    ax.axhline(none.mean(), color="black", lw=1, label="no swap")
-    ax.set(xscale="log", ylim=(0, 0.95), xlabel="fraction $p$ of training with a swap")
+    ax.axhspan(none.min(), none.max(), color="0.8", lw=0, zorder=0, label="no swap, all seeds")
+    ax.axhline(none.mean(), color="black", lw=1, label="no swap, mean")
+    ax.set(xscale="log", ylim=(0, 0.7), xlabel="fraction $p$ of training with a swap")
     ax.set_ylabel(rf"gap $\Delta$ at $t = {fs.plot.time_text(T1).strip('$')}$")
-    ax.legend(ncols=2, loc="upper right")
-    ax.set_title(r"$\bf{(b)}$ final gap; small: seeds, band: no swap")
+    ax.legend(ncols=2, **BELOW)
+    ax.set_title(r"$\bf{(b)}$ final gap: mean, and (small) single seeds")
 
 
 def _errors(ax: Axes, record: xr.Dataset) -> None:
@@ -193,15 +204,17 @@ def _errors(ax: Axes, record: xr.Dataset) -> None:
     masks, interval = record["masks"].to_numpy(), record["interval"].to_numpy()
     fixed, redrawn = record["mask_error"].to_numpy(), record["redraw_error"].to_numpy()
     ax.plot(masks, fixed, "o-", color=colours["blue"], ms=4.5, label="$K$ fixed masks, against $K$")
-    ax.plot(1 / interval, redrawn, "s-", color=colours["vermilion"], ms=4.5, label="one mask for $h$, against $1/h$")
+    ax.plot(
+        1 / interval, redrawn, "s", ls=(0, (4, 1.5)), color=colours["vermilion"], ms=4.5,
+        label="one mask for a time $h$, against $1/h$",
+    )  # fmt: skip
     reach = np.array([1.0, max(masks.max(), 1 / interval.min())])
     guide = 2 * max(fixed.max() * np.sqrt(masks[0]), redrawn.max()) / np.sqrt(reach)
-    ax.plot(reach, guide, color="0.4", lw=0.8, ls=(0, (4, 2)), label="slope $-1/2$")
+    ax.plot(reach, guide, color="0.4", lw=0.8, ls=(0, (1, 1)), label="slope $-1/2$")
     ax.set(xscale="log", yscale="log", xlabel="number of masks $K$, or rate of redraws $1/h$")
     ax.set_ylabel(rf"deviation of $\Delta({SHORT:g})$, r.m.s.")
-    ax.set_ylim(top=4 * guide[0])
-    ax.legend(loc="upper right")
-    ax.set_title(rf"$\bf{{(c)}}$ towards the averaged flow ($K = {record.attrs['many_masks']}$)")
+    ax.legend(**BELOW)
+    ax.set_title(rf"$\bf{{(c)}}$ distance from $K = {record.attrs['many_masks']}$ masks")
 
 
 FAMILIES = {
@@ -223,7 +236,7 @@ def _scatter(ax: Axes, record: xr.Dataset) -> None:
                 zorder=3,
             )  # fmt: skip
     rho, low, high = record["rank_correlation"].to_numpy()
-    ax.set(xlim=(0, 0.7), ylim=(0, 1.15), yticks=[0, 0.25, 0.5, 0.75], xlabel=r"the paper's gap (CLIP on COCO)")
+    ax.set(xlim=(0, 0.7), ylim=(0, 0.8), xlabel=r"the paper's gap (CLIP on COCO)")
     ax.set_ylabel(rf"simulated $\Delta$ at $t = {fs.plot.time_text(ORDER_T1).strip('$')}$")
-    ax.legend(ncols=2, loc="upper left", fontsize=7, columnspacing=0.8, handletextpad=0.2)
+    ax.legend(ncols=3, fontsize=7.5, **{**BELOW, "handlelength": 1.0})
     ax.set_title(rf"$\bf{{(d)}}$ {record.sizes['setting']} methods: $\rho = {rho:.2f}$ ({low:.2f} to {high:.2f})")

@@ -8,7 +8,6 @@ The order depends on the time of comparison, which is a choice: at t = 1e4 (firs
 S3 (0.622) still lie above Baseline (0.619); at t = 1e6, shown here, they lie below it.
 """
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -22,7 +21,8 @@ QUICK = {"seeds": 2, "presets": ["Baseline", "SLRT 0.1", "FLT 1e-2", "FLT 2e-2",
 
 PAIRS, DIM, GAMMA0, T1 = 16, 8, 0.3, 1e6
 OBSERVABLES = ("modality_gap", "temperature", "margin")
-TS = np.concatenate([[0.0], np.geomspace(1e-3, T1, 160)])
+#: Spaced evenly in the logarithm, and in t itself, where schedules run.
+TS = np.unique(np.concatenate([[0.0], np.geomspace(1e-3, T1, 120), np.linspace(0.0, T1, 122)[1:]]))
 
 
 def compute(quick: bool, progress) -> xr.Dataset:
@@ -47,44 +47,68 @@ def compute(quick: bool, progress) -> xr.Dataset:
     return record
 
 
-#: Columns: title, prefix of the presets' names, colour map, its range
+#: Columns: title, prefixes of the presets' names, and the time axis: schedules run in t itself.
 FAMILIES = (
-    ("fixed (FLT)", ("FLT",), "viridis", (0.0, 0.85)),
-    ("scheduled (TS)", ("TS",), "plasma", (0.0, 0.8)),
-    ("learned (TR, SLRT)", ("TR", "SLRT"), "cividis", (0.0, 0.85)),
+    ("fixed", ("FLT",), "log"),
+    ("scheduled", ("TS",), "linear"),
+    ("learned", ("TR", "SLRT"), "log"),
 )
+WORDS = {
+    "FLT": r"FLT: fixed $\tau$",
+    "TS": "TS: temperature scheduling (S: linear, A: cosine)",
+    "TR": r"TR: temperature reparametrization, $\beta = e^{\nu/s}$ or softplus",
+    "SLRT": r"SLRT: smaller learning-rate ratio $r$ of the temperature",
+}
+COLOURS = ("blue", "vermilion", "green", "purple", "orange", "sky", "black", "grey")
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+MARKERS = "os^Dv<>P"
+
+
+def _styles(presets: list[str]) -> dict[str, dict]:
+    """Colour, line and marker of each preset: within a family no two have the same colour or marker."""
+    styles: dict[str, dict] = {"Baseline": {"color": "black", "ls": (0, (4, 1.5)), "marker": "*", "lw": 1.6}}
+    for _, prefixes, _ in FAMILIES:
+        for k, name in enumerate(p for p in presets if p.startswith(prefixes)):
+            colour = fs.plot.COLOURS[COLOURS[k]]
+            styles[name] = {"color": colour, "ls": LINES[k % len(LINES)], "marker": MARKERS[k], "lw": 1.1}
+    return styles
 
 
 def plot(record: xr.Dataset) -> Figure:
     plot_ = fs.plot
-    figure = Figure(figsize=(plot_.PAGE, 4.6), layout="constrained")
+    figure = Figure(figsize=(plot_.PAGE, 5.6), layout="constrained")
     presets = [str(p) for p in record["preset"].to_numpy()]
     families = [f for f in FAMILIES if any(p.startswith(f[1]) for p in presets)]
-    grid = figure.add_gridspec(2, len(families) + 1, width_ratios=[1.0] * len(families) + [1.0])
+    grid = figure.add_gridspec(2, len(families) + 1)
     time = record["time"].to_numpy()
-    colour_of = {"Baseline": "black"}
-    for column, (title, prefixes, cmap, (low, high)) in enumerate(families):
+    styles = _styles(presets)
+    for column, (title, prefixes, scale) in enumerate(families):
         members = [p for p in presets if p.startswith(prefixes)]
-        shades = matplotlib.colormaps[cmap](np.linspace(low, high, len(members)))
-        colour_of.update(zip(members, shades, strict=True))
         for row, name in enumerate(("modality_gap", "temperature")):
             ax = figure.add_subplot(grid[row, column])
-            for preset in ["Baseline", *members]:
-                # One seed for the curves; all seeds at the right.
+            for k, preset in enumerate(["Baseline", *members]):
+                # One seed for the curves; all seeds at the right. Markers at different places on each curve.
+                places = np.geomspace(1e-2, 10**5.3, 6) if scale == "log" else np.linspace(0.06, 0.86, 6) * T1
+                shift = 10 ** (0.1 * k) if scale == "log" else 1 + 0.02 * k
+                every = np.unique(np.searchsorted(time, places * shift)) - 1
                 ax.plot(
-                    time[1:],
-                    record[name].sel(preset=preset)[0, 1:],
-                    color=colour_of[preset],
-                    lw=1.6 if preset == "Baseline" else 1.1,
-                    ls=(0, (4, 1.5)) if preset == "Baseline" else "-",
-                    label=preset,
-                    zorder=3 if preset == "Baseline" else 2,
-                )
-            ax.set(xscale="log", xlim=(time[1], time[-1]), xticks=[1e-3, 1, 1e3, 1e6])
-            ax.xaxis.set_minor_locator(NullLocator())
+                    time[1:], record[name].sel(preset=preset)[0, 1:], label=preset, ms=3, markevery=list(every),
+                    zorder=3 if preset == "Baseline" else 2, **styles[preset],
+                )  # fmt: skip
+            if scale == "log":
+                ax.set(xscale="log", xlim=(time[1], time[-1]), xticks=[1e-3, 1, 1e3, 1e6])
+                ax.xaxis.set_minor_locator(NullLocator())
+            else:
+                ax.set(xlim=(0, time[-1]), xticks=np.array([0, 0.5, 1]) * T1)
+                ax.set_xticklabels(["0", r"$5 \times 10^5$", "$10^6$"])
             if row == 0:
-                ax.set(ylim=(0, 0.84), xticklabels=[])
+                ax.set(ylim=(0, 0.84))
+                ax.set_xticklabels([])
                 ax.set_title(rf"$\bf{{({'abc'[column]})}}$ {title}")
+                ncols = 2 if len(members) > 6 else 1
+                ax.legend(
+                    loc="lower left", fontsize=6.5, ncols=ncols, labelspacing=0.15, columnspacing=0.6, handlelength=2.4
+                )
             else:
                 ax.set(yscale="log", ylim=(0.008, 0.6), xlabel=plot_.TIME_LABEL)
             if column == 0:
@@ -96,32 +120,26 @@ def plot(record: xr.Dataset) -> Figure:
     final = record["modality_gap"][:, :, -1].to_numpy()
     order = np.argsort(-final.mean(axis=1))
     for rank, i in enumerate(order):
-        colour = colour_of[presets[i]]
+        style = styles[presets[i]]
         ax.plot(
-            final[i],
-            np.full(final.shape[1], rank),
-            "o",
-            ms=3.6,
-            color=colour,
-            alpha=0.55,
-            mew=0,
-            clip_on=False,
-        )
-        ax.plot(final[i].mean(), rank, "|", ms=9, mew=1.6, color=colour, clip_on=False)
+            final[i], np.full(final.shape[1], rank), ls="", marker=style["marker"], ms=3.6, color=style["color"],
+            alpha=0.55, mew=0, clip_on=False,
+        )  # fmt: skip
+        ax.plot(final[i].mean(), rank, "|", ms=9, mew=1.6, color=style["color"], clip_on=False)
     baseline = final[presets.index("Baseline")].mean()
     ax.axvline(baseline, color="black", lw=0.8, ls=(0, (4, 1.5)), zorder=0)
     ax.set_yticks(range(len(order)), [presets[i] for i in order])
-    for text, i in zip(ax.get_yticklabels(), order, strict=True):
-        text.set_color(colour_of[presets[i]])
-        text.set_fontweight("bold" if presets[i] == "Baseline" else "normal")
+    ax.get_yticklabels()[list(order).index(presets.index("Baseline"))].set_fontweight("bold")
     ax.set(ylim=(len(order) - 0.5, -0.5), xlim=(0, 0.84), xticks=[0, 0.25, 0.5, 0.75])
     ax.set_xlabel(rf"gap $\Delta$ at $t = {plot_.time_text(T1).strip('$')}$")
-    ax.set_title(rf"$\bf{{({'abcd'[len(families)]})}}$ {record.sizes['seed']} seeds, mean")
+    ax.set_title(rf"$\bf{{({'abcd'[len(families)]})}}$ {record.sizes['seed']} seeds; |: mean")
+    words = [text for prefix, text in WORDS.items() if any(p.startswith(prefix) for p in presets)]
     figure.supxlabel(
+        "; ".join(words[:2]) + ";\n" + "; ".join(words[2:]) + ".\n"
+        r"Baseline (dashed, everywhere): learned $\beta = e^\nu$, $\tau_0 = 0.07$, $r = 1$. Schedules end at "
+        rf"$t = {plot_.time_text(T1).strip('$')}$; (b) has a linear time axis." + "\n"
         rf"Free rows on the sphere, mismatched random cones: $n = {PAIRS}$, $d = {DIM}$, "
-        rf"$\gamma_0 = {GAMMA0}$; curves: first seed" + "\n"
-        r"dashed: Baseline, learned $\beta = e^\nu$, $\tau_0 = 0.07$, $r = 1$; schedules "
-        rf"run in $t$ and end at $t = {plot_.time_text(T1).strip('$')}$",
+        rf"$\gamma_0 = {GAMMA0}$; curves: first seed",
         fontsize=8,
     )
     return figure

@@ -106,13 +106,14 @@ def plot(record: xr.Dataset) -> Figure:
     for ax, letter, d in zip(axes[0], "ab", (dims[0], dims[-1]), strict=True):
         _speed_panel(ax, record.sel(dim=d), float(record.attrs[f"log10_pairs_needed_d{d}"]))
         ax.set_title(rf"$\bf{{({letter})}}$ initial speed of the gap, $d = {d}$")
-    axes[0, 1].legend(loc=(0.03, 0.12), labelspacing=0.25)
+        ax.legend(loc=(0.015, 0.2), labelspacing=0.15, fontsize=7, frameon=True, framealpha=1, edgecolor="none")
 
     ax = axes[1, 0]
     shades = dict(zip(pairs, ("sky", "green", "orange", "black")[: len(pairs)], strict=True))
     fraction = record["fraction_positive"]
     heights = record["height"].to_numpy()
-    for d, style, face in zip((dims[0], dims[-1])[: len(dims)], ("-", (0, (4, 2))), ("o", "s"), strict=False):
+    markers = dict(zip(pairs, ("o", "^", "s", "D")[: len(pairs)], strict=True))
+    for d, style, face in zip((dims[0], dims[-1])[: len(dims)], ("-", (0, (4, 2))), (None, "white"), strict=False):
         for n in pairs[pairs <= MANY]:
             gap = fraction.sel(dim=d, pairs=n, quantity="dDelta/dt")
             ax.plot(
@@ -120,47 +121,33 @@ def plot(record: xr.Dataset) -> Figure:
                 100 * gap,
                 ls=style,
                 color=colours[shades[n]],
-                marker=face,
-                ms=2.8,
-                label=f"$n = {n}$" if d == dims[0] else None,
+                marker=markers[n],
+                mfc=face,
+                ms=3.2,
+                mew=0.8,
+                label=f"$n = {n}$, $d = {d}$",
             )
     least = 100 * record.attrs["smallest_fraction_gamma_grows"]
-    ax.axhline(least, color=colours["vermilion"], lw=1, ls=":")
-    ax.text(
-        0.98,
-        0.55,
-        rf"$d\gamma/dt > 0$ in {least:.0f} %" + "\nof all starts (dotted)",
-        ha="right",
-        fontsize=8,
-        color=colours["vermilion"],
-        transform=ax.transAxes,
-    )
-    ax.axvline(1, color=colours["grey"], lw=0.8, ls=":")
+    ax.axhline(least, color=colours["vermilion"], lw=1.2, ls=":", label=rf"$d\gamma/dt > 0$: {least:.0f} %")
+    ax.axvline(1, color=colours["grey"], lw=1, ls="-.", label=r"$\gamma_0 = 1/\sqrt{2n}$")
     ax.set(
         xscale="log",
-        ylim=(25, 103),
+        ylim=(0, 103),
         xlabel=r"$\gamma_0\sqrt{2n}$",
         ylabel=r"starts with $d\Delta/dt > 0$ (%)",
     )
-    dashed = f"; solid: $d = {dims[0]}$, dashed: $d = {dims[-1]}$" if len(dims) > 1 else f", $d = {dims[0]}$"
-    ax.legend(loc="lower right", labelspacing=0.3)
-    ax.set_title(rf"$\bf{{(c)}}$ starts that enlarge{dashed}")
+    ax.legend(
+        loc="lower right", labelspacing=0.2, ncols=2, columnspacing=0.8, fontsize=7, frameon=True, edgecolor="none"
+    )
+    ax.set_title(r"$\bf{(c)}$ starts whose gap opens at first")
 
     ax = axes[1, 1]
-    for b, colour in zip(record["needed_inverse_temperature"].to_numpy(), ("sky", "black", "vermilion"), strict=True):
+    styles = (("sky", ":"), ("black", "-"), ("vermilion", "--"))
+    for b, (colour, line) in zip(record["needed_inverse_temperature"].to_numpy(), styles, strict=True):
         needed = record["log10_pairs_needed"].sel(needed_inverse_temperature=b)
-        ax.plot(record["needed_dim"], needed, color=colours[colour], label=rf"$\tau_0 = {1 / b:.2g}$")
+        ax.plot(record["needed_dim"], needed, color=colours[colour], ls=line, label=rf"$\tau_0 = {1 / b:.2g}$")
     practice = np.log10(32768)
-    ax.axhspan(0, practice, color=plot_.MATCHED_COLOUR, lw=0)
-    ax.text(
-        0.98,
-        practice / 2,
-        "batches in use, $n < 2^{15}$",
-        ha="right",
-        va="center",
-        fontsize=8,
-        transform=ax.get_yaxis_transform(),
-    )
+    ax.axhspan(0, practice, fc="#CFE3F3", ec="0.5", lw=0, label="batches in use, $n \\leq 2^{15}$")
     top = float(record["log10_pairs_needed"].max()) * 1.04
     ticks = np.arange(0, top, 20)
     ax.set(xscale="log", xlim=(3, 1024), ylim=(0, top), xlabel="dimension $d$", ylabel="pairs $n$")
@@ -172,7 +159,8 @@ def plot(record: xr.Dataset) -> Figure:
     figure.supxlabel(
         rf"Parallel cones, rows uniform on $S^{{d-1}}$: $\tau_0 = 0.07$, $\gamma_0 = {GAMMA0}$, "
         rf"failure probability $\delta = {DELTA}$ (unless varied), "
-        f"{record.sizes['draw']} random starts per point",
+        f"{record.sizes['draw']} random starts per point.\n"
+        "Points: mean; bars: from the 5 % to the 95 % quantile; moved sideways a little to be seen side by side",
         fontsize=8,
     )
     return figure
@@ -184,7 +172,7 @@ def _speed_panel(ax, record: xr.Dataset, log10_needed: float) -> None:
     last = 10.0 ** (np.ceil(log10_needed) + 2)
     bound_pairs, bound = record["bound_pairs"].to_numpy(), record["bound"].to_numpy()
     shown = bound_pairs <= last
-    ax.axvspan(4, 10.0**log10_needed, color="#EEEEEE", lw=0, zorder=0)
+    ax.axvspan(4, 10.0**log10_needed, fc="#E4E4E4", ec="0.5", lw=0, zorder=0, label="bound negative")
     ax.axhline(0, color="black", lw=0.6)
     ax.axhline(limit, color="black", lw=0.9, ls=(0, (5, 3)), label=r"limit $n \to \infty$")
     ax.text(0.98, limit * 1.25, f"${limit:.3g}$", ha="right", fontsize=8, transform=ax.get_yaxis_transform())
@@ -208,7 +196,6 @@ def _speed_panel(ax, record: xr.Dataset, log10_needed: float) -> None:
             elinewidth=1,
             label=label,
         )
-    ax.text(0.03, 0.47, "grey: bound vacuous (negative)", fontsize=8, transform=ax.transAxes)
     ax.set(xscale="log", xlim=(4, last), xlabel="pairs $n$", ylabel="change of the gap per flow time")
     ax.set_yscale("symlog", linthresh=1)
     ax.set_ylim(-150, 60)

@@ -152,10 +152,15 @@ def write_stamp(facts: Mapping[str, Any]) -> str:
 
 def read_stamp(path: Path) -> dict[str, Any]:
     """The facts that a figure or film carries. Raises `FlowsimError` for a file without."""
-    # PDF writes parentheses and backslashes with a backslash before; JSON needs each byte once.
     content = path.read_bytes()
+    if path.suffix == ".gif":  # whose comments are cut into blocks
+        from PIL import Image
+
+        with Image.open(path) as film:
+            content = bytes(film.info.get("comment", b""))
     match = re.search(rb"flowsim (\{[\x20-\x7e]*\})", content)
     if match is None:
         raise FlowsimError(f"{str(path)!r} carries no stamp of flowsim: it was drawn by an older version.")
+    # PDF writes parentheses and backslashes with a backslash before.
     text = re.sub(rb"\\([()\\])", rb"\1", match[1]) if path.suffix == ".pdf" else match[1]
     return json.loads(text)

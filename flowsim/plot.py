@@ -24,6 +24,7 @@ from matplotlib import animation
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import ArrayLike
@@ -334,11 +335,13 @@ def phase_diagram(
         inside = [level for level in np.ravel(levels) if smooth.min() < level < smooth.max()]
         if inside:
             lines = ax.contour(
-                *fine, smooth, levels=inside, **{"colors": "white", "linewidths": 0.7, **(contours or {})}
+                *fine, smooth, levels=inside, **{"colors": "black", "linewidths": 0.7, **(contours or {})}
             )
-            ax.clabel(lines, fmt="%.3g", fontsize=7)
+            lines.set_path_effects(_HALO)
+            for text in ax.clabel(lines, fmt="%.3g", fontsize=7):
+                text.set_path_effects(_HALO)
     if boundary is not None:
-        ax.plot(*_boundary(boundary, x, across), color="white", lw=1.6, label="predicted")
+        ax.plot(*_boundary(boundary, x, across), color="black", lw=1.2, label="predicted", path_effects=_HALO)
         ax.set_ylim(float(_edges(up)[0]), float(_edges(up)[-1]))
     ax.set(xlabel=x, ylabel=y)
     return ax
@@ -416,6 +419,10 @@ def gap_against_retrieval(
         ax.set_title(rf"Spearman's $\rho = {rank:+.2f}$")
     ax.set(xlabel=label("modality_gap"), ylabel="retrieval (recall, fraction of queries)")
     return ax
+
+
+#: Black lines and letters that can be read on any colour.
+_HALO = [withStroke(linewidth=2.6, foreground="white")]
 
 
 def _is_geometric(values: np.ndarray) -> bool:
@@ -504,7 +511,8 @@ _HTML_MIB = 1024.0
 _BUTTONS = {
     "minus": "\\2212", "plus": "+",
     "pause": "\\275A\\275A", "play": "\\25B6\\FE0E", "flip-horizontal": "\\25C0\\FE0E",
-    "fast-backward": "|\\25C0\\FE0E", "fast-forward": "\\25B6\\FE0E|", "step-backward": "\\2039", "step-forward": "\\203A",
+    "fast-backward": "|\\25C0\\FE0E", "fast-forward": "\\25B6\\FE0E|",
+    "step-backward": "\\2039", "step-forward": "\\203A",
 }  # fmt: skip
 
 
@@ -568,7 +576,7 @@ def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], li
     dots = []
     for ax, name in ((left, "modality_gap"), (middle, "temperature")):
         ax.lines[0].set_alpha(0.3)
-        (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"])
+        (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"], clip_on=False)
         dots.append((dot, name))
     flat = _rows(snapshots[0])[0].shape[1] != 3
     right = figure.add_subplot(grid[2], projection=None if flat else "3d")
@@ -935,7 +943,7 @@ def _wireframe(ax: Axes3D, sight: np.ndarray) -> None:
 
 
 def clouds(image: np.ndarray, text: np.ndarray) -> Figure:
-    """Both modalities on the two main axes of their union (PCA), and the margins of the pairs.
+    """Both modalities on the first two principal components (PC) of their union, and the margins of the pairs.
 
     `image`, `text`: unit rows (n, d) of pairs.
     """
@@ -953,13 +961,14 @@ def clouds(image: np.ndarray, text: np.ndarray) -> Figure:
         left.plot(*flat[n:].T, "s", color=COLOURS["vermilion"], ms=2.0, alpha=0.6, mew=0, label="texts")
         gap = np.linalg.norm(image.mean(0) - text.mean(0))
         left.set(
-            xlabel=f"first axis ({share[0]:.0%} of the variance)", ylabel=f"second axis ({share[1]:.0%})",
+            xlabel=f"PC 1 ({share[0]:.0%} of the variance)", ylabel=f"PC 2 ({share[1]:.0%})",
             title=rf"{n} pairs, gap $\Delta$ = {gap:.3f}",
         )  # fmt: skip
         left.set_aspect("equal", adjustable="datalim")
         left.legend(loc="best", markerscale=1.6)
         right.hist(margins, bins=30, color=COLOURS["blue"], alpha=0.8)
-        right.axvline(0, color=COLOURS["black"], lw=0.8)
+        right.axvline(0, color=COLOURS["black"], lw=0.8, label="matched to the right")
+        right.legend(loc="best")
         matched = np.mean(margins > 0)
         right.set(xlabel="margin of a pair", ylabel="pairs", title=f"{matched:.0%} of the pairs are matched")
     return figure

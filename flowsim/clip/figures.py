@@ -5,11 +5,13 @@ drawing of those alone (`*_figure(numbers) -> Figure`). Yaras et al. 2025.
 """
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from flowsim import plot
@@ -65,29 +67,39 @@ def methods_numbers(records: Mapping[str, Result]) -> "xr.Dataset":
 
 
 def methods_figure(record: "xr.Dataset") -> Figure:
-    """Gap, temperature, gap at equal loss; final gap against temperature, the paper's gap, and retrieval."""
-    figure = Figure(figsize=(plot.PAGE, 4.7), layout="constrained")
+    """Gap, temperature, gap at equal loss; final gap against temperature, the paper's gap, and retrieval.
+
+    Curves are means over seeds; in the lower panels bars are the range over seeds.
+    """
+    figure = Figure(figsize=(plot.PAGE, 5.4), layout="constrained")
     axes = figure.subplots(2, 3)
     methods = [str(m) for m in record["method"].to_numpy()]
     style = _styles(methods)
     mean = record.mean("seed")
-    for method in methods:
-        here, draw = mean.sel({"method": method}), {"color": style[method][0], "ls": style[method][1], "lw": 1.2}
-        axes[0, 0].plot(here["step"], here["seen_modality_gap"], label=method, **draw)
-        axes[0, 1].plot(here["step"], here["temperature"], **draw)
+    handles = []
+    for k, method in enumerate(methods):
+        here, draw = mean.sel({"method": method}), {**style[method], "ms": 3}
         gap = here["seen_modality_gap"].interp(step=here["train_step"].to_numpy())
-        axes[0, 2].plot(here["train_loss"], gap, **draw)
+        # Markers at other places on each curve, where some lie on each other.
+        for ax, x, y in (
+            (axes[0, 0], here["step"], here["seen_modality_gap"]), (axes[0, 1], here["step"], here["temperature"]),
+            (axes[0, 2], here["train_loss"], gap),
+        ):  # fmt: skip
+            ax.plot(x, y, markevery=((k + 0.5) / len(methods) * 0.22, 0.22), **draw)
         for ax, x, y in (
             (axes[1, 0], "final_temperature", "final_gap"), (axes[1, 1], "paper_gap", "final_gap"),
             (axes[1, 2], "final_gap", "final_seen_image_retrieval"),
         ):  # fmt: skip
-            ax.plot(here[x], here[y], _marker(method), color=style[method][0], ms=5, mfc=_face(method, style))
+            one = record.sel({"method": method})
+            _with_range(ax, one[x].to_numpy(), one[y].to_numpy(), style[method])
+        handles.append(Line2D([], [], label=method, **{**draw, "ms": 5}))
     axes[0, 0].set(xlabel="step", ylabel=r"gap $\Delta$, training pairs", ylim=(0, None))
     axes[0, 1].set(xlabel="step", ylabel=r"temperature $\tau$", yscale="log")
     axes[0, 1].set_yticks([0.01, 0.02, 0.05, 0.1], ["0.01", "0.02", "0.05", "0.1"])
     axes[0, 1].yaxis.set_minor_formatter(NullFormatter())
-    axes[0, 2].axvline(record.attrs["loss_level"], color=plot.COLOURS["grey"], lw=0.7, ls=":")
-    axes[0, 2].set(xlabel="training loss", ylabel=r"gap $\Delta$, training pairs", ylim=(0, None))
+    level = axes[0, 2].axvline(record.attrs["loss_level"], color=plot.COLOURS["grey"], lw=1.2, ls=(0, (1, 2)))
+    axes[0, 2].legend([level], ["loss that all\nruns reach"], loc="upper right", fontsize=7)
+    axes[0, 2].set(xlabel="training loss, smoothed", ylabel=r"gap $\Delta$, training pairs", ylim=(0, None))
     axes[0, 2].set_xlim(math.log(64) + 0.1, 0)
     axes[1, 0].set(xlabel=r"final temperature $\tau$", ylabel=r"final gap $\Delta$, held out", xscale="log")
     axes[1, 0].set_xticks([0.01, 0.02, 0.05, 0.1], ["0.01", "0.02", "0.05", "0.1"])
@@ -100,10 +112,41 @@ def methods_figure(record: "xr.Dataset") -> Figure:
     for i, (ax, title) in enumerate(zip(axes.flat, titles, strict=True)):
         found = record.attrs.get(f"rho_{rho.get(i)}")
         text = "" if found is None else rf", $\rho = {found[0]:+.2f}$"
-        ax.set_title(rf"$\bf{{({'abcdef'[i]})}}$ {title}{text}")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+        ax.set_title(rf"$\bf{{({'abcdef'[i]})}}$ {title}{text}", fontsize=8.5)
+    seeds = record.sizes["seed"]
+    above = f"Curves: mean of {seeds} seeds; bars: range over the seeds." if seeds > 1 else "One seed."
+    _legend(figure, handles, methods, f"{above} $\\rho$: Spearman's rank correlation. R@1: recall at 1.")
     return figure
+
+
+def _with_range(ax: Axes, x: np.ndarray, y: np.ndarray, style: Mapping[str, Any]) -> None:
+    """The mean over seeds, with bars from the smallest to the largest; y (seed,), x the same or one number."""
+    x, y = np.broadcast_arrays(x, y)
+    both = np.isfinite(x) & np.isfinite(y)
+    if not both.any():
+        return
+    centre = [float(v[both].mean()) for v in (x, y)]
+    across, up = ([[c - v[both].min()], [v[both].max() - c]] for c, v in zip(centre, (x, y), strict=True))
+    ax.errorbar(*centre, xerr=across, yerr=up, elinewidth=0.8, ms=5, **{**style, "ls": ""})
+
+
+def _legend(figure: Figure, handles: Sequence[Any], methods: Sequence[str], text: str) -> None:
+    """The methods below the figure, their names spelled out, and how to read the panels."""
+    heads = {method.split()[0] for method in methods}
+    words = [f"{head}: {meaning}" for head, meaning in _MEANINGS.items() if head in heads]
+    lines = ["; ".join(words[:3]), "; ".join(words[3:]), text]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(5, len(handles)), handlelength=2.6,
+        title="\n".join(line for line in lines if line), title_fontsize=7.5,
+    )  # fmt: skip
+
+
+#: What the paper's names of methods stand for.
+_MEANINGS = {
+    "FLT": r"fixed temperature $\tau$", "TS": "temperature scheduling", "TR": "temperature reparametrization",
+    "SLRT": "smaller learning rate of the temperature", "HS": "hard swap of features", "SS": "soft swap of features",
+    "No": "no normalization",
+}  # fmt: skip
 
 
 #: Qualities of a model, in the order of the paper's figures 6 and 7: what is drawn, and how it is called.
@@ -130,21 +173,13 @@ def quality_figure(record: "xr.Dataset") -> Figure:
     figure = Figure(figsize=(plot.PAGE, 1.3 + 1.55 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 2, squeeze=False, sharex="col", sharey="row")
     methods = [str(m) for m in record["method"].to_numpy()]
-    style, fill = _styles(methods), _fills(methods)
+    style = _styles(methods)
     for row, quality in enumerate(shown):
         for column, x in enumerate(("gap", "uniformity")):
             ax = axes[row, column]
             here, there = (record[f"final_{name}"].transpose("method", "seed").to_numpy() for name in (x, quality))
             for method, a, b in zip(methods, here, there, strict=True):
-                both = np.isfinite(a) & np.isfinite(b)
-                if not both.any():
-                    continue
-                centre = a[both].mean(), b[both].mean()
-                spread = [[[c - v[both].min()], [v[both].max() - c]] for c, v in zip(centre, (a, b), strict=True)]
-                ax.errorbar(
-                    *centre, xerr=spread[0], yerr=spread[1], fmt=_marker(method), color=style[method][0], lw=0.8,
-                    fillstyle=fill[method][0], ms=fill[method][1], markerfacecoloralt="white", label=method,
-                )  # fmt: skip
+                _with_range(ax, a, b, style[method])
             found = rank_correlation(here, there)
             text = "" if found is None else rf" $\rho = {found.rho:+.2f}$ [${found.low:+.2f}$, ${found.high:+.2f}$]"
             ax.set_title(rf"$\bf{{({'abcdefgh'[2 * row + column]})}}${text}", fontsize=8)
@@ -152,8 +187,9 @@ def quality_figure(record: "xr.Dataset") -> Figure:
         axes[row, 0].set_ylabel(_QUALITIES[quality])
     axes[-1, 0].set_xlabel(r"gap $\Delta$, held out")
     axes[-1, 1].set_xlabel("uniformity, held out")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+    handles = [Line2D([], [], label=method, ms=5, **{**style[method], "ls": ""}) for method in methods]
+    text = r"Bars: range over seeds. $\rho$: Spearman's rank correlation [95 % interval]. R@1: recall at 1."
+    _legend(figure, handles, methods, text)
     return figure
 
 
@@ -163,17 +199,19 @@ def gap_numbers(run: Result, early: Mapping[str, Result]) -> "xr.Dataset":
 
     check("image" in run.snapshots, "This record holds no embeddings. Train with snapshot_pairs > 0.")
     check(early, "There are no records of beginnings. Run flowsim clip early first.")
-    clouds = []
+    clouds, shares = [], []
     for k in range(len(run.snapshot_time)):
         both = np.stack([run.snapshots["image"][k], run.snapshots["text"][k]]).astype(float)
         centred = both - both.mean((0, 1))
-        _, _, axes = np.linalg.svd(centred.reshape(-1, centred.shape[-1]), full_matrices=False)
+        _, singular, axes = np.linalg.svd(centred.reshape(-1, centred.shape[-1]), full_matrices=False)
         clouds.append(centred @ axes[:2].T)
+        shares.append((singular**2 / (singular**2).sum())[:2])
     steps = run.coordinates["step"]
     at = [int(steps[np.argmin(abs(run.time - t))]) for t in run.snapshot_time]
     record = xr.Dataset(
         {
             "cloud": (("snapshot", "modality", "pair", "axis"), np.array(clouds)),
+            "cloud_share": (("snapshot", "axis"), np.array(shares)),
             "cloud_step": ("snapshot", at),
             "gap": ("step", run.series["seen_modality_gap"]),
             "early_gap": (("seed", "early_step"), np.array([r.series["seen_modality_gap"] for r in early.values()])),
@@ -206,15 +244,16 @@ def gap_figure(record: "xr.Dataset") -> Figure:
         ):
             x, y = record["cloud"].isel(snapshot=k, modality=m).to_numpy().T
             ax.plot(x, y, marker, color=colour, ms=2.2, mew=0, alpha=0.6, label=label)
-        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="first main axis")
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        share = record["cloud_share"][k].to_numpy()
+        ax.set(xlabel=f"PC 1 ({share[0]:.0%})", ylabel=f"PC 2 ({share[1]:.0%})")
         step = int(record["cloud_step"][k])
         ax.set_title(rf"$\bf{{({'abc'[k]})}}$ {titles[k]} (step {step}): $\Delta = {gaps[k]:.2f}$", fontsize=8)
-    axes[0].set_ylabel("second main axis")
     axes[0].legend(loc="upper left", markerscale=1.8, handletextpad=0.1)
     left, right = figure.add_subplot(grid[1, :3]), figure.add_subplot(grid[1, 3:])
     late = record.sel(step=record["step"] >= record.attrs["first"])
     x = -1 / np.log10(late["step"].to_numpy().astype(float)) ** 2
-    left.plot(x, late["gap"], "o", color=colours["blue"], ms=3.5, label="training pairs, evaluated")
+    left.plot(x, late["gap"], "o", color=colours["blue"], ms=3.5, label="training pairs")
     line = np.array([x.min(), x.max()])
     label = rf"straight line, $R^2 = {record.attrs['r2']:.3f}$"
     left.plot(line, record.attrs["offset"] + record.attrs["slope"] * line, color="black", lw=1, label=label)
@@ -226,41 +265,35 @@ def gap_figure(record: "xr.Dataset") -> Figure:
     gap = record["early_gap"].to_numpy()
     change = gap[:, -1] - gap[:, 0]
     right.hist(change, bins=20, color=colours["blue"], alpha=0.8)
-    right.axvline(0, color="black", lw=0.8)
-    right.axvline(change.mean(), color=colours["vermilion"], lw=1.2, label=f"mean {change.mean():+.3f}")
+    right.axvline(0, color="black", lw=0.8, label="no change")
+    right.axvline(
+        change.mean(), color=colours["vermilion"], lw=1.4, ls=(0, (4, 1.5)), label=f"mean {change.mean():+.3f}"
+    )
     right.set(xlabel=rf"change of $\Delta$ over {int(record['early_step'][-1])} steps", ylabel="initialisations")
     right.yaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(loc="upper right")
     right.set_title(rf"$\bf{{(e)}}$ early change: {np.mean(change > 0):.0%} of {len(change)} enlarge")
+    figure.supxlabel(
+        "(a) to (c): principal components (PC) of images and texts together, with their shares of the variance.\n"
+        rf"(d): the line is fitted from step {record.attrs['first']} on; all training pairs are evaluated",
+        fontsize=8,
+    )
     return figure
 
 
-def _styles(methods: list[str]) -> dict[str, tuple[str, str]]:
-    """Colour and line of each method: colour by family, line within it."""
-    colours, lines = plot.COLOURS, ("-", "--", ":", "-.")
-    family = {"Baseline": "black", "FLT": "blue", "TS": "vermilion", "TR": "green", "SLRT": "purple", "HS": "orange",
-              "SS": "sky", "No": "grey"}  # fmt: skip
-    found: dict[str, tuple[str, str]] = {}
-    count: dict[str, int] = {}
-    for method in methods:
-        head = method.split()[0]
-        found[method] = colours[family[head]], lines[count.get(head, 0) % len(lines)]
-        count[head] = count.get(head, 0) + 1
-    return found
-
-
-def _fills(methods: list[str]) -> dict[str, tuple[str, float]]:
-    """Filled half and size of each marker, which tell the methods of a family apart where there are no lines."""
+def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How each method is drawn: colour and marker by family; within it lines, and the filled part of the marker."""
+    colours, lines = plot.COLOURS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+    family = {"Baseline": ("black", "o"), "FLT": ("blue", "s"), "TS": ("vermilion", "^"), "TR": ("green", "v"),
+              "SLRT": ("purple", "D"), "HS": ("orange", "p"), "SS": ("sky", "h"), "No": ("grey", "P")}  # fmt: skip
     fills = ("full", "none", "bottom", "left", "top", "right")
-    kinds = [(fill, size) for size in (5.5, 3.5) for fill in fills]
+    found: dict[str, dict[str, Any]] = {}
     families = [method.split()[0] for method in methods]
-    return {m: kinds[families[:k].count(families[k]) % len(kinds)] for k, m in enumerate(methods)}
-
-
-def _marker(method: str) -> str:
-    return {"FLT": "s", "TS": "^", "TR": "v", "SLRT": "D", "HS": "p", "SS": "h"}.get(method.split()[0], "o")
-
-
-def _face(method: str, style: dict[str, tuple[str, str]]) -> str:
-    """Filled for the first method of a family."""
-    return style[method][0] if style[method][1] == "-" else "white"
+    for k, (method, head) in enumerate(zip(methods, families, strict=True)):
+        colour, marker = family[head]
+        before = families[:k].count(head)
+        found[method] = {
+            "color": colours[colour], "ls": lines[before % len(lines)], "lw": 1.2, "marker": marker,
+            "fillstyle": fills[before % len(fills)], "markerfacecoloralt": "white",
+        }  # fmt: skip
+    return found
