@@ -14,9 +14,11 @@
     python benchmarks/devices.py --json benchmarks/results/devices.json
     python benchmarks/solver_problems.py --scipy 4 --json benchmarks/results/solver_problems.json
 
-Points are medians, bars reach from the smallest to the largest repeat.
+Points are medians, bars reach from the smallest to the largest repeat. The figure carries a stamp of this code and of
+the numbers that it draws; a test compares it with what is there.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +30,46 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 import flowsim as fs
+from flowsim._sources import drawing_hash, write_stamp
 from flowsim.plot import COLOURS, PAGE
 
 HERE = Path(__file__).resolve().parent
+#: What is drawn, of benchmarks/results.
+DRAWN = (
+    "cluster_sweep", "devices", "ensembles", "field", "field_dim", "large_batch", "large_batch_tiled", "single",
+    "solver_problems",
+)  # fmt: skip
+#: A marker for each colour, so that lines differ without it.
+MARKERS = {
+    "orange": "^",
+    "green": "s",
+    "blue": "o",
+    "purple": "D",
+    "sky": "v",
+    "black": "P",
+    "vermilion": "D",
+    "grey": "",
+}
 
 
 def results(name: str) -> Any:
-    """What a benchmark wrote."""
+    """What a benchmark wrote, one of `DRAWN`."""
+    assert name in DRAWN
     return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def stamp() -> dict[str, str]:
+    """What the figure carries in its metadata: the code that draws it, and the numbers."""
+    numbers = hashlib.sha256()
+    for name in DRAWN:
+        numbers.update((HERE / "results" / f"{name}.json").read_bytes())
+    return {"drawn_by": drawing_hash(Path(__file__).resolve()), "numbers": numbers.hexdigest()}
+
+
+def title(ax: Axes, text: str) -> None:
+    """A title that begins with the letter of the panel."""
+    letter, _, rest = text.partition(" ")
+    ax.set_title(rf"$\bf{{{letter}}}$ {rest}")
 
 
 def curve(
@@ -44,7 +78,7 @@ def curve(
     """Medians with bars from minimum to maximum, on logarithmic axes."""
     middle = np.array([np.median(r) for r in repeats])
     low, high = (np.array([f(r) for r in repeats]) for f in (min, max))
-    style = {"marker": "o", "capsize": 2, "elinewidth": 0.7, **line}
+    style = {"marker": MARKERS[colour], "capsize": 2, "elinewidth": 0.7, **line}
     ax.errorbar(x, middle, [middle - low, high - middle], label=label, color=COLOURS[colour], **style)
     ax.set(xscale="log", yscale="log")
 
@@ -64,9 +98,11 @@ def field(ax: Axes, name: str, against: str) -> None:
         curve(ax, [line[against] for line in held], [line["seconds"][kind] for line in held], label, colour,
               **({"linestyle": "--", "marker": ""} if kind == "floor" else {}))  # fmt: skip
     if against == "pairs":
-        ax.set(title="(a) one evaluation of the field, d = 64", xlabel="pairs $n$", ylabel="seconds")
+        title(ax, "(a) one evaluation of the field, $d = 64$")
+        ax.set(xlabel="pairs $n$", ylabel="seconds")
     else:
-        ax.set(title=f"(i) the field, n = {lines[0]['pairs']:,}", xlabel="dimensions $d$", ylabel="seconds")
+        title(ax, f"(i) the field, $n$ = {lines[0]['pairs']:,}")
+        ax.set(xlabel="dimensions $d$", ylabel="seconds")
         ax.set_ylim(top=0.8)
     ticks(ax, [line[against] for line in lines])
     ax.tick_params(axis="x", labelsize=7)
@@ -82,7 +118,8 @@ def single(ax: Axes) -> None:
         if held:
             label = {"simulate": "fs.simulate"}.get(kind, kind)
             curve(ax, [line["pairs"] for line in held], [line[kind]["seconds"] for line in held], label, colour)
-    ax.set(title="(b) one trajectory, error below $10^{-6}$", xlabel="pairs $n$", ylabel="seconds", ylim=(None, 8))
+    title(ax, "(b) one trajectory, error below $10^{-6}$")
+    ax.set(xlabel="pairs $n$", ylabel="seconds", ylim=(None, 8))
     ticks(ax, [line["pairs"] for line in lines])
     ax.legend(ncols=2, loc="upper left")
 
@@ -95,7 +132,8 @@ def ensembles(ax: Axes) -> None:
         ("floor_ms", "floor: field alone", "grey", {"linestyle": "--", "marker": ""}),
     ):  # fmt: skip
         curve(ax, pairs, [np.array(one[name]) / 1e3 for one in lines], label, colour, **line)
-    ax.set(title=f"(c) {lines[0]['runs']:,} trajectories, each", xlabel="pairs $n$", ylabel="seconds per trajectory")
+    title(ax, f"(c) {lines[0]['runs']:,} trajectories, each")
+    ax.set(xlabel="pairs $n$", ylabel="seconds per trajectory")
     ax.set_ylim(top=0.6)
     ticks(ax, pairs)
     ax.legend(loc="upper left")
@@ -105,9 +143,10 @@ def by_runs(ax: Axes) -> None:
     for line, colour in zip(results("ensembles"), ("blue", "vermilion", "green"), strict=True):
         runs = [*(int(k) for k in line["by_runs_ms"]), line["runs"]]
         seconds = [*line["by_runs_ms"].values(), line["ours_ms"][1]]
-        label = f"n = {line['pairs']}, d = {line['dim']}"
-        ax.loglog(runs, np.array(seconds) / 1e3, "o-", label=label, color=COLOURS[colour])
-    ax.set(title="(d) one call of fs.sweep", xlabel="trajectories", ylabel="seconds per trajectory")
+        label = f"$n = {line['pairs']}$, $d = {line['dim']}$"
+        ax.loglog(runs, np.array(seconds) / 1e3, marker=MARKERS[colour], label=label, color=COLOURS[colour])
+    title(ax, "(d) one call of fs.sweep")
+    ax.set(xlabel="trajectories", ylabel="seconds per trajectory")
     ax.legend()
 
 
@@ -117,11 +156,14 @@ def large(axes: Sequence[Axes]) -> None:
         held = [line for line in lines if line["kind"] == kind]
         pairs = [line["pairs"] for line in held]
         curve(axes[0], pairs, [line["seconds"] for line in held], label, colour)
-        axes[1].loglog(pairs, [line["peak_mib"] for line in held], "o-", label=label, color=COLOURS[colour])
+        axes[1].loglog(pairs, [line["peak_mib"] for line in held], marker=MARKERS[colour], label=label,
+                       color=COLOURS[colour])  # fmt: skip
     pairs = np.array([line["pairs"] for line in lines if line["kind"] == "tiled"], float)
     axes[1].loglog(pairs, 8 * pairs**2 / 2**20, "--", label="one n×n matrix", color=COLOURS["grey"])
-    axes[0].set(title="(e) value and gradient, d = 64", xlabel="pairs $n$", ylabel="seconds")
-    axes[1].set(title="(f) peak memory of the process", xlabel="pairs $n$", ylabel="MiB", ylim=(100, None))
+    title(axes[0], "(e) value and gradient, $d = 64$")
+    axes[0].set(xlabel="pairs $n$", ylabel="seconds")
+    title(axes[1], "(f) peak memory of the process")
+    axes[1].set(xlabel="pairs $n$", ylabel="MiB", ylim=(100, None))
     for ax in axes:
         ticks(ax, [int(n) for n in pairs])
         ax.tick_params(axis="x", labelsize=7)
@@ -135,7 +177,8 @@ def workers(ax: Axes) -> None:
         held = [line for line in found["lines"] if line["kind"] == kind]
         curve(ax, [line["workers"] for line in held], [line["seconds"] for line in held], label, colour)
     counts = sorted({line["workers"] for line in found["lines"]})
-    ax.set(title=f"(g) {found['runs']:,} trajectories, n = 5", xlabel="workers", ylabel="seconds")
+    title(ax, f"(g) {found['runs']:,} trajectories, $n = 5$")
+    ax.set(xlabel="workers", ylabel="seconds")
     ax.set(xscale="linear", xticks=counts, yscale="linear", ylim=(0, None))
     ax.legend()
 
@@ -146,7 +189,8 @@ def devices(ax: Axes) -> None:
     ax.loglog(counts, [line["mib"] for line in found], "o-", color=COLOURS["blue"], label="on each, as compiled")
     ideal = [found[0]["mib"] / count for count in counts]
     ax.loglog(counts, ideal, "--", color=COLOURS["grey"], label="one, divided")
-    ax.set(title=f"(j) value and gradient, n = {pairs:,}", xlabel="devices", ylabel="MiB on each")
+    title(ax, f"(j) value and gradient, $n$ = {pairs:,}")
+    ax.set(xlabel="devices", ylabel="MiB on each")
     ax.set_yticks([10, 20, 40, 80], ["10", "20", "40", "80"])
     ticks(ax, counts)
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -164,11 +208,8 @@ def problems(ax: Axes) -> None:
               label=f"{len(alone)} not finished by SciPy")  # fmt: skip
     ends = np.array([1e-2, 1.6 * limit])
     ax.loglog(ends, ends, "--", color=COLOURS["grey"], label="equal")
-    ax.set(
-        title=f"(h) the fixed set of {len(found)} problems",
-        xlabel="seconds, SciPy's best",
-        ylabel="seconds, fs.simulate",
-    )
+    title(ax, f"(h) the fixed set of {len(found)} problems")
+    ax.set(xlabel="seconds, SciPy's best", ylabel="seconds, fs.simulate")
     ax.legend()
 
 
@@ -184,8 +225,13 @@ def main() -> None:
         problems(axes[3, 1])
         field(axes[4, 0], "field_dim", "dim")
         devices(axes[4, 1])
+        figure.supxlabel(
+            "Points: medians; bars: from the smallest to the largest repeat. Floor: the products and exponentials that "
+            "are needed, alone",
+            fontsize=8,
+        )
         for kind in ("png", "pdf"):
-            fs.plot.save(figure, str(HERE.parent / "figures" / f"performance.{kind}"))
+            fs.plot.save(figure, str(HERE.parent / "figures" / f"performance.{kind}"), write_stamp(stamp()))
 
 
 if __name__ == "__main__":

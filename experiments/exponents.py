@@ -126,7 +126,7 @@ def plot(record: xr.Dataset) -> Figure:
             at = turning[-1]
             panel.plot(log_time[at], speed[at], "o", ms=3.5, mfc="white", color=colours[colour], zorder=3)
             panel.annotate(
-                f"until here the rings turn until\npartners align (within {ALIGNED:g}°)",
+                f"bend: here the rings stop turning,\npartners are within {ALIGNED:g}°",
                 (log_time[at], speed[at]),
                 (-14, 9),
                 textcoords="offset points",

@@ -76,7 +76,7 @@ def _styles(presets: list[str]) -> dict[str, dict]:
 
 def plot(record: xr.Dataset) -> Figure:
     plot_ = fs.plot
-    figure = Figure(figsize=(plot_.PAGE, 5.6), layout="constrained")
+    figure = Figure(figsize=(plot_.PAGE, 6.2), layout="constrained")
     presets = [str(p) for p in record["preset"].to_numpy()]
     families = [f for f in FAMILIES if any(p.startswith(f[1]) for p in presets)]
     grid = figure.add_gridspec(2, len(families) + 1)
@@ -90,7 +90,7 @@ def plot(record: xr.Dataset) -> Figure:
                 # One seed for the curves; all seeds at the right. Markers at different places on each curve.
                 places = np.geomspace(1e-2, 10**5.3, 6) if scale == "log" else np.linspace(0.06, 0.86, 6) * T1
                 shift = 10 ** (0.1 * k) if scale == "log" else 1 + 0.02 * k
-                every = np.unique(np.searchsorted(time, places * shift)) - 1
+                every = np.unique(np.searchsorted(time[2:-1], places * shift))
                 ax.plot(
                     time[1:], record[name].sel(preset=preset)[0, 1:], label=preset, ms=3, markevery=list(every),
                     zorder=3 if preset == "Baseline" else 2, **styles[preset],
@@ -105,12 +105,13 @@ def plot(record: xr.Dataset) -> Figure:
                 ax.set(ylim=(0, 0.84))
                 ax.set_xticklabels([])
                 ax.set_title(rf"$\bf{{({'abc'[column]})}}$ {title}")
-                ncols = 2 if len(members) > 6 else 1
-                ax.legend(
-                    loc="lower left", fontsize=6.5, ncols=ncols, labelspacing=0.15, columnspacing=0.6, handlelength=2.4
-                )
             else:
                 ax.set(yscale="log", ylim=(0.008, 0.6), xlabel=plot_.TIME_LABEL)
+                # Below, where it covers nothing.
+                ax.legend(
+                    loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, fontsize=7, labelspacing=0.2,
+                    columnspacing=0.8, handlelength=2.4,
+                )  # fmt: skip
             if column == 0:
                 ax.set_ylabel(plot_.label(name))
             else:

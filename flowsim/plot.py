@@ -24,6 +24,7 @@ from matplotlib import animation
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from mpl_toolkits.mplot3d.axes3d import Axes3D
@@ -500,7 +501,20 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
             series(result, name, ax=panel)
         if name == "margin":
             panel.axhline(0, color=COLOURS["grey"], lw=0.8, ls=":")
+    _explain(axes[0], bool(shown))
     return axes
+
+
+def _explain(ax: Axes, spheres: bool) -> None:
+    """What the shading means, and below the figure the signs on the spheres."""
+    if ax.patches:
+        ax.legend([ax.patches[0]], ["all pairs matched"], loc="best", frameon=True, facecolor="white", edgecolor="none")
+    figure = ax.get_figure(root=True)
+    if spheres and figure is not None:
+        signs = (("image", {"ls": "", "marker": "o", "color": IMAGE_COLOUR}), ("pair", {"color": COLOURS["black"]}),
+                 ("text", {"ls": "", "marker": "^", "color": TEXT_COLOUR}))  # fmt: skip
+        lines = [Line2D([], [], label=name, ms=5, lw=0.9, **style) for name, style in signs]
+        figure.legend(handles=lines, loc="outside lower right", ncols=3, frameon=False)
 
 
 #: Frames are for screens.
@@ -566,19 +580,18 @@ def animate(result: Result, path: str, fps: int = 20, frames: int | None = None)
 def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], list[Any]]]:
     """The figure of a film, and what draws frame k of it, at `times[k]`."""
     snapshots = [result.at(float(t)) for t in times]
-    figure = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    figure = Figure(figsize=(PAGE, 2.8), layout="constrained")
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.1))
     left, middle = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     gap(result, ax=left)
     temperature(result, ax=middle)
-    if left.patches:
-        left.legend([left.patches[0]], ["all pairs matched"], loc="best", frameon=True, edgecolor="none")
     dots = []
     for ax, name in ((left, "modality_gap"), (middle, "temperature")):
         ax.lines[0].set_alpha(0.3)
         (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"], clip_on=False)
         dots.append((dot, name))
     flat = _rows(snapshots[0])[0].shape[1] != 3
+    _explain(left, not flat)
     right = figure.add_subplot(grid[2], projection=None if flat else "3d")
     if flat:
         similarity(snapshots[0], ax=right)
@@ -747,7 +760,17 @@ def _draw_closing(curves: Mapping[str, Any], ax: Axes) -> None:
     x, t = curves["x"], curves["t"]
     late = t >= curves["from"] * (1 - 1e-9)
     ax.plot(x[late], curves["gap"][late], ls="", marker="o", ms=2.6, mew=0, color=_RUN, label="run")
-    ax.plot(x[~late], curves["gap"][~late], ls="", marker="o", ms=2.6, mfc="none", mew=0.6, color=_RUN)
+    ax.plot(
+        x[~late],
+        curves["gap"][~late],
+        ls="",
+        marker="o",
+        ms=2.6,
+        mfc="none",
+        mew=0.6,
+        color=_RUN,
+        label="before, not in the fit",
+    )
     ax.plot(x[late], curves["intercept"] + curves["slope"] * x[late], color=_CLOSED, ls=(0, (4, 2)), lw=1, label="line")
     if "straight" in curves:
         first, last = (-1 / np.log(s) ** 2 for s in curves["straight"])
@@ -777,9 +800,9 @@ def _draw_closing(curves: Mapping[str, Any], ax: Axes) -> None:
 def _draw_matching(curves: Mapping[str, Any], ax: Axes) -> None:
     gap, defect = curves["gap"], curves["defect"]
     ax.plot(curves["x"], gap / np.nanmax(gap), color=_RUN, label="gap / its peak")
-    ax.plot(curves["x"], curves["matched"], color=COLOURS["green"], label="matched fraction")
+    ax.plot(curves["x"], curves["matched"], color=COLOURS["green"], ls=(0, (1, 1)), label="matched fraction")
     if curves.get("all") is not None:
-        ax.axvspan(curves["all"], curves["x"][-1], color=MATCHED_COLOUR, lw=0, zorder=0)
+        ax.axvspan(curves["all"], curves["x"][-1], color=MATCHED_COLOUR, lw=0, zorder=0, label="all pairs matched")
     _steps_axis(curves, curves["x"], ax)
     ax.set_ylim(0, 1.05)
     ax.set_ylabel("fraction")
@@ -788,18 +811,18 @@ def _draw_matching(curves: Mapping[str, Any], ax: Axes) -> None:
         top = ax.twinx()
         handles += top.plot(
             curves["x"], np.maximum(defect, 1e-16), color=COLOURS["orange"], ls=(0, (4, 2)), lw=1,
-            label="DS defect (right)",
+            label="doubly stochastic defect (right)",
         )  # fmt: skip
         top.set_yscale("log")
-        top.set_ylabel("DS defect")
+        top.set_ylabel("doubly stochastic defect")
         top.spines["right"].set_visible(True)
     # Below: three curves from corner to corner leave no room inside.
-    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=3, columnspacing=0.9)
+    ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=2, columnspacing=0.9)
 
 
 def _draw_calibration(curves: Mapping[str, Any], ax: Axes) -> None:
     x, rest = curves["x"], curves["rest"]
-    ax.axvspan(x[0], curves["seen_until"], color="#EDEDED", lw=0, zorder=0, label="seen")
+    ax.axvspan(x[0], curves["seen_until"], color="#E4E4E4", lw=0, zorder=0, label="seen by the fit")
     _dots(x, curves["gap"], ax)
     ax.plot(x, curves["predicted"], color=_SIMULATED, label="simulation", zorder=1.9)
     ax.plot(x[rest], curves["constant"][rest], color=COLOURS["grey"], ls=(0, (1, 1)), label="constant")
@@ -813,7 +836,7 @@ def _draw_calibration(curves: Mapping[str, Any], ax: Axes) -> None:
 
 def _draw_enlargement(curves: Mapping[str, Any], ax: Axes) -> None:
     ax.hist(curves["changes"], bins=min(10, max(3, len(curves["changes"]) // 2)), color=_RUN, alpha=0.8, rwidth=0.92)
-    ax.axvline(0, color=COLOURS["grey"], lw=0.8, ls=":")
+    ax.axvline(0, color=COLOURS["grey"], lw=1, ls=":", label="no change")
     ax.axvline(curves["mean"], color=_SIMULATED, label=f"mean {_signed(curves['mean'])}")
     ax.margins(y=0.25)
     ax.xaxis.set_major_locator(MaxNLocator(5))

@@ -55,6 +55,8 @@ _SECONDS = {
     "real_gap": 5, "real_runs": 5, "sigmoid": 120, "swaps": 210, "temperature_control": 60, "theorem33": 39,
     "claims": 340,
 }  # fmt: skip
+#: The weight of these numbers against what is seen, as seconds of work done.
+_PRIOR = 60.0
 
 Job = TypeVar("Job")
 
@@ -384,15 +386,20 @@ class _Screen:
         self._say(f"{number} {item.name:<{width}}  {took:>12}  {item.files[0]}  {self.time_left()}".rstrip())
 
     def time_left(self) -> str:
-        """From what was done so far, and in which time; "" while nothing is known or left."""
+        """From `_SECONDS`, and from what was done so far in which time; "" when nothing is left."""
         left = sum(self.left.values())
-        if not left or left == self.total:
-            return ""
-        spent = time.perf_counter() - self.begin
-        return f"about {duration(spent * left / (self.total - left))} left"
+        # Two are in work at a time. What was seen counts the more, the more it is.
+        spent, done = time.perf_counter() - self.begin + _PRIOR / 2, self.total - left + _PRIOR
+        return f"about {_roughly(spent * left / done)} left" if left else ""
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _roughly(seconds: float) -> str:
+    """An estimate: in steps of ten seconds, from two minutes on in whole ones."""
+    step = 10 if seconds < 120 else 60
+    return duration(max(round(seconds / step), 1) * step)
 
 
 def duration(seconds: float) -> str:

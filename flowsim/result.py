@@ -281,7 +281,7 @@ class Result:
         data: dict[str, Any] = {}
         for name, values in self.series.items():
             description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
-            attrs = {"long_name": symbol, "description": description, "units": "1"}
+            attrs = {"long_name": symbol, "description": description}
             if name in self.reasons:
                 attrs["reason"] = self.reasons[name]
             data[name] = ("time", values, attrs)
@@ -295,8 +295,9 @@ class Result:
             data[f"memory_{index}"] = (tuple(f"memory_{index}_{i}" for i in range(np.ndim(values))), values)
         for name, values in self.training.items():
             description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
-            data[name] = ("train_step", values, {"long_name": symbol, "description": description, "units": "1"})
-        label = {"long_name": f"{self.clock} $t$", "units": self.clock}
+            data[name] = ("train_step", values, {"long_name": symbol, "description": description})
+        # Everything is dimensionless. xarray would write units into the labels of its plots.
+        label = {"long_name": f"{self.clock} $t$", "clock": self.clock}
         coords: dict[str, Any] = {"time": ("time", self.time, label)}
         coords |= {name: ("time", values) for name, values in self.coordinates.items()}
         if self.training:
@@ -504,7 +505,8 @@ def _result(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
         snapshots=snapshots,
         constants=constants,
         reasons=reasons,
-        clock=dataset["time"].attrs.get("units", FLOW_TIME),
+        # Older files hold it as units.
+        clock=dataset["time"].attrs.get("clock", dataset["time"].attrs.get("units", FLOW_TIME)),
         coordinates={str(k): v.to_numpy() for k, v in dataset.coords.items() if v.dims == ("time",) and k != "time"},
         training=training,
         memory=tuple(memory[index] for index in sorted(memory)),

@@ -5,7 +5,11 @@ import matplotlib
 matplotlib.use("Agg")
 
 import dataclasses
+import json
+import re
 from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +19,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 import flowsim as fs
-from flowsim import plot
+from flowsim import _sources, plot
 from flowsim.result import Result
 
 
@@ -123,6 +127,97 @@ def test_labels_have_symbols() -> None:
     ]
 
 
+def film_of(dim: int, pairs: int = 5, geometry=None) -> Result:
+    times = np.concatenate([[0.0], np.geomspace(0.1, 10, 3)])
+    flow = fs.GradientFlow(geometry or fs.Sphere())
+    return fs.simulate(flow, fs.initial.uniform(pairs, dim), ts=times, snapshots=times)
+
+
+@pytest.mark.parametrize(("dim", "pairs"), [(3, 5), (2, 4), (4, 5), (8, 16), (64, 3)])
+def test_every_frame_has_the_same_axes(dim: int, pairs: int) -> None:
+    result = film_of(dim, pairs)
+    with plot.paper_style():
+        figure, show = plot._film(result, result.snapshot_time)
+        for frame, t in enumerate(result.snapshot_time):
+            show(frame)
+            figure.canvas.draw()
+            # Gap, temperature, embeddings, and the colour bar of the similarities.
+            assert len(figure.axes) == (3 if dim == 3 else 4)
+            right = figure.axes[2]
+            assert right.get_position().width > 0.15
+            if dim != 3:
+                image, text = result.at(float(t)).image, result.at(float(t)).text
+                np.testing.assert_allclose(right.images[0].get_array(), image @ text.T, atol=1e-12)
+
+
+class References(HTMLParser):
+    """What a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.styles: list[str] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.found += [value for name, value in attrs if name in ("src", "href", "data", "poster", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.found += re.findall(r"@import[^;]*|url\((?!['\"]?data:)[^)]*\)|https?://[^\s\"'<>]+", data)
+        self.styles += re.findall(r"\.fa-([a-z-]+)::before", data)
+
+
+@pytest.mark.parametrize("dim", [3, 8])
+def test_a_film_as_a_page_needs_no_network(tmp_path: Path, dim: int) -> None:
+    text = plot.animate(film_of(dim), str(tmp_path / "flow.html")).read_text("utf-8")
+    page = References()
+    page.feed(text)
+    assert page.found == []
+    assert text.count("data:image/png;base64") == 4
+    # Every button has a sign.
+    signs = set(re.findall(r"<i class=.fa fa-([a-z-]+)", text))
+    assert len(signs) == 8
+    assert signs <= set(page.styles)
+    # The page of matplotlib itself would fetch something.
+    page.feed('<link rel="stylesheet" href="https://example.org/a.css"><style>@import "b.css";</style>')
+    assert len(page.found) == 2
+
+
+def test_a_film_shows_at_most_so_many_frames_and_says_of_what(tmp_path: Path) -> None:
+    times = np.concatenate([[0.0], np.geomspace(0.1, 100, 20)])
+    result = fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=times, snapshots=times)
+    for frames, shown in ((2, 2), (7, 7), (500, 21), (None, 21)):
+        path = plot.animate(result, str(tmp_path / "flow.gif"), frames=frames)
+        with Image.open(path) as film:
+            assert film.n_frames == shown
+    stamp = _sources.read_stamp(path)
+    assert stamp["config"] == json.loads(json.dumps(result.config))
+    assert stamp["drawn_by"] == _sources.drawing_hash("animate")
+
+
+def test_figures_say_what_their_shading_and_signs_mean(result: Result) -> None:
+    axes = plot.overview(result)
+    assert [t.get_text() for t in axes[0].get_legend().get_texts()] == ["all pairs matched"]
+    (signs,) = axes[0].figure.legends
+    assert [t.get_text() for t in signs.get_texts()] == ["image", "pair", "text"]
+    given = list(plt.subplots(2, 2)[1].flat)
+    plot.overview(result, ax=given)
+    assert not given[0].figure.legends
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    written = []
+    for name in "ab":
+        figure, ax = plt.subplots()
+        ax.plot([0, 1])
+        with matplotlib.rc_context({"svg.hashsalt": "0"}):
+            path = plot.save(figure, str(tmp_path / f"{name}.{kind}"), _sources.write_stamp({"a": "(1)\\"}))
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    if kind != "svg":
+        assert _sources.read_stamp(path) == {"a": "(1)\\"}
+
+
 def test_a_film_has_a_frame_for_each_snapshot(tmp_path):
     times = np.concatenate([[0.0], np.geomspace(0.1, 100, 4)])
     result = fs.simulate(fs.GradientFlow(), fs.initial.rings(), ts=times, snapshots=times)
@@ -132,7 +227,6 @@ def test_a_film_has_a_frame_for_each_snapshot(tmp_path):
         first = np.asarray(film.convert("RGB")).copy()
         film.seek(4)
         assert (np.asarray(film.convert("RGB")) != first).any()
-    assert "<script" in fs.plot.animate(result, str(tmp_path / "flow.html")).read_text("utf-8")
     with pytest.raises(fs.FlowsimError, match="cannot be written as"):
         fs.plot.animate(result, "flow.avi")
     with pytest.raises(fs.FlowsimError, match="fewer than two"):

@@ -11,10 +11,12 @@ import matplotlib
 matplotlib.use("Agg")
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import flowsim as fs
-from flowsim import _sources, reproduce
+from flowsim import _sources, cli, reproduce
+from flowsim.config import to_config
 from flowsim.result import read_netcdf
 
 EXPERIMENT = '''"""A line.
@@ -281,6 +283,28 @@ def test_an_unwritable_place_is_refused_before_anything_is_made(folder: Path) ->
     assert calls(folder) == []
 
 
+def test_the_committed_figure_of_the_benchmarks_is_what_the_code_draws() -> None:
+    benchmark = reproduce._load("figures", CHECKOUT / "benchmarks")
+    for kind in ("png", "pdf"):
+        carried = _sources.read_stamp(COMMITTED / f"performance.{kind}")
+        assert carried == benchmark.stamp(), "Run `python benchmarks/figures.py` and commit figures/performance.*"
+
+
+def test_the_committed_film_is_what_the_code_draws() -> None:
+    """Made by the command beside it in the README."""
+    line = re.search(r"`flowsim (animate [^`]*--out fig2.gif)`", (CHECKOUT / "README.md").read_text(encoding="utf-8"))
+    assert line is not None
+    command = cli._parse(line[1].split(), "flowsim", cli._COMMANDS)
+    assert isinstance(command, cli.Animate)
+    flow, start = command._flow_and_start()
+    carried = _sources.read_stamp(COMMITTED / "fig2.gif")
+    assert carried["drawn_by"] == _sources.drawing_hash("animate"), f"Run `flowsim {line[1]}` and move it to figures/"
+    assert carried["config"]["flow"] == json.loads(json.dumps(flow.to_config()))
+    assert carried["config"]["start"] == json.loads(json.dumps(to_config(start)))
+    with Image.open(COMMITTED / "fig2.gif") as film:
+        assert film.n_frames == command.frames
+
+
 def said(console: Console) -> str:
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -309,18 +333,26 @@ def test_times_for_people(seconds: float, text: str) -> None:
     assert reproduce.duration(seconds) == text
 
 
-def test_the_time_left_is_that_of_what_is_left() -> None:
+def test_the_time_left_follows_what_was_done() -> None:
     screen = reproduce._Screen(quiet(), ["fig2", "noise", "swaps"], claims=False)
+    # 21 + 440 + 210 seconds of work, two at a time.
+    assert screen.time_left() == "about 6 min left"
     screen.begin -= 84.0
+    screen.finished(reproduce.Figures("swaps", Path("swaps.nc"), (Path("swaps.png"),), 84.0, False))
+    # 210 of 671 in 84 s: 461 · (84 + 30) / (210 + 60) s.
+    assert screen.time_left() == "about 3 min left"
+    screen.begin -= 3600.0
+    assert screen.time_left() == "about 1 h 46 min left"
+    screen.skip(["fig2", "noise"])
     assert screen.time_left() == ""
-    screen.finished(reproduce.Figures("swaps", Path("swaps.nc"), (Path("swaps.png"),), 105.0, False))
-    # 210 of 671 are done in 84 s.
-    assert screen.time_left() == "about 3 min 4 s left"
+
+
+def test_the_time_left_counts_claims() -> None:
     screen = reproduce._Screen(quiet(), ["fig2", "noise"], claims=True)
     screen.skip(["fig2", "noise"])
-    screen.begin -= 60.0
-    screen.heard("claims", "lemma-3.1", 15, 59)
-    assert screen.time_left() == f"about {reproduce.duration(60 * 44 / 15)} left"
+    assert screen.time_left() == "about 3 min left"
+    screen.heard("claims", "lemma-3.1", 50, 59)
+    assert screen.time_left() == "about 10 s left"
 
 
 def test_figures_go_to_folders_that_git_ignores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

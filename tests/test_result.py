@@ -27,7 +27,10 @@ def test_labelled_series(result):
     array = result["modality_gap"]
     assert isinstance(array, xr.DataArray)
     assert array.dims == ("time",)
-    assert array.attrs["units"] == "1"
+    assert array.attrs["long_name"] == r"modality gap $\Delta$"
+    assert array.time.attrs["long_name"] == "flow time $t$"
+    # xarray would add them to the labels: "flow time t [flow time]".
+    assert "units" not in array.attrs | array.time.attrs
     np.testing.assert_array_equal(array.time, result.time)
     assert set(result.to_xarray().data_vars) >= {"modality_gap", "temperature", "loss", "margin"}
     with pytest.raises(fs.FlowsimError, match="Did you mean 'modality_gap'"):
@@ -61,7 +64,7 @@ def test_records_of_training_keep_their_steps_and_their_clock(result, tmp_path):
     np.testing.assert_array_equal(loaded["learning_rate"], rates)
     assert loaded["learning_rate"].dims == ("train_step",)
     np.testing.assert_array_equal(loaded["modality_gap"].step, steps)
-    assert loaded["modality_gap"].time.attrs["units"] == "sum of learning rates"
+    assert loaded["modality_gap"].time.attrs["clock"] == "sum of learning rates"
     assert "sum of learning rates" in repr(loaded)
     assert fs.load(result.save(tmp_path / "flow.nc")).clock == "flow time"
 

@@ -97,8 +97,7 @@ def methods_figure(record: "xr.Dataset") -> Figure:
     axes[0, 1].set(xlabel="step", ylabel=r"temperature $\tau$", yscale="log")
     axes[0, 1].set_yticks([0.01, 0.02, 0.05, 0.1], ["0.01", "0.02", "0.05", "0.1"])
     axes[0, 1].yaxis.set_minor_formatter(NullFormatter())
-    level = axes[0, 2].axvline(record.attrs["loss_level"], color=plot.COLOURS["grey"], lw=1.2, ls=(0, (1, 2)))
-    axes[0, 2].legend([level], ["loss that all\nruns reach"], loc="upper right", fontsize=7)
+    axes[0, 2].axvline(record.attrs["loss_level"], color=plot.COLOURS["grey"], lw=1.2, ls=(0, (1, 2)))
     axes[0, 2].set(xlabel="training loss, smoothed", ylabel=r"gap $\Delta$, training pairs", ylim=(0, None))
     axes[0, 2].set_xlim(math.log(64) + 0.1, 0)
     axes[1, 0].set(xlabel=r"final temperature $\tau$", ylabel=r"final gap $\Delta$, held out", xscale="log")
@@ -115,7 +114,10 @@ def methods_figure(record: "xr.Dataset") -> Figure:
         ax.set_title(rf"$\bf{{({'abcdef'[i]})}}$ {title}{text}", fontsize=8.5)
     seeds = record.sizes["seed"]
     above = f"Curves: mean of {seeds} seeds; bars: range over the seeds." if seeds > 1 else "One seed."
-    _legend(figure, handles, methods, f"{above} $\\rho$: Spearman's rank correlation. R@1: recall at 1.")
+    _legend(
+        figure, handles, methods, f"{above} Dotted in (c): the smallest loss that every run reaches.",
+        r"$\rho$: Spearman's rank correlation. R@1: recall at 1.",
+    )  # fmt: skip
     return figure
 
 
@@ -125,16 +127,18 @@ def _with_range(ax: Axes, x: np.ndarray, y: np.ndarray, style: Mapping[str, Any]
     both = np.isfinite(x) & np.isfinite(y)
     if not both.any():
         return
-    centre = [float(v[both].mean()) for v in (x, y)]
-    across, up = ([[c - v[both].min()], [v[both].max() - c]] for c, v in zip(centre, (x, y), strict=True))
+    x, y = x[both], y[both]
+    centre = [float(v.mean()) for v in (x, y)]
+    # The mean of equal values can lie beside them by rounding.
+    across, up = np.maximum([[[c - v.min()], [v.max() - c]] for c, v in zip(centre, (x, y), strict=True)], 0.0)
     ax.errorbar(*centre, xerr=across, yerr=up, elinewidth=0.8, ms=5, **{**style, "ls": ""})
 
 
-def _legend(figure: Figure, handles: Sequence[Any], methods: Sequence[str], text: str) -> None:
+def _legend(figure: Figure, handles: Sequence[Any], methods: Sequence[str], *text: str) -> None:
     """The methods below the figure, their names spelled out, and how to read the panels."""
     heads = {method.split()[0] for method in methods}
     words = [f"{head}: {meaning}" for head, meaning in _MEANINGS.items() if head in heads]
-    lines = ["; ".join(words[:3]), "; ".join(words[3:]), text]
+    lines = ["; ".join(words[:3]), "; ".join(words[3:]), *text]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(5, len(handles)), handlelength=2.6,
         title="\n".join(line for line in lines if line), title_fontsize=7.5,
@@ -249,7 +253,7 @@ def gap_figure(record: "xr.Dataset") -> Figure:
         ax.set(xlabel=f"PC 1 ({share[0]:.0%})", ylabel=f"PC 2 ({share[1]:.0%})")
         step = int(record["cloud_step"][k])
         ax.set_title(rf"$\bf{{({'abc'[k]})}}$ {titles[k]} (step {step}): $\Delta = {gaps[k]:.2f}$", fontsize=8)
-    axes[0].legend(loc="upper left", markerscale=1.8, handletextpad=0.1)
+    axes[0].legend(loc="upper right", markerscale=1.8, handletextpad=0.1)
     left, right = figure.add_subplot(grid[1, :3]), figure.add_subplot(grid[1, 3:])
     late = record.sel(step=record["step"] >= record.attrs["first"])
     x = -1 / np.log10(late["step"].to_numpy().astype(float)) ** 2
@@ -286,14 +290,16 @@ def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     colours, lines = plot.COLOURS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
     family = {"Baseline": ("black", "o"), "FLT": ("blue", "s"), "TS": ("vermilion", "^"), "TR": ("green", "v"),
               "SLRT": ("purple", "D"), "HS": ("orange", "p"), "SS": ("sky", "h"), "No": ("grey", "P")}  # fmt: skip
-    fills = ("full", "none", "bottom", "left", "top", "right")
+    fills = ("full", "white", "bottom", "left", "top", "right")
     found: dict[str, dict[str, Any]] = {}
     families = [method.split()[0] for method in methods]
     for k, (method, head) in enumerate(zip(methods, families, strict=True)):
         colour, marker = family[head]
         before = families[:k].count(head)
+        fill = fills[before % len(fills)]
         found[method] = {
             "color": colours[colour], "ls": lines[before % len(lines)], "lw": 1.2, "marker": marker,
-            "fillstyle": fills[before % len(fills)], "markerfacecoloralt": "white",
+            "fillstyle": "full" if fill == "white" else fill, "markerfacecoloralt": "white",
+            "markerfacecolor": "white" if fill == "white" else colours[colour],
         }  # fmt: skip
     return found
