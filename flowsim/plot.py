@@ -505,10 +505,10 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
     return axes
 
 
-def _explain(ax: Axes, spheres: bool) -> None:
+def _explain(ax: Axes, spheres: bool, loc: str = "best") -> None:
     """What the shading means, and below the figure the signs on the spheres."""
     if ax.patches:
-        ax.legend([ax.patches[0]], ["all pairs matched"], loc="best", frameon=True, facecolor="white", edgecolor="none")
+        ax.legend([ax.patches[0]], ["all pairs matched"], loc=loc, frameon=True, facecolor="white", edgecolor="none")
     figure = ax.get_figure(root=True)
     if spheres and figure is not None:
         signs = (("image", {"ls": "", "marker": "o", "color": IMAGE_COLOUR}), ("pair", {"color": COLOURS["black"]}),
@@ -591,7 +591,8 @@ def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], li
         (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"], clip_on=False)
         dots.append((dot, name))
     flat = _rows(snapshots[0])[0].shape[1] != 3
-    _explain(left, not flat)
+    # A place of its own: the best one would move with the dot.
+    _explain(left, not flat, "lower left")
     right = figure.add_subplot(grid[2], projection=None if flat else "3d")
     if flat:
         similarity(snapshots[0], ax=right)
@@ -609,6 +610,10 @@ def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], li
         right.set_title(f"$t$ = {time_text(snapshot.time)}", loc="center")
         return []
 
+    # Laid out once: frames differ only where something moves.
+    show(len(times) - 1)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return figure, show
 
 
