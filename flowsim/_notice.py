@@ -27,7 +27,7 @@ def watch(tell: Callable[[bool], None]) -> Iterator[None]:
         if not _listening:
             # Of each stage JAX records the beginning as a number, and the end as a duration.
             jax.monitoring.register_scalar_listener(lambda event, value, **_: _heard(event, 1))
-            jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: _heard(event, -1))
+            jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: _heard(event, -1))
             _listening = True
         if not _watchers:
             _depth = 0

@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import ArrayLike
@@ -423,7 +423,7 @@ def gap_against_retrieval(
 
 
 #: Black lines and letters that can be read on any colour.
-_HALO = [withStroke(linewidth=2.6, foreground="white")]
+_HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.6, foreground="white")]
 
 
 def _is_geometric(values: np.ndarray) -> bool:
@@ -505,7 +505,7 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
     return axes
 
 
-def _explain(ax: Axes, spheres: bool, loc: str = "best") -> None:
+def _explain(ax: Axes, spheres: bool, loc: Any = "best") -> None:
     """What the shading means, and below the figure the signs on the spheres."""
     if ax.patches:
         ax.legend([ax.patches[0]], ["all pairs matched"], loc=loc, frameon=True, facecolor="white", edgecolor="none")
@@ -513,7 +513,10 @@ def _explain(ax: Axes, spheres: bool, loc: str = "best") -> None:
     if spheres and figure is not None:
         signs = (("image", {"ls": "", "marker": "o", "color": IMAGE_COLOUR}), ("pair", {"color": COLOURS["black"]}),
                  ("text", {"ls": "", "marker": "^", "color": TEXT_COLOUR}))  # fmt: skip
-        lines = [Line2D([], [], label=name, ms=5, lw=0.9, **style) for name, style in signs]
+        lines = [
+            Line2D([], [], label=name, ms=5, lw=0.9, **style)  # pyright: ignore[reportArgumentType]
+            for name, style in signs
+        ]
         figure.legend(handles=lines, loc="outside lower right", ncols=3, frameon=False)
 
 
@@ -625,9 +628,10 @@ class _Gif(animation.PillowWriter):
         self.comment = comment
 
     def finish(self) -> None:
-        self._frames[0].save(
-            self.outfile, format="gif", save_all=True, append_images=self._frames[1:], loop=0,
-            duration=int(1000 / self.fps), comment=self.comment.encode("ascii"),
+        self._frames[0].save(  # pyright: ignore[reportAttributeAccessIssue]
+            self.outfile, format="gif", save_all=True,
+            append_images=self._frames[1:],  # pyright: ignore[reportAttributeAccessIssue]
+            loop=0, duration=int(1000 / self.fps), comment=self.comment.encode("ascii"),
         )  # fmt: skip
 
 
@@ -1027,4 +1031,7 @@ def save(figure: Figure, path: str, stamp: str = "") -> Path:
     if stamp and metadata:
         metadata["Comment" if kind == "png" else "Keywords"] = stamp
     given = {"metadata": metadata} if metadata else {}
-    return write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind, **given))
+    return write_atomically(
+        path,
+        lambda temporary: figure.savefig(temporary, format=kind, **given),  # pyright: ignore[reportArgumentType]
+    )
