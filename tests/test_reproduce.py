@@ -292,7 +292,7 @@ def test_every_finished_figure_gets_a_line(folder: Path, terminal: bool) -> None
     png = str(folder.parent / "out" / "fig1.png")
     assert re.fullmatch(rf"\S*\[1/1\] fig1 +\d\.\d s  {png}", lines[0])
     # The reused one comes first; then the others, in any order, with the time left until the last.
-    assert re.fullmatch(rf"\S*\[1/3\] fig1 +reused  {png}", lines[1])
+    assert re.fullmatch(rf"\S*\[1/3\] fig1 +reused  {png}  about .* left", lines[1])
     assert re.search(r"\[2/3\] (alpha|zeta ) +\S+ s  .*png  about .* left$", lines[2])
     assert re.search(r"\[3/3\] (alpha|zeta ) +\S+ s  .*png$", lines[3])
     assert ("fig1: computing" in said(console)) == (not terminal)
