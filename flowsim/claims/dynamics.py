@@ -10,7 +10,7 @@ import numpy as np
 
 from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
-from flowsim.claims.measures import largest, placed, values
+from flowsim.claims.measures import field, largest, margin, placed, values
 from flowsim.geometry import Parallel, Sphere
 from flowsim.temperature import Learnable
 
@@ -24,22 +24,34 @@ def _mismatched_runs(system: System, quick: bool) -> list[Any]:
 
 
 def _enlarge_then_close(system: System, quick: bool) -> Numbers:
-    opened, matched, closing, ratio = [], [], [], []
+    opened, turned, mismatched, before, matched, closing = [], [], [], [], [], []
     for run in _mismatched_runs(system, quick):
-        gamma, margin = values(run, "gamma"), values(run, "margin")
-        whole = bool(np.isfinite(gamma).all())
-        opened.append(whole and gamma.max() > 1.01 * gamma[0])
-        matched.append(whole and margin[-1] > 0)
-        after = gamma[margin > 0]
-        closing.append(bool(whole and after.size > 1 and np.all(np.diff(after) <= 0)))
-        ratio.append(gamma[-1] / gamma.max())
+        gamma, margins = values(run, "gamma"), values(run, "margin")
+        whole = bool(np.isfinite(gamma).all() and margins[-1] > 0)
+        matched.append(whole)
+        if not whole:
+            continue
+        # The first slot from which on the pairs stay matched.
+        first = len(margins) - int(np.argmax(margins[::-1] <= 0)) if (margins <= 0).any() else 0
+        peak = int(np.argmax(gamma))
+        opened.append(gamma[peak] > 1.01 * gamma[0])
+        turned.append(bool(np.all(np.diff(gamma[: peak + 1]) >= 0) and np.all(np.diff(gamma[peak:]) <= 0)))
+        mismatched.append(bool(margins[peak] < 0))
+        before.append(gamma[first] / gamma[0])
+        closing.append(gamma[-1] / gamma[first])
     return {
-        "fraction_opening": float(np.mean(opened)),
         "fraction_matched_at_end": float(np.mean(matched)),
-        "fraction_closing_once_matched": float(np.mean(closing)),
-        "mean_final_over_peak": float(np.mean(ratio)),
-        "runs": len(opened),
+        "fraction_opening": _mean(opened),
+        "fraction_with_one_turn": _mean(turned),
+        "fraction_mismatched_at_the_peak": _mean(mismatched),
+        "largest_height_at_matching_over_start": float(np.max(before, initial=0.0)) if before else np.nan,
+        "largest_final_over_height_at_matching": float(np.max(closing)) if closing else np.nan,
+        "runs": len(matched),
     }
+
+
+def _mean(hits: list[bool]) -> float:
+    return float(np.mean(hits)) if hits else np.nan
 
 
 @eqx.filter_jit
@@ -58,7 +70,11 @@ def _matched_speeds(flow: Any, state: Any, keys: Any) -> Any:
 
         return velocity(rows[0], rows[0]), velocity(rows[0], rows[1])
 
-    return jax.lax.map(one, keys)
+    return jax.lax.map(one, keys, batch_size=1000)
+
+
+#: Independent rows of four pairs at γ = 0.3 that close at τ = 0.07, although they are mismatched.
+CLOSING_PAIRS, CLOSING_SEED = 4, 334
 
 
 def _force_sign(system: System, quick: bool) -> Numbers:
@@ -66,18 +82,23 @@ def _force_sign(system: System, quick: bool) -> Numbers:
     for tau in (0.07, 1.0):
         flow = system.flow(Parallel(), Learnable(tau))
         flow, state = placed(flow, initial.uniform(pairs=8, dim=6, gamma=0.3).draw(0))
-        keys = jax.random.split(jax.random.key(3), 100 if quick else 1000)
-        matched, random = jax.tree.map(np.asarray, _matched_speeds(flow, state, keys))
-        closing.append(np.mean(matched[0] <= 0))
+        keys = jax.random.split(jax.random.key(3), 1_000 if quick else 200_000)
+        identical, random = jax.tree.map(np.asarray, _matched_speeds(flow, state, keys))
+        closing.append(np.mean(identical[0] < 0))
         opening.append(np.mean(random[0] > 0))
         # dτ = −dν/β: temperature and height are driven by one scalar.
-        for log_gamma, raw in (matched, random):
+        for log_gamma, raw in (identical, random):
             together.append(np.mean(np.sign(log_gamma) == np.sign(-raw)))
         found[f"random_opening_tau{tau:g}"] = opening[-1]
+    exception = initial.uniform(CLOSING_PAIRS, 6, gamma=0.3).draw(CLOSING_SEED)
+    closes = field(system.flow(Parallel(), Learnable(0.07)), exception)
     return {
-        "fraction_matched_closing": float(np.min(closing)),
+        "fraction_identical_closing": float(np.min(closing)),
         "fraction_random_opening_at_0.07": float(opening[0]),
         "fraction_with_temperature": float(np.min(together)),
+        "growth_rate_of_exception": closes.position.log_gamma,
+        "margin_of_exception": margin(exception.image @ exception.text.T),
+        "draws": len(keys),
         **found,
     }
 
@@ -99,10 +120,9 @@ def _together(system: System, quick: bool) -> Numbers:
 
 
 def _closed(system: System, quick: bool) -> Numbers:
-    worst = []
     # Two rings on one equator: both centres are at the origin.
     run = system.simulate(system.flow(Sphere()), initial.rings(height=0.0), t1=1e5)
-    worst.append(largest(values(run, "modality_gap")))
+    on_rings = largest(values(run, "modality_gap"))
     flow = system.flow(Parallel())
     run = system.simulate(flow, initial.uniform(pairs=8, dim=6, gamma=0.0), t1=1e5)
     on_cones = largest(values(run, "gamma"))
@@ -116,7 +136,7 @@ def _closed(system: System, quick: bool) -> Numbers:
         away.append(largest(velocity.image[:, -1], velocity.text[:, -1]))
         speed.append(largest(velocity.image))
     return {
-        "largest_gap_on_sphere": largest(worst),
+        "largest_gap_on_sphere": on_rings,
         "largest_gamma_on_cones": on_cones,
         "largest_speed_out_of_hyperplane": largest(away),
         "smallest_speed_within": float(np.min(speed)),
@@ -128,13 +148,13 @@ SMALLER = (
     "TR softplus", "TR scale 2", "TR scale 10", "SLRT 0.1",
 )  # fmt: skip
 LARGER = ("FLT 1e-2", "FLT 2e-2", "TS S0", "TS S1", "TS S2", "TS A0", "TS A1")
-MIXED = ("FLT 4e-2", "TS S3")
+NEAR = ("FLT 4e-2", "TS S3")
 SCHEDULED = ("TS",)
 
 
 def _presets(system: System, quick: bool) -> Numbers:
     recipe = initial.uniform(pairs=8, dim=6, gamma=0.3)
-    names = [n for n in (*SMALLER, *LARGER, *MIXED) if not (quick and n.startswith(SCHEDULED))]
+    names = [n for n in (*SMALLER, *LARGER, *NEAR) if not (quick and n.startswith(SCHEDULED))]
     gaps = {
         name: np.array(
             [
@@ -148,6 +168,7 @@ def _presets(system: System, quick: bool) -> Numbers:
     return {
         "largest_ratio_of_smaller": float(np.max([ratios[n] for n in SMALLER])),
         "smallest_ratio_of_larger": float(np.min([ratios[n] for n in LARGER if n in ratios])),
+        "largest_distance_of_near": largest(*(ratios[n].mean() - 1 for n in NEAR if n in ratios)),
         "baseline_gap": float(np.mean(gaps["Baseline"])),
         **{f"ratio {name}": float(np.mean(r)) for name, r in ratios.items()},
     }
@@ -156,68 +177,76 @@ def _presets(system: System, quick: bool) -> Numbers:
 CLAIMS = [
     Claim(
         id="enlarge-then-close",
-        statement="From mismatched starts the cone height first grows, and it only shrinks once the pairs match.",
-        source="Yaras et al. 2025, section 3 (stages of Figure 2)",
-        assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.1, τ0 = 0.5, β = "
-        "exp(ν), "
-        "t from 0 to 1e10; at small τ0 γ may reach 1, where the ansatz ends",
+        statement="From mismatched starts the cone height rises to a single peak while the pairs are still "
+        "mismatched, and falls from there on: when they match it is below half of its first value, and later it "
+        "closes.",
+        source="the flow of Yaras et al. 2025, section 3, whose stages of Figure 2 are told as if the pairs matched "
+        "at the peak; measured here",
+        assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.1, τ0 = 0.5, β = exp(ν), t from 0 "
+        "to 1e10, 20 seeds (quick: 5); at small τ0 γ may reach 1, where the ansatz ends",
         measure=_enlarge_then_close,
         at_least={
-            "fraction_opening": 1.0,
             "fraction_matched_at_end": 1.0,
-            "fraction_closing_once_matched": 1.0,
+            "fraction_opening": 1.0,
+            "fraction_with_one_turn": 1.0,
+            "fraction_mismatched_at_the_peak": 1.0,
+        },
+        at_most={
+            "largest_height_at_matching_over_start": 0.5,
+            "largest_final_over_height_at_matching": 0.1,
         },
     ),
     Claim(
         id="gap-moves-with-temperature",
-        statement="Temperature and cone height rise and fall together: both are driven by g.",
+        statement="Along parallel cones temperature and cone height rise and fall together: both are driven by g.",
         source="Yaras et al. 2025, section 3",
-        assumptions="`Parallel`, runs of `enlarge-then-close`; steps in which either changes by less than "
-        "1e-7 "
-        "do not count",
+        assumptions="`Parallel`, runs of `enlarge-then-close`; steps in which either changes by less than 1e-7 do not "
+        "count",
         measure=_together,
         at_least={"smallest_agreement": 1.0},
         at_most={"largest_distance_of_peaks_in_slots": 0.0},
     ),
     Claim(
         id="force-sign",
-        statement="Identical pairs always close (g ≥ 0), random pairs at τ = 0.07 always open (g < 0), and "
-        "the "
-        "temperature goes the way of the height in both.",
+        statement="The height of identical pairs falls (g > 0) and that of independent pairs at τ = 0.07 rises (g < 0) "
+        "in more than 99.9 % of draws, but not of necessity: there are mismatched pairs with g > 0. The temperature "
+        "goes the way of the height in all draws.",
         source="Yaras et al. 2025, section 3; frequencies measured here",
-        assumptions="`Parallel`, n = 8, d = 6, γ = 0.3, τ = 0.07 and 1 (where fewer random pairs open), r = 1",
+        assumptions="`Parallel`, n = 8, d = 6, γ = 0.3, τ = 0.07 and 1 (where fewer independent pairs open), r = 1, "
+        f"200,000 draws (quick: 1,000); exception: n = {CLOSING_PAIRS}, seed {CLOSING_SEED}",
         measure=_force_sign,
         at_least={
-            "fraction_matched_closing": 1.0,
-            "fraction_random_opening_at_0.07": 0.99,
+            "fraction_identical_closing": 1.0,
+            "fraction_random_opening_at_0.07": 0.999,
             "fraction_with_temperature": 1.0,
         },
+        at_most={"growth_rate_of_exception": -1e-3, "margin_of_exception": -1e-3},
     ),
     Claim(
         id="closed-stays-closed",
-        statement="γ = 0 is invariant: rows of a hyperplane stay in it, and cones of height 0 keep it.",
+        statement="γ = 0 is invariant although the rows move: rows of a hyperplane stay in it, two rings on one "
+        "equator keep a gap of 0, and cones of height 0 keep it.",
         source="derived here",
-        assumptions="`Sphere` and `Parallel`, mismatched starts with γ0 = 0, t from 0 to 1e5",
+        assumptions="`Sphere` and `Parallel`, mismatched starts with γ0 = 0, t from 0 to 1e5; hyperplane: the field at "
+        "5 starts",
         measure=_closed,
         at_most={
             "largest_gap_on_sphere": 1e-9,
             "largest_gamma_on_cones": 0.0,
             "largest_speed_out_of_hyperplane": 1e-12,
         },
+        at_least={"smallest_speed_within": 0.1},
     ),
     Claim(
         id="temperature-presets",
-        statement="At equal time every fixed temperature of 0.07 and more, every reparametrization and the "
-        "slow "
-        "rate leave a smaller gap than Baseline; fixed temperatures up to 0.02, S0-S2 and A0-A1 a larger "
-        "one; "
-        "0.04 and S3 are near Baseline.",
+        statement="At t = 1e4 every fixed temperature of 0.07 and more, every reparametrization and the slow rate "
+        "leave at most 0.9 of Baseline's gap, for every seed; fixed temperatures up to 0.02, S0-S2 and A0-A1 at least "
+        "1.1 of it; 0.04 and S3 are within 25 % of it in the mean.",
         source="Yaras et al. 2025, Tables 2-5 (methods); order measured here at this horizon, not the paper's",
-        assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.3, t = horizon = 1e4; "
-        "the order "
-        "of low temperatures depends on the horizon (quick: without TS)",
+        assumptions="`Parallel`, independent random directions, n = 8, d = 6, γ0 = 0.3, t = horizon = 1e4, 3 seeds "
+        "(quick: 1, without TS); the order of low temperatures depends on the horizon",
         measure=_presets,
-        at_most={"largest_ratio_of_smaller": 1.0},
-        at_least={"smallest_ratio_of_larger": 1.0},
+        at_most={"largest_ratio_of_smaller": 0.9, "largest_distance_of_near": 0.25},
+        at_least={"smallest_ratio_of_larger": 1.1},
     ),
 ]
