@@ -8,7 +8,9 @@ from scipy.stats import spearmanr
 
 from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
+from flowsim.claims.measures import largest, placed
 from flowsim.encoders import LinearEncoders
+from flowsim.flow import GradientFlow
 from flowsim.geometry import Sphere
 from flowsim.initial import Start
 from flowsim.pairing import AbstractPairing, FreshRepairing, FrozenMispairing
@@ -46,7 +48,7 @@ def _mismatch(system: System, quick: bool) -> Numbers:
     fractions = np.broadcast_to(np.asarray(FRACTIONS)[:, None], grown.shape)
     rank = spearmanr(fractions.ravel(), grown.ravel()).statistic  # pyright: ignore[reportAttributeAccessIssue]
     return {
-        "largest_enlargement_of_matched": float(np.max(grown[0])),
+        "largest_rise_of_matched": float(np.max(np.diff(gaps[0], axis=-1))),
         "smallest_enlargement_of_mismatched": float(np.min(grown[1:])),
         "rank_correlation_with_fraction": float(rank),
         "smallest_step_of_the_mean": float(np.min(np.diff(grown.mean(axis=1)))),
@@ -103,18 +105,26 @@ def _small_gap(system: System, quick: bool) -> Numbers:
 
 def _frozen(system: System, quick: bool) -> Numbers:
     heights = (0.3,) if quick else (0.1, 0.3, 0.6)
-    pairing = FrozenMispairing(0.0)
-    gaps = paired_gaps(system, pairing, heights, 2 if quick else 8, 1e3)
-    flow = system.flow(Sphere(), Fixed(1 / BETA), FrozenMispairing(0.5))
-    run = system.sweep(
-        flow, initial.cones(REPAIRED_PAIRS, DIM, 0.3), {"seed": [0]}, ts=[0.0, 1e3], observables=("loss", "margin")
-    )
+    gaps = paired_gaps(system, FrozenMispairing(0.0), heights, 2 if quick else 8, 1e3)
+    start = initial.cones(REPAIRED_PAIRS, DIM, 0.3).draw(0)
+    # The same problem under other names: the text that an image is given becomes its own.
+    given = placed(GradientFlow(pairing=FrozenMispairing(0.5)), start)[1].targets.rows
+    image, text = start.rows()
+    renamed = initial.from_arrays(image, text[np.asarray(given).argmax(axis=1)])
+    ends = {}
+    for fraction, rows in ((0.5, start), (0.0, renamed)):
+        flow = system.flow(Sphere(), Fixed(1 / BETA), FrozenMispairing(fraction))
+        names = ("modality_gap", "loss", "margin")
+        run = system.sweep(flow, rows, {"seed": [0]}, ts=[0.0, 1.0, 1e3], observables=names)
+        ends[fraction] = {name: run[name].to_numpy()[0] for name in names}
+    wrong, right = ends[0.5], ends[0.0]
     means = gaps.mean(axis=2)
     return {
+        "largest_deviation_from_renamed_pairs": largest(*(wrong[k] / right[k] - 1 for k in ("modality_gap", "loss"))),
         "largest_growth": float(np.max(gaps[1:, ..., 1] - gaps[1:, ..., 0])),
         "largest_deviation_of_the_mean_from_right_pairs": float(np.max(np.abs(means[1:, :, 1] / means[:1, :, 1] - 1))),
-        "final_loss": run["loss"].to_numpy()[0, -1],
-        "final_margin_over_true_pairs": run["margin"].to_numpy()[0, -1],
+        "final_loss": wrong["loss"][-1],
+        "final_margin_over_true_pairs": wrong["margin"][-1],
         **{f"mean_final_gap_{f:g}": gaps[i, 0, :, 1].mean() for i, f in enumerate(REPAIRED)},
     }
 
@@ -148,6 +158,7 @@ def _contrastive(system: System, quick: bool) -> Numbers:
     return {
         "largest_gap_at_beta_5": float(np.max(gap[:, 0])),
         "smallest_gap_at_beta_100": float(np.min(gap[:, -1])),
+        "smallest_loss_at_beta_5": float(np.min(loss[:, 0])),
         "largest_loss_at_beta_100": float(np.max(loss[:, -1])),
         "smallest_step_of_the_mean": float(np.min(np.diff(gap.mean(axis=0)))),
         "mean_initial_gap": found["modality_gap"][..., 0].mean(),
@@ -190,13 +201,13 @@ _LATENTS_AT = "`LinearEncoders`, independent weights, n = 16, 8 factors, d = 8"
 CLAIMS = [
     Claim(
         id="mismatch-enlarges",
-        statement="The gap of matched cones never rises; it does if some texts have changed places at the start, the "
-        "more the more of them have, and later falls below its initial value.",
+        statement="The gap of matched cones does not rise; it does if some texts have changed places at the start, in the "
+        "mean the more the more of them have, and by t = 1e3 it is back below its initial value.",
         source="Yaras et al. 2025, section 3; dependence on the fraction measured here",
         assumptions="`Sphere`, n = 16, d = 8, γ0 = 0.3, τ0 = 0.07, β = exp(ν), r = 1, fractions 0 .. 1, 20 seeds "
         "(quick: 5), t = 1e4",
         measure=_mismatch,
-        at_most={"largest_enlargement_of_matched": 1e-9, "longest_time_above": 1e3},
+        at_most={"largest_rise_of_matched": 1e-9, "longest_time_above": 1e3},
         at_least={
             "smallest_enlargement_of_mismatched": 1e-4,
             "rank_correlation_with_fraction": 0.85,
@@ -206,8 +217,8 @@ CLAIMS = [
     ),
     Claim(
         id="repairing-opens-gap",
-        statement="Re-pairing a fraction of the texts at random in every step opens a gap that right pairs would "
-        "close, from cones whose heights are not small.",
+        statement="Re-pairing a fraction of the texts at random in every step opens the gap of cones of height 0.3 and "
+        "0.6, which right pairs close.",
         source="derived here (label noise in expectation)",
         assumptions=f"{_REPAIRED_AT}, expected targets, γ0 = 0.3, 0.6 (quick: 0.3), t = 1e3 (quick: 100), 4 seeds "
         "(quick: 2)",
@@ -226,13 +237,15 @@ CLAIMS = [
     ),
     Claim(
         id="frozen-mispairing",
-        statement="A permutation that is frozen for ever does not open the gap: it is the matched problem with other "
-        "names, so that the loss and the gap fall as with right pairs, while the margin over the true ones is "
+        statement="A permutation of the texts that is frozen for ever is the problem of right pairs with other names: "
+        "gap and loss are those of the renamed start. From random cones the gap ends below its start and, in the mean, "
+        "within 10 % of that of right pairs; the loss falls below 5e-3 while the margin over the true pairs is "
         "negative.",
         source="derived here",
         assumptions=f"{_REPAIRED_AT}, γ0 = 0.1, 0.3, 0.6 (quick: 0.3), t = 1e3, 8 seeds (quick: 2)",
         measure=_frozen,
         at_most={
+            "largest_deviation_from_renamed_pairs": 1e-4,
             "largest_growth": 0.0,
             "largest_deviation_of_the_mean_from_right_pairs": 0.1,
             "final_loss": 5e-3,
@@ -241,17 +254,23 @@ CLAIMS = [
     ),
     Claim(
         id="contrastive-gap",
-        statement="Two encoders that see the same inputs keep a gap at large β although their loss is nearly 0; at "
-        "small β the gap closes, though the loss does not.",
+        statement="Two encoders that see the same inputs keep a gap of at least 0.1 at β = 100 although their loss is "
+        "below 1e-3; at β = 5 the gap falls below 0.03, though the loss stays above 0.05. In the mean the gap grows "
+        "with β.",
         source="arXiv 2405.18570 (the contrastive gap), for gradient flow measured here",
         assumptions=f"{_LATENTS_AT}, the same inputs, fixed β = 5, 14.3, 50, 100, t = 100, 8 seeds (quick: 2)",
         measure=_contrastive,
         at_most={"largest_gap_at_beta_5": 0.03, "largest_loss_at_beta_100": 1e-3},
-        at_least={"smallest_gap_at_beta_100": 0.1, "smallest_step_of_the_mean": 0.0},
+        at_least={
+            "smallest_gap_at_beta_100": 0.1,
+            "smallest_loss_at_beta_5": 0.05,
+            "smallest_step_of_the_mean": 0.0,
+        },
     ),
     Claim(
         id="imbalance-costs-loss",
-        statement="The fewer latent factors the text shows, the larger the loss that is left, for every seed.",
+        statement="The fewer latent factors the text shows, the larger the loss that is left, for every seed: by a "
+        "fifth or more when 4 of 8 are shown instead of all, and again when 2 are.",
         source="Schrodi et al. 2025 hold information imbalance to trigger the gap; measured here",
         assumptions=f"{_LATENTS_AT}, the text encoder sees the first 8, 4, 2 factors, τ = 0.07, t = 10, 8 seeds "
         "(quick: 4)",

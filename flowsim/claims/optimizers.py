@@ -40,14 +40,19 @@ def _swaps(system: System, quick: bool) -> Numbers:
     found = {}
     t1, lr = 10.0, 1e-3
     kinds = {"hard": HardSwap(0.1), "soft": SoftSwap(0.05)}
+    plain = system.flow(Sphere())
     for name, swap in kinds.items():
         flow = system.flow(Sphere(), Schedule(Learnable(), swap))
-        deviations = []
+        deviations, effects = [], []
         for seed in range(1 if quick else 3):
             run = system.discrete(flow, _CONES, "sgd", lr, round(t1 / lr), seed=seed)
             averaged = system.simulate(flow, _CONES, ts=run.time, seed=seed, snapshots=[0.0])
-            deviations.append(values(run, "modality_gap") / values(averaged, "modality_gap") - 1)
+            without = system.simulate(plain, _CONES, ts=run.time, seed=seed, snapshots=[0.0])
+            gap = values(run, "modality_gap")
+            deviations.append(gap / values(averaged, "modality_gap") - 1)
+            effects.append(largest(gap / values(without, "modality_gap") - 1))
         found[f"largest_deviation_{name}"] = largest(*deviations)
+        found[f"smallest_effect_{name}"] = float(np.min(effects))
     return found
 
 
@@ -56,13 +61,23 @@ def _adam_limit(system: System, quick: bool) -> Numbers:
     adam = functools.partial(optax.adam, b1=0.9, b2=0.9, eps=1e-2)
     flow = system.flow(Sphere())
     limit = system.flow(Sphere(), rule=AdamLimit(1e-2))
-    coarse, fine = [], []
+    coarse, fine, moved, plain = [], [], [], []
     for seed in range(1 if quick else 3):
-        wanted = values(system.simulate(limit, _CONES, ts=[0.0, 2.0], seed=seed), "modality_gap")[-1]
+        first, wanted = values(system.simulate(limit, _CONES, ts=[0.0, 2.0], seed=seed), "modality_gap")
+        descent = values(system.simulate(flow, _CONES, ts=[0.0, 2.0], seed=seed), "modality_gap")[-1]
         for lr, into in ((2e-3, coarse), (2e-4, fine)):
             run = system.discrete(flow, _CONES, adam, lr, round(2 / lr), seed=seed)
             into.append(values(run, "modality_gap")[-1] - wanted)
-    return {"largest_error_at_lr_2e-4": largest(fine), "largest_error_at_lr_2e-3": largest(coarse)}
+        moved.append(abs(wanted - first))
+        plain.append(abs(wanted - descent))
+    errors = np.abs([coarse, fine])
+    return {
+        "largest_error_at_lr_2e-4": largest(fine),
+        "largest_error_at_lr_2e-3": largest(coarse),
+        "smallest_fall_of_the_error": float(np.min(errors[0] / errors[1])),
+        "smallest_change_of_gap": float(np.min(moved)),
+        "smallest_distance_from_gradient_flow": float(np.min(plain)),
+    }
 
 
 def _enlarges(system: System, quick: bool) -> Numbers:
