@@ -75,18 +75,21 @@ def _adam_limit(system: System, quick: bool) -> Numbers:
         "largest_error_at_lr_2e-4": largest(fine),
         "largest_error_at_lr_2e-3": largest(coarse),
         "smallest_fall_of_the_error": float(np.min(errors[0] / errors[1])),
-        "smallest_change_of_gap": float(np.min(moved)),
-        "smallest_distance_from_gradient_flow": float(np.min(plain)),
+        "largest_change_of_gap": float(np.max(moved)),
+        "largest_distance_from_gradient_flow": float(np.max(plain)),
     }
 
 
 def _enlarges(system: System, quick: bool) -> Numbers:
-    ratios, flow = {"adam": [], "adamw": [], "sgd": []}, system.flow(Sphere())
+    ratios, margins, flow = {"adam": [], "adamw": [], "sgd": []}, [], system.flow(Sphere())
     for seed in range(3 if quick else 8):
         for name, into in ratios.items():
-            gap = values(system.discrete(flow, _CONES, name, 1e-3, 5_000, seed=seed), "modality_gap")
+            run = system.discrete(flow, _CONES, name, 1e-3, 5_000, seed=seed)
+            gap = values(run, "modality_gap")
             into.append(gap.max() / gap[0])
-    return {f"smallest_peak_over_start_{name}": float(np.min(r)) for name, r in ratios.items()}
+            margins.append(values(run, "margin")[0])
+    found = {f"smallest_peak_over_start_{name}": float(np.min(r)) for name, r in ratios.items()}
+    return {**found, "largest_margin_at_start": float(np.max(margins))}
 
 
 def _stays(system: System, quick: bool) -> Numbers:
@@ -123,33 +126,44 @@ CLAIMS = [
     ),
     Claim(
         id="sgd-follows-averaged-swaps",
-        statement="SGD that draws its swaps in every step follows the flow of the averaged loss: gap within 2 % at "
-        "lr = 1e-3.",
+        statement="SGD that draws its swaps in every step follows the flow of the averaged loss: at lr = 1e-3 the gap is "
+        "within 2 % of it under hard and 0.5 % under soft swaps, where the flow without swaps is off by more than 10 % "
+        "and 1 %.",
         source="derived here",
         assumptions=_START + ", HS 0.1 and SS 0.05, K = 64 masks, t = 10, all output times, 3 seeds (quick: 1)",
         measure=_swaps,
-        at_most={"largest_deviation_hard": 0.02, "largest_deviation_soft": 0.02},
+        at_most={"largest_deviation_hard": 0.02, "largest_deviation_soft": 0.005},
+        at_least={"smallest_effect_hard": 0.1, "smallest_effect_soft": 0.01},
     ),
     Claim(
         id="adam-limit",
-        statement="Adam with small steps follows dθ/dt = −g/(|g| + ε), not the gradient flow.",
+        statement="Adam with small steps follows dθ/dt = −g/(|g| + ε), not the gradient flow: at lr = 2e-4 its gap is "
+        "within 1e-3 of the former for every seed, where the two differ by up to 0.02 and more, and the error falls "
+        "with lr.",
         source="derived here",
-        assumptions=_START + ", β1 = β2 = 0.9, ε = 0.01, t = 2, 3 seeds (quick: 1)",
+        assumptions=_START + ", β1 = β2 = 0.9, ε = 0.01, t = 2, lr = 2e-3, 2e-4, 3 seeds (quick: 1)",
         measure=_adam_limit,
         at_most={"largest_error_at_lr_2e-4": 1e-3},
+        at_least={
+            "smallest_fall_of_the_error": 5.0,
+            "largest_change_of_gap": 0.02,
+            "largest_distance_from_gradient_flow": 0.02,
+        },
     ),
     Claim(
         id="adam-enlarges",
-        statement="Mismatched pairs open the gap at first also under Adam and AdamW.",
+        statement="Random cones, whose pairs are mismatched, open their gap by 1 % or more also under Adam and AdamW, "
+        "within 5,000 steps.",
         source="Yaras et al. 2025, Theorem 3.3, beyond gradient flow",
         assumptions=_START + ", lr = 1e-3, 5,000 steps, 8 seeds (quick: 3)",
         measure=_enlarges,
         at_least={f"smallest_peak_over_start_{name}": 1.01 for name in ("adam", "adamw", "sgd")},
+        at_most={"largest_margin_at_start": 0.0},
     ),
     Claim(
         id="adam-stabilises",
-        statement="The learned temperature keeps the gap open under Adam and AdamW as it does under SGD: half of it is "
-        "left at Σ lr = 30.",
+        statement="The learned temperature keeps the gap open under Adam and AdamW as it does under SGD: half of it or "
+        "more is left at Σ lr = 30.",
         source="Yaras et al. 2025, Theorem 3.2, beyond gradient flow",
         assumptions=_START + ", lr = 1e-3, 30,000 steps, 8 seeds (quick: 2)",
         measure=_stays,
@@ -158,7 +172,7 @@ CLAIMS = [
     ),
     Claim(
         id="adam-conserves",
-        statement="βΔⁿ stays constant along Figure 2's start under Adam and AdamW.",
+        statement="βΔⁿ stays within 10 % from Figure 2's start under Adam and AdamW, as it does along the flow.",
         source="derived here for the flow; beyond it",
         assumptions="Figure 2's start, lr = 1e-3, 30,000 steps",
         measure=_conserved,

@@ -41,24 +41,29 @@ def _start(kind: str, angle: float, seed: int) -> Start:
     return cones_in_hyperplanes(angle, seed, kind == "mirrored")
 
 
-def _runs(system: System, quick: bool, kind: str) -> dict[str, np.ndarray]:
-    """Last observables by angle and seed."""
+def _runs(system: System, kind: str, seeds: int) -> dict[str, np.ndarray]:
+    """First and last observables by angle and seed, shape (angle, seed, 2)."""
     found: dict[str, list[Any]] = {name: [] for name in OBSERVABLES}
     for angle in ANGLES:
         flow = system.flow(Subspaces(angle), Fixed(0.05))
-        starts = [_start(kind, angle, seed) for seed in range(2 if quick else 8)]
+        starts = [_start(kind, angle, seed) for seed in range(seeds)]
         runs = system.sweep(flow, starts[0], {"start": starts}, ts=[0.0, T1], observables=OBSERVABLES)
         for name, rows in found.items():
-            rows.append(runs[name].to_numpy()[:, -1])
+            rows.append(runs[name].to_numpy())
     return {name: np.stack(rows) for name, rows in found.items()}
 
 
+def _errors(found: dict[str, np.ndarray]) -> np.ndarray:
+    """|angle between the centres − angle of the hyperplanes| in degrees, shape (angle, seed, 2)."""
+    return np.abs(found["gap_angle"] - np.asarray(ANGLES)[:, None, None])
+
+
 def _measure(system: System, quick: bool, kind: str) -> Numbers:
-    found = _runs(system, quick, kind)
-    errors = np.abs(found["gap_angle"] - np.asarray(ANGLES)[:, None])
+    whole = _runs(system, kind, 2 if quick else 8)
+    found = {name: rows[..., -1] for name, rows in whole.items()}
     centres = np.minimum(found["image_centre_norm"], found["text_centre_norm"])
     return {
-        "largest_error_in_degrees": float(np.max(errors)),
+        "largest_error_in_degrees": float(np.max(_errors(whole)[..., -1])),
         "smallest_centre_norm": float(np.min(centres)),
         **{f"mean_angle_at_{a:g}": float(v) for a, v in zip(ANGLES, found["gap_angle"].mean(axis=1), strict=True)},
         **{f"deviation_at_{a:g}": float(v) for a, v in zip(ANGLES, found["gap_angle"].std(axis=1), strict=True)},
@@ -67,10 +72,18 @@ def _measure(system: System, quick: bool, kind: str) -> Numbers:
     }
 
 
-def _mirrored(system: System, quick: bool) -> Numbers:
-    found = _measure(system, quick, "mirrored")
-    without = _measure(system, quick, "cones")["largest_error_in_degrees"]
-    return {**found, "largest_error_without_mirror_images": without}
+def _about_the_axes(system: System, quick: bool) -> Numbers:
+    mean = _errors(_runs(system, "cones", 8 if quick else 16)).mean(axis=1)
+    mirrored = _measure(system, quick, "mirrored")
+    return {
+        "largest_share_of_the_error_left": float(np.max(mean[:, 1] / mean[:, 0])),
+        "largest_mean_error_in_degrees": float(np.max(mean[:, 1])),
+        "smallest_mean_error_at_the_start": float(np.min(mean[:, 0])),
+        "largest_error_in_degrees_of_mirror_images": mirrored["largest_error_in_degrees"],
+        "smallest_centre_norm_of_mirror_images": mirrored["smallest_centre_norm"],
+        **{f"mean_error_at_{a:g}": float(v) for a, v in zip(ANGLES, mean[:, 1], strict=True)},
+        **{f"mean_error_at_the_start_at_{a:g}": float(v) for a, v in zip(ANGLES, mean[:, 0], strict=True)},
+    }
 
 
 _AT = "`Subspaces`, hyperplanes at φ = 20, 45, 70 degrees, n = 16, d = 8, τ = 0.05, t = 1e3, 8 seeds (quick: 2)"
@@ -79,13 +92,18 @@ _CONES = "cones of height 0.6 about the axes orthogonal to the hyperplanes' inte
 CLAIMS = [
     Claim(
         id="subspace-angle-mirrored",
-        statement="Modalities confined to hyperplanes at angle φ keep their centres at exactly this angle if the "
-        "rows are symmetric about the plane of both axes: centres then stay orthogonal to the intersection.",
-        source="arXiv 2510.03268, under an assumption made explicit here",
-        assumptions=f"{_AT}; {_CONES}, every pair with its mirror image",
-        measure=_mirrored,
-        at_most={"largest_error_in_degrees": 1e-3},
-        at_least={"smallest_centre_norm": 0.02},
+        statement="In hyperplanes at angle φ the centres of random cones about the axes turn towards this angle: of the "
+        "mean error at the start half or less is left, at most 5 degrees. Where every pair has its mirror image "
+        "through the plane of the axes, the angle is φ by symmetry, and the flow keeps it.",
+        source="arXiv 2510.03268, under assumptions made explicit here",
+        assumptions=f"{_AT}; random {_CONES}, 16 seeds (quick: 8), and mirrored ones",
+        measure=_about_the_axes,
+        at_most={
+            "largest_share_of_the_error_left": 0.5,
+            "largest_mean_error_in_degrees": 5.0,
+            "largest_error_in_degrees_of_mirror_images": 1e-3,
+        },
+        at_least={"smallest_mean_error_at_the_start": 1.0, "smallest_centre_norm_of_mirror_images": 0.02},
     ),
     Claim(
         id="subspace-angle",
