@@ -120,7 +120,8 @@ CLAIMS = [
     Claim(
         id="ambient-force",
         statement="The ambient force on a common shift of all image rows is −βYᵀ(∇ℓᵀ1), on all text rows −βXᵀ(∇ℓ1). "
-        "Both vanish if both softmaxes are doubly stochastic; if only the row softmax is, the one on the images alone.",
+        "Both vanish if both softmaxes are doubly stochastic; if only the row softmax is, that on the images vanishes "
+        "alone.",
         source="arXiv 2603.29080, with the condition on both softmaxes derived here",
         assumptions=f"n = {PAIRS}, β = {BETA:g}; rings, random rows, and rows made for logits ln P + offsets with P "
         "doubly stochastic; reference: automatic differentiation",
@@ -135,7 +136,7 @@ CLAIMS = [
     Claim(
         id="projection-moves-gap",
         statement="Where the ambient force on the centres vanishes the tangent projection still moves the gap: on "
-        "rings d ln γ/dt = −kβg/n.",
+        "twisted rings d ln γ/dt = −kβg/n.",
         source="derived here",
         assumptions="`Sphere`, rings twisted by 25°, n = 2, 3, 5, 8, γ = 0.1, 0.309, 0.8, τ = 0.2, 1, k = 1, 3 "
         "(quick: n = 5)",

@@ -113,8 +113,8 @@ CLAIMS = [
         id="power-of-beta",
         statement="Against ln β, ln γ − γ²/2 has the slope −2s²/r, for β = exp(ν/s) along parallel cones.",
         source="derived here from the conserved quantity",
-        assumptions="`Parallel`, matched free rows, n = 8, d = 6, γ0 = 0.3, τ0 = 0.07, s = 1, 2, 10, r = 0.1, 1, 3, t from "
-        "0 to 1e30, slope by least squares",
+        assumptions="`Parallel`, matched free rows, n = 8, d = 6, γ0 = 0.3, τ0 = 0.07, s = 1, 2, 10, r = 0.1, 1, 3, t "
+        "from 0 to 1e30, slope by least squares",
         measure=_power,
         at_most={"largest_relative_error": 1e-8},
     ),

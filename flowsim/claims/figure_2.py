@@ -183,8 +183,8 @@ CLAIMS = [
     ),
     Claim(
         id="rings-conserve",
-        statement="On the free sphere two regular rings conserve βΔⁿ, so that ln β falls with slope −n against ln Δ; the "
-        "quantity of Lemma 3.1 changes by a factor e or more.",
+        statement="On the free sphere two regular rings conserve βΔⁿ, so that ln β falls with slope −n against ln Δ; "
+        "the quantity of Lemma 3.1 changes by a factor e or more.",
         source="derived here",
         assumptions="`Sphere`, n = 3, 5, 8 (quick: 5), d = 3, heights ±0.309, τ0 = 0.07, β = exp(ν), r = 1, "
         "t from 0 to 1e12, five pairs twisted as in Figure 2, the others matched",

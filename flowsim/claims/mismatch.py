@@ -195,14 +195,14 @@ def _imbalance(system: System, quick: bool) -> Numbers:
     }
 
 
-_REPAIRED_AT = f"`Sphere`, cones, n = {REPAIRED_PAIRS}, d = {DIM}, fixed β = {BETA:g}, fractions 0, .25, .5"
+_REPAIRED_AT = f"`Sphere`, cones, n = {REPAIRED_PAIRS}, d = {DIM}, fixed β = {BETA:g}, fractions 0, 0.25, 0.5"
 _LATENTS_AT = "`LinearEncoders`, independent weights, n = 16, 8 factors, d = 8"
 
 CLAIMS = [
     Claim(
         id="mismatch-enlarges",
-        statement="The gap of matched cones does not rise; it does if some texts have changed places at the start, in the "
-        "mean the more the more of them have, and by t = 1e3 it is back below its initial value.",
+        statement="The gap of matched cones does not rise; it does if some texts have changed places at the start, in "
+        "the mean the more the more of them have, and by t = 1e3 it is back below its initial value.",
         source="Yaras et al. 2025, section 3; dependence on the fraction measured here",
         assumptions="`Sphere`, n = 16, d = 8, γ0 = 0.3, τ0 = 0.07, β = exp(ν), r = 1, fractions 0 .. 1, 20 seeds "
         "(quick: 5), t = 1e4",

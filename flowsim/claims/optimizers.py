@@ -126,9 +126,9 @@ CLAIMS = [
     ),
     Claim(
         id="sgd-follows-averaged-swaps",
-        statement="SGD that draws its swaps in every step follows the flow of the averaged loss: at lr = 1e-3 the gap is "
-        "within 2 % of it under hard and 0.5 % under soft swaps, where the flow without swaps is off by more than 10 % "
-        "and 1 %.",
+        statement="SGD that draws its swaps in every step follows the flow of the averaged loss: at lr = 1e-3 the gap "
+        "is within 2 % of it under hard and 0.5 % under soft swaps, where the flow without swaps is off by more than "
+        "10 % and 1 %.",
         source="derived here",
         assumptions=_START + ", HS 0.1 and SS 0.05, K = 64 masks, t = 10, all output times, 3 seeds (quick: 1)",
         measure=_swaps,

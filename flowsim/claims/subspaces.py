@@ -92,8 +92,8 @@ _CONES = "cones of height 0.6 about the axes orthogonal to the hyperplanes' inte
 CLAIMS = [
     Claim(
         id="subspace-angle-mirrored",
-        statement="In hyperplanes at angle φ the centres of random cones about the axes turn towards this angle: of the "
-        "mean error at the start half or less is left, at most 5 degrees. Where every pair has its mirror image "
+        statement="In hyperplanes at angle φ the centres of random cones about the axes turn towards this angle: of "
+        "the mean error at the start half or less is left, at most 5 degrees. Where every pair has its mirror image "
         "through the plane of the axes, the angle is φ by symmetry, and the flow keeps it.",
         source="arXiv 2510.03268, under assumptions made explicit here",
         assumptions=f"{_AT}; random {_CONES}, 16 seeds (quick: 8), and mirrored ones",

@@ -352,8 +352,8 @@ CLAIMS = [
     ),
     Claim(
         id="swaps-lower-gap",
-        statement="From the same start swapping ends at a smaller gap than no swap; hard swaps the smaller the larger p, "
-        "and of entries at a smaller one than of whole rows, for every seed.",
+        statement="From the same start swapping ends at a smaller gap than no swap; hard swaps the smaller the larger "
+        "p, and of entries at a smaller one than of whole rows, for every seed.",
         source="Yaras et al. 2025, Table 5 and Figure 5",
         assumptions=f"{AT}; p = 1e-3 .. 1 (quick: 1e-2, 1), K = 32 fixed masks, t = 1e5, 8 seeds "
         "(quick: 4); SS at p = 0.05",

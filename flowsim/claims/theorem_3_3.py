@@ -154,8 +154,8 @@ CLAIMS = [
     ),
     Claim(
         id="theorem-3.3-deduction",
-        statement="dΔ/dt(0) < 2 dγ/dt(0) in every one of 3,200 draws: the proof bounds the latter and infers the former "
-        "from Δ ≥ 2γ, which is no deduction.",
+        statement="dΔ/dt(0) < 2 dγ/dt(0) in every one of 3,200 draws: the proof bounds the latter and infers the "
+        "former from Δ ≥ 2γ, which is no deduction.",
         source="Yaras et al. 2025, proof of Theorem 3.3",
         assumptions=f"{_DRAWS}, γ0 = 0.02, 0.3, {_SIZES}",
         measure=_deduction,
