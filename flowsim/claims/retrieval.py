@@ -67,7 +67,8 @@ CLAIMS = [
     Claim(
         id="retrieval-inverted-u",
         statement="With noisy pairs the gap tends to be smaller at a higher fixed temperature, but retrieval of "
-        "held-out pairs rises in the mean only up to a temperature within the range and falls from there on: an inverted U.",
+        "held-out pairs rises in the mean only up to a temperature within the range and falls from there on: an "
+        "inverted U.",
         source="Yaras et al. 2025, tables 2-5 (FLT rows); measured here on synthetic latents",
         assumptions="`LinearEncoders`, 64 pairs with 30 % mispaired, 256 held out, 16 factors with noise 0.7, "
         "d = 12, τ = 0.02 .. 2, Adam lr = 0.01, 2,000 steps, 8 seeds (quick: 2)",
