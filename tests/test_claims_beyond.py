@@ -54,7 +54,11 @@ AVERAGES = {"swap-average", "swap-masks", "swap-redraw"}
 MIRRORED, ANY = "subspace-angle-mirrored", "subspace-angle"
 #: mistake -> the claims that it turns, and claims that it is run on and leaves alone
 MISTAKEN: dict[str, tuple[set[str], set[str]]] = {
-    "swaps nothing": ({*AVERAGES, "swaps-lower-gap", "soft-swap-reading"}, {"paper-order"}),
+    "swaps nothing": (
+        {*AVERAGES, "swaps-lower-gap", "soft-swap-reading", "sgd-follows-averaged-swaps"},
+        {"paper-order"},
+    ),
+    "no rule of Adam": ({"adam-limit"}, {"sgd-is-the-flow"}),
     "mean of the masks": ({"swap-average", "swap-masks", "swaps-lower-gap"}, set()),
     "ignored targets": ({"repairing-opens-gap", "frozen-mispairing"}, set()),
     "flipped sign of the bias": ({"siglip-feasible", "siglip-margins"}, set()),

@@ -26,6 +26,7 @@ from flowsim.geometry import (
 )
 from flowsim.losses import AbstractLoss, InfoNCE, Sigmoid, _cross_entropy, _residual
 from flowsim.pairing import Matched
+from flowsim.rules import GradientDescent
 from flowsim.schedules import Schedule
 from flowsim.swaps import AbstractSwap, NoSwap
 from flowsim.temperature import AbstractTemperature, Learnable
@@ -261,6 +262,7 @@ WRONG_MODELS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "drift of the rows": wrong(lift=0.01),
     "one shared height on the sphere": wrong(one_height=True),
     "fivefold flipped γ": wrong(height=-5.0),
+    "no force": wrong(factor=0.0),
 }
 
 
@@ -341,10 +343,11 @@ def mistaken(
     radial: float = 0.0,
     lift: float = 0.0,
     lr_ratio: float | None = None,
+    no_rule: bool = False,
 ) -> Callable[[GradientFlow], GradientFlow]:
     """A corruption of what the flow has of swap, pairing, bias and geometry; the rest is left alone.
 
-    `no_targets` keeps the right pairs; `no_lengths` gives rows any length.
+    `no_targets` keeps the right pairs; `no_lengths` gives rows any length; `no_rule` descends the gradient.
     """
 
     def corrupt(flow: GradientFlow) -> GradientFlow:
@@ -367,7 +370,8 @@ def mistaken(
             loss = eqx.tree_at(lambda x: x.bias, loss, _leaf(-loss.bias))
         if isinstance(loss, InfoNCE) and one_way:
             loss = WrongLoss(loss, _leaf(1.0), _leaf(one_way))
-        return GradientFlow(geometry, Schedule(temperature, swap), loss, Matched() if no_targets else pairing)
+        rule = GradientDescent() if no_rule else flow.rule
+        return GradientFlow(geometry, Schedule(temperature, swap), loss, Matched() if no_targets else pairing, rule)
 
     return corrupt
 
@@ -386,4 +390,5 @@ MISTAKES: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "lost tangent projection": mistaken(radial=1.0),
     "drift of the rows": mistaken(lift=0.01),
     "ignored learning-rate ratio": mistaken(lr_ratio=1.0),
+    "no rule of Adam": mistaken(no_rule=True),
 }

@@ -194,7 +194,8 @@ def _symmetries(system: System, quick: bool) -> Numbers:
 
             x, y = start.image, start.text
             a, b, c = velocity(x, y)
-            size = largest(a, b, c)
+            # A field that is 0 everywhere shows nothing.
+            size = largest(a, b, c) or np.nan
             swapped = velocity(y, x)
             exchange.append(largest(swapped[0] - b, swapped[1] - a, swapped[2] - c) / size)
             moved = velocity(x[order], y[order])
