@@ -75,6 +75,8 @@ TURNED: dict[str, set[str]] = {
     "drift of the rows": {*FIELD, "symmetries", *RINGS, "closed-stays-closed"},
     "one shared height on the sphere": {*RINGS, "lemma-3.1-on-figure-2"},
     "fivefold flipped γ": {"theorem-3.2", "theorem-3.2-as-printed"},
+    # Where nothing moves nothing is shown: no claim may take that for its statement.
+    "no force": OWN - {"theorem-3.2-as-printed", "theorem-3.3-gap"},
 }  # fmt: skip
 
 #: Models that are run on some claims only: the others do not fit them, or take long to say the same.
@@ -149,7 +151,7 @@ def test_what_could_not_be_measured_supports_nothing(broken):
 
 def test_every_claim_is_turned_by_some_model():
     assert set(TURNED) == set(WRONG_MODELS)
-    assert set().union(*TURNED.values()) == OWN
+    assert set().union(*(claims for model, claims in TURNED.items() if model != "no force")) == OWN
     assert set(NAMES) >= BEYOND
 
 

@@ -159,7 +159,7 @@ def _dissipation(system: System, quick: bool) -> Numbers:
                 start = initial.uniform(pairs=8, dim=6, gamma=gamma).draw(seed)
                 moved, state = placed(flow, start)
                 state = eqx.tree_at(lambda s: s.moving.raw, state, jnp.asarray(-np.log(tau)))
-                change, squares = (float(x) for x in rate(moved, state))
+                change, squares = (np.asarray(x) for x in rate(moved, state))
                 rises.append(change)
                 errors.append(change / -squares - 1)
     monotone = []
