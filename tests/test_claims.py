@@ -224,7 +224,7 @@ def test_matched_pairs_never_open(pairs, a):
 PARALLEL, SPHERE = fs.Parallel(), fs.Sphere()
 PEAKS = {
     "parallel": (PARALLEL, 0.5, fs.initial.uniform(8, 6, gamma=0.1), range(3)),
-    "parallel, hotter": (PARALLEL, 1.0, fs.initial.uniform(8, 6, gamma=0.05), range(3)),
+    "parallel, colder": (PARALLEL, 0.2, fs.initial.uniform(8, 6, gamma=0.02), range(3)),
     "parallel, low cones": (PARALLEL, 0.3, fs.initial.uniform(8, 6, gamma=0.01), range(3)),
     "Figure 2": (SPHERE, 0.07, fs.initial.rings(5, 0.309, twist=-144.0), range(1)),
     "rings, hotter": (SPHERE, 0.2, fs.initial.rings(5, 0.309, twist=-144.0), range(1)),
