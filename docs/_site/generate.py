@@ -111,8 +111,8 @@ SHORT: dict[str, tuple[str, str]] = {
         "off by up to {largest_error_in_degrees:.0f}°",
     ),
 }
-#: An error below this share of its limit is rounding; so is what is below `_TINY` and has no limit.
-_ROUNDING, _TINY = 0.1, 1e-8
+#: An error whose limit is at most `_TOLERANCE` is rounding; so is what is below `_TINY`.
+_TOLERANCE, _TINY = 1e-6, 1e-8
 
 
 class _Number(float):
@@ -173,7 +173,7 @@ def _measured(value: float | None, limit: tuple[str, float] | None) -> str:
     bound = "" if limit is None else f" ({limit[0]} {_Number(limit[1]):tolerance})"
     if value is None:
         return "–" + bound
-    if limit is not None and 0 < abs(limit[1]) < 1e-3 and abs(value) < _ROUNDING * abs(limit[1]):
+    if limit is not None and 0 < abs(limit[1]) <= _TOLERANCE and abs(value) <= abs(limit[1]):
         return f"{limit[0]} {_Number(limit[1]):tolerance}"
     return (f"< {_Number(_TINY):tolerance}" if 0 < abs(value) < _TINY else f"{_Number(value):tolerance}") + bound
 
