@@ -38,7 +38,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "loss": ("loss that the flow descends", r"loss $\mathcal{L}$"),
     "margin": ("smallest advantage of a pair over a non-pair", r"margin $\alpha$"),
     "matched_fraction": ("fraction of pairs that are nearest in both directions", "matched fraction"),
-    "doubly_stochastic_defect": ("distance of the softmaxes from double stochasticity", "DS defect"),
+    "doubly_stochastic_defect": ("distance of the softmaxes from double stochasticity", "doubly stochastic defect"),
     "train_loss": ("loss of the batch of each step", r"training loss $\mathcal{L}$"),
     "train_temperature": ("temperature in each step", r"temperature $\tau$"),
     "train_modality_gap": ("distance of the modality centres in the batch of each step", r"batch gap $\Delta$"),

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flowsim import _notice, theory
 from flowsim import observables as obs
-from flowsim import theory
 from flowsim._arrays import LARGE, check, check_number, to_device, to_numpy, tracing
 from flowsim.chain import METHODS, STATE_OBSERVABLES, Chain, Method, Options, final_status, is_filled, observe, segment
 from flowsim.config import to_config
@@ -130,6 +130,7 @@ def simulate(
     store_programs()
     make_room()
     with contextlib.ExitStack() as stack, jax.enable_x64(precision == "float64"), _CompileTimer() as timer:
+        stack.enter_context(_notice.compiling())
         flow_ = to_device(flow, dtype)
         # Placed in NumPy: JAX would compile a program for every number on the way.
         state = flow_.complete(*to_device(flow.place(origin.start), dtype), seed)

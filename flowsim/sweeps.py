@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowsim import _executors, config
+from flowsim import _executors, _notice, config
 from flowsim._arrays import check, check_number, to_device, to_numpy, tracing, unstack
 from flowsim.chain import Chain, How, Method, Options, final_status, observe_many, segments
 from flowsim.errors import FlowsimError, unknown_name
@@ -177,7 +177,8 @@ def sweep(
     options = Options(rtol, atol, method, max_steps, tuple(observables), np.dtype(precision), seed)
     store = _Store(Path(to), len(jobs), times, observables, settings) if to is not None else None
     begin = time.perf_counter()
-    found = _run(jobs, times, horizon_, options, chunk, workers, executor, track, store)
+    with _notice.compiling():
+        found = _run(jobs, times, horizon_, options, chunk, workers, executor, track, store)
     attrs = {
         "kind": "flowsim sweep", "schema_version": SCHEMA_VERSION, "config": json.dumps(settings),
         "versions": json.dumps(versions()), "seconds": time.perf_counter() - begin,
@@ -186,8 +187,8 @@ def sweep(
     for name, values in found.items():
         dims = (*grid.dims, "time") if values.ndim == 2 else grid.dims
         _, symbol = VARIABLES.get(name, (name, name.replace("_", " ")))
-        data[name] = (dims, values.reshape(*grid.shape, *values.shape[1:]), {"long_name": symbol, "units": "1"})
-    coords = {**grid.coords(), "time": ("time", times, {"long_name": "flow time $t$", "units": "flow time"})}
+        data[name] = (dims, values.reshape(*grid.shape, *values.shape[1:]), {"long_name": symbol})
+    coords = {**grid.coords(), "time": ("time", times, {"long_name": "flow time $t$"})}
     return SweepResult(xr.Dataset(data, coords, attrs))
 
 
