@@ -1251,9 +1251,9 @@ def _theorem_3_3(run: _Run, gap: float, beta: float, rates: Sequence[float]) -> 
 
 _MATCHING = (
     f"agrees if at most {_CLOSED_BEFORE:g} of the closing of the gap after its peak came before half of the recorded "
-    f"pairs were matched, and the gap grew again by at most {_REGROWN:g} of the closing once all were; disagrees if "
-    "more of it came before, wherever between two evaluations half were matched, or it grew again by more; no verdict "
-    f"where half are matched at the first evaluation, or the gap closed by less than {100 * _GAP_MOVED:.0f} %"
+    f"pairs were matched, and the gap grew again by at most {_REGROWN:g} of the closing once all were; disagrees if it "
+    "grew again by more; no verdict if more of the closing came before, as it does in flows on parallel cones too, "
+    f"where half are matched at the first evaluation, or if the gap closed by less than {100 * _GAP_MOVED:.0f} %"
 )
 
 
@@ -1328,7 +1328,7 @@ def _matching(run: _Run) -> Item:
         "regrown_after_matching": regrown,
     }  # fmt: skip
     verdict: Verdict = "cannot tell"
-    if at_least > _CLOSED_BEFORE or regrown > _REGROWN:
+    if regrown > _REGROWN:
         verdict = "disagrees"
     elif before <= _CLOSED_BEFORE:
         verdict = "agrees"

@@ -12,7 +12,7 @@ import pytest
 import flowsim as fs
 
 PACKAGE = Path(fs.__file__).parent
-BASE = {"errors", "_arrays", "_blocks", "_executors", "_files", "_workers"}
+BASE = {"errors", "_arrays", "_blocks", "_executors", "_files", "_notice", "_sources", "_workers"}
 
 #: room -> the rooms it may import; anything may import BASE. Rooms further down know more.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -20,6 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_arrays": set(),
     "_blocks": set(),
     "_files": set(),
+    "_notice": set(),
+    "_sources": set(),
     "_workers": set(),
     "_executors": set(),
     "config": set(),

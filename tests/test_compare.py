@@ -294,10 +294,10 @@ def test_the_gap_of_figure_2_closes_after_matching(rings):
     assert item.numbers["defect_last"] < 1e-12
 
 
-def test_a_gap_that_closes_without_matching_disagrees(rings):
+def test_a_gap_that_closes_without_matching_tells_nothing_and_one_that_grows_again_disagrees(rings):
     never = with_series(rings, matched_fraction=np.zeros(257), margin=np.full(257, -1.0))
     item = fs.compare(never, parts="matching")["matching"]
-    assert item.verdict == "disagrees" and item.numbers["closed_before_half_matched"] == 1
+    assert item.verdict == "cannot tell" and item.numbers["closed_before_half_matched"] == 1
     late = rings.time > 1e3
     again = with_series(rings, modality_gap=rings.series["modality_gap"] + np.where(late, 0.2, 0.0))
     assert fs.compare(again, parts="matching")["matching"].verdict == "disagrees"
@@ -638,10 +638,20 @@ def matched_from(fraction, gap) -> str:
     return fs.compare(run, parts="matching")["matching"].verdict
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_the_flow_on_parallel_cones_is_not_said_to_disagree_with_itself(seed):
+    """There most of the closing comes before half of the pairs match."""
+    flow = fs.GradientFlow(fs.Parallel(), fs.temperature.Learnable(0.5))
+    run = fs.simulate(flow, fs.initial.uniform(32, 6, gamma=0.1), t1=1e4, seed=seed, throw=False)
+    item = fs.compare(run, parts="matching")["matching"]
+    assert item.numbers["closed_before_half_matched"] > 0.5
+    assert item.verdict != "disagrees"
+
+
 def test_the_order_of_matching_and_closing_needs_both_to_be_seen():
     falling = np.array([1.0, 1.2, 0.9, 0.6, 0.3, 0.2])
     assert matched_from([0, 0, 1, 1, 1, 1], falling) == "agrees"
-    assert matched_from([0, 0, 0, 0, 0, 1], falling) == "disagrees"
+    assert matched_from([0, 0, 0, 0, 0, 1], falling) == "cannot tell"
     # Matched from the start: no order is seen.
     assert matched_from([1, 1, 1, 1, 1, 1], falling) == "cannot tell"
     # All of the closing between two evaluations, like the matching.
