@@ -27,8 +27,8 @@ def output_times(t1: float | None, ts: ArrayLike | None, t0: float = 0.0) -> np.
         check(t1 is not None, "Give `t1` (the last flow time) or `ts` (all output times).")
         check_number("t1", t1, cure="Use e.g. t1=1e5.")
         assert t1 is not None
-        check(t1 >= 1e-300, f"Argument `t1` must be at least 1e-300, but is {t1:g}. Use e.g. t1=1e5.")
         check(t1 > t0, f"Argument `t1` must be greater than {t0:g}, but is {t1:g}. Use e.g. t1={t0 + 1e5:g}.")
+        check(t1 >= 1e-300, f"Argument `t1` must be at least 1e-300, but is {t1:g}. Use e.g. t1=1e5.")
         if t0 > 0:
             grid = np.geomspace(t0, t1, OUTPUT_POINTS)
             grid[0], grid[-1] = t0, t1

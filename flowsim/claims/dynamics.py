@@ -50,7 +50,7 @@ def _enlarge_then_close(system: System, quick: bool) -> Numbers:
     }
 
 
-def _mean(hits: list[bool]) -> float:
+def _mean(hits: list[Any]) -> float:
     return float(np.mean(hits)) if hits else np.nan
 
 
