@@ -76,7 +76,7 @@ def number(value: Any) -> Any:
     unlike `jnp.asarray` outside 64-bit mode, they do not round 0.07 to single precision.
     """
     # Placeholders that JAX puts into modules while it rearranges trees pass through unchanged.
-    if isinstance(value, jax.core.Tracer) or type(value) is object:
+    if isinstance(value, jax.core.Tracer) or type(value) is object:  # pyright: ignore
         return value
     # NumPy reads '0.1' as 0.1, None as NaN, True as 1, and drops imaginary parts.
     found = host_array(value)
@@ -96,7 +96,7 @@ def optional_number(value: Any) -> Any:
 
 def is_concrete(value: Any) -> bool:
     """Whether `value` is a number that can be checked now (not traced, not batched)."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.core.Tracer):  # pyright: ignore
         return False
     return isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) and np.ndim(value) == 0
 
@@ -143,7 +143,7 @@ def check(condition: Any, message: str) -> None:
 
 def plain(value: Any) -> Any:
     """Python's own numbers and lists for those of NumPy and JAX: the values of static fields."""
-    found = isinstance(value, (np.ndarray, np.generic, jax.Array)) and not isinstance(value, jax.core.Tracer)
+    found = isinstance(value, (np.ndarray, np.generic, jax.Array)) and not isinstance(value, jax.core.Tracer)  # pyright: ignore
     return value.tolist() if found else value
 
 
@@ -176,7 +176,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_number(name: str, value: Any, *, positive: bool = False, minimum: float | None = None, cure: str) -> None:
     """Refuse what is no number, not finite, or not positive, or below `minimum`; traced values pass."""
-    if isinstance(value, jax.core.Tracer) or type(value) is object or (np.ndim(value) > 0 and hasattr(value, "dtype")):
+    if isinstance(value, jax.core.Tracer) or type(value) is object or (np.ndim(value) > 0 and hasattr(value, "dtype")):  # pyright: ignore
         return  # the last: the numbers of many runs
     if not is_concrete(value) or not is_real(np.asarray(value)):
         raise FlowsimError(f"Argument `{name}` must be a number, but is {shown(value)}. {cure}")

@@ -41,7 +41,7 @@ class Rows:
 
 def centre(rows: Rows) -> np.ndarray:
     """mean_i x_i, shape (d,)."""
-    return sum(block.sum(axis=0) for _, block in rows.blocks()) / len(rows)
+    return sum(block.sum(axis=0) for _, block in rows.blocks()) / len(rows)  # pyright: ignore
 
 
 def spread(rows: Rows, mean: np.ndarray) -> float:
@@ -77,7 +77,7 @@ def factor(rows: Rows, mean: np.ndarray) -> np.ndarray:
     found = np.zeros((0, len(mean)))
     for _, block in rows.blocks():
         found = np.linalg.qr(np.concatenate([found, block - mean]), mode="r")
-    return found
+    return found  # pyright: ignore
 
 
 def factor_of_both(image: np.ndarray, text: np.ndarray, centres: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +87,7 @@ def factor_of_both(image: np.ndarray, text: np.ndarray, centres: Any, counts: An
     """
     mean = sum(n * c for n, c in zip(counts, centres, strict=True)) / sum(counts)
     shifts = [math.sqrt(n) * (c - mean)[None, :] for n, c in zip(counts, centres, strict=True)]
-    return mean, np.concatenate([image, text, *shifts])
+    return mean, np.concatenate([image, text, *shifts])  # pyright: ignore
 
 
 @dataclasses.dataclass(frozen=True)

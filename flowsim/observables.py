@@ -1031,7 +1031,7 @@ class _Large:
     def _of_both(self) -> Any:
         centres = [self._centres[name] for name in self.rows]
         counts = [len(rows) for rows in self.rows.values()]
-        mean, both = _blocks.factor_of_both(*self._factors.values(), centres, counts)
+        mean, both = _blocks.factor_of_both(*self._factors.values(), centres, counts)  # pyright: ignore
         return _distance_to_uniform(mean, both, sum(counts))
 
     _SUMS: ClassVar[dict[str, Callable[[_Large], Any]]] = {
@@ -1063,13 +1063,13 @@ class _Large:
         )  # fmt: skip
 
     @functools.cached_property
-    def _queries(self) -> Retrieval:
+    def _queries(self) -> Any:
         """The queries in each direction. The same pairs in both, so that their margins are known."""
         images = self._chosen("image", "text")
         return Retrieval(images, images if self.captions == 1 else self._chosen("text", "image"))
 
     @functools.cached_property
-    def _pairs(self) -> Retrieval:
+    def _pairs(self) -> Any:
         """`Neighbours` of the queries in each direction."""
         images, texts, c = *self._queries, self.captions
         return Retrieval(
@@ -1122,7 +1122,7 @@ class _Large:
                 "exact=True (--exact) takes all"
             )
             return math.nan, None
-        return _blocks.softmax_defect(*self.rows.values(), 1 / tau, self.progress), None
+        return _blocks.softmax_defect(*self.rows.values(), 1 / tau, self.progress), None  # pyright: ignore
 
     def _linear_separability(self, reasons: dict[str, str]) -> tuple[float, _blocks.Sample | None]:
         """Fitted and judged on at most `_EXACT` rows of each modality, also with `exact`: a fit needs no more."""

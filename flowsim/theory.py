@@ -473,7 +473,7 @@ def _drop_at(ts: Input, log_slowness: Callable[[Values], Values]) -> np.ndarray:
             log_x = np.minimum(log_x - np.clip(step, -5.0, 5.0), longest)
             if not np.any(np.abs(step) > 1e-11):
                 break
-        missed = np.isfinite(goal) & ~(np.abs(reached - goal) < 1e-8 + 1e-14 * np.abs(log_x))
+        missed = np.isfinite(goal) & ~(np.abs(reached - goal) < 1e-8 + 1e-14 * np.abs(log_x))  # pyright: ignore
         if np.any(missed):
             raise FlowsimError(
                 f"No drop of ln γ was found for t = {np.exp(log_t[missed][0]):g}. Use other times, or fs.simulate."

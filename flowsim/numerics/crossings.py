@@ -47,7 +47,7 @@ class StopAtCrossings(diffrax.AbstractAdaptiveStepSizeController):
         return self.controller.norm
 
     def wrap(self, direction: Any) -> "StopAtCrossings":
-        return StopAtCrossings(self.controller.wrap(direction), self.values, self.field)
+        return StopAtCrossings(self.controller.wrap(direction), self.values, self.field)  # pyright: ignore
 
     def init(
         self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any, error_order: Any
