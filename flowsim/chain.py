@@ -472,8 +472,8 @@ def _linearised(flow: GradientFlow, task: Task, with_gamma: bool, directions: in
 
 
 def _outlook(found: dict[str, Any], remaining: float) -> Outlook:
-    """The `Outlook` for a time from what `_linearised` found (NumPy)."""
-    if not found["every"].size:
+    """The `Outlook` for a time from what `_linearised` found (NumPy); nothing where the derivative is not finite."""
+    if not found["every"].size or not all(np.isfinite(x).all() for x in found.values()):
         return Outlook(0.0, 0.0, 0.0)
     rates, vectors = np.linalg.eig(found["every"])
     scale = np.abs(rates).max(initial=0.0)

@@ -248,9 +248,13 @@ def test_committed_figures_are_what_the_code_draws(name: str) -> None:
         assert png[key] == now[key], CURE.format(name, name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 def test_committed_figures_are_what_the_code_computes(name: str) -> None:
-    """By the experiment, its reference numbers, and the package without what only shows numbers."""
+    """By the experiment, its reference numbers, and the package without what only shows numbers.
+
+    For releases: every change of the package asks for a complete `flowsim reproduce`, also one that moves no curve.
+    """
     carried = _sources.read_stamp(COMMITTED / f"{name}.png")
     assert carried["computed_by"] == reproduce.stamp(name, CHECKOUT / "experiments")["computed_by"], CURE.format(
         name, name

@@ -287,3 +287,9 @@ def test_an_undefined_observable_has_a_reason():
     result = fs.simulate(flow, start, ts=[0, 1.0], observables=["modality_gap", "gap_angle", "relative_modality_gap"])
     for name, values in result.series.items():
         assert np.isfinite(values).all() or "undefined" in result.reasons[name]
+
+
+def test_a_derivative_that_is_not_finite_says_nothing():
+    found = {name: np.full((2, 2), np.nan) for name in ("along", "every")}
+    numbers = {"size": np.float64(1.0), "rate": np.float64(0.0), "seen": np.zeros(2), "noise": np.float64(0.0)}
+    assert _outlook(found | numbers, 1.0) == Outlook(0.0, 0.0, 0.0)
