@@ -128,7 +128,7 @@ def _feasible(ax: Axes, record: xr.Dataset) -> None:
     ax.fill_between(b, _line(b), color=fs.plot.MATCHED_COLOUR, lw=0, zorder=0)
     ax.plot(b, _line(b), color="black", lw=0.9, label="largest feasible (shaded: feasible)")
     _points(ax, record, _middle(record), _margin(record))
-    label = "published, drawn at the locked $b$"
+    label = "published, at $b$"
     ax.plot(BIASES, PUBLISHED_MARGINS, ls="none", marker="x", ms=5, color="black", zorder=4, label=label)
     outside = np.asarray(PUBLISHED_MARGINS) > largest_margin(np.asarray(BIASES), PAIRS) + 1e-9
     for x, y in zip(np.asarray(BIASES)[outside], np.asarray(PUBLISHED_MARGINS)[outside], strict=True):
