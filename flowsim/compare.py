@@ -1069,7 +1069,8 @@ def _slow_closing(run: _Run) -> Item:
         what = f"From {run.axis_word} {begin:g} on the gap grows instead of closing"
     else:
         what = (
-            f"From {run.axis_word} {begin:g} on the gap is {'' if whole.straight else 'not '}straight in -1/log(t)² "
+            f"From {run.axis_word} {begin:g} on the gap "
+            f"{'shows no clear bend away from' if whole.straight else 'bends away from'} a line in -1/log(t)² "
             f"(slope {_text(whole.slope)}, {_interval(interval)}; R² {whole.r2:.3f}, bend {_share(whole.bend)} of its "
             f"range; a line in log t has R² {rival.r2:.3f})"
         )
