@@ -55,8 +55,8 @@ MIRRORED, ANY = "subspace-angle-mirrored", "subspace-angle"
 #: mistake -> the claims that it turns, and claims that it is run on and leaves alone
 MISTAKEN: dict[str, tuple[set[str], set[str]]] = {
     "swaps nothing": (
-        {*AVERAGES, "swaps-lower-gap", "soft-swap-reading", "sgd-follows-averaged-swaps"},
-        {"paper-order"},
+        {*AVERAGES, "swaps-lower-gap", "soft-swap-reading", "sgd-follows-averaged-swaps", "paper-order"},
+        set(),
     ),
     "no rule of Adam": ({"adam-limit"}, {"sgd-is-the-flow"}),
     "mean of the masks": ({"swap-average", "swap-masks", "swaps-lower-gap"}, set()),
