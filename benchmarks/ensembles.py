@@ -28,7 +28,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 import flowsim as fs
-from flowsim.sweeps import lanes_of
+from flowsim.integrate.sweep import lanes_of
 
 #: Output times.
 TIMES = np.concatenate([[0.0], np.geomspace(1e-2, 1e6, 32)])

@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 import flowsim as fs
-from flowsim._sources import drawing_hash, write_stamp
+from flowsim.base.sources import drawing_hash, write_stamp
 from flowsim.plot import COLOURS, PAGE
 
 HERE = Path(__file__).resolve().parent

@@ -57,9 +57,9 @@ def prepared(kind: str, image: np.ndarray, text: np.ndarray, devices: int) -> Ca
     import jax
     import jax.numpy as jnp
 
-    from flowsim.losses import InfoNCE
+    from flowsim.model.losses import InfoNCE
+    from flowsim.model.pairing import Targets
     from flowsim.numerics import tiled
-    from flowsim.pairing import Targets
 
     jax.config.update("jax_enable_x64", image.dtype == np.float64)
 

@@ -29,7 +29,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
 import flowsim as fs
-from flowsim.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
 
 Problem = tuple[str, fs.GradientFlow, fs.initial.AbstractRecipe, float, int]
 

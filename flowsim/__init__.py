@@ -11,61 +11,18 @@ import importlib
 import inspect
 import sys
 import types
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_origin
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, get_origin
 
-if TYPE_CHECKING:
-    from flowsim import (
-        claims,
-        clip,
-        extend,
-        initial,
-        losses,
-        observables,
-        pairing,
-        plot,
-        rules,
-        schedules,
-        swaps,
-        temperature,
-        theory,
-    )
-    from flowsim.compare import Comparison, compare
-    from flowsim.encoders import LinearEncoders, MLPEncoders
-    from flowsim.errors import FlowsimError
-    from flowsim.explore import explore
-    from flowsim.flow import GradientFlow
-    from flowsim.geometry import Parallel, Reduced, Sphere, Subspaces, Unnormalized
-    from flowsim.losses import DirectedInfoNCE, InfoNCE, NTXent, Regularised, Sigmoid
-    from flowsim.pairing import Clusters, FreshRepairing, FrozenMispairing, LabelNoise, Matched
-    from flowsim.result import Result, SimulationStopped, Status, load_results, save_results
-    from flowsim.rules import AdamLimit, GradientDescent
-    from flowsim.schedules import Schedule
-    from flowsim.solve import load, simulate
-    from flowsim.swaps import HardSwap, NoSwap, SoftSwap
-    from flowsim.sweeps import SweepResult, load_sweep, sweep
-
-# Everything is loaded when first used: `flowsim --help` starts at once, and figures never cost a solve.
-_HOME = {
-    "compare": ["Comparison", "compare"],
-    "encoders": ["LinearEncoders", "MLPEncoders"],
-    "errors": ["FlowsimError"],
-    "explore": ["explore"],
-    "flow": ["GradientFlow"],
-    "geometry": ["Parallel", "Reduced", "Sphere", "Subspaces", "Unnormalized"],
-    "losses": ["DirectedInfoNCE", "InfoNCE", "NTXent", "Regularised", "Sigmoid"],
-    "pairing": ["Clusters", "FreshRepairing", "FrozenMispairing", "LabelNoise", "Matched"],
-    "result": ["Result", "SimulationStopped", "Status", "load_results", "save_results"],
-    "rules": ["AdamLimit", "GradientDescent"],
-    "schedules": ["Schedule"],
-    "solve": ["load", "simulate"],
-    "swaps": ["HardSwap", "NoSwap", "SoftSwap"],
-    "sweeps": ["SweepResult", "load_sweep", "sweep"],
+# Every public name stands once, in the stub beside this file. Everything is loaded when first used: `flowsim --help`
+# starts at once, and figures never cost a solve.
+_HOME: dict[str, str] = {
+    alias.name: str(node.module)
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
 }
-_NAMES = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = (
-    "claims", "clip", "extend", "initial", "losses", "observables", "pairing", "plot", "rules", "schedules", "swaps",
-    "temperature", "theory",
-)  # fmt: skip
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 class _Module(types.ModuleType):
@@ -81,15 +38,6 @@ class _Module(types.ModuleType):
         if isinstance(value, types.ModuleType) and value.__name__ == f"{self.__name__}.{name}":
             _adopt(value)
         super().__setattr__(name, value)
-
-
-class _Package(_Module):
-    """`fs.compare` is the function, also after its module of the same name was imported, which would take its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in _NAMES and isinstance(value, types.ModuleType):
-            super().__setattr__(name, getattr(value, name))
 
 
 def _adopt(module: types.ModuleType) -> None:
@@ -119,69 +67,15 @@ def _annotates(value: Any) -> bool:
     return foreign or isinstance(value, (TypeVar, ParamSpec)) or get_origin(value) is not None
 
 
-sys.modules[__name__].__class__ = _Package
+sys.modules[__name__].__class__ = _Module
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"flowsim.{name}")
-    if name in _NAMES:
-        value = getattr(importlib.import_module(f"flowsim.{_NAMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'flowsim' has no attribute {name!r}")
-
-
-__all__ = [
-    "AdamLimit",
-    "Clusters",
-    "Comparison",
-    "DirectedInfoNCE",
-    "FlowsimError",
-    "FreshRepairing",
-    "FrozenMispairing",
-    "GradientDescent",
-    "GradientFlow",
-    "HardSwap",
-    "InfoNCE",
-    "LabelNoise",
-    "LinearEncoders",
-    "MLPEncoders",
-    "Matched",
-    "NTXent",
-    "NoSwap",
-    "Parallel",
-    "Reduced",
-    "Regularised",
-    "Result",
-    "Schedule",
-    "Sigmoid",
-    "SimulationStopped",
-    "SoftSwap",
-    "Sphere",
-    "Status",
-    "Subspaces",
-    "SweepResult",
-    "Unnormalized",
-    "claims",
-    "clip",
-    "compare",
-    "explore",
-    "extend",
-    "initial",
-    "load",
-    "load_results",
-    "load_sweep",
-    "losses",
-    "observables",
-    "pairing",
-    "plot",
-    "rules",
-    "save_results",
-    "schedules",
-    "simulate",
-    "swaps",
-    "sweep",
-    "temperature",
-    "theory",
-]
+    if name not in _HOME:
+        raise AttributeError(f"module 'flowsim' has no attribute {name!r}")
+    home = _HOME[name]
+    value = None if home == __name__ else getattr(importlib.import_module(home), name, None)
+    if value is None:  # a module
+        value = importlib.import_module(f"{home}.{name}")
+    globals()[name] = value
+    return value

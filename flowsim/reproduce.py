@@ -38,12 +38,12 @@ from rich.progress import (
 from rich.table import Table
 
 import flowsim
-from flowsim import _workers
-from flowsim._files import write_atomically
-from flowsim._sources import computing_hash, drawing_hash, write_stamp
+from flowsim.base import processes as _workers
+from flowsim.base.files import write_atomically
+from flowsim.base.sources import computing_hash, drawing_hash, write_stamp
 from flowsim.errors import FlowsimError, unknown_name
-from flowsim.result import read_netcdf, write_netcdf
-from flowsim.solve import versions
+from flowsim.integrate.simulate import versions
+from flowsim.records.result import read_netcdf, write_netcdf
 
 PACKAGE = Path(flowsim.__file__).resolve().parent
 #: Full and quick figures go to folders of their own in here, which git ignores.

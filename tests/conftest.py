@@ -4,7 +4,7 @@ import hypothesis
 import jax
 import pytest
 
-from flowsim._workers import compile_quickly
+from flowsim.base.processes import compile_quickly
 from flowsim.numerics import make_room
 
 # Tests compile much and run little.

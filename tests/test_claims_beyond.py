@@ -11,7 +11,7 @@ from wrong_models import MISTAKES, WrongSphere, _leaf, wrong
 
 import flowsim as fs
 from flowsim.claims import System
-from flowsim.flow import GradientFlow
+from flowsim.model.flow import GradientFlow
 
 
 class Drifting(WrongSphere):

@@ -16,7 +16,7 @@ import pytest
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.result import Outcome
+from flowsim.records.result import Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def no_simulation(monkeypatch):
     def simulate(*args, **kwargs):
         raise AssertionError("the simulation ran")
 
-    monkeypatch.setattr("flowsim.solve.simulate", simulate)
+    monkeypatch.setattr("flowsim.integrate.simulate.simulate", simulate)
 
 
 # --- help and parsing -----------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_what_a_resumed_run_brings_cannot_be_set(saved, refuses, command, monkey
     refuses(*resume, "--seed", "3", says=["goes on with the seed of the run"])
     # What does change something stays possible.
     flows = []
-    monkeypatch.setattr("flowsim.solve.simulate", lambda flow, start, **_: flows.append(flow) or start)
+    monkeypatch.setattr("flowsim.integrate.simulate.simulate", lambda flow, start, **_: flows.append(flow) or start)
     fixed = ("--set", "schedule.temperature=Fixed", "--set", "schedule.temperature.tau=0.2")
     assert command(*resume, *fixed)[0] == command(*resume, "--set", "schedule.temperature.lr_ratio=0.1")[0] == 0
     assert float(flows[0].schedule.temperature.tau) == 0.2
@@ -292,7 +292,7 @@ def test_a_run_that_stops_early_is_saved_and_says_so(saved, command, monkeypatch
     series = {name: np.where(reached, values, np.nan) for name, values in whole.series.items()}
     outcome = Outcome(fs.Status.GAMMA_ONE, 1.0, "Dopri8")
     stopped = dataclasses.replace(whole, series=series, status=outcome)
-    monkeypatch.setattr("flowsim.solve.simulate", lambda *args, **options: stopped)
+    monkeypatch.setattr("flowsim.integrate.simulate.simulate", lambda *args, **options: stopped)
     code, out, err = command("simulate", "--geometry", "parallel", "--out", "early.nc", "--json")
     assert code == 2
     assert err.startswith("flowsim: Stopped: the cone height γ reached 1")
@@ -309,7 +309,9 @@ def test_simulate_takes_every_piece(saved, command, monkeypatch, pairs_file):
     """What the options become: flow, start and options of `fs.simulate`."""
     calls = []
     short = fs.load(saved[0])
-    monkeypatch.setattr("flowsim.solve.simulate", lambda *args, **options: calls.append((args, options)) or short)
+    monkeypatch.setattr(
+        "flowsim.integrate.simulate.simulate", lambda *args, **options: calls.append((args, options)) or short
+    )
 
     assert command("simulate")[0] == 0
     (flow, start), options = calls.pop()
@@ -352,8 +354,9 @@ def test_every_start_exists_and_takes_its_options(start):
 
 
 def test_choices_are_those_of_the_core():
-    from flowsim import chain, flow
-    from flowsim.geometry import AbstractGeometry
+    from flowsim.integrate import chain
+    from flowsim.model import flow
+    from flowsim.model.geometry import AbstractGeometry
 
     assert set(cli._METHODS) == set(chain.METHODS)
     assert set(cli._GEOMETRIES.values()) == {k for k, cls in flow.KINDS.items() if issubclass(cls, AbstractGeometry)}
@@ -398,7 +401,7 @@ def test_objects_of_set():
 @pytest.fixture
 def sweeps(monkeypatch):
     """Replace the integration by known numbers; the calls of `fs.sweep` as (arguments, options)."""
-    from flowsim import sweeps
+    from flowsim.integrate import sweep as sweeps
 
     calls = []
     sweep = sweeps.sweep
@@ -512,7 +515,7 @@ def test_objects_of_over():
 )
 @pytest.mark.usefixtures("pairs_file")
 def test_sweep_refuses(refuses, monkeypatch, arguments, says):
-    monkeypatch.setattr("flowsim.sweeps._chunk", lambda *args: pytest.fail("something was computed"))
+    monkeypatch.setattr("flowsim.integrate.sweep._chunk", lambda *args: pytest.fail("something was computed"))
     refuses("sweep", *arguments, says=says)
 
 
@@ -521,7 +524,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch, to, again)
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flowsim.sweeps._chunk", interrupted)
+    monkeypatch.setattr("flowsim.integrate.sweep._chunk", interrupted)
     code, _, err = command("sweep", "--over", "seed=0:2", *to)
     assert (code, err) == (130, f"flowsim: Interrupted; run the same command to {again}.\n")
 

@@ -8,9 +8,9 @@ import pytest
 from reference import unit_rows
 
 import flowsim as fs
-from flowsim import discrete
-from flowsim._arrays import to_device
-from flowsim.initial import Start
+from flowsim.base.arrays import to_device
+from flowsim.integrate import descent as discrete
+from flowsim.model.initial import Start
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # other people's deprecations
@@ -80,7 +80,7 @@ def test_loss_and_forces_are_those_of_the_simulator(name):
 
 @pytest.mark.parametrize("swap", [fs.HardSwap(0.3), fs.HardSwap(0.3, by="row"), fs.SoftSwap(0.3)])
 def test_swaps_are_drawn_as_in_a_simulated_run(swap):
-    """Masks and the choice of swapped steps are pinned to those of `flowsim.discrete`."""
+    """Masks and the choice of swapped steps are pinned to those of `flowsim.integrate.descent`."""
     flow = fs.GradientFlow(fs.Unnormalized(), fs.Schedule(swap=swap))
     rows = [x.detach().numpy() for x in features()]
     swapped = 0
@@ -120,7 +120,7 @@ def test_temperatures_that_are_not_learnable_are_the_schedule(name):
                         fs.temperature.Identity()], ids=lambda p: type(p).__name__,
 )  # fmt: skip
 def test_learnable_temperatures_have_the_gradient_of_their_formula(parametrization):
-    """β(ν) and dL/dν = β'(ν) dL/dβ of the torch formula against `flowsim.temperature`."""
+    """β(ν) and dL/dν = β'(ν) dL/dβ of the torch formula against `flowsim.model.temperature`."""
     policy = fs.temperature.Learnable(0.05, parametrization)
     temperature = in_double(Temperature(policy))
     image, text = features()

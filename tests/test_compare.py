@@ -13,9 +13,9 @@ matplotlib.use("Agg")
 
 import flowsim as fs
 from flowsim import cli, theory
-from flowsim.compare import _INITIALISATIONS, PARTS, _slope
-from flowsim.config import to_config
-from flowsim.result import SUM_OF_RATES, Outcome, Result, Status
+from flowsim.base.paths import to_config
+from flowsim.comparison import _INITIALISATIONS, PARTS, _slope
+from flowsim.records.result import SUM_OF_RATES, Outcome, Result, Status
 
 LINEAR = np.linspace(0.0, 20.0, 257)
 
@@ -390,7 +390,9 @@ def test_wrong_input_is_refused_in_a_sentence(rings, tmp_path):
 
 
 def test_compare_is_the_function_whatever_was_imported_first():
-    code = "import flowsim.compare, flowsim as fs; from flowsim.compare import Comparison; print(callable(fs.compare))"
+    code = (
+        "import flowsim.compare, flowsim as fs; from flowsim.comparison import Comparison; print(callable(fs.compare))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "True"
     assert callable(fs.compare)

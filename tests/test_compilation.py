@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim import solve
-from flowsim._workers import compile_quickly
+from flowsim.base.processes import compile_quickly
+from flowsim.integrate import simulate as solve
 from flowsim.numerics import compilation
 
 _SETTLE = """

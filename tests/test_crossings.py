@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import flowsim as fs
+from flowsim.model.temperature import Identity, Learnable, ScaledExp, Softplus
 from flowsim.numerics import StopAtCrossings
-from flowsim.temperature import Identity, Learnable, ScaledExp, Softplus
 
 TS = np.concatenate([[0.0], np.geomspace(1e-2, 1e3, 60)])
 

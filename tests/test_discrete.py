@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import flowsim as fs
-from flowsim.temperature import Fixed, Identity, Learnable
+from flowsim.model.temperature import Fixed, Identity, Learnable
 
 START = fs.initial.cones(pairs=6, dim=4)
 

@@ -14,8 +14,9 @@ import pytest
 import xarray as xr
 
 import flowsim as fs
-from flowsim import _executors, sweeps
-from flowsim.chain import Options
+from flowsim.integrate import executors as _executors
+from flowsim.integrate import sweep as sweeps
+from flowsim.integrate.chain import Options
 
 FLOW = fs.GradientFlow(fs.Parallel())
 START = fs.initial.matched(8, 2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim.explore import CONTROLS, Choice, explore, presets, views
+from flowsim.explorer import CONTROLS, Choice, explore, presets, views
 
 
 @pytest.fixture(scope="module")

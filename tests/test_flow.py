@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from reference import parallel_field, sphere_field, unit_rows
 
 import flowsim as fs
-from flowsim._arrays import to_device
-from flowsim.initial import Start
-from flowsim.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
+from flowsim.base.arrays import to_device
+from flowsim.model.initial import Start
+from flowsim.model.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
 
 N, D = 6, 4
 

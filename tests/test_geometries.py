@@ -10,10 +10,10 @@ import pytest
 from scipy.special import erf
 
 import flowsim as fs
-from flowsim._arrays import to_device, to_numpy
-from flowsim.encoders import SMALLEST_OUTPUT
-from flowsim.geometry import normalise, tangent
-from flowsim.temperature import Fixed, Learnable
+from flowsim.base.arrays import to_device, to_numpy
+from flowsim.model.encoders import SMALLEST_OUTPUT
+from flowsim.model.geometry import normalise, tangent
+from flowsim.model.temperature import Fixed, Learnable
 
 N, D = 5, 4
 ROWS = fs.initial.uniform(N, D)

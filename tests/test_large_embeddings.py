@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import flowsim.observables as obs
-from flowsim import FlowsimError, _blocks, cli
+from flowsim import FlowsimError, cli
+from flowsim.observables import blocks as _blocks
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.normal(size=(60, 7)) + 0.3

@@ -15,10 +15,10 @@ from scipy.special import logsumexp
 
 import flowsim as fs
 from flowsim import losses
-from flowsim._arrays import to_device
-from flowsim.losses import DirectedInfoNCE, InfoNCE, NTXent, Regularised, Sigmoid
-from flowsim.pairing import LabelNoise, Targets
-from flowsim.temperature import Learnable, ScaledExp
+from flowsim.base.arrays import to_device
+from flowsim.model.losses import DirectedInfoNCE, InfoNCE, NTXent, Regularised, Sigmoid
+from flowsim.model.pairing import LabelNoise, Targets
+from flowsim.model.temperature import Learnable, ScaledExp
 
 LOSS = InfoNCE()
 VALUE, GRADIENT = jax.jit(LOSS.value), jax.jit(LOSS.gradient)

@@ -45,7 +45,7 @@ def test_modules_list_what_they_define(name):
         assert getattr(value, "__module__", "flowsim").startswith("flowsim") or not isinstance(value, type)
     # Neither imports nor what annotations need.
     assert not {"np", "jax", "jnp", "eqx", "Any", "Callable", "Path", "check", "annotations"} & set(listed) - own or (
-        name == "flowsim.extend"
+        name == "flowsim.model.extend"
     )
 
 

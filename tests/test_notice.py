@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flowsim import _notice
+from flowsim.base import notice as _notice
 
 
 class Terminal(io.StringIO):

@@ -8,9 +8,9 @@ import pytest
 from reference import unit_rows
 
 import flowsim as fs
-from flowsim._arrays import to_device
-from flowsim.initial import Start
-from flowsim.temperature import Identity, Learnable
+from flowsim.base.arrays import to_device
+from flowsim.model.initial import Start
+from flowsim.model.temperature import Identity, Learnable
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # other people's deprecations

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim.pairing import LabelNoise
+from flowsim.model.pairing import LabelNoise
 
 N = 8
 PAIRINGS = [

@@ -19,8 +19,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 import flowsim as fs
-from flowsim import _sources, plot
-from flowsim.result import Result
+from flowsim import plot
+from flowsim.base import sources as _sources
+from flowsim.records.result import Result
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
 
 #: Two images, whose mean similarity to the other text is that of a simplex, though they are none.
 OPPOSED = np.array([[1.0, 0.0], [np.cos(2.0), np.sin(2.0)]])

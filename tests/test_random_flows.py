@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim.temperature import Cosine, Exp, Fixed, Identity, Learnable, Linear, ScaledExp, Softplus
+from flowsim.model.temperature import Cosine, Exp, Fixed, Identity, Learnable, Linear, ScaledExp, Softplus
 
 PAIRS, DIM, EACH = 5, 3, 12
 TS = np.array([0.0, 0.1, 1.0, 4.0, 10.0, 40.0])

@@ -15,9 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 import flowsim as fs
-from flowsim import _sources, cli, reproduce
-from flowsim.config import to_config
-from flowsim.result import read_netcdf
+from flowsim import cli, reproduce
+from flowsim.base import sources as _sources
+from flowsim.base.paths import to_config
+from flowsim.records.result import read_netcdf
 
 EXPERIMENT = '''"""A line.
 
@@ -54,9 +55,9 @@ def plot(record):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three small experiments beside a package of two files."""
     package = tmp_path / "package"
-    package.mkdir()
+    (package / "plot").mkdir(parents=True)
     (package / "core.py").write_text("")
-    (package / "plot.py").write_text("")
+    (package / "plot" / "series.py").write_text("")
     monkeypatch.setattr(reproduce, "PACKAGE", package)
     folder = tmp_path / "experiments"
     folder.mkdir()
@@ -149,7 +150,7 @@ def test_changed_reference_numbers_compute_again(folder: Path) -> None:
 
 def test_changed_package_source_computes_again_unless_it_only_draws(folder: Path) -> None:
     go(folder, "fig1")
-    (folder.parent / "package" / "plot.py").write_text("colour = 1")
+    (folder.parent / "package" / "plot" / "series.py").write_text("colour = 1")
     assert go(folder, "fig1").figures[0].reused
     (folder.parent / "package" / "core.py").write_text("# another comment")
     assert go(folder, "fig1").figures[0].reused
@@ -208,10 +209,10 @@ def other(ax):
 def test_the_drawing_code_of_a_figure_is_what_it_uses(folder: Path, old: str, new: str, same: bool) -> None:
     package = folder.parent / "package"
     (folder / "fig1.py").write_text("import flowsim as fs\n\n\ndef plot(record):\n    return fs.plot.gap(record)\n")
-    (package / "plot.py").write_text(DRAWN)
+    (package / "plot" / "series.py").write_text(DRAWN)
     before = _sources.drawing_hash(folder / "fig1.py", package)
     assert old in DRAWN
-    (package / "plot.py").write_text(DRAWN.replace(old, new))
+    (package / "plot" / "series.py").write_text(DRAWN.replace(old, new))
     assert (_sources.drawing_hash(folder / "fig1.py", package) == before) == same
 
 

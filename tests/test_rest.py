@@ -8,10 +8,10 @@ from scipy.integrate import solve_ivp
 from scipy.special import softmax
 
 import flowsim as fs
-from flowsim import chain as chain_module
-from flowsim.chain import Outlook, _outlook
+from flowsim.integrate import chain as chain_module
+from flowsim.integrate.chain import Outlook, _outlook
+from flowsim.model.temperature import Fixed, Learnable, Linear, Softplus
 from flowsim.numerics import arnoldi
-from flowsim.temperature import Fixed, Learnable, Linear, Softplus
 
 PARALLEL, NOISE = fs.Parallel(), fs.LabelNoise(0.1)
 

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import flowsim as fs
-from flowsim.result import load_any
+from flowsim.records.result import load_any
 
 
 @pytest.fixture(scope="module")

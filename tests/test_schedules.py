@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim.config import get, replace
-from flowsim.temperature import Fixed, Learnable, Linear, Softplus
+from flowsim.base.paths import get, replace
+from flowsim.model.temperature import Fixed, Learnable, Linear, Softplus
 
 TABLES = Path(__file__).parents[1] / "experiments" / "reference" / "tables.csv"
 

@@ -10,8 +10,8 @@ from reference import parallel_field, sphere_field, unit_rows
 from scipy.integrate import solve_ivp
 
 import flowsim as fs
-from flowsim.losses import InfoNCE
-from flowsim.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model.losses import InfoNCE
+from flowsim.model.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
 
 REFERENCE = Path(__file__).parents[1] / "experiments" / "reference"
 RINGS = fs.initial.rings()

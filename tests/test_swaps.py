@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import flowsim as fs
-from flowsim.swaps import AbstractSwap
-from flowsim.temperature import Fixed, Learnable
+from flowsim.model.swaps import AbstractSwap
+from flowsim.model.temperature import Fixed, Learnable
 
 N = 4
 START = fs.initial.cones(N, 3, random_basis=True)

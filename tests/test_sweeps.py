@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 import flowsim as fs
-from flowsim import sweeps
-from flowsim.losses import InfoNCE
+from flowsim.integrate import sweep as sweeps
+from flowsim.model.losses import InfoNCE
 from flowsim.numerics import compilation
 
 FLOW = fs.GradientFlow(fs.Parallel())

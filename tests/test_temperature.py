@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flowsim import FlowsimError
-from flowsim._arrays import tracing
-from flowsim.temperature import (
+from flowsim.base.arrays import tracing
+from flowsim.model.temperature import (
     AbstractTemperature,
     Cosine,
     Exp,

@@ -13,12 +13,12 @@ import pytest
 from reference import plain_gradient, plain_loss, unit_rows
 
 import flowsim as fs
-from flowsim import flow as flow_module
 from flowsim import pairing as pairing_module
-from flowsim.losses import DirectedInfoNCE, InfoNCE
+from flowsim.model import flow as flow_module
+from flowsim.model.losses import DirectedInfoNCE, InfoNCE
+from flowsim.model.pairing import Targets
+from flowsim.model.temperature import Fixed
 from flowsim.numerics import tiled
-from flowsim.pairing import Targets
-from flowsim.temperature import Fixed
 
 N, DIM = 11, 4
 
@@ -166,7 +166,7 @@ OBSERVED = ("loss", "margin", "matched_fraction", "doubly_stochastic_defect")
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_flow_of_many_pairs_is_the_same_flow(name, monkeypatch):
     """Field, loss, forces and observables with and without tiles, for rows that are not of unit length, too."""
-    from flowsim.chain import STATE_OBSERVABLES
+    from flowsim.integrate.chain import STATE_OBSERVABLES
 
     flow, start = FLOWS[name], fs.initial.uniform(N, DIM).draw(3)
     start = fs.initial.from_arrays(start.image, 0.9 * start.image + 0.2 * start.text)
@@ -223,7 +223,7 @@ def test_nothing_n_by_n_is_formed():
     n = 8192
     flow = fs.GradientFlow(pairing=fs.FrozenMispairing(0.5))
     state = flow.initial_state(fs.initial.uniform(n, 3).draw(0))
-    from flowsim.chain import _observe
+    from flowsim.integrate.chain import _observe
 
     def everything(state):
         return flow.vector_field(0.0, state), _observe(flow, 0.0, state, 1.0, OBSERVED)

@@ -12,8 +12,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from flowsim.flow import GradientFlow
-from flowsim.geometry import (
+from flowsim.model.flow import GradientFlow
+from flowsim.model.geometry import (
     AbstractGeometry,
     AbstractRowGeometry,
     Parallel,
@@ -24,12 +24,12 @@ from flowsim.geometry import (
     normalise,
     tangent,
 )
-from flowsim.losses import AbstractLoss, InfoNCE, Sigmoid, _cross_entropy, _residual
-from flowsim.pairing import Matched
-from flowsim.rules import GradientDescent
-from flowsim.schedules import Schedule
-from flowsim.swaps import AbstractSwap, NoSwap
-from flowsim.temperature import AbstractTemperature, Learnable
+from flowsim.model.losses import AbstractLoss, InfoNCE, Sigmoid, _cross_entropy, _residual
+from flowsim.model.pairing import Matched
+from flowsim.model.rules import GradientDescent
+from flowsim.model.schedules import Schedule
+from flowsim.model.swaps import AbstractSwap, NoSwap
+from flowsim.model.temperature import AbstractTemperature, Learnable
 
 
 def _leaf(value: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
-from flowsim import _workers
+from flowsim.base import processes as _workers
 from flowsim.claims import (
     ambient,
     conserved,

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from flowsim import initial, theory
+from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import field, gap_force, largest, plain_loss
-from flowsim.geometry import Sphere
-from flowsim.losses import AbstractLoss
-from flowsim.pairing import Targets
-from flowsim.temperature import Learnable
+from flowsim.model import initial
+from flowsim.model.geometry import Sphere
+from flowsim.model.losses import AbstractLoss
+from flowsim.model.pairing import Targets
+from flowsim.model.temperature import Learnable
 
 BETA, PAIRS = 25.0, 6
 

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from flowsim._arrays import check
+from flowsim.base.arrays import check
 from flowsim.errors import unknown_name
-from flowsim.flow import GradientFlow
-from flowsim.geometry import AbstractGeometry, Sphere
-from flowsim.initial import AbstractRecipe, Start
-from flowsim.pairing import AbstractPairing, Matched
-from flowsim.result import Result
-from flowsim.solve import simulate
-from flowsim.sweeps import SweepResult, sweep
+from flowsim.integrate.simulate import simulate
+from flowsim.integrate.sweep import SweepResult, sweep
+from flowsim.model.flow import GradientFlow
+from flowsim.model.geometry import AbstractGeometry, Sphere
+from flowsim.model.initial import AbstractRecipe, Start
+from flowsim.model.pairing import AbstractPairing, Matched
+from flowsim.records.result import Result
 
 Numbers = dict[str, float]
 Expected = Literal["holds", "fails"]

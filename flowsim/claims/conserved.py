@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from flowsim import initial, theory
+from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, positive, slope, values
-from flowsim.geometry import Parallel
-from flowsim.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model import initial
+from flowsim.model.geometry import Parallel
+from flowsim.model.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
 
 TAU0, GAMMA0 = 0.07, 0.3
 RATIOS = (0.1, 1.0, 3.0)

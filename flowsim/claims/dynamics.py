@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import field, largest, margin, placed, values
-from flowsim.geometry import Parallel, Sphere
-from flowsim.temperature import Learnable
+from flowsim.model import initial
+from flowsim.model.geometry import Parallel, Sphere
+from flowsim.model.temperature import Learnable
 
 
 def _mismatched_runs(system: System, quick: bool) -> list[Any]:

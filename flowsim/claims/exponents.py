@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from flowsim import initial, theory
+from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, limit, slow_limit, values
-from flowsim.geometry import Reduced
-from flowsim.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model import initial
+from flowsim.model.geometry import Reduced
+from flowsim.model.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
 
 PAIRS, GAMMA0, TAU0 = 32, 0.5, 0.5
 #: ln t at which laws are read: the approach goes with 1/ln t.

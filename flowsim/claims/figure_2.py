@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from flowsim import initial, theory
-from flowsim._files import reference_path
+from flowsim import theory
+from flowsim.base.files import reference_path
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, positive, slope, slow_limit, values
-from flowsim.geometry import Sphere
-from flowsim.temperature import Exp, Learnable, ScaledExp
+from flowsim.model import initial
+from flowsim.model.geometry import Sphere
+from flowsim.model.temperature import Exp, Learnable, ScaledExp
 
 FIGURE: Any = theory.FIGURE_2
 POINTS = 257  # as many as the default grid: one compilation serves all runs

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import field, largest, placed, plain_loss, relative
-from flowsim.geometry import Parallel, Reduced, Sphere
-from flowsim.losses import AbstractLoss
-from flowsim.pairing import Targets
-from flowsim.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model import initial
+from flowsim.model.geometry import Parallel, Reduced, Sphere
+from flowsim.model.losses import AbstractLoss
+from flowsim.model.pairing import Targets
+from flowsim.model.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
 
 TAU0 = 0.2
 

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import softmax
 
-from flowsim._arrays import to_device
-from flowsim.flow import GradientFlow, State
-from flowsim.initial import Start
-from flowsim.result import Result
+from flowsim.base.arrays import to_device
+from flowsim.model.flow import GradientFlow, State
+from flowsim.model.initial import Start
+from flowsim.records.result import Result
 
 
 def plain_loss(logits: Float[Array, "n n"]) -> Float[Array, ""]:

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, placed
-from flowsim.encoders import LinearEncoders
-from flowsim.flow import GradientFlow
-from flowsim.geometry import Sphere
-from flowsim.initial import Start
-from flowsim.pairing import AbstractPairing, FreshRepairing, FrozenMispairing
-from flowsim.temperature import Fixed, Learnable
+from flowsim.model import initial
+from flowsim.model.encoders import LinearEncoders
+from flowsim.model.flow import GradientFlow
+from flowsim.model.geometry import Sphere
+from flowsim.model.initial import Start
+from flowsim.model.pairing import AbstractPairing, FreshRepairing, FrozenMispairing
+from flowsim.model.temperature import Fixed, Learnable
 
 FRACTIONS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 #: Times of the claim about mismatched starts; the gap is back long before the last.

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from flowsim import initial, theory
+from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, values
-from flowsim.geometry import Sphere
-from flowsim.pairing import LabelNoise
-from flowsim.result import Result
-from flowsim.temperature import Fixed
+from flowsim.model import initial
+from flowsim.model.geometry import Sphere
+from flowsim.model.pairing import LabelNoise
+from flowsim.model.temperature import Fixed
+from flowsim.records.result import Result
 
 _OPTIONS = {
     "method": "stabilised",

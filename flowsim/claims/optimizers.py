@@ -5,14 +5,14 @@ import functools
 import numpy as np
 import optax
 
-from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, slope, values
-from flowsim.geometry import Sphere
-from flowsim.rules import AdamLimit
-from flowsim.schedules import Schedule
-from flowsim.swaps import HardSwap, SoftSwap
-from flowsim.temperature import Learnable
+from flowsim.model import initial
+from flowsim.model.geometry import Sphere
+from flowsim.model.rules import AdamLimit
+from flowsim.model.schedules import Schedule
+from flowsim.model.swaps import HardSwap, SoftSwap
+from flowsim.model.temperature import Learnable
 
 _CONES = initial.cones(pairs=16, dim=8)
 

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 from scipy.stats import spearmanr
 
-from flowsim import initial, observables
+from flowsim import observables
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import values
-from flowsim.encoders import LinearEncoders
-from flowsim.initial import Start
-from flowsim.pairing import FrozenMispairing
-from flowsim.temperature import Fixed
+from flowsim.model import initial
+from flowsim.model.encoders import LinearEncoders
+from flowsim.model.initial import Start
+from flowsim.model.pairing import FrozenMispairing
+from flowsim.model.temperature import Fixed
 
 _TRAIN, _HELD_OUT = 64, 256
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest
-from flowsim.geometry import Sphere
-from flowsim.losses import Sigmoid
-from flowsim.temperature import Linear
+from flowsim.model import initial
+from flowsim.model.geometry import Sphere
+from flowsim.model.losses import Sigmoid
+from flowsim.model.temperature import Linear
 
 #: Relative biases and margins measured by arXiv 2509.18552.
 BIASES = tuple(float(b) for b in np.linspace(-1.0, 1.0, 10)[[0, 2, 4, 6, 8]])

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from flowsim import initial
 from flowsim.claims.base import Claim, Numbers, System
-from flowsim.geometry import Subspaces
-from flowsim.initial import Start
-from flowsim.temperature import Fixed
+from flowsim.model import initial
+from flowsim.model.geometry import Subspaces
+from flowsim.model.initial import Start
+from flowsim.model.temperature import Fixed
 
 PAIRS, DIM, T1, HEIGHT = 16, 8, 1e3, 0.6
 ANGLES = (20.0, 45.0, 70.0)

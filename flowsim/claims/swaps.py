@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
 
-from flowsim import initial, schedules
-from flowsim._files import reference_path
+from flowsim.base.files import reference_path
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import gap, placed, plain_loss, slope
-from flowsim.geometry import Unnormalized
-from flowsim.initial import Start
-from flowsim.schedules import Schedule
-from flowsim.swaps import AbstractSwap, HardSwap, SoftSwap
-from flowsim.temperature import Fixed, Learnable
+from flowsim.model import initial, schedules
+from flowsim.model.geometry import Unnormalized
+from flowsim.model.initial import Start
+from flowsim.model.schedules import Schedule
+from flowsim.model.swaps import AbstractSwap, HardSwap, SoftSwap
+from flowsim.model.temperature import Fixed, Learnable
 
 TAU0, PAIRS, DIM, HEIGHT = 0.07, 16, 8, 0.3
 START: initial.Cones = initial.cones(PAIRS, DIM, HEIGHT, random_basis=True)

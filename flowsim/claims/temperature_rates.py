@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 from scipy.integrate import quad
 
-from flowsim import initial, theory
+from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import gap_force, largest, margin, values
-from flowsim.geometry import Reduced
-from flowsim.pairing import LabelNoise
-from flowsim.temperature import Fixed, Linear
+from flowsim.model import initial
+from flowsim.model.geometry import Reduced
+from flowsim.model.pairing import LabelNoise
+from flowsim.model.temperature import Fixed, Linear
 
 
 def _fixed(system: System, quick: bool) -> Numbers:

@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from flowsim import initial, theory
+from flowsim import theory
 from flowsim.claims import measures
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import values
-from flowsim.geometry import Parallel
-from flowsim.temperature import Learnable
+from flowsim.model import initial
+from flowsim.model.geometry import Parallel
+from flowsim.model.temperature import Learnable
 
 GAMMAS = (0.02, 0.05, 0.1, 0.3, 0.6)
 #: The printed bound exceeds γ0 at t = 0 already; it is judged later, where γ has moved.

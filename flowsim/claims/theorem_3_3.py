@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsim import initial, theory
+from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import gap, largest, placed
-from flowsim.geometry import Parallel
-from flowsim.temperature import Learnable
+from flowsim.model import initial
+from flowsim.model.geometry import Parallel
+from flowsim.model.temperature import Learnable
 
 
 @eqx.filter_jit

@@ -25,10 +25,10 @@ from tyro.constructors import PrimitiveConstructorSpec
 from flowsim.errors import FlowsimError, unknown_name
 
 if TYPE_CHECKING:
-    from flowsim.flow import GradientFlow
-    from flowsim.initial import AbstractRecipe, Start
-    from flowsim.result import Result
-    from flowsim.sweeps import SweepResult
+    from flowsim.integrate.sweep import SweepResult
+    from flowsim.model.flow import GradientFlow
+    from flowsim.model.initial import AbstractRecipe, Start
+    from flowsim.records.result import Result
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -237,8 +237,9 @@ class _Run:
     """Relative tolerance."""
 
     def _flow_and_start(self, resume: str | None = None) -> "tuple[GradientFlow, Start | AbstractRecipe | Result]":
-        from flowsim import schedules, solve
-        from flowsim.flow import KINDS, GradientFlow
+        from flowsim.integrate import simulate as solve
+        from flowsim.model import schedules
+        from flowsim.model.flow import KINDS, GradientFlow
 
         if self.preset is not None and self.schedule is not None:
             raise FlowsimError("Options `--preset` and `--schedule` exclude each other. Give one.")
@@ -282,7 +283,8 @@ class _Run:
         return flow, start
 
     def _start(self) -> "Start | AbstractRecipe":
-        from flowsim import initial, observables
+        from flowsim import observables
+        from flowsim.model import initial
 
         given = {o: getattr(self, o) for o in _START_OPTIONS if getattr(self, o) is not None}
         if self.embeddings is not None:
@@ -344,7 +346,7 @@ class Simulate(_Run):
                     f"Options `--resume` and `--out` both name {self.out!r}, whose first part would be lost: what is "
                     "saved begins where that run ended. Choose another name with --out."
                 )
-        from flowsim.solve import simulate
+        from flowsim.integrate.simulate import simulate
 
         flow, start = self._flow_and_start(self.resume)
         t1 = 1e5 if self.t1 is None and self.resume is None else self.t1
@@ -422,7 +424,7 @@ class Animate(_Run):
                 raise FlowsimError(
                     f"Option `{option}` does not go with a saved run, which is filmed as it is. Leave it out."
                 )
-        from flowsim.solve import load
+        from flowsim.integrate.simulate import load
 
         runs = _runs([file], self.run_name)
         if len(runs) > 1:
@@ -436,7 +438,7 @@ class Animate(_Run):
     def _integrated(self) -> "Result":
         import numpy as np
 
-        from flowsim.solve import simulate
+        from flowsim.integrate.simulate import simulate
 
         if self.run_name is not None:
             raise FlowsimError("Option `--run` chooses among the runs of a file. Give the file, or leave it out.")
@@ -451,7 +453,7 @@ class Animate(_Run):
 
 def _runs(files: Sequence[str], name: str | None) -> "dict[str, Result]":
     """The runs in the files, or the one of that name."""
-    from flowsim.result import load_any
+    from flowsim.records.result import load_any
 
     runs = {key: result for file in files for key, result in load_any(file).items()}
     if name is None:
@@ -489,7 +491,7 @@ class Sweep(_Run):
             check_writable_file(Path(self.out), ".nc")
         if self.to is not None:
             check_writable_folder(Path(self.to).parent, "--to")
-        from flowsim.sweeps import sweep
+        from flowsim.integrate.sweep import sweep
 
         flow, start = self._flow_and_start()
         if not self.over:
@@ -563,7 +565,7 @@ class Compare:
             raise FlowsimError("Command `compare` takes one RUN.nc or more. Use e.g. flowsim compare run.nc.")
         if self.out is not None:
             check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
-        from flowsim.compare import compare
+        from flowsim.comparison import compare
 
         runs = _runs(self.files, self.run_name)
         with _progress("Comparing"):
@@ -649,7 +651,7 @@ def parse_change(flow: "GradientFlow", change: str) -> tuple[str, Any]:
 
     Raises `FlowsimError` if the path does not exist or the value is of another sort than the one there.
     """
-    from flowsim import schedules
+    from flowsim.model import schedules
 
     path, equals, text = change.partition("=")
     if not (path and equals and text):
@@ -665,7 +667,7 @@ def parse_over(flow: "GradientFlow", start: Any, text: str) -> tuple[str, list[A
 
     Raises `FlowsimError` as `parse_change` does.
     """
-    from flowsim.initial import AbstractRecipe
+    from flowsim.model.initial import AbstractRecipe
 
     path, equals, listed = text.partition("=")
     if not (path and equals and listed):
@@ -725,8 +727,9 @@ def _tokens(text: str) -> list[str]:
 
 def _value_at(owner: Any, path: str, text: str) -> Any:
     """The value that a text stands for at a path; names of presets stay names."""
-    from flowsim import config, schedules
-    from flowsim.flow import KINDS
+    from flowsim.base import paths as config
+    from flowsim.model import schedules
+    from flowsim.model.flow import KINDS
 
     old = config.get(owner, path)
     value = _parse_value(text)
@@ -870,7 +873,7 @@ def _progress(title: str, total: int | None = None) -> Iterator[Callable[[str], 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from flowsim import _notice
+    from flowsim.base import notice as _notice
 
     columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
     if total is not None:
@@ -997,7 +1000,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--quick" in argv and "jax" not in sys.modules:
-        from flowsim import _workers
+        from flowsim.base import processes as _workers
 
         _workers.compile_quickly()
     try:

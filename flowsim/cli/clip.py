@@ -178,7 +178,7 @@ class Train(_Settings):
 
     def run(self) -> int:
         check_writable_file(Path(self.out), ".nc")
-        from flowsim import schedules
+        from flowsim.model import schedules
 
         schedule = schedules.load(self.schedule)
         settings = self._training(seed=self.seed)

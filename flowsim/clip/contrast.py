@@ -1,6 +1,6 @@
 """What a schedule does to a batch of features: temperature, swap and contrastive loss, in PyTorch.
 
-The schedule is the simulator's own object. Swaps are drawn and applied by `flowsim.swaps` (JAX draws, on the CPU);
+The schedule is the simulator's own object. Swaps are drawn and applied by `fs.swaps` (JAX draws, on the CPU);
 temperatures that are not learnable are evaluated by their policy in double precision; the loss is open_clip's
 ClipLoss with the inverse temperature passed explicitly.
 """
@@ -14,11 +14,11 @@ import torch
 from open_clip.loss import ClipLoss
 
 from flowsim.errors import FlowsimError
-from flowsim.schedules import Schedule
-from flowsim.swaps import AbstractSwap, step_weights
-from flowsim.temperature import AbstractTemperature, Exp, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model.schedules import Schedule
+from flowsim.model.swaps import AbstractSwap, step_weights
+from flowsim.model.temperature import AbstractTemperature, Exp, Identity, Learnable, ScaledExp, Softplus
 
-#: parametrization -> β(ν) for torch tensors; `flowsim.temperature` holds the same formulas for NumPy and JAX.
+#: parametrization -> β(ν) for torch tensors; `flowsim.model.temperature` holds the same formulas for NumPy and JAX.
 _BETA: dict[type, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     Exp: lambda p, raw: raw.exp(),
     ScaledExp: lambda p, raw: (raw / float(p.scale)).exp(),

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from flowsim import observables
-from flowsim._arrays import check, check_number
-from flowsim._files import write_atomically
+from flowsim.base.arrays import check, check_number
+from flowsim.base.files import write_atomically
 from flowsim.clip import data as data_
 from flowsim.clip import models
 from flowsim.clip.batches import channels_first, crop
 from flowsim.clip.data import Pairs, Resize
 from flowsim.errors import FlowsimError
-from flowsim.losses import InfoNCE
-from flowsim.pairing import Targets
+from flowsim.model.losses import InfoNCE
+from flowsim.model.pairing import Targets
 
 #: Images embedded at once.
 _BATCH = 256

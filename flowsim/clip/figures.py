@@ -15,9 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from flowsim import plot
-from flowsim._arrays import check
+from flowsim.base.arrays import check
 from flowsim.clip.tables import Tables, completed, rank_correlation, smoothed_loss, split_name
-from flowsim.result import Result
+from flowsim.records.result import Result
 
 if TYPE_CHECKING:
     import xarray as xr

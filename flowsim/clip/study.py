@@ -11,14 +11,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from flowsim import _workers, schedules
-from flowsim._arrays import check
-from flowsim._files import write_atomically
+from flowsim.base import processes as _workers
+from flowsim.base.arrays import check
+from flowsim.base.files import write_atomically
 from flowsim.clip.settings import Training
 from flowsim.errors import unknown_name
-from flowsim.result import Result, Status, load_result, load_results, save_results
-from flowsim.schedules import Schedule
-from flowsim.temperature import Fixed
+from flowsim.model import schedules
+from flowsim.model.schedules import Schedule
+from flowsim.model.temperature import Fixed
+from flowsim.records.result import Result, Status, load_result, load_results, save_results
 
 #: The rows of the paper's table 2 and those around them that a short study needs.
 SHORT = (

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from flowsim._arrays import check
-from flowsim._files import reference_path
-from flowsim.result import Result
+from flowsim.base.arrays import check
+from flowsim.base.files import reference_path
+from flowsim.records.result import Result
 
 #: column -> (series of the record, or one of its `stats`; column of the paper's tables; factor to the paper's units)
 COLUMNS: dict[str, tuple[str, str | None, float]] = {

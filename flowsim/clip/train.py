@@ -32,16 +32,16 @@ import scipy.linalg  # noqa: F401  (the linear algebra that JAX calls; only what
 import threadpoolctl
 import torch
 
-from flowsim._arrays import check
-from flowsim._files import write_atomically
+from flowsim.base.arrays import check
+from flowsim.base.files import write_atomically
+from flowsim.base.paths import to_config
 from flowsim.clip import data, evaluate, models
 from flowsim.clip.batches import Batches, crop, onto, prepare
 from flowsim.clip.contrast import Contrast, Temperature
 from flowsim.clip.settings import Training
-from flowsim.config import to_config
 from flowsim.errors import FlowsimError
-from flowsim.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, Status, load_result
-from flowsim.schedules import Schedule, as_schedule
+from flowsim.model.schedules import Schedule, as_schedule
+from flowsim.records.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, Status, load_result
 
 #: Losses are fetched from the device this often (steps): each fetch waits for it.
 _FETCH = 25

@@ -1,0 +1,167 @@
+"""Flows, schedules and recipes as plain data: JSON round trip, and the one path grammar.
+
+`to_config` turns a module into nested dictionaries {"kind": class name, field: value, ...}; `from_config`
+turns them back. `replace(module, {"schedule.temperature.init": 0.1})` changes one value by its path; the
+same paths serve `GradientFlow.replace`, sweeps, JSON and the command line.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from flowsim.base.arrays import shown
+from flowsim.errors import FlowsimError, unknown_name
+
+
+def to_config(value: Any) -> Any:
+    """Nested plain data (str, int, float, list, dict, None) that `from_config` reads back exactly."""
+    if isinstance(value, eqx.Module):
+        fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
+        content = {f.name: to_config(getattr(value, f.name)) for f in fields if not f.name.startswith("_")}
+        return {"kind": type(value).__name__, **content}
+    if isinstance(value, (list, tuple)):
+        return [to_config(v) for v in value]
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if hasattr(value, "shape"):
+        return np.asarray(value).tolist()
+    raise FlowsimError(f"{value!r} cannot be written as JSON. Use flowsim's own objects and plain numbers.")
+
+
+def from_config(config: Any, known: Mapping[str, type]) -> Any:
+    """The object that `to_config` described; `known` maps class names to classes.
+
+    Raises `FlowsimError` for unknown kinds and fields, with near-miss hints.
+    """
+    if isinstance(config, list):
+        return tuple(from_config(c, known) for c in config)
+    if not isinstance(config, Mapping):
+        return config
+    if "kind" not in config:
+        raise FlowsimError(
+            f'Expected an object with a "kind", but got {f"the keys {sorted(config)}" if config else "an empty one"}. '
+            f'Name its class, e.g. {{"kind": "{next(iter(known))}", ...}}.'
+        )
+    kind = config["kind"]
+    if not isinstance(kind, str) or kind not in known:
+        hint = unknown_name("kind", kind, known)
+        raise FlowsimError(f"{hint} A class of your own must be registered first: fs.extend.register.")
+    cls = known[kind]
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for name in config:
+        if name != "kind" and name not in names:
+            raise unknown_name(f"field of {kind}", name, names)
+    try:
+        return cls(**{n: from_config(v, known) for n, v in config.items() if n != "kind"})
+    except TypeError as error:
+        raise FlowsimError(f"{kind} cannot be built from {dict(config)}: {error}.") from None
+
+
+def replace(module: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
+    """A copy of `module` with the values at dotted paths replaced.
+
+    Integer path components index tuples ("schedule.temperature.clamp.0"). Raises `FlowsimError` for a
+    path that does not exist, naming what does.
+    """
+    grouped: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        head, _, rest = path.partition(".")
+        grouped.setdefault(head, {})[rest] = value
+    for head, inner in grouped.items():
+        # A whole object first (converters turn a preset's name into a schedule), then values inside it.
+        if "" in inner:
+            _child(module, head, prefix)
+            module = _with(module, head, inner.pop(""))
+        if inner:
+            module = _with(module, head, replace(_child(module, head, prefix), inner, f"{prefix}{head}."))
+    return module
+
+
+def _with(module: Any, name: str, value: Any) -> Any:
+    if isinstance(module, tuple):
+        return tuple(value if str(i) == name else v for i, v in enumerate(module))
+    old = getattr(module, name)
+    if isinstance(old, eqx.Module) and not isinstance(value, (eqx.Module, str)):
+        raise FlowsimError(f"Path {name!r} holds {type(old).__name__}, not {shown(value)}. Give an object of its kind.")
+    if isinstance(old, np.ndarray) and not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
+        raise FlowsimError(f"Path {name!r} holds a number, not {shown(value)}. Give a number.")
+    if type(old) is int and not isinstance(value, (int, np.integer)):
+        raise FlowsimError(f"Path {name!r} holds a whole number, not {shown(value)}. Give a whole number.")
+    return dataclasses.replace(module, **{name: value})
+
+
+def get(module: Any, path: str) -> Any:
+    """The value at a dotted path."""
+    for i, head in enumerate(parts := path.split(".")):
+        module = _child(module, head, "".join(p + "." for p in parts[:i]))
+    return module
+
+
+def _child(module: Any, name: str, prefix: str) -> Any:
+    if isinstance(module, tuple):
+        if not name.isdigit() or int(name) >= len(module):
+            raise unknown_name("path", prefix + name, [f"{prefix}{i}" for i in range(len(module))])
+        return module[int(name)]
+    if not isinstance(module, eqx.Module):
+        raise FlowsimError(f"Path {prefix + name!r} goes too deep: {prefix[:-1]!r} is {module!r}, a value.")
+    names = _fields(type(module))
+    if name not in names:
+        deeper = next(_paths_ending(module, name), None)
+        if deeper is not None:
+            raise FlowsimError(f"Unknown path {prefix + name!r}. Did you mean {prefix + deeper!r}?")
+        if (error := _needs_another(module, name, prefix)) is not None:
+            raise error
+        if not names:
+            kind = type(module).__name__
+            raise FlowsimError(f"Path {prefix + name!r} does not exist: {kind} has no fields. Change {prefix[:-1]!r}.")
+        raise unknown_name("path", prefix + name, [prefix + n for n in names])
+    return getattr(module, name)
+
+
+def _fields(cls: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def _needs_another(module: Any, name: str, prefix: str) -> FlowsimError | None:
+    """The error for a path that exists as soon as another object stands here or below; None if none has it."""
+    places = [(prefix[:-1], module)]
+    for place, held in places:  # nearest first; grows on the way
+        if not dataclasses.is_dataclass(held):
+            continue
+        places += [(f"{place}.{f}".lstrip("."), getattr(held, f)) for f in _fields(type(held))]
+        kinds = [cls.__name__ for cls in _alike(held) if name in _fields(cls)] if place else []
+        if kinds:
+            return FlowsimError(
+                f"Path {prefix + name!r} does not exist: {place!r} is {type(held).__name__}, and {name!r} belongs to "
+                f"{' or '.join(kinds)}. Put that there first and use '{place}.{name}' (command line: "
+                f"--set {place}={kinds[0]})."
+            )
+    return None
+
+
+def _alike(module: Any) -> list[type]:
+    """The concrete classes of flowsim that may stand where `module` stands."""
+    found: list[type] = []
+    # Bases of our own: the abstract class of policies, of pairings, and so on.
+    ahead = [cls for cls in type(module).__mro__[1:] if cls.__name__.startswith("Abstract")]
+    while ahead:
+        below = ahead.pop(0).__subclasses__()
+        ahead += below
+        found += [cls for cls in below if cls.__module__.startswith("flowsim.") and not inspect.isabstract(cls)]
+    return list(dict.fromkeys(found))
+
+
+def _paths_ending(module: Any, name: str) -> Iterator[str]:
+    """Paths below `module` whose last component is `name`, nearest first."""
+    inner = [(field, getattr(module, field)) for field in _fields(type(module))]
+    for field, value in inner:
+        if dataclasses.is_dataclass(value) and any(f.name == name for f in dataclasses.fields(value) if f.init):
+            yield f"{field}.{name}"
+    for field, value in inner:
+        if dataclasses.is_dataclass(value):
+            yield from (f"{field}.{path}" for path in _paths_ending(value, name))

@@ -1,0 +1,297 @@
+"""Discrete runs: the same flow object under an optimizer with finite steps, as in training.
+
+    fs.simulate(flow, start, optimizer="adam", lr=1e-3, steps=10_000)
+
+Every step takes the gradient of the flow's loss at the current state; swaps and fresh re-pairing are drawn anew
+in every step, as in training. Rows are scaled back to unit length after a step. Time is Σ learning rates, which
+is flow time for plain SGD only (Euler's method with dt = lr). A schedule runs in progress step/steps.
+
+A result holds the optimizer's state, and steps are counted on: 500 steps and 500 more, with schedules for 1,000
+(`horizon`), are the same as 1,000.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flowsim.base.arrays import check, check_number, to_numpy
+from flowsim.errors import FlowsimError, unknown_name
+from flowsim.integrate.chain import Seen, is_filled
+from flowsim.model.flow import GradientFlow, Moving, State
+from flowsim.model.geometry import Sphere
+from flowsim.model.pairing import FreshRepairing
+from flowsim.model.rules import GradientDescent
+from flowsim.model.swaps import step_weights
+from flowsim.model.temperature import Identity, Learnable
+from flowsim.records.result import Status
+
+#: Steps at which observables are recorded, about; evenly in the logarithm.
+OUTPUTS = 257
+
+
+def _not_scalars(moving: Moving) -> Any:
+    """Weight decay acts on rows and weights alone: a decaying ν, b or ln γ would be a force of its own."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[0].name == "position" and path[-1].name != "log_gamma", moving
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "adam": optax.adam,
+    "adamw": functools.partial(optax.adamw, weight_decay=0.1, mask=_not_scalars),
+}
+
+
+class Before(NamedTuple):
+    """The run that is continued: its optimizer, the optimizer's state, steps taken, and steps of its schedules."""
+
+    label: str
+    memory: tuple[np.ndarray, ...]
+    step: int
+    horizon: float
+
+
+@dataclasses.dataclass
+class Discrete:
+    """A finished run, with what `simulate` needs to make a `Result` of it; compare `Chain`.
+
+    `clock`: steps at the outputs, counted from the first run of those that continue each other; `horizon`: steps in
+    which schedules run; `memory`: the optimizer's state.
+    """
+
+    flow: GradientFlow
+    state: State
+    ts: np.ndarray
+    kept: np.ndarray
+    states: Any
+    status: Status
+    t: float
+    label: str
+    is_descent: bool
+    stats: dict[str, float]
+    clock: np.ndarray
+    horizon: float
+    memory: tuple[np.ndarray, ...]
+    series: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def seen(self) -> Seen:
+        """The states to observe, on the clock of the schedule (steps); as many whatever the number of steps."""
+        missing = max(OUTPUTS - len(self.clock), 0)
+
+        def padded(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+
+        moving = jax.tree.map(padded, self.states)
+        return Seen(padded(self.clock), moving, self.state, np.asarray(self.horizon, self.clock.dtype))
+
+    @property
+    def reached(self) -> np.ndarray:
+        """Which outputs hold a value."""
+        return is_filled(self.states)
+
+    def fill(self, observed: dict[str, Any]) -> None:
+        """Take in the observables of `seen`."""
+        reached = self.reached
+        self.series = {name: np.where(reached, np.asarray(x)[: len(reached)], np.nan) for name, x in observed.items()}
+
+
+def run(
+    flow: GradientFlow, state: State, t0: float, optimizer: Any, lr: Any, steps: int | None, seed: int, dtype: Any,
+    horizon: float | None = None, before: Before | None = None,
+) -> Discrete:  # fmt: skip
+    """Take `steps` steps from `state`; see `simulate`. Raises `FlowsimError` for bad options."""
+    label, transform = _transform(optimizer)
+    check(lr is not None, "A run with `optimizer` needs a learning rate. Give e.g. lr=1e-3.")
+    check(
+        isinstance(steps, (int, np.integer)) and steps >= 1,
+        f"A run with `optimizer` needs `steps`, a whole number of at least 1, but it is {steps!r}. Use e.g. 10000.",
+    )
+    assert steps is not None
+    check(
+        isinstance(flow.rule, GradientDescent),
+        "With `optimizer` the flow's `rule` must be GradientDescent(): the optimizer makes the step.",
+    )
+    first = 0 if before is None else before.step
+    last = first + int(steps)
+    if horizon is None:
+        horizon = last if before is None else before.horizon
+    check_number("horizon", horizon, positive=True, cure="Use the number of steps in which schedules run.")
+    rates = _rates(lr, first, int(steps))
+    elapsed = np.concatenate([[0.0], np.cumsum(np.broadcast_to(rates, (int(steps),)))])
+    outputs = _output_steps(int(steps))
+    moving, memory = state.moving, transform.init(state.moving)  # pyright: ignore[reportArgumentType]
+    if before is not None and before.label == label:
+        memory = _restored(memory, before.memory, label)
+    saved = [to_numpy(moving)]
+    status = Status.COMPLETED
+    rates_ = jnp.asarray(rates, dtype)
+    for begin, end in itertools.pairwise(outputs):
+        span = (np.asarray(first + begin), np.asarray(first + end), np.asarray(float(horizon)), np.asarray(first))
+        moving, memory, left = _advance(flow, state, moving, memory, rates_, span, np.uint32(seed), transform)
+        host = to_numpy(moving)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(host)):
+            status = Status.NON_FINITE
+        else:
+            status = next((_LEFT[name] for name, is_left in to_numpy(left).items() if is_left), status)
+        if status is not Status.COMPLETED:
+            break
+        saved.append(host)
+    reached = len(saved) - 1
+    unknowns = sum(x.size for x in jax.tree.leaves(moving))
+    saved += [jax.tree.map(lambda x: np.full_like(x, np.nan), saved[0])] * (len(outputs) - len(saved))
+    states = jax.tree.map(lambda *x: np.stack(x), *saved)
+    times = t0 + elapsed[outputs]
+    return Discrete(
+        flow, state, times, times, states, status, float(times[reached]), label,
+        optimizer in ("sgd", optax.sgd),
+        {"steps": int(outputs[reached]), "rejected": 0, "segments": 1, "unknowns": unknowns},
+        (first + outputs).astype(dtype), float(horizon), tuple(np.asarray(x) for x in jax.tree.leaves(memory)),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _made(optimizer: Callable[[float], Any]) -> Any:
+    """The transformation at learning rate 1; the same object each time, so that nothing is compiled twice."""
+    return optimizer(1.0)
+
+
+def _transform(optimizer: Any) -> tuple[str, optax.GradientTransformation]:
+    if isinstance(optimizer, str):
+        if optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", optimizer, OPTIMIZERS)
+        return optimizer, _made(OPTIMIZERS[optimizer])
+    cure = f"Use {', '.join(map(repr, OPTIMIZERS))}, or a function of the learning rate such as optax.lion."
+    if not callable(optimizer):
+        raise FlowsimError(f"Argument `optimizer` cannot be {optimizer!r}. {cure}")
+    made = _made(optimizer)
+    check(
+        isinstance(made, optax.GradientTransformation), f"`optimizer` does not return an optax transformation. {cure}"
+    )
+    named = getattr(optimizer, "func", optimizer)
+    return getattr(named, "__name__", type(named).__name__), made
+
+
+def _restored(fresh: Any, memory: tuple[np.ndarray, ...], label: str) -> Any:
+    """The optimizer's state of the run that is continued; `fresh` gives its structure."""
+    leaves, tree = jax.tree.flatten(fresh)
+    check(
+        [np.shape(x) for x in leaves] == [np.shape(x) for x in memory],
+        f"This run holds no state for the optimizer {label!r} as it is now. Use the optimizer of the run, or begin "
+        "anew from `result.final.start`.",
+    )
+    return jax.tree.unflatten(tree, [jnp.asarray(old, new.dtype) for old, new in zip(memory, leaves, strict=True)])
+
+
+def _rates(lr: Any, first: int, steps: int) -> np.ndarray:
+    """Learning rates from step `first` on, (steps,), or (1,) for a constant one."""
+    if callable(lr):
+        with jax.numpy_dtype_promotion("standard"):
+            steps_ = first + jnp.arange(steps)
+            rates = np.asarray(jax.vmap(lr)(steps_), np.float64)  # pyright: ignore[reportCallIssue]
+        check(rates.shape == (steps,), "The learning-rate schedule must return one number per step.")
+        check(np.isfinite(rates).all() and (rates >= 0).all(), "The learning-rate schedule must be finite and >= 0.")
+        check(rates.sum() > 0, "The learning-rate schedule is 0 in every step. Use a positive one.")
+        return rates
+    check_number("lr", lr, positive=True, cure="Use e.g. 1e-3, or an optax schedule.")
+    return np.asarray([lr], np.float64)
+
+
+def _output_steps(steps: int) -> np.ndarray:
+    spaced = np.geomspace(1, steps, OUTPUTS - 1) if steps > 1 else np.ones(1)
+    return np.unique(np.concatenate([[0], np.round(spaced).astype(int), [steps]]))
+
+
+@eqx.filter_jit
+def _advance(
+    flow: GradientFlow, state: State, moving: Moving, memory: Any, rates: Any, span: Any, seed: Any,
+    transform: optax.GradientTransformation,
+) -> tuple[Moving, Any, dict[str, Any]]:  # fmt: skip
+    """From step `begin` to `end` of `span` = (begin, end, steps of schedules, first step of `rates`).
+
+    Also says what the flow left on the way.
+    """
+    begin, end, total, first = span
+    plain, rate_of_rows, ratio, bias_rate = _with_unit_ratios(flow)
+    key = jax.random.key(seed)
+
+    def step(k: Any, carry: Any) -> Any:
+        moving, memory, left = carry
+        here, sampled = _sampled(plain, dataclasses.replace(state, moving=moving), jax.random.fold_in(key, k))
+        velocity = here.vector_field(jnp.asarray(k, total.dtype), sampled, total)
+        gradient = jax.tree.map(jnp.negative, velocity)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where the session forbids it
+            updates, memory = transform.update(gradient, memory, moving)  # pyright: ignore[reportArgumentType]
+        rate = rates[jnp.minimum(k - first, rates.shape[0] - 1)]
+        # Ratios of learning rates scale the step: scaling the gradient would do nothing to Adam.
+        position = jax.tree.map(lambda x, u: x + rate * rate_of_rows * u, moving.position, updates.position)  # pyright: ignore
+        raw = None if moving.raw is None else moving.raw + rate * ratio * updates.raw  # pyright: ignore
+        bias = None if moving.bias is None else moving.bias + rate * bias_rate * updates.bias  # pyright: ignore
+        moving = Moving(flow.geometry.retract(position), _clamped(flow, raw), bias)
+        here_left = _outside(flow, dataclasses.replace(state, moving=moving))
+        return moving, memory, jax.tree.map(jnp.logical_or, left, here_left)
+
+    none = jax.tree.map(jnp.zeros_like, _outside(flow, dataclasses.replace(state, moving=moving)))
+    return jax.lax.fori_loop(begin, end, step, (moving, memory, none))
+
+
+#: Ways out of a flow's domain, and the status that ends a run there.
+_LEFT = {"gamma": Status.GAMMA_ONE, "temperature": Status.TEMPERATURE_INFINITE}
+
+
+def _outside(flow: GradientFlow, state: State) -> dict[str, Any]:
+    """Whether γ has reached 1, and whether β has reached 0; what this flow cannot leave is not listed."""
+    found = {}
+    if (log_gamma := flow.geometry.log_gamma(state.moving.position)) is not None:
+        found["gamma"] = (log_gamma >= 0) & (state.constants.sign != 0)
+    policy = flow.schedule.temperature
+    if isinstance(policy, Learnable) and isinstance(policy.parametrization, Identity):
+        assert state.moving.raw is not None
+        found["temperature"] = jnp.asarray(state.moving.raw <= 0)
+    return found
+
+
+def _with_unit_ratios(flow: GradientFlow) -> tuple[GradientFlow, Any, Any, Any]:
+    """The flow with learning-rate ratios 1, and what those of rows, ν and b were (None: b is not trained)."""
+    rows, ratio, bias_rate = 1.0, 1.0, getattr(flow.loss, "bias_rate", None)
+    if isinstance(flow.geometry, Sphere):
+        rows = flow.geometry.embedding_rate
+        flow = eqx.tree_at(lambda f: f.geometry.embedding_rate, flow, jnp.ones_like(rows))
+    if isinstance(flow.schedule.temperature, Learnable):
+        ratio = flow.schedule.temperature.lr_ratio
+        flow = eqx.tree_at(lambda f: f.schedule.temperature.lr_ratio, flow, jnp.ones_like(ratio))
+    if bias_rate is not None:
+        flow = eqx.tree_at(lambda f: f.loss.bias_rate, flow, jnp.ones_like(bias_rate))
+    return flow, rows, ratio, bias_rate
+
+
+def _clamped(flow: GradientFlow, raw: Any) -> Any:
+    policy = flow.schedule.temperature
+    if isinstance(policy, Learnable) and policy.clamp is not None:
+        return jnp.clip(raw, *policy.raw_bounds())
+    return raw
+
+
+def _sampled(flow: GradientFlow, state: State, key: Any) -> tuple[GradientFlow, State]:
+    """The flow and state of one step: its swap, drawn with probability p, and its targets."""
+    swap, pairing = flow.schedule.swap, flow.pairing
+    whether, masks_key, targets_key = jax.random.split(key, 3)
+    if swap.active:
+        image, _ = flow.rows(state)
+        pairs, dim = image.shape
+        masks = step_weights(swap, whether, masks_key, pairs, dim, image.dtype)
+        flow = eqx.tree_at(lambda f: f.schedule.swap.fraction, flow, jnp.ones_like(swap.fraction))
+        state = dataclasses.replace(state, masks=masks)
+    if isinstance(pairing, FreshRepairing):
+        dtype = jnp.result_type(*jax.tree.leaves(state.moving.position))
+        state = dataclasses.replace(state, targets=pairing.draw(targets_key, flow.pairs(state), dtype))
+    return flow, state

@@ -1,0 +1,135 @@
+"""Encoders: inputs are fixed, weights flow, and their outputs, scaled to unit length, are the rows.
+
+A linear or two-layer encoder per modality on synthetic latents (`fs.initial.latents`): the smallest setting in
+which one modality can know less than the other, and in which equal inputs stay equal.
+
+Where an output shrinks to 0 its row has no direction any more, and the flow ends: it is left at
+`SMALLEST_OUTPUT`, since rows turn ever faster from there on. Give the embeddings as many dimensions as there are
+factors, or use an optimizer, whose finite steps pass such points.
+"""
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowsim.base.arrays import Numeric, bundle, check
+from flowsim.model.geometry import AbstractRowGeometry, Constants, Position, normalise
+from flowsim.model.initial import Start
+
+#: Length of an output, relative to the root mean square of its modality, at which a flow of encoders ends.
+SMALLEST_OUTPUT = 5e-3
+
+
+@bundle
+class Weights:
+    """Weights that flow: `hidden` (p, h) is the first of two layers, None for a linear encoder; `last` (p or h, d)."""
+
+    image_hidden: Float[Numeric, "p h"] | None
+    image_weights: Float[Numeric, "k d"]
+    text_hidden: Float[Numeric, "q h"] | None
+    text_weights: Float[Numeric, "l d"]
+
+
+@bundle
+class Inputs:
+    """What the encoders see, (n, p) and (n, q)."""
+
+    image: Float[Numeric, "n p"]
+    text: Float[Numeric, "n q"]
+
+
+class AbstractEncoders(AbstractRowGeometry):
+    """Rows f(A) of inputs A, with the gradient flow of the weights in the Euclidean metric."""
+
+    @abc.abstractmethod
+    def encode(self, inputs: Any, hidden: Any, last: Any) -> Any:
+        """Outputs (n, d) before they are scaled to unit length."""
+
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+        image = self.encode(constants.image, position.image_hidden, position.image_weights)
+        text = self.encode(constants.text, position.text_hidden, position.text_weights)
+        return normalise(image), normalise(text)
+
+    def smallest_output(self, position: Position, constants: Constants) -> Float[Array, ""]:
+        """Length of the shortest output of both modalities, relative to the root mean square of its modality."""
+        shortest = []
+        for inputs, hidden, last in (
+            (constants.image, position.image_hidden, position.image_weights),
+            (constants.text, position.text_hidden, position.text_weights),
+        ):
+            squared = jnp.sum(self.encode(inputs, hidden, last) ** 2, axis=1)
+            shortest.append(jnp.sqrt(jnp.min(squared) / jnp.mean(squared)))
+        return jnp.minimum(*shortest)
+
+    def velocity_from_rows(
+        self,
+        position: Position,
+        constants: Constants,
+        image_force: Float[Array, "n D"],
+        text_force: Float[Array, "n D"],
+    ) -> Position:
+        _, pull_back = jax.vjp(lambda weights: self.rows(weights, constants), position)
+        return pull_back((image_force, text_force))[0]
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        return velocity
+
+    def retract(self, position: Position) -> Position:
+        return position
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        # Results are put together outside a solve, where JAX may work in single precision.
+        with jax.enable_x64(np.asarray(position.image_weights).dtype == np.float64):
+            at_times = np.ndim(position.image_weights) == 3
+            rows = jax.vmap(self.rows, (0, None)) if at_times else self.rows
+            image, text = (np.asarray(x) for x in rows(position, constants))
+        return Start(
+            image=image, text=text, image_inputs=constants.image, text_inputs=constants.text,
+            image_hidden=position.image_hidden, text_hidden=position.text_hidden,
+            image_weights=position.image_weights, text_weights=position.text_weights,
+        )  # fmt: skip
+
+
+class LinearEncoders(AbstractEncoders):
+    """Rows A W / |A W|: dW/dt = −∂L/∂W for each modality. Needs a start with inputs (`fs.initial.latents`)."""
+
+    def encode(self, inputs: Any, hidden: Any, last: Any) -> Any:
+        return inputs @ last
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        _check_start(start, layers=1, name="LinearEncoders")
+        return Weights(None, start.image_weights, None, start.text_weights), Inputs(
+            start.image_inputs, start.text_inputs
+        )
+
+
+class MLPEncoders(AbstractEncoders):
+    """Rows of a two-layer perceptron, gelu(A V) W scaled to unit length; V and W flow.
+
+    Needs a start with inputs and two layers (`fs.initial.latents(hidden=...)`). The smooth gelu lets the
+    integrator take large steps.
+    """
+
+    def encode(self, inputs: Any, hidden: Any, last: Any) -> Any:
+        return jax.nn.gelu(jnp.asarray(inputs @ hidden), approximate=False) @ last
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        _check_start(start, layers=2, name="MLPEncoders")
+        weights = Weights(start.image_hidden, start.image_weights, start.text_hidden, start.text_weights)
+        return weights, Inputs(start.image_inputs, start.text_inputs)
+
+
+def _check_start(start: Start, layers: int, name: str) -> None:
+    check(
+        start.image_inputs is not None,
+        f"`{name}` needs inputs and weights, but the start holds rows. Use fs.initial.latents().",
+    )
+    found = 1 if start.image_hidden is None else 2
+    cure = "Leave out `hidden`" if layers == 1 else "Give `hidden`, e.g. 32,"
+    check(
+        found == layers, f"`{name}` has {layers} layer(s), but the start has weights of {found}. {cure} in latents()."
+    )

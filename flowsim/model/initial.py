@@ -1,0 +1,495 @@
+"""Starting states: recipes that draw a `Start` from a seed, and starts from your own arrays.
+
+    fs.initial.rings(pairs=5, height=0.309, twist=-144)
+    fs.initial.uniform(pairs=16, dim=8).draw(seed=3)
+    fs.initial.from_arrays(image, text)
+
+A recipe holds numbers (which a sweep may vary) and sizes; `draw(seed)` returns the arrays. With `gamma`, the
+arrays of a start are the directions H within two parallel cones at heights ±γ: `Sphere` lifts them to one
+more dimension, `Parallel` and `Reduced` take them as they are. Without, they are the rows themselves.
+"""
+
+import abc
+import math
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from flowsim.base.arrays import (
+    Described,
+    bundle,
+    check,
+    check_flag,
+    check_fraction,
+    check_number,
+    check_whole,
+    host_array,
+    is_concrete,
+    is_real,
+    moderate,
+    number,
+    optional_number,
+    plain,
+)
+from flowsim.errors import FlowsimError
+
+FIGURE_2_HEIGHT = (math.sqrt(5) - 1) / 4
+"""γ0 of Figure 2 of Yaras et al. 2025, 0.3090."""
+
+
+@bundle
+class Start:
+    """A starting state.
+
+    - `image`, `text`: unit rows (n, d), or None if only `similarity` is known.
+    - `gamma`: signed cone height γ in (−1, 1), or None if the rows are not directions within cones.
+    - `log_gamma`: ln|γ| where γ itself underflows; otherwise None.
+    - `basis`: orthogonal (d+1, d+1) in which the lifted cones are expressed; None for the standard one.
+    - `similarity`: Z (n, n), only for `Reduced`.
+    - `image_inputs`, `text_inputs`: what encoders see, (n, p) and (n, q); `image_hidden`, `text_hidden`: weights of
+      the first of two layers, (p, h); `image_weights`, `text_weights`: of the last, (p or h, d).
+    """
+
+    image: Any = None
+    text: Any = None
+    gamma: Any = None
+    log_gamma: Any = None
+    basis: Any = None
+    similarity: Any = None
+    image_inputs: Any = None
+    text_inputs: Any = None
+    image_hidden: Any = None
+    text_hidden: Any = None
+    image_weights: Any = None
+    text_weights: Any = None
+
+    @property
+    def pairs(self) -> int:
+        """n, the number of pairs."""
+        known = (self.image, self.similarity, self.image_inputs)
+        return next(array for array in known if array is not None).shape[0]
+
+    @property
+    def dim(self) -> int | None:
+        """d, the number of columns of `image`; None without rows."""
+        return None if self.image is None else self.image.shape[1]
+
+    def rows(self) -> tuple[Any, Any]:
+        """Unit rows (image, text) in the full space: lifted by one dimension if the start has γ."""
+        if self.image is None and self.image_inputs is not None:
+            raise FlowsimError("This start holds inputs of encoders, not rows. Use the geometry `LinearEncoders`.")
+        if self.image is None:
+            raise FlowsimError(
+                "This start holds only similarities, not rows. Use the geometry `Reduced`, or give rows."
+            )
+        if self.gamma is None:
+            return self.image, self.text
+        gamma = float(self.gamma)
+        radius, height = np.sqrt(1 - gamma**2), np.full((self.pairs, 1), gamma)
+        image = np.concatenate([radius * self.image, height], axis=1)
+        text = np.concatenate([radius * self.text, -height], axis=1)
+        return (image, text) if self.basis is None else (image @ self.basis.T, text @ self.basis.T)
+
+    def as_cones(self, geometry: str) -> "Start":
+        """This start in the form of two exact parallel cones, with γ.
+
+        Rows without γ are accepted only if an axis u exists with image·u = γ and text·u = −γ exactly.
+        Raises `FlowsimError` otherwise, saying what to do.
+        """
+        if self.gamma is not None:
+            return self
+        cure = f"Give `gamma` with rows H, use `fs.initial.cones`, or use the geometry `Sphere`, not `{geometry}`."
+        if self.image is None:
+            raise FlowsimError(f"The start has no `gamma`. {cure}")
+        stacked = np.concatenate([self.image, -self.text])
+        if np.linalg.matrix_rank(stacked) < stacked.shape[1]:
+            raise FlowsimError(f"The axis of the cones is not determined by these rows. {cure}")
+        axis = np.linalg.lstsq(stacked, np.ones(len(stacked)), rcond=None)[0]
+        length = np.linalg.norm(axis)
+        if np.max(np.abs(stacked @ axis - 1)) > 1e-9 or length <= 1:
+            raise FlowsimError(f"These rows are not two exact parallel cones. {cure}")
+        gamma, axis = 1 / length, axis / length
+        # Any orthogonal basis whose last column is the axis.
+        basis = np.linalg.qr(np.column_stack([axis, np.eye(len(axis))]))[0]
+        basis = np.column_stack([basis[:, 1:], axis])
+        scale = np.sqrt(1 - gamma**2)
+        h = [(rows @ basis)[:, :-1] / scale for rows in (self.image, self.text)]
+        return Start(h[0], h[1], gamma=np.asarray(gamma), basis=basis)
+
+
+class AbstractRecipe(Described):
+    """A way to draw starts."""
+
+    @abc.abstractmethod
+    def draw(self, seed: int = 0) -> Start:
+        """The start for this seed; deterministic recipes ignore it."""
+
+
+class Rings(AbstractRecipe):
+    """Two regular n-gons at heights +γ (image) and −γ (text), the text ring turned by `twist` degrees.
+
+    The defaults are the start of Figure 2 of Yaras et al. 2025: five pairs in three dimensions,
+    γ0 = (√5 − 1)/4, twist −144°.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144).draw()
+        >>> start.image.shape, round(float(start.gamma), 3)
+        ((5, 2), 0.309)
+    """
+
+    pairs: int = eqx.field(static=True, converter=plain, default=5)
+    height: Any = eqx.field(converter=number, default=FIGURE_2_HEIGHT)
+    twist: Any = eqx.field(converter=number, default=-144.0)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_gamma("height", self.height)
+        check_number("twist", self.twist, cure="Use degrees, e.g. -144.")
+
+    def draw(self, seed: int = 0) -> Start:
+        angle = 2 * np.pi * np.arange(self.pairs) / self.pairs
+        turned = angle + np.deg2rad(self.twist)
+        return Start(
+            np.column_stack([np.cos(angle), np.sin(angle)]),
+            np.column_stack([np.cos(turned), np.sin(turned)]),
+            gamma=self.height,
+        )
+
+
+class Cones(AbstractRecipe):
+    """Two parallel cones with independent random directions, in `dim` dimensions including the axis.
+
+    With `random_basis` the axis points in a random direction, which matters to entry-wise swaps only.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.cones(pairs=16, dim=8, height=0.3).draw(seed=1)
+        >>> [rows.shape for rows in start.rows()]
+        [(16, 8), (16, 8)]
+    """
+
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
+    height: Any = eqx.field(converter=number, default=0.3)
+    random_basis: bool = eqx.field(static=True, converter=plain, default=False)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim, minimum=3)
+        _check_gamma("height", self.height)
+        check_flag("random_basis", self.random_basis)
+
+    def draw(self, seed: int = 0) -> Start:
+        rng = _generator(seed)
+        image, text = (_uniform_rows(rng, self.pairs, self.dim - 1) for _ in range(2))
+        basis = None
+        if self.random_basis:
+            basis = _rotation(rng, self.dim)
+        return Start(image, text, gamma=self.height, basis=basis)
+
+
+class Uniform(AbstractRecipe):
+    """Rows of both modalities independent and uniform on S^{dim−1}; with `gamma`, as directions in cones.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> fs.initial.uniform(pairs=16, dim=8).draw(seed=1).image.shape
+        (16, 8)
+    """
+
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
+    gamma: Any = eqx.field(converter=optional_number, default=None)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim)
+        if self.gamma is not None:
+            _check_gamma("gamma", self.gamma)
+
+    def draw(self, seed: int = 0) -> Start:
+        rng = _generator(seed)
+        image, text = (_uniform_rows(rng, self.pairs, self.dim) for _ in range(2))
+        return Start(image, text, gamma=self.gamma)
+
+
+class MatchedPairs(AbstractRecipe):
+    """Perfectly matched cones: identical random directions H_X = H_Y in R^dim, heights ±γ.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.matched(pairs=16, dim=8, gamma=0.3).draw()
+        >>> bool((start.image == start.text).all())
+        True
+    """
+
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
+    gamma: Any = eqx.field(converter=number, default=0.3)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim)
+        _check_gamma("gamma", self.gamma)
+
+    def draw(self, seed: int = 0) -> Start:
+        rows = _uniform_rows(_generator(seed), self.pairs, self.dim)
+        return Start(rows, rows.copy(), gamma=self.gamma)
+
+
+class Orthonormal(AbstractRecipe):
+    """Matched cones with orthonormal directions, Z = I (margin 1).
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.orthonormal(pairs=3).draw()
+        >>> (start.image @ start.text.T).tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    gamma: Any = eqx.field(converter=number, default=0.3)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_gamma("gamma", self.gamma)
+
+    def draw(self, seed: int = 0) -> Start:
+        return Start(np.eye(self.pairs), np.eye(self.pairs), gamma=self.gamma)
+
+
+class Simplex(AbstractRecipe):
+    """Matched cones with simplex directions, Z = (nI − J)/(n − 1) (margin n/(n − 1), the largest).
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.simplex(pairs=3).draw()
+        >>> (start.image @ start.text.T).round(2).tolist()
+        [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
+    """
+
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    gamma: Any = eqx.field(converter=number, default=0.3)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_gamma("gamma", self.gamma)
+
+    def draw(self, seed: int = 0) -> Start:
+        n = self.pairs
+        rows = np.sqrt(n / (n - 1)) * (np.eye(n) - 1 / n)
+        return Start(rows, rows.copy(), gamma=self.gamma)
+
+
+class Mismatched(AbstractRecipe):
+    """Matched cones in which a random `fraction` of the texts has changed places (a cyclic shift among them).
+
+    The pairs are right, the positions are wrong: the start is mismatched where fraction > 0. The fraction is
+    rounded to whole pairs; a single one has no other to change places with.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.mismatched(pairs=8, dim=4, fraction=0.5).draw()
+        >>> int((start.image != start.text).any(axis=1).sum())
+        4
+    """
+
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
+    gamma: Any = eqx.field(converter=number, default=0.3)
+    fraction: Any = eqx.field(converter=number, default=0.5)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim)
+        _check_gamma("gamma", self.gamma)
+        check_fraction("fraction", self.fraction)
+
+    def draw(self, seed: int = 0) -> Start:
+        rng = _generator(seed)
+        image = _uniform_rows(rng, self.pairs, self.dim)
+        moved = rng.permutation(self.pairs)[: round(float(self.fraction) * self.pairs)]
+        text = image.copy()
+        text[moved] = image[np.roll(moved, 1)]
+        return Start(image, text, gamma=self.gamma)
+
+
+class Latents(AbstractRecipe):
+    """Inputs and weights for encoders, from latent factors z ~ N(0, I) of each pair.
+
+    - `factors`: of each pair; the image encoder sees all of them, the text encoder the first `text_factors`
+      (information imbalance; default: all), each through its own random rotation.
+    - `texts_per_image`: groups of this many consecutive pairs share the image, input for input (duplicates);
+      their texts differ by noise.
+    - `noise`: standard deviation of what is added to text inputs.
+    - `dim`: of the embeddings. `hidden`: units of the first of two layers, for `MLPEncoders`; None for
+      `LinearEncoders`. Weights are N(0, 1/fan-in).
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.latents(pairs=16, factors=8, text_factors=4).draw()
+        >>> start.image_inputs.shape, start.text_inputs.shape
+        ((16, 8), (16, 4))
+    """
+
+    pairs: int = eqx.field(static=True, converter=plain, default=16)
+    factors: int = eqx.field(static=True, converter=plain, default=8)
+    text_factors: int | None = eqx.field(static=True, converter=plain, default=None)
+    dim: int = eqx.field(static=True, converter=plain, default=8)
+    hidden: int | None = eqx.field(static=True, converter=plain, default=None)
+    texts_per_image: int = eqx.field(static=True, converter=plain, default=1)
+    noise: Any = eqx.field(converter=number, default=0.0)
+
+    def __check_init__(self) -> None:
+        _check_pairs(self.pairs)
+        _check_dim(self.dim)
+        for name in ("factors", "text_factors", "hidden", "texts_per_image"):
+            value = getattr(self, name)
+            if value is not None or name not in ("text_factors", "hidden"):
+                check_whole(name, value, 1, "Use e.g. 4.")
+        check(
+            self.text_factors is None or self.text_factors <= self.factors,
+            f"`text_factors` is {self.text_factors}, but there are {self.factors} factors. Use at most that many.",
+        )
+        check(
+            self.pairs % self.texts_per_image == 0,
+            f"{self.pairs} pairs do not form groups of {self.texts_per_image}. Use a multiple of `texts_per_image`.",
+        )
+        check_number("noise", self.noise, minimum=0.0, cure="Use e.g. 0.1.")
+
+    def draw(self, seed: int = 0) -> Start:
+        rng = _generator(seed)
+        latent = rng.standard_normal((self.pairs // self.texts_per_image, self.factors))
+        latent = np.repeat(latent, self.texts_per_image, axis=0)
+        seen = self.factors if self.text_factors is None else self.text_factors
+        image_inputs = latent @ _rotation(rng, self.factors)
+        text_inputs = latent[:, :seen] @ _rotation(rng, seen)
+        # Drawn also without noise, so that the weights of a seed do not depend on it.
+        text_inputs = text_inputs + float(self.noise) * rng.standard_normal(text_inputs.shape)
+        layers = [_layers(rng, size, self.hidden, self.dim) for size in (self.factors, seen)]
+        return Start(
+            image_inputs=image_inputs, text_inputs=text_inputs,
+            image_hidden=layers[0][0], image_weights=layers[0][1],
+            text_hidden=layers[1][0], text_weights=layers[1][1],
+        )  # fmt: skip
+
+
+# With their types, which readers of the package cannot tell from a tuple.
+rings: type[Rings] = Rings
+cones: type[Cones] = Cones
+uniform: type[Uniform] = Uniform
+matched: type[MatchedPairs] = MatchedPairs
+orthonormal: type[Orthonormal] = Orthonormal
+simplex: type[Simplex] = Simplex
+mismatched: type[Mismatched] = Mismatched
+latents: type[Latents] = Latents
+
+KINDS: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (Rings, Cones, Uniform, MatchedPairs, Orthonormal, Simplex, Mismatched, Latents)
+}  # fmt: skip
+
+
+def from_arrays(image: "ArrayLike", text: "ArrayLike", gamma: float | None = None) -> Start:
+    """A start from your own rows (n, d); rows are scaled to unit length.
+
+    With `gamma` the rows are directions H within cones at heights ±γ. Raises `FlowsimError` for arrays
+    that are not two finite matrices of the same shape with n >= 2, or contain a zero row.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.from_arrays([[3.0, 4.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]])
+        >>> start.image.tolist()
+        [[0.6, 0.8], [1.0, 0.0]]
+    """
+    arrays = {"image": _matrix("image", image), "text": _matrix("text", text)}
+    (n, d), (m, e) = (array.shape for array in arrays.values())
+    check(n == m, f"`image` has {n} row(s) and `text` has {m}. Give one text row per image row.")
+    check(d == e, f"`image` has {d} column(s) and `text` has {e}. Use embeddings from one shared space.")
+    check(n >= 2, f"A start needs at least 2 pairs, but `image` and `text` have {n} row(s). Add pairs.")
+    check(d >= 1, "`image` and `text` have no columns. Give rows of at least one entry.")
+    rows = []
+    for name, array in arrays.items():
+        array = moderate(array)
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        check(norms.min() > 0, f"Array `{name}` has a zero row, which has no direction. Remove it with its pair.")
+        rows.append(array / norms)
+    if gamma is not None:
+        _check_gamma("gamma", number(gamma))
+    return Start(rows[0], rows[1], gamma=optional_number(gamma))
+
+
+def from_similarity(similarity: "ArrayLike", gamma: float) -> Start:
+    """A start for `Reduced` from Z = H_X H_Yᵀ (n, n) alone, entries in [−1, 1].
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.from_similarity([[1.0, 0.2], [0.2, 1.0]], gamma=0.3)
+        >>> start.pairs, start.image is None
+        (2, True)
+    """
+    z = _matrix("similarity", similarity)
+    check(len(z) >= 2, f"A start needs at least 2 pairs, but `similarity` has {len(z)} row(s). Add pairs.")
+    check(z.shape[0] == z.shape[1], f"`similarity` must be square, but has shape {z.shape}. Use H_X @ H_Y.T.")
+    check(
+        np.abs(z).max() <= 1 + 1e-9,
+        f"`similarity` has an entry of {np.abs(z).max():.4g}. Use cosines, between -1 and 1.",
+    )
+    _check_gamma("gamma", number(gamma))
+    return Start(similarity=z, gamma=number(gamma))
+
+
+def _matrix(name: str, value: ArrayLike) -> Float[np.ndarray, "n d"]:
+    array = host_array(value)
+    if array is None or not is_real(array):
+        raise FlowsimError(f"Array `{name}` is not numeric. Give a matrix of real numbers.")
+    check(array.ndim == 2, f"Array `{name}` must have shape (n, d), but has {array.shape}. Reshape it.")
+    array = array.astype(np.float64)
+    check(np.isfinite(array).all(), f"Array `{name}` contains NaN or infinity. Remove those rows.")
+    return array
+
+
+def _generator(seed: int) -> np.random.Generator:
+    check_whole("seed", seed, 0, "Use e.g. 0.")
+    return np.random.default_rng(seed)
+
+
+def _uniform_rows(rng: np.random.Generator, pairs: int, dim: int) -> Float[np.ndarray, "n d"]:
+    rows = rng.standard_normal((pairs, dim))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _rotation(rng: np.random.Generator, size: int) -> Float[np.ndarray, "d d"]:
+    q, r = np.linalg.qr(rng.standard_normal((size, size)))
+    return q * np.sign(np.diag(r))
+
+
+def _layers(
+    rng: np.random.Generator, inputs: int, hidden: int | None, dim: int
+) -> tuple[Float[np.ndarray, "p h"] | None, Float[np.ndarray, "k d"]]:
+    first = None if hidden is None else rng.standard_normal((inputs, hidden)) / np.sqrt(inputs)
+    width = inputs if hidden is None else hidden
+    return first, rng.standard_normal((width, dim)) / np.sqrt(width)
+
+
+def _check_pairs(pairs: int) -> None:
+    check_whole("pairs", pairs, 2, "Use e.g. pairs=5: a contrastive loss needs a negative.")
+
+
+def _check_dim(dim: int, minimum: int = 2) -> None:
+    check_whole("dim", dim, minimum, "Use e.g. dim=8.")
+
+
+def _check_gamma(name: str, gamma: Any) -> None:
+    check_number(name, gamma, cure="Use e.g. 0.3.")
+    if is_concrete(gamma):
+        value = float(gamma)
+        check(
+            abs(value) < 1,
+            f"Argument `{name}` must lie between -1 and 1 (heights ±γ on the unit sphere), but is {value:g}. "
+            "Use e.g. 0.3.",
+        )

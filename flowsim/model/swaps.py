@@ -1,0 +1,132 @@
+"""Modality swapping: parts of the image and text features are exchanged before the loss is taken.
+
+In a fraction p of training the loss sees swapped features; the result goes into the loss as it is, without
+renormalisation. In continuous time a swap acts on the loss, not on the state: the small-step limit of
+training is the flow of
+
+    (1 − p) L(X, Y) + p E_w[ L(X', Y') ],    X' = wX + (1 − w)Y,  Y' = (1 − w)X + wY,
+
+with random weights w. The expectation is a sample average over `masks` draws, so that the vector field is
+deterministic: fixed for the whole run (averaged flow), or drawn anew after every `redraw` of flow time
+(piecewise flow), which tends to the same flow as the interval shrinks. A discrete run draws in every step.
+Source: Yaras et al. 2025, section 5; continuous-time form derived here.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox import AbstractClassVar, AbstractVar
+from jaxtyping import Array
+
+from flowsim.base.arrays import (
+    Described,
+    check_choice,
+    check_fraction,
+    check_redraw,
+    check_whole,
+    number,
+    optional_number,
+    plain,
+)
+
+
+class AbstractSwap(Described):
+    """A rule for exchanging features between modalities in a `fraction` of training."""
+
+    fraction: AbstractVar[Any]
+    masks: AbstractVar[int]
+    redraw: AbstractVar[Any]
+    active: AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
+        """Weights w of shape (count, pairs, dim) or (count, pairs, 1); None without a swap. w = 1 is no swap."""
+
+    @abc.abstractmethod
+    def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
+        """(X', Y') of shape (n, d) for one draw of weights, (n, d) or (n, 1); JAX arrays or torch tensors."""
+
+
+class NoSwap(AbstractSwap):
+    """Features go into the loss as they are."""
+
+    fraction: ClassVar[float] = 0.0
+    masks: ClassVar[int] = 0
+    redraw: ClassVar[None] = None
+    active: ClassVar[bool] = False
+
+    def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
+        return None
+
+    def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
+        return image, text
+
+
+class HardSwap(AbstractSwap):
+    """HS: each entry (`by="entry"`) or whole row (`by="row"`) is exchanged with probability one half.
+
+    - `fraction`: p, the fraction of training with a swap.
+    - `masks`: K, the number of draws that stand for the expectation.
+    - `redraw`: flow time between fresh draws; None keeps the first.
+    """
+
+    fraction: Any = eqx.field(converter=number, default=0.001)
+    by: str = eqx.field(static=True, converter=plain, default="entry")
+    masks: int = eqx.field(static=True, converter=plain, default=64)
+    redraw: Any = eqx.field(converter=optional_number, default=None)
+    active: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        _check_numbers(self)
+        check_choice("swap unit", self.by, ("entry", "row"))
+
+    def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
+        shape = (count, pairs, dim if self.by == "entry" else 1)
+        return jax.random.bernoulli(key, 0.5, shape).astype(dtype)
+
+    def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
+        return weights * image + (1 - weights) * text, (1 - weights) * image + weights * text
+
+
+class SoftSwap(AbstractSwap):
+    """SS: each entry is mixed with its partner, X' = λX + (1−λ)Y, λ_ij ~ U[0, 1].
+
+    `reading="old"`: Y' = λY + (1−λ)X, both from the old features. `reading="updated"`: the paper's second
+    line read literally, Y' = λY + (1−λ)X'.
+    """
+
+    fraction: Any = eqx.field(converter=number, default=0.05)
+    reading: str = eqx.field(static=True, converter=plain, default="old")
+    masks: int = eqx.field(static=True, converter=plain, default=64)
+    redraw: Any = eqx.field(converter=optional_number, default=None)
+    active: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        _check_numbers(self)
+        check_choice("reading of the soft swap", self.reading, ("old", "updated"))
+
+    def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
+        return jax.random.uniform(key, (count, pairs, dim), dtype)
+
+    def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
+        new_image = weights * image + (1 - weights) * text
+        source = image if self.reading == "old" else new_image
+        return new_image, weights * text + (1 - weights) * source
+
+
+def step_weights(swap: AbstractSwap, whether: Array, masks: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
+    """Weights of one step of training, (1, n, d) or (1, n, 1): a draw with probability p, else ones (no swap).
+
+    `whether` and `masks` are keys; simulated and real training share this function. None without a swap.
+    """
+    weights = swap.draw(masks, 1, pairs, dim, dtype)
+    return None if weights is None else jnp.where(jax.random.bernoulli(whether, swap.fraction), weights, 1.0)
+
+
+def _check_numbers(swap: HardSwap | SoftSwap) -> None:
+    check_fraction("fraction", swap.fraction)
+    check_whole("masks", swap.masks, 1, "Use e.g. 64.")
+    check_redraw(swap.redraw)

@@ -1,0 +1,277 @@
+"""Temperature policies: how the temperature τ = 1/β of the softmax behaves during training.
+
+A policy is a pure function of training progress u in [0, 1] and, if the temperature is learnable, of its
+raw parameter ν. The very same objects drive the simulator (JAX arrays), real training (plain floats) and
+plots (NumPy arrays). Temperatures are dimensionless.
+
+Learnable temperatures are written β = β(ν) with one of four parametrizations; gradient flow moves ν by
+dν/dt = −r ∂L/∂ν = −r β'(ν) ∂L/∂β, r the learning-rate ratio.
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import numpy as np
+from equinox import AbstractClassVar
+
+from flowsim.base.arrays import Described, check, check_number, is_concrete, namespace, number, shown
+
+
+class AbstractParametrization(Described):
+    """How the inverse temperature β depends on the raw parameter ν that is trained."""
+
+    name: AbstractClassVar[str]
+
+    @abc.abstractmethod
+    def inverse_temperature(self, raw: Any) -> Any:
+        """β(ν), elementwise; same kind of array as `raw`."""
+
+    @abc.abstractmethod
+    def raw(self, inverse_temperature: Any) -> Any:
+        """ν(β), the inverse function."""
+
+    @abc.abstractmethod
+    def derivative(self, raw: Any) -> Any:
+        """β'(ν)."""
+
+
+class Exp(AbstractParametrization):
+    """β = exp(ν): CLIP's own (its parameter `logit_scale` is ν)."""
+
+    name: ClassVar[str] = "exp"
+
+    def inverse_temperature(self, raw: Any) -> Any:
+        return namespace(raw).exp(raw)
+
+    def raw(self, inverse_temperature: Any) -> Any:
+        return namespace(inverse_temperature).log(inverse_temperature)
+
+    def derivative(self, raw: Any) -> Any:
+        return namespace(raw).exp(raw)
+
+
+class ScaledExp(AbstractParametrization):
+    """β = exp(ν/s): the paper's "TR scale s" (its appendix prints τ where β is meant)."""
+
+    scale: Any = eqx.field(converter=number, default=10.0)
+    name: ClassVar[str] = "exp"
+
+    def __check_init__(self) -> None:
+        check_number("scale", self.scale, positive=True, cure="Use e.g. ScaledExp(10).")
+
+    def inverse_temperature(self, raw: Any) -> Any:
+        return namespace(raw, self.scale).exp(raw / self.scale)
+
+    def raw(self, inverse_temperature: Any) -> Any:
+        return self.scale * namespace(inverse_temperature, self.scale).log(inverse_temperature)
+
+    def derivative(self, raw: Any) -> Any:
+        return namespace(raw, self.scale).exp(raw / self.scale) / self.scale
+
+
+class Softplus(AbstractParametrization):
+    """β = log(1 + e^ν): the paper's "TR softplus"."""
+
+    name: ClassVar[str] = "softplus"
+
+    def inverse_temperature(self, raw: Any) -> Any:
+        # Not `logaddexp(0, ν)`: a literal zero would change dtype under strict promotion.
+        xp = namespace(raw)
+        return xp.maximum(raw, 0 * raw) + xp.log1p(xp.exp(-abs(raw)))
+
+    def raw(self, inverse_temperature: Any) -> Any:
+        xp = namespace(inverse_temperature)
+        return inverse_temperature + xp.log(-xp.expm1(-inverse_temperature))
+
+    def derivative(self, raw: Any) -> Any:
+        xp = namespace(raw)
+        small = xp.exp(-abs(raw))
+        return xp.where(raw >= 0, 1 / (1 + small), small / (1 + small))
+
+
+class Identity(AbstractParametrization):
+    """β = ν: the inverse temperature itself is trained; it may reach 0, where τ is infinite."""
+
+    name: ClassVar[str] = "identity"
+
+    def inverse_temperature(self, raw: Any) -> Any:
+        return raw
+
+    def raw(self, inverse_temperature: Any) -> Any:
+        return inverse_temperature
+
+    def derivative(self, raw: Any) -> Any:
+        return namespace(raw).ones_like(raw)
+
+
+class AbstractTemperature(Described):
+    """A temperature policy.
+
+    `learnable` says whether the flow moves the raw parameter ν. `constant` says whether the policy is
+    independent of progress.
+    """
+
+    learnable: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        """β at training progress u (clipped to [0, 1]) and raw parameter ν (learnable policies only)."""
+
+    def initial_raw(self) -> Any:
+        """ν at the start; None for policies that are not learnable."""
+        return None
+
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        """dν/dt given the force −∂L/∂β; None for policies that are not learnable."""
+        return None
+
+    def temperature(self, progress: Any, raw: Any = None) -> Any:
+        """τ = 1/β at training progress u and raw parameter ν."""
+        return 1.0 / self.inverse_temperature(progress, raw)
+
+
+class Fixed(AbstractTemperature):
+    """A constant temperature: the paper's "FLT" (fixed large temperature)."""
+
+    tau: Any = eqx.field(converter=number, default=0.07)
+    constant: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        _check_temperature("temperature", self.tau, "Use e.g. Fixed(0.07).")
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        return 1.0 / (self.tau + 0.0 * progress)
+
+
+class Linear(AbstractTemperature):
+    """τ(u) = start + (end − start) u: the paper's "TS S0 .. S3". Linear in τ, not in β.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> policy = fs.temperature.Linear(0.01, 0.05)
+        >>> [round(float(policy.temperature(u)), 3) for u in (0.0, 0.5, 1.0)]
+        [0.01, 0.03, 0.05]
+    """
+
+    start: Any = eqx.field(converter=number, default=0.01)
+    end: Any = eqx.field(converter=number, default=0.05)
+
+    def __check_init__(self) -> None:
+        for name in ("start", "end"):
+            _check_temperature(name, getattr(self, name), "Use e.g. Linear(0.01, 0.05).")
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        return 1.0 / (self.start + (self.end - self.start) * _clip(progress))
+
+
+class Cosine(AbstractTemperature):
+    """τ(u) = low + (high − low)(1 + cos 2πcu)/2: cosine alternation, the paper's "TS A0, A1".
+
+    It starts at `high`, as in Kukleva et al. (ICLR 2023), and makes `cycles` = c full turns. The paper does
+    not state the period: c is a parameter.
+    """
+
+    low: Any = eqx.field(converter=number, default=0.01)
+    high: Any = eqx.field(converter=number, default=0.04)
+    cycles: Any = eqx.field(converter=number, default=5.0)
+
+    def __check_init__(self) -> None:
+        cure = "Use e.g. Cosine(0.01, 0.04, cycles=5)."
+        for name in ("low", "high"):
+            _check_temperature(name, getattr(self, name), cure)
+        check_number("cycles", self.cycles, positive=True, cure=cure)
+        if is_concrete(self.low) and is_concrete(self.high):
+            check(
+                self.low <= self.high,
+                f"Argument `low` must be at most `high`, but they are {float(self.low):g} and {float(self.high):g}. "
+                f"Swap them: Cosine({float(self.high):g}, {float(self.low):g}).",
+            )
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        turn = namespace(progress, self.cycles).cos(2 * np.pi * self.cycles * _clip(progress))
+        return 1.0 / (self.low + (self.high - self.low) * (1 + turn) / 2)
+
+
+class Learnable(AbstractTemperature):
+    """A trained temperature: β = β(ν), dν/dt = −r ∂L/∂ν. The paper's "Baseline" with its defaults.
+
+    - `init`: the starting temperature τ0.
+    - `parametrization`: β(ν); `Exp()` is CLIP's.
+    - `lr_ratio`: r, the learning rate of ν relative to that of the embeddings ("SLRT" is 0.1).
+    - `clamp`: None, or (τ_min, τ_max): a projected flow that stops ν at the bound (open_clip: (0.01, 1)).
+
+    Examples:
+        >>> import flowsim as fs
+        >>> policy = fs.temperature.Learnable(init=0.07, parametrization=fs.temperature.Softplus())
+        >>> nu = policy.initial_raw()
+        >>> round(float(policy.temperature(0.0, nu)), 6)
+        0.07
+    """
+
+    init: Any = eqx.field(converter=number, default=0.07)
+    parametrization: AbstractParametrization = Exp()
+    lr_ratio: Any = eqx.field(converter=number, default=1.0)
+    clamp: tuple[Any, Any] | None = eqx.field(converter=lambda clamp: _bounds(clamp), default=None)
+    learnable: ClassVar[bool] = True
+    constant: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        _check_temperature("temperature", self.init, "Use e.g. Learnable(init=0.07).")
+        check(
+            isinstance(self.parametrization, AbstractParametrization),
+            f"Argument `parametrization` cannot be {shown(self.parametrization)}. Use e.g. fs.temperature.Softplus().",
+        )
+        check_number("lr_ratio", self.lr_ratio, minimum=0.0, cure="Use e.g. Learnable(lr_ratio=1.0); 0 never moves it.")
+        if self.clamp is not None:
+            low, high = self.clamp
+            for name, bound in (("clamp[0]", low), ("clamp[1]", high)):
+                _check_temperature(name, bound, "Use e.g. clamp=(0.01, 1.0).")
+            if is_concrete(low) and is_concrete(high) and is_concrete(self.init):
+                check(
+                    low < high and low <= self.init <= high,
+                    f"The clamp ({float(low):g}, {float(high):g}) must be increasing and contain the initial "
+                    f"temperature {float(self.init):g}. Widen the clamp or change `init`.",
+                )
+
+    def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
+        # Without a raw value: the curve that is known before training, its starting value.
+        if raw is None:
+            return 1.0 / (self.init + 0.0 * progress)
+        return self.parametrization.inverse_temperature(raw)
+
+    def initial_raw(self) -> Any:
+        return self.parametrization.raw(1.0 / self.init)
+
+    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
+        return self.lr_ratio * self.parametrization.derivative(raw) * inverse_temperature_force
+
+    def raw_bounds(self) -> tuple[Any, Any]:
+        """(ν_min, ν_max) of the clamp. ν grows with β, so that ν_max belongs to τ_min."""
+        assert self.clamp is not None
+        low, high = self.clamp
+        return self.parametrization.raw(1.0 / high), self.parametrization.raw(1.0 / low)
+
+
+def _check_temperature(name: str, value: Any, cure: str) -> None:
+    """Refuse a temperature that is not positive, or so low that 1/τ is beyond float64."""
+    check_number(name, value, positive=True, cure=cure)
+    if is_concrete(value):
+        check(float(value) >= 1e-300, f"Argument `{name}` must be at least 1e-300, but is {float(value):g}. {cure}")
+
+
+def _bounds(clamp: Any) -> Any:
+    """(τ_min, τ_max) as numbers; None for no clamp."""
+    if clamp is None:
+        return None
+    pair = tuple(clamp) if isinstance(clamp, (tuple, list)) or getattr(clamp, "ndim", 0) == 1 else ()
+    check(
+        len(pair) == 2,
+        f"Argument `clamp` must be (tau_min, tau_max), but is {shown(clamp)}. Use e.g. (0.01, 1.0).",
+    )
+    return tuple(number(bound) for bound in pair)
+
+
+def _clip(progress: Any) -> Any:
+    return namespace(progress).clip(progress, 0.0, 1.0)

@@ -1,0 +1,216 @@
+"""Sums, factors and neighbours of more rows than memory should hold as float64, one block of rows at a time.
+
+What `flowsim.observables` needs of large embedding sets; the formulas of the metrics are there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from flowsim.base.arrays import moderate
+
+#: Rows converted at once, and queries compared with them at once: 64 MiB of similarities.
+BLOCK = 4096
+QUERIES = 2048
+
+_Progress = Callable[[str], None]
+
+
+class Rows:
+    """Unit rows in float64 of an array (n, d) of any real dtype, which may be mapped from a file."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        rows = moderate(np.asarray(self.array[index], np.float64))
+        rows = rows / np.abs(rows).max(axis=1, keepdims=True)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(index of the first row, unit rows) of one block after the other."""
+        for start in range(0, len(self), BLOCK):
+            yield start, self[start : start + BLOCK]
+
+
+def centre(rows: Rows) -> np.ndarray:
+    """mean_i x_i, shape (d,)."""
+    return sum(block.sum(axis=0) for _, block in rows.blocks()) / len(rows)  # pyright: ignore
+
+
+def spread(rows: Rows, mean: np.ndarray) -> float:
+    """Σ_i ‖x_i − mean‖²."""
+    return sum(float(np.sum((block - mean) ** 2)) for _, block in rows.blocks())
+
+
+@dataclasses.dataclass(frozen=True)
+class PairMeans:
+    """Means over pairs of ‖x_i − y_i‖, ‖x_i − y_i‖² and ⟨x_i, y_i⟩."""
+
+    distance: float
+    squared: float
+    cosine: float
+
+
+def pair_means(image: Rows, text: Rows) -> PairMeans:
+    """The means over all pairs."""
+    totals = np.zeros(3)
+    for start, x in image.blocks():
+        y = text[start : start + BLOCK]
+        squared = np.sum((x - y) ** 2, axis=1)
+        totals += np.sqrt(squared).sum(), squared.sum(), np.sum(x * y)
+    return PairMeans(*(float(total) / len(image) for total in totals))
+
+
+def factor(rows: Rows, mean: np.ndarray) -> np.ndarray:
+    """R (k, d), k ≤ d, of X − mean = QR: it has the singular values of the centred rows.
+
+    R of the rows so far is stacked on the next block and factored anew. Unlike those of XᵀX, its small singular values
+    are right to rounding of the largest one, not to its square root.
+    """
+    found = np.zeros((0, len(mean)))
+    for _, block in rows.blocks():
+        found = np.linalg.qr(np.concatenate([found, block - mean]), mode="r")
+    return found  # pyright: ignore
+
+
+def factor_of_both(image: np.ndarray, text: np.ndarray, centres: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, factor) of both modalities stacked, from the factors, centres and numbers of rows of each.
+
+    Σ (x − m)(x − m)ᵀ = Σ (x − c)(x − c)ᵀ + n (c − m)(c − m)ᵀ: one more row for each modality.
+    """
+    mean = sum(n * c for n, c in zip(counts, centres, strict=True)) / sum(counts)
+    shifts = [math.sqrt(n) * (c - mean)[None, :] for n, c in zip(counts, centres, strict=True)]
+    return mean, np.concatenate([image, text, *shifts])  # pyright: ignore
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """What each query finds among the others: `own` and `other`, the largest cosines with own and other rows; `rank`,
+    one plus the number of other rows as close as the best own one; `kernel`, the mean of exp(−2‖q − o‖²) over others.
+    """
+
+    own: np.ndarray
+    other: np.ndarray
+    rank: np.ndarray
+    kernel: np.ndarray
+
+
+def neighbours(
+    queries: Rows,
+    chosen: np.ndarray,
+    others: Rows,
+    first: np.ndarray,
+    count: int,
+    ties: float,
+    progress: _Progress,
+) -> Neighbours:
+    """Compare the chosen queries with all other rows; those from `first` on, `count` in number, are their own.
+
+    Cosines that agree within `ties` are equal.
+    """
+    parts = []
+    step = max(1, min(QUERIES, QUERIES * 8 // count))
+    for at in range(0, len(chosen), step):
+        if len(chosen) > step:
+            progress(f"query {at:,} of {len(chosen):,}")
+        parts.append(_neighbours(queries[chosen[at : at + step]], others, first[at : at + step], count, ties))
+    return Neighbours(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def _neighbours(queries: np.ndarray, others: Rows, first: np.ndarray, count: int, ties: float) -> tuple[Any, ...]:
+    place = np.arange(len(queries))
+    own = np.full(len(queries), -np.inf)
+    for k in range(count):
+        own = np.maximum(own, np.sum(queries * others[first + k], axis=1))
+    other, kernel = np.full(len(queries), -np.inf), np.zeros(len(queries))
+    rank = np.ones(len(queries), np.int64)
+    for start, block in others.blocks():
+        z = queries @ block.T
+        for k in range(count):
+            column = first + k - start
+            here = (column >= 0) & (column < len(block))
+            z[place[here], column[here]] = -np.inf
+        other = np.maximum(other, z.max(axis=1))
+        rank += np.count_nonzero(z >= (own - ties)[:, None], axis=1)
+        z -= 1
+        z *= 4
+        kernel += np.exp(z, out=z).sum(axis=1)
+    return own, other, rank, kernel / (len(others) - count)
+
+
+def softmax_defect(image: Rows, text: Rows, beta: float, progress: _Progress) -> float:
+    """max(max_j |Σ_i P_ij − 1|, max_i |Σ_j Q_ij − 1|), P and Q the row and column softmax of βZ."""
+    progress("softmax of images")
+    of_images = _log_norms(image, text, beta)
+    progress("softmax of texts")
+    of_texts = _log_norms(text, image, beta)
+    progress("sums of columns")
+    columns = _softmax_sums(text, image, beta, of_images)
+    progress("sums of rows")
+    rows = _softmax_sums(image, text, beta, of_texts)
+    return float(max(np.abs(columns - 1).max(), np.abs(rows - 1).max()))
+
+
+def _log_norms(queries: Rows, others: Rows, beta: float) -> np.ndarray:
+    """ln Σ_o exp(β⟨q, o⟩) of every query."""
+    found = []
+    for start in range(0, len(queries), QUERIES):
+        rows = queries[start : start + QUERIES]
+        top, total = np.full(len(rows), -np.inf), np.zeros(len(rows))
+        for _, block in others.blocks():
+            logits = beta * (rows @ block.T)
+            higher = np.maximum(top, logits.max(axis=1))
+            total = total * np.exp(top - higher) + np.exp(logits - higher[:, None]).sum(axis=1)
+            top = higher
+        found.append(top + np.log(total))
+    return np.concatenate(found)
+
+
+def _softmax_sums(queries: Rows, others: Rows, beta: float, log_norms: np.ndarray) -> np.ndarray:
+    """Σ_o exp(β⟨q, o⟩ − log_norms[o]) of every query."""
+    found = []
+    for start in range(0, len(queries), QUERIES):
+        rows = queries[start : start + QUERIES]
+        total = np.zeros(len(rows))
+        for at, block in others.blocks():
+            total += np.exp(beta * (rows @ block.T) - log_norms[None, at : at + len(block)]).sum(axis=1)
+        found.append(total)
+    return np.concatenate(found)
+
+
+# --- samples ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """How a value was estimated: from `rows` of the `of` rows; with probability 95 % the value of all is in
+    [`low`, `high`]."""
+
+    rows: int
+    of: int
+    low: float
+    high: float
+
+
+_Z = 1.959963984540054  # quantile of the normal distribution at 97.5 %
+
+
+def sample_of_fraction(fraction: float, rows: int, of: int) -> Sample:
+    """Wilson's interval of a fraction of `rows` independent draws."""
+    centre_ = (fraction + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
+    half = _Z / (1 + _Z**2 / rows) * math.sqrt(fraction * (1 - fraction) / rows + _Z**2 / (4 * rows**2))
+    return Sample(rows, of, max(0.0, centre_ - half), min(1.0, centre_ + half))
+
+
+def sample_of_log_mean(values: np.ndarray, of: int) -> Sample:
+    """Interval of the logarithm of a mean, from draws without repetition of the `of` values (delta method)."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) * math.sqrt(1 - len(values) / of) / np.mean(values)
+    value = math.log(np.mean(values))
+    return Sample(len(values), of, value - _Z * float(error), value + _Z * float(error))

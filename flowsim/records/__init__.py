@@ -1,0 +1,1 @@
+"""What a run leaves: results, and the files that hold them."""
