@@ -42,11 +42,11 @@ def ours(image: np.ndarray, text: np.ndarray) -> Call:
     flow = fs.GradientFlow()
     state = flow.initial_state(fs.initial.from_arrays(image, text), dtype=image.dtype)
 
-    def moved(moving: Any) -> Any:
-        velocity = flow.vector_field(1.0, dataclasses.replace(state, moving=moving))
-        return jax.tree.map(lambda x, v: x + x.dtype.type(STEP) * v, moving, velocity)
+    def moved(unknowns: Any) -> Any:
+        velocity = flow.vector_field(1.0, dataclasses.replace(state, unknowns=unknowns))
+        return jax.tree.map(lambda x, v: x + x.dtype.type(STEP) * v, unknowns, velocity)
 
-    return repeated(moved, state.moving)
+    return repeated(moved, state.unknowns)
 
 
 def floor(image: np.ndarray, text: np.ndarray) -> Call:

@@ -1,6 +1,6 @@
 """Numbers of about 200 runs over all parts, to show that a change of the code's structure changes none of them.
 
-    python benchmarks/same_numbers.py record before.json     # at the old revision
+    python benchmarks/same_numbers.py record before.json     # at the old revision; goes on where it was stopped
     python benchmarks/same_numbers.py record after.json      # at the new one, same machine, same versions
     python benchmarks/same_numbers.py compare before.json after.json
 
@@ -22,7 +22,9 @@ import numpy as np
 import flowsim as fs
 
 #: Today's names of what an older revision calls differently; `compare` reads both.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "series raw": "series raw_temperature", "snapshot raw": "snapshot raw_temperature", "raw": "raw_temperature",
+}  # fmt: skip
 #: Runs that differ on purpose, and why.
 EXPLAINED: dict[str, str] = {}
 
@@ -110,7 +112,6 @@ def flows() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     for name, swap in swaps.items():
         end = {"t1": 20.0} if name == "redrawn" else {"t1": 1e3}
         found[f"swap {name}, sphere"] = (flow(schedule=fs.Schedule(swap=swap)), uniform, {**end, "seed": 5})
-    found["swap rows, parallel"] = (flow(fs.Parallel(), fs.Schedule(swap=swaps["rows"])), cones, {"t1": 1e3})
     geometries = {
         "Sphere rate": (fs.Sphere(embedding_rate=3.0), uniform), "Unnormalized": (fs.Unnormalized(), uniform),
         "Subspaces": (fs.Subspaces(45.0), uniform), "LinearEncoders": (fs.LinearEncoders(), latents),
@@ -254,18 +255,18 @@ def cases() -> dict[str, Any]:
 
 
 def record(path: str, only: str | None) -> None:
-    found = {}
+    found = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
     for name, call in cases().items():
-        if only is not None and only not in name:
+        if name in found or (only is not None and only not in name):
             continue
         begin = time.perf_counter()
         try:
             found[name] = digits(call())
         except fs.FlowsimError as error:
             found[name] = {"error": str(error)}
+        Path(path).write_text(json.dumps(found, indent=0), encoding="utf-8")
         with contextlib.suppress(BrokenPipeError):
             print(f"{name:<48} {time.perf_counter() - begin:6.1f} s", flush=True)
-    Path(path).write_text(json.dumps(found, indent=0), encoding="utf-8")
     print(f"{len(found)} runs")
 
 

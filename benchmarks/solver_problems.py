@@ -141,11 +141,11 @@ def scipys_best(flow: fs.GradientFlow, recipe: fs.initial.AbstractRecipe, t1: fl
         return None, "no peer"
     with jax.enable_x64(True):
         state = flow.initial_state(recipe.draw(seed), seed)
-        y0, unravel = ravel_pytree(state.moving)
+        y0, unravel = ravel_pytree(state.unknowns)
 
         @jax.jit
         def field(s, y):
-            moved = dataclasses.replace(state, moving=unravel(y))
+            moved = dataclasses.replace(state, unknowns=unravel(y))
             return ravel_pytree(flow.vector_field(jnp.expm1(s), moved, t1))[0] * jnp.exp(s)
 
         field(0.0, y0).block_until_ready()

@@ -77,9 +77,9 @@ def _speeds(pairs: int, dim: int, draws: int):
     @jax.jit
     def measured(template, log_gamma, images, texts):
         def one(rows):
-            position = dataclasses.replace(template.moving.position, image=rows[0], text=rows[1], log_gamma=log_gamma)
-            moving = dataclasses.replace(template.moving, position=position)
-            velocity = flow.vector_field(0.0, dataclasses.replace(template, moving=moving)).position
+            position = dataclasses.replace(template.unknowns.position, image=rows[0], text=rows[1], log_gamma=log_gamma)
+            unknowns = dataclasses.replace(template.unknowns, position=position)
+            velocity = flow.vector_field(0.0, dataclasses.replace(template, unknowns=unknowns)).position
             _, gap_speed = jax.jvp(gap, (position,), (velocity,))
             return 2 * jnp.exp(log_gamma) * velocity.log_gamma, gap_speed
 

@@ -20,14 +20,14 @@ from flowsim.model import rules as rules
 from flowsim.model import schedules as schedules
 from flowsim.model import swaps as swaps
 from flowsim.model import temperature as temperature
-from flowsim.model.encoders import LinearEncoders as LinearEncoders
-from flowsim.model.encoders import MLPEncoders as MLPEncoders
 from flowsim.model.flow import GradientFlow as GradientFlow
 from flowsim.model.geometry import Parallel as Parallel
 from flowsim.model.geometry import Reduced as Reduced
 from flowsim.model.geometry import Sphere as Sphere
 from flowsim.model.geometry import Subspaces as Subspaces
 from flowsim.model.geometry import Unnormalized as Unnormalized
+from flowsim.model.geometry.encoders import LinearEncoders as LinearEncoders
+from flowsim.model.geometry.encoders import MLPEncoders as MLPEncoders
 from flowsim.model.losses import DirectedInfoNCE as DirectedInfoNCE
 from flowsim.model.losses import InfoNCE as InfoNCE
 from flowsim.model.losses import NTXent as NTXent

@@ -266,7 +266,9 @@ def test_what_a_resumed_run_brings_cannot_be_set(saved, refuses, command, monkey
     refuses(*resume, "--set", "schedule.temperature.init=0.2", says=["changes nothing with `--resume`", "Leave it out"])
     sigmoid = ("--set", "loss=Sigmoid", "--set", "loss.bias=-1")
     run = fs.load(saved[0])
-    biased = dataclasses.replace(run, snapshots={**run.snapshots, "bias": np.zeros_like(run.snapshots["raw"])})
+    biased = dataclasses.replace(
+        run, snapshots={**run.snapshots, "bias": np.zeros_like(run.snapshots["raw_temperature"])}
+    )
     biased.save("biased.nc")
     refuses("simulate", "--resume", "biased.nc", "--t1", "20", *sigmoid, says=["`--set loss.bias` changes nothing"])
     refuses(*resume, "--seed", "3", says=["goes on with the seed of the run"])
@@ -354,11 +356,11 @@ def test_every_start_exists_and_takes_its_options(start):
 
 
 def test_choices_are_those_of_the_core():
-    from flowsim.integrate import chain
+    from flowsim.integrate import methods
     from flowsim.model import flow
     from flowsim.model.geometry import AbstractGeometry
 
-    assert set(cli._METHODS) == set(chain.METHODS)
+    assert set(cli._METHODS) == set(methods.METHODS)
     assert set(cli._GEOMETRIES.values()) == {k for k, cls in flow.KINDS.items() if issubclass(cls, AbstractGeometry)}
     assert {getattr(fs.initial, name).__name__ for name in cli._STARTS} == fs.initial.KINDS.keys()
 

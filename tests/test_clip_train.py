@@ -74,7 +74,7 @@ def test_the_record_has_the_form_of_a_simulation(baseline):
     rates = data["learning_rate"].to_numpy()
     np.testing.assert_allclose(data["time"], np.concatenate([[0], np.cumsum(rates)])[data["step"]], rtol=1e-14)
     np.testing.assert_allclose(data["progress"], data["step"] / TINY.steps)
-    assert {"seen_modality_gap", "seen_loss", "temperature", "raw"} <= set(loaded.names)
+    assert {"seen_modality_gap", "seen_loss", "temperature", "raw_temperature"} <= set(loaded.names)
     assert loaded.final.image.shape == (4, 64)
     np.testing.assert_allclose(np.linalg.norm(loaded.final.image, axis=1), 1, rtol=1e-6)
     assert loaded.config["schedule"]["temperature"]["kind"] == "Learnable"
@@ -121,7 +121,7 @@ def test_temperatures_are_the_schedule_at_the_same_progress(name, monkeypatch):
     np.testing.assert_allclose(record.training["train_temperature"], schedule.temperature.temperature(u), rtol=1e-12)
     u = record.coordinates["progress"]
     np.testing.assert_allclose(record.series["temperature"], schedule.temperature.temperature(u), rtol=1e-12)
-    assert "raw" not in record.series
+    assert "raw_temperature" not in record.series
 
 
 def test_a_learnable_temperature_moves_by_its_own_rate_and_stays_in_its_clamp(baseline):
@@ -130,7 +130,7 @@ def test_a_learnable_temperature_moves_by_its_own_rate_and_stays_in_its_clamp(ba
     clamped = train(steady, cpu=True).series["temperature"]
     assert clamped.min() == pytest.approx(0.0699, rel=1e-6) or clamped.max() == pytest.approx(0.0701, rel=1e-6)
     slow = train(TINY, "SLRT 0.1", cpu=True)
-    moved = [abs(r.series["raw"][1] - r.series["raw"][0]) for r in (record, slow)]
+    moved = [abs(r.series["raw_temperature"][1] - r.series["raw_temperature"][0]) for r in (record, slow)]
     assert record.coordinates["step"][1] == 1  # Adam's first step is the learning rate itself, whatever the gradient
     np.testing.assert_allclose(moved, [TINY.lr, 0.1 * TINY.lr], rtol=1e-2)
 

@@ -165,3 +165,18 @@ def test_a_run_outside_the_clamp_is_not_continued(clamp, refused, how):
     else:
         tau = fs.simulate(flow, run, **options).series["temperature"]
         assert tau[0] == pytest.approx(run.series["temperature"][-1], rel=1e-12)
+
+
+# --- cones that collapse under forces on the rows -----------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["row", "entry"])
+def test_cones_that_collapse_with_swaps_end_there(by):
+    """The height reaches 1 with a finite slope; a trial step beyond it must still have a field."""
+    swap = fs.HardSwap(0.1, by=by, masks=4)
+    flow = fs.GradientFlow(fs.Parallel(), fs.Schedule(swap=swap))
+    run = fs.simulate(flow, fs.initial.cones(pairs=6, dim=5), t1=20.0, max_steps=200, throw=False)
+    assert run.status.code is fs.Status.GAMMA_ONE
+    assert run.stats["steps"] < 60
+    near = fs.simulate(flow, fs.initial.cones(pairs=6, dim=5), t1=run.status.stopped_at * (1 - 1e-6))
+    assert 1 - 1e-4 < near.final.gamma < 1

@@ -21,9 +21,9 @@ def gap(flow: fs.GradientFlow, optimizer, lr, steps: int, **options) -> float:
 def test_one_step_of_sgd_is_eulers():
     flow = fs.GradientFlow()
     run = fs.simulate(flow, START, optimizer="sgd", lr=1e-3, steps=1)
-    speed = [fs.simulate(flow, START, ts=[0.0, h]).series["raw"] for h in (1e-6,)]
+    speed = [fs.simulate(flow, START, ts=[0.0, h]).series["raw_temperature"] for h in (1e-6,)]
     slope = (speed[0][1] - speed[0][0]) / 1e-6
-    assert run.series["raw"][-1] - run.series["raw"][0] == pytest.approx(1e-3 * slope, rel=1e-4)
+    assert run.series["raw_temperature"][-1] - run.series["raw_temperature"][0] == pytest.approx(1e-3 * slope, rel=1e-4)
 
 
 def test_sgd_converges_to_the_flow_with_order_one():
@@ -57,7 +57,7 @@ def test_learning_rate_ratio_scales_the_step_of_the_temperature(optimizer):
     moved = []
     for ratio in (1.0, 0.25):
         flow = fs.GradientFlow(schedule=Learnable(lr_ratio=ratio))
-        raw = fs.simulate(flow, START, optimizer=optimizer, lr=1e-3, steps=1).series["raw"]
+        raw = fs.simulate(flow, START, optimizer=optimizer, lr=1e-3, steps=1).series["raw_temperature"]
         moved.append(raw[-1] - raw[0])
     assert moved[1] / moved[0] == pytest.approx(0.25, rel=1e-9)
 
@@ -65,9 +65,9 @@ def test_learning_rate_ratio_scales_the_step_of_the_temperature(optimizer):
 def test_adamw_leaves_the_temperature_alone():
     """Weight decay acts on the rows, where the retraction takes it back, and not on ν."""
     decayed = functools.partial(optax.adamw, weight_decay=0.5)
-    plain = fs.simulate(fs.GradientFlow(), START, optimizer="adam", lr=1e-2, steps=50).series["raw"][-1]
-    ours = fs.simulate(fs.GradientFlow(), START, optimizer="adamw", lr=1e-2, steps=50).series["raw"][-1]
-    other = fs.simulate(fs.GradientFlow(), START, optimizer=decayed, lr=1e-2, steps=50).series["raw"][-1]
+    plain = fs.simulate(fs.GradientFlow(), START, optimizer="adam", lr=1e-2, steps=50).series["raw_temperature"][-1]
+    ours = fs.simulate(fs.GradientFlow(), START, optimizer="adamw", lr=1e-2, steps=50).series["raw_temperature"][-1]
+    other = fs.simulate(fs.GradientFlow(), START, optimizer=decayed, lr=1e-2, steps=50).series["raw_temperature"][-1]
     assert abs(ours - plain) < 0.1 * abs(other - plain)
 
 

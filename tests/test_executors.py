@@ -16,7 +16,7 @@ import xarray as xr
 import flowsim as fs
 from flowsim.integrate import executors as _executors
 from flowsim.integrate import sweep as sweeps
-from flowsim.integrate.chain import Options
+from flowsim.integrate.trajectory import Options
 
 FLOW = fs.GradientFlow(fs.Parallel())
 START = fs.initial.matched(8, 2)

@@ -34,7 +34,7 @@ def test_sphere_equals_the_hand_written_field(seed, tau):
     image, text, force = sphere_field(start.image, start.text, 1 / tau)
     np.testing.assert_allclose(velocity.position.image, image, rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(velocity.position.text, text, rtol=1e-9, atol=1e-11)
-    assert velocity.raw == pytest.approx(0.5 / tau * force, rel=1e-9, abs=1e-11)
+    assert velocity.raw_temperature == pytest.approx(0.5 / tau * force, rel=1e-9, abs=1e-11)
 
 
 @settings(max_examples=20, deadline=None)
@@ -46,10 +46,10 @@ def test_parallel_equals_the_hand_written_field(seed, tau, gamma):
     np.testing.assert_allclose(velocity.position.image, image, rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(velocity.position.text, text, rtol=1e-9, atol=1e-11)
     assert velocity.position.log_gamma == pytest.approx(log_gamma, rel=1e-9, abs=1e-11)
-    assert velocity.raw == pytest.approx(3.0 / tau * force, rel=1e-9, abs=1e-11)
+    assert velocity.raw_temperature == pytest.approx(3.0 / tau * force, rel=1e-9, abs=1e-11)
     reduced = field(fs.GradientFlow(fs.Reduced(), Learnable(tau, lr_ratio=3.0)), start)
     assert reduced.position.log_gamma == pytest.approx(velocity.position.log_gamma, rel=1e-12, abs=1e-13)
-    assert reduced.raw == pytest.approx(velocity.raw, rel=1e-12, abs=1e-13)
+    assert reduced.raw_temperature == pytest.approx(velocity.raw_temperature, rel=1e-12, abs=1e-13)
 
 
 FLOWS = {
@@ -82,20 +82,20 @@ def test_field_is_minus_the_gradient_of_the_loss(name):
         flow = to_device(flow)
         state = flow.initial_state(recipe.draw(5), 5)
 
-        def loss(moving):
-            return flow.loss_value(0.0, dataclasses.replace(state, moving=moving))
+        def loss(unknowns):
+            return flow.loss_value(0.0, dataclasses.replace(state, unknowns=unknowns))
 
-        gradient = jax.jit(jax.grad(loss))(state.moving)
+        gradient = jax.jit(jax.grad(loss))(state.unknowns)
     for which in ("image", "text"):
         if getattr(velocity.position, which) is not None:
             # Rows are normalised inside the loss, so that its gradient already is tangent.
             np.testing.assert_allclose(
                 getattr(velocity.position, which), -getattr(gradient.position, which), rtol=1e-9, atol=1e-12
             )
-    assert velocity.raw == pytest.approx(-float(gradient.raw), rel=1e-9)
+    assert velocity.raw_temperature == pytest.approx(-float(gradient.raw_temperature), rel=1e-9)
     if flow.geometry.has_gamma:
         # γ has its own unit metric: dγ/dt = −∂L/∂γ, hence d ln γ/dt = −(∂L/∂ln γ)/γ².
-        gamma = float(state.constants.sign) * np.exp(float(state.moving.position.log_gamma))
+        gamma = float(state.constants.sign) * np.exp(float(state.unknowns.position.log_gamma))
         expected = -float(gradient.position.log_gamma) / gamma**2
         assert velocity.position.log_gamma == pytest.approx(expected, rel=1e-8)
 
@@ -118,7 +118,7 @@ def test_symmetries_of_the_sphere(seed):
     np.testing.assert_allclose(permuted.position.text, plain.position.text[order], **tolerance)
     np.testing.assert_allclose(exchanged.position.image, plain.position.text, **tolerance)
     for other in (rotated, permuted, exchanged):
-        assert other.raw == pytest.approx(plain.raw, rel=1e-10)
+        assert other.raw_temperature == pytest.approx(plain.raw_temperature, rel=1e-10)
 
 
 @settings(max_examples=15, deadline=None)
@@ -134,7 +134,7 @@ def test_embedding_rate_scales_rows_only():
     start = fs.initial.uniform(N, D).draw(0)
     slow, fast = (field(fs.GradientFlow(fs.Sphere(k)), start) for k in (1.0, 4.0))
     np.testing.assert_allclose(fast.position.image, 4 * slow.position.image, rtol=1e-12)
-    assert fast.raw == slow.raw
+    assert fast.raw_temperature == slow.raw_temperature
 
 
 def test_sphere_and_parallel_agree_on_the_direction_of_the_gap():
@@ -144,7 +144,7 @@ def test_sphere_and_parallel_agree_on_the_direction_of_the_gap():
         flow = to_device(fs.GradientFlow())
         state = flow.initial_state(start)
         velocity = flow.vector_field(0.0, state)
-        log_gamma = float(velocity.position.image[0, 2] / state.moving.position.image[0, 2])
+        log_gamma = float(velocity.position.image[0, 2] / state.unknowns.position.image[0, 2])
     parallel = field(fs.GradientFlow(fs.Parallel()), start)
     beta, n, gamma = 1 / 0.07, 5, float(start.gamma)
     g_parallel = parallel.position.log_gamma / (-2 * beta)
@@ -175,10 +175,10 @@ def test_zero_swap_fraction_is_no_swap():
     with_swap = field(fs.GradientFlow(schedule=fs.Schedule(Learnable(), fs.HardSwap(0.0))), start)
     without = field(fs.GradientFlow(), start)
     np.testing.assert_allclose(with_swap.position.image, without.position.image, rtol=1e-12, atol=1e-14)
-    assert with_swap.raw == pytest.approx(without.raw, rel=1e-12)
+    assert with_swap.raw_temperature == pytest.approx(without.raw_temperature, rel=1e-12)
 
 
 def test_fixed_temperature_has_no_raw():
     velocity = field(fs.GradientFlow(schedule=Fixed(0.1)), fs.initial.uniform(N, D).draw(0))
-    assert velocity.raw is None
+    assert velocity.raw_temperature is None
     assert isinstance(Exp(), fs.temperature.AbstractParametrization)

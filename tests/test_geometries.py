@@ -11,8 +11,8 @@ from scipy.special import erf
 
 import flowsim as fs
 from flowsim.base.arrays import to_device, to_numpy
-from flowsim.model.encoders import SMALLEST_OUTPUT
 from flowsim.model.geometry import normalise, tangent
+from flowsim.model.geometry.encoders import SMALLEST_OUTPUT
 from flowsim.model.temperature import Fixed, Learnable
 
 N, D = 5, 4
@@ -39,7 +39,7 @@ def arrays_of(tree):
 
 def admissible(name, state, key):
     """A random direction in which the position may move."""
-    position = state.moving.position
+    position = state.unknowns.position
     leaves, tree = jax.tree.flatten(position)
     keys = jax.random.split(key, len(leaves))
     move = jax.tree.unflatten(tree, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
@@ -61,14 +61,14 @@ def test_velocity_is_the_steepest_descent_in_the_metric(name):
 
     @jax.jit
     def loss(position):
-        moving = dataclasses.replace(state.moving, position=position)
-        return flow.loss_value(0.0, dataclasses.replace(state, moving=moving))
+        unknowns = dataclasses.replace(state.unknowns, position=position)
+        return flow.loss_value(0.0, dataclasses.replace(state, unknowns=unknowns))
 
     velocity = eqx.filter_jit(flow.vector_field)(0.0, state).position
     step = 1e-5
     for seed in range(3):
         move = admissible(name, state, jax.random.key(seed))
-        ends = [jax.tree.map(lambda p, w, e=e: p + e * w, state.moving.position, move) for e in (step, -step)]
+        ends = [jax.tree.map(lambda p, w, e=e: p + e * w, state.unknowns.position, move) for e in (step, -step)]
         slope = float(loss(ends[0]) - loss(ends[1])) / (2 * step)
         descent = sum(np.sum(v * w) for v, w in zip(arrays_of(velocity), arrays_of(move), strict=True))
         assert slope == pytest.approx(-descent, rel=1e-7, abs=1e-9)
@@ -78,11 +78,11 @@ def test_velocity_is_the_steepest_descent_in_the_metric(name):
         for which in ("image", "text"):
             moved = np.asarray(getattr(velocity, which))
             assert np.abs(moved @ np.asarray(getattr(state.constants, which))).max() < 1e-14
-            assert np.abs(np.sum(moved * getattr(state.moving.position, which), axis=1)).max() < 1e-14
+            assert np.abs(np.sum(moved * getattr(state.unknowns.position, which), axis=1)).max() < 1e-14
     if name in ("linear", "mlp"):
         # Rows do not change with the length of the last layer: W is orthogonal to its velocity.
         for which in ("image_weights", "text_weights"):
-            weights = getattr(state.moving.position, which)
+            weights = getattr(state.unknowns.position, which)
             assert abs(float(jnp.sum(weights * getattr(velocity, which)))) < 1e-13
 
 
@@ -185,16 +185,16 @@ def test_adam_limit_is_bounded_and_keeps_rows_on_the_sphere():
     )
     assert float(jnp.abs(plain.position.image).max()) > 10
     for which in ("image", "text"):
-        rows, moved = getattr(state.moving.position, which), getattr(velocity.position, which)
+        rows, moved = getattr(state.unknowns.position, which), getattr(velocity.position, which)
         np.testing.assert_allclose(jnp.sum(rows * moved, axis=1), 0, atol=1e-14)
         np.testing.assert_allclose(moved, tangent(rows, rule.velocity(getattr(plain.position, which))), rtol=1e-13)
         assert float(jnp.linalg.norm(moved, axis=1).max()) <= np.sqrt(D)
     # Ratios multiply the bounded velocity, not the gradient inside it.
-    for name, rate in (("raw", 3.0), ("bias", 0.5)):
+    for name, rate in (("raw_temperature", 3.0), ("bias", 0.5)):
         slope = float(getattr(plain, name)) / rate
         assert float(getattr(velocity, name)) == pytest.approx(rate * slope / (abs(slope) + 1e-3), rel=1e-13)
     frozen = flow.replace(**{"schedule.temperature.lr_ratio": 0.0})
-    assert float(frozen.vector_field(0.0, state).raw) == 0
+    assert float(frozen.vector_field(0.0, state).raw_temperature) == 0
 
 
 @pytest.mark.slow

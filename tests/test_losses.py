@@ -251,18 +251,18 @@ def test_field_is_minus_the_gradient_of_the_loss(name, swap):
     state = flow.initial_state(fs.initial.uniform(5, 3).draw(1))
 
     @eqx.filter_jit
-    def both(moving):
-        def loss(moving):
-            return flow.loss_value(0.0, dataclasses.replace(state, moving=moving))
+    def both(unknowns):
+        def loss(unknowns):
+            return flow.loss_value(0.0, dataclasses.replace(state, unknowns=unknowns))
 
-        return flow.vector_field(0.0, dataclasses.replace(state, moving=moving)), jax.grad(loss)(moving)
+        return flow.vector_field(0.0, dataclasses.replace(state, unknowns=unknowns)), jax.grad(loss)(unknowns)
 
-    velocity, gradient = both(state.moving)
+    velocity, gradient = both(state.unknowns)
     for which in ("image", "text"):
         moved, slope = (getattr(v.position, which) for v in (velocity, gradient))
         np.testing.assert_allclose(moved, -slope, rtol=1e-10, atol=1e-14)
         assert np.abs(moved).max() > 1e-2
-    assert float(velocity.raw) == pytest.approx(-3.0 * float(gradient.raw), rel=1e-10)
+    assert float(velocity.raw_temperature) == pytest.approx(-3.0 * float(gradient.raw_temperature), rel=1e-10)
     trained = getattr(FORCES[name], "bias_rate", None) is not None
     assert (velocity.bias is not None) == trained
     if trained:

@@ -30,7 +30,7 @@ def both(loss, theirs):
         flow = to_device(fs.GradientFlow(fs.Unnormalized(), Learnable(1 / BETA, Identity()), loss))
         state = flow.initial_state(Start(image, text))
         velocity, value = flow.vector_field(0.0, state), float(flow.loss_value(0.0, state))
-    ours = [velocity.position.image, velocity.position.text, velocity.raw, velocity.bias]
+    ours = [velocity.position.image, velocity.position.text, velocity.raw_temperature, velocity.bias]
     leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (image, text, BETA, BIAS)]
     there = theirs(*leaves)
     there.backward()

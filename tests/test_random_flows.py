@@ -112,7 +112,7 @@ def unit_rows(result, flow):
 
 def falling_loss(result, flow):
     # The field descends a function of the state alone: no schedule, and the same draws all the time.
-    if flow.schedule.temperature.constant and flow.redraw is None:
+    if flow.schedule.temperature.autonomous and flow.redraw is None:
         loss = result.series["loss"][np.isfinite(result.series["loss"])]
         slack = 1e-8 if result.config["options"]["precision"] == "float64" else 1e-4
         assert (np.diff(loss) <= slack * (np.abs(loss[:-1]) + slack)).all()

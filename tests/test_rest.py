@@ -8,8 +8,8 @@ from scipy.integrate import solve_ivp
 from scipy.special import softmax
 
 import flowsim as fs
-from flowsim.integrate import chain as chain_module
-from flowsim.integrate.chain import Outlook, _outlook
+from flowsim.integrate import trajectory
+from flowsim.integrate.outlook import Outlook, outlook_of
 from flowsim.model.temperature import Fixed, Learnable, Linear, Softplus
 from flowsim.numerics import arnoldi
 
@@ -233,11 +233,12 @@ def test_the_outlook_of_a_linear_flow_is_exact():
             "noise": 1e-16,
         }  # fmt: skip
 
-    assert _outlook(found(stable, force), 1e9) == Outlook(0.0, 0.0, pytest.approx(np.hypot(5e-4, 1e-3), rel=1e-3))
+    assert outlook_of(found(stable, force), 1e9) == Outlook(0.0, 0.0, pytest.approx(np.hypot(5e-4, 1e-3), rel=1e-3))
     # Within a time of 1, the slow direction goes only 1e-6.
-    assert _outlook(found(stable, force), 1.0).ahead == pytest.approx(np.hypot(5e-4 * (1 - np.exp(-2)), 1e-6), rel=1e-3)
+    way = np.hypot(5e-4 * (1 - np.exp(-2)), 1e-6)
+    assert outlook_of(found(stable, force), 1.0).ahead == pytest.approx(way, rel=1e-3)
     rates[5] = 0.5
-    outlook = _outlook(found((q * rates) @ q.T, force + 1e-7 * q[:, 5]), 1e3)
+    outlook = outlook_of(found((q * rates) @ q.T, force + 1e-7 * q[:, 5]), 1e3)
     assert outlook.growth == pytest.approx(0.5, rel=1e-9)
     assert outlook.amplitude == pytest.approx(2e-7, rel=1e-6)
 
@@ -273,7 +274,7 @@ def test_a_slot_at_a_time_of_rest_holds_a_value():
 
 def test_a_slot_without_a_value_is_a_failure(monkeypatch):
     """Should a slot be passed by, no status says that it holds something."""
-    monkeypatch.setattr(chain_module.Chain, "reached", property(lambda self: self._kept & (self.ts != 1.0)))
+    monkeypatch.setattr(trajectory.Trajectory, "reached", property(lambda self: self._kept & (self.ts != 1.0)))
     flow, start = fs.GradientFlow(), fs.initial.rings()
     result = fs.simulate(flow, start, ts=[0, 1.0, 2.0], throw=False)
     assert result.status.code is fs.Status.INCOMPLETE
@@ -292,4 +293,4 @@ def test_an_undefined_observable_has_a_reason():
 def test_a_derivative_that_is_not_finite_says_nothing():
     found = {name: np.full((2, 2), np.nan) for name in ("along", "every")}
     numbers = {"size": np.float64(1.0), "rate": np.float64(0.0), "seen": np.zeros(2), "noise": np.float64(0.0)}
-    assert _outlook(found | numbers, 1.0) == Outlook(0.0, 0.0, 0.0)
+    assert outlook_of(found | numbers, 1.0) == Outlook(0.0, 0.0, 0.0)

@@ -123,19 +123,26 @@ def test_objects_show_their_numbers():
     assert "temperature=Learnable(init=0.07, parametrization=ScaledExp(scale=10), lr_ratio=1, clamp=None)" in text
 
 
-def test_registered_classes_are_read_back():
-    fs.extend.register(Signed)
+def test_a_class_is_known_from_its_definition_on():
     schedule = fs.Schedule(Signed(3.0))
     assert fs.Schedule.from_json(schedule.to_json()).temperature == schedule.temperature
-    with pytest.raises(fs.FlowsimError, match="flowsim has a class 'Fixed' of its own"):
-        fs.extend.register(type("Fixed", (Signed,), {}))
-    with pytest.raises(fs.FlowsimError, match="cannot be registered"):
-        fs.extend.register(int)
+    with pytest.raises(fs.FlowsimError, match="flowsim already has a class named 'Fixed'. Choose another name"):
+        type("Fixed", (Signed,), {})
+    assert fs.Schedule.from_json(fs.Schedule(fs.temperature.Fixed(0.2)).to_json()).temperature.tau == 0.2
+
+
+def test_a_class_that_this_session_does_not_know_is_named_with_its_module():
+    text = fs.Schedule(Signed(3.0)).to_json()
+    for module, cure in (("policies", "Import it first: from policies import Unseen"),
+                         ("__main__", "Define it as in the session that wrote this")):  # fmt: skip
+        odd = text.replace("Signed", "Unseen").replace(Signed.__module__, module)
+        with pytest.raises(fs.FlowsimError, match=f"The class 'Unseen' of '{module}' is not defined.*{cure}"):
+            fs.Schedule.from_json(odd)
 
 
 def test_schedule_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(fs.FlowsimError, match=r"none.json' cannot be read: No such file or directory. Write one"):
         fs.schedules.load(str(tmp_path / "none.json"))
     (tmp_path / "odd.json").write_text('{"kind": "Exponential"}')
-    with pytest.raises(fs.FlowsimError, match=r"odd.json: Unknown kind 'Exponential'.*must be registered first"):
+    with pytest.raises(fs.FlowsimError, match=r"odd.json: Unknown kind 'Exponential'.*must be defined first"):
         fs.schedules.load(str(tmp_path / "odd.json"))

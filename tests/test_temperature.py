@@ -79,7 +79,8 @@ def test_learnable_follows_its_raw_value():
     raw = policy.initial_raw()
     assert policy.temperature(0.3, raw) == pytest.approx(0.07)
     beta = 1 / 0.07
-    assert policy.raw_velocity(raw, 2.0) == pytest.approx(0.1 * beta * 2.0)
+    assert policy.derivative(0.3, raw) == pytest.approx(beta)
+    assert policy.lr_ratio == 0.1
 
 
 def test_leaves_keep_double_precision_outside_64_bit_mode():

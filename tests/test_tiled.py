@@ -73,9 +73,9 @@ def test_targets_equal_the_dense_ones(loss, noise, permuted):
     noise = None if noise is None else jnp.asarray(noise)
     described = Targets(text_of=text_of, noise=noise)
     wanted = dense(image, text, 7.0, Targets(*described.matrices(N, np.float64)), loss)
-    found = tiled.loss_and_gradient(image, text, 7.0, text_of, noise, weights=loss.weights, block=4)
+    found = tiled.loss_and_gradient(image, text, 7.0, text_of, noise, weights=loss.tile_weights, block=4)
     assert_close(found, wanted, 1e-12)
-    value = tiled.loss(image, text, 7.0, text_of, noise, weights=loss.weights, block=4)
+    value = tiled.loss(image, text, 7.0, text_of, noise, weights=loss.tile_weights, block=4)
     assert float(value) == pytest.approx(float(wanted.value), rel=1e-12)
     # Losses of logits write such targets out, instead of reading them as the identity.
     assert float(loss.value(7.0 * image @ text.T, described)) == pytest.approx(float(wanted.value), rel=1e-14)
@@ -166,7 +166,7 @@ OBSERVED = ("loss", "margin", "matched_fraction", "doubly_stochastic_defect")
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_flow_of_many_pairs_is_the_same_flow(name, monkeypatch):
     """Field, loss, forces and observables with and without tiles, for rows that are not of unit length, too."""
-    from flowsim.integrate.chain import STATE_OBSERVABLES
+    from flowsim.integrate.observe import STATE_OBSERVABLES
 
     flow, start = FLOWS[name], fs.initial.uniform(N, DIM).draw(3)
     start = fs.initial.from_arrays(start.image, 0.9 * start.image + 0.2 * start.text)
@@ -223,10 +223,10 @@ def test_nothing_n_by_n_is_formed():
     n = 8192
     flow = fs.GradientFlow(pairing=fs.FrozenMispairing(0.5))
     state = flow.initial_state(fs.initial.uniform(n, 3).draw(0))
-    from flowsim.integrate.chain import _observe
+    from flowsim.integrate.observe import observe_state
 
     def everything(state):
-        return flow.vector_field(0.0, state), _observe(flow, 0.0, state, 1.0, OBSERVED)
+        return flow.vector_field(0.0, state), observe_state(flow, 0.0, state, 1.0, OBSERVED)
 
     memory = jax.jit(everything).lower(state).compile().memory_analysis()
     text = str(jax.make_jaxpr(lambda s: flow.vector_field(0.0, s))(state))

@@ -61,13 +61,11 @@ def _effective(policy: Any, progress: Any, raw: Any) -> Any:
     return policy.right.inverse_temperature(progress, raw) ** policy.power
 
 
-def _raw_velocity(policy: Any, raw: Any, force: Any) -> Any:
-    if raw is None:
-        return None
+def _derivative(policy: Any, raw: Any) -> Any:
     beta = policy.right.inverse_temperature(0.0, raw)
     chain = policy.power * beta ** (policy.power - 1)
     lost = 1 + policy.no_chain * (1 / policy.right.parametrization.derivative(raw) - 1)
-    return policy.sign * lost * policy.right.raw_velocity(raw, chain * force)
+    return policy.sign * lost * policy.right.derivative(0.0, raw) * chain
 
 
 class WrongConstant(AbstractTemperature):
@@ -78,7 +76,11 @@ class WrongConstant(AbstractTemperature):
     sign: Any
     no_chain: Any
     learnable: ClassVar[bool] = True
-    constant: ClassVar[bool] = True
+    autonomous: ClassVar[bool] = True
+
+    @property
+    def lr_ratio(self) -> Any:
+        return self.right.lr_ratio
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         return _effective(self, progress, raw)
@@ -86,8 +88,8 @@ class WrongConstant(AbstractTemperature):
     def initial_raw(self) -> Any:
         return self.right.initial_raw()
 
-    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
-        return _raw_velocity(self, raw, inverse_temperature_force)
+    def derivative(self, progress: Any, raw: Any) -> Any:
+        return _derivative(self, raw)
 
 
 class WrongScheduled(AbstractTemperature):
@@ -97,17 +99,9 @@ class WrongScheduled(AbstractTemperature):
     power: Any
     sign: Any
     no_chain: Any
-    learnable: ClassVar[bool] = False
-    constant: ClassVar[bool] = False
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         return _effective(self, progress, raw)
-
-    def initial_raw(self) -> Any:
-        return None
-
-    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
-        return None
 
 
 class WrongCones(AbstractGeometry):
@@ -235,7 +229,7 @@ def wrong(
             geometry = WrongCones(geometry, _leaf(height), _leaf(rows_speed))
         if lr_ratio is not None and isinstance(policy, Learnable):
             policy = eqx.tree_at(lambda p: p.lr_ratio, policy, _leaf(lr_ratio))
-        kind = WrongConstant if policy.constant else WrongScheduled
+        kind = WrongConstant if policy.autonomous else WrongScheduled
         temperature = kind(policy, _leaf(power), _leaf(sign), _leaf(no_chain))
         return GradientFlow(
             geometry=geometry,
@@ -362,7 +356,7 @@ def mistaken(
         if lr_ratio is not None and isinstance(temperature, Learnable):
             temperature = eqx.tree_at(lambda p: p.lr_ratio, temperature, _leaf(lr_ratio))
         if power != 1:
-            kind = WrongConstant if temperature.constant else WrongScheduled
+            kind = WrongConstant if temperature.autonomous else WrongScheduled
             temperature = kind(temperature, _leaf(power), _leaf(1.0), _leaf(0.0))
         if swap.active and (nothing or halves):
             swap = WrongSwap(swap, _leaf(nothing), _leaf(halves), swap.fraction, swap.redraw, swap.masks)

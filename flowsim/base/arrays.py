@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, dataclass_transform
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from flowsim.base.registry import Registry
 from flowsim.errors import FlowsimError, unknown_name
 
 #: Arrays of states: NumPy on the host, JAX inside a solve.
@@ -53,12 +55,30 @@ def bundle(cls: type[T]) -> type[T]:
     return made
 
 
+#: Every class of parts by name: geometries, policies, losses, recipes, ..., and the flow itself.
+PARTS: Registry[type] = Registry("class")
+
+
 class Described(eqx.Module):
-    """A module that shows its numbers: `Rings(pairs=5, height=0.309, twist=-144)`."""
+    """A module that shows its numbers, `Rings(pairs=5, height=0.309, twist=-144)`, and is known by its name.
+
+    A concrete class registers when it is defined, wherever that is: from then on files, paths and the command line
+    can name it. Names of flowsim's own classes are refused with a `FlowsimError`.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.__name__.startswith(("_", "Abstract")):
+            PARTS.add(cls.__name__, cls, cls.__module__)
 
     def __repr__(self) -> str:
         fields = [f.name for f in dataclasses.fields(self) if f.init]  # pyright: ignore[reportArgumentType]
         return f"{type(self).__name__}({', '.join(f'{name}={_short(getattr(self, name))}' for name in fields)})"
+
+
+def parts_of(kind: Any) -> dict[str, type]:
+    """The concrete classes derived from `kind` (a class, or a tuple of classes), by name."""
+    return PARTS.select(lambda cls: issubclass(cls, kind) and not inspect.isabstract(cls))
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,6 @@ same paths serve `GradientFlow.replace`, sweeps, JSON and the command line.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from flowsim.base.arrays import shown
+from flowsim.base.arrays import PARTS, parts_of, shown
 from flowsim.errors import FlowsimError, unknown_name
 
 
@@ -23,7 +22,9 @@ def to_config(value: Any) -> Any:
     if isinstance(value, eqx.Module):
         fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
         content = {f.name: to_config(getattr(value, f.name)) for f in fields if not f.name.startswith("_")}
-        return {"kind": type(value).__name__, **content}
+        cls = type(value)
+        home = {} if PARTS.is_ours(cls.__name__) else {"module": cls.__module__}
+        return {"kind": cls.__name__, **home, **content}
     if isinstance(value, (list, tuple)):
         return [to_config(v) for v in value]
     if value is None or isinstance(value, (str, bool, int, float)):
@@ -33,33 +34,44 @@ def to_config(value: Any) -> Any:
     raise FlowsimError(f"{value!r} cannot be written as JSON. Use flowsim's own objects and plain numbers.")
 
 
-def from_config(config: Any, known: Mapping[str, type]) -> Any:
-    """The object that `to_config` described; `known` maps class names to classes.
+def from_config(config: Any) -> Any:
+    """The object that `to_config` described.
 
-    Raises `FlowsimError` for unknown kinds and fields, with near-miss hints.
+    Classes are found by their names among all that are defined in this session; nothing is imported. Raises
+    `FlowsimError` for unknown kinds and fields, with near-miss hints.
     """
     if isinstance(config, list):
-        return tuple(from_config(c, known) for c in config)
+        return tuple(from_config(c) for c in config)
     if not isinstance(config, Mapping):
         return config
     if "kind" not in config:
         raise FlowsimError(
             f'Expected an object with a "kind", but got {f"the keys {sorted(config)}" if config else "an empty one"}. '
-            f'Name its class, e.g. {{"kind": "{next(iter(known))}", ...}}.'
+            f'Name its class, e.g. {{"kind": "{next(iter(PARTS), "Fixed")}", ...}}.'
         )
-    kind = config["kind"]
-    if not isinstance(kind, str) or kind not in known:
-        hint = unknown_name("kind", kind, known)
-        raise FlowsimError(f"{hint} A class of your own must be registered first: fs.extend.register.")
-    cls = known[kind]
-    names = [f.name for f in dataclasses.fields(cls) if f.init]
-    for name in config:
-        if name != "kind" and name not in names:
+    kind, module = config["kind"], config.get("module")
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise _undefined(kind, module)
+    cls = PARTS[kind]
+    names = _fields(cls)
+    given = {name: value for name, value in config.items() if name not in ("kind", "module")}
+    for name in given:
+        if name not in names:
             raise unknown_name(f"field of {kind}", name, names)
     try:
-        return cls(**{n: from_config(v, known) for n, v in config.items() if n != "kind"})
+        return cls(**{name: from_config(value) for name, value in given.items()})
     except TypeError as error:
         raise FlowsimError(f"{kind} cannot be built from {dict(config)}: {error}.") from None
+
+
+def _undefined(kind: Any, module: Any) -> FlowsimError:
+    """The error for a class that this session does not know."""
+    if not isinstance(module, str):
+        return FlowsimError(f"{unknown_name('kind', kind, PARTS)} A class that you wrote must be defined first.")
+    cure = "Define it as in the session that wrote this"
+    if module != "__main__":
+        cure = f"Import it first: from {module} import {kind}"
+    return FlowsimError(f"The class {kind!r} of {module!r} is not defined in this session. {cure}.")
 
 
 def replace(module: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
@@ -145,15 +157,9 @@ def _needs_another(module: Any, name: str, prefix: str) -> FlowsimError | None:
 
 
 def _alike(module: Any) -> list[type]:
-    """The concrete classes of flowsim that may stand where `module` stands."""
-    found: list[type] = []
-    # Bases of our own: the abstract class of policies, of pairings, and so on.
-    ahead = [cls for cls in type(module).__mro__[1:] if cls.__name__.startswith("Abstract")]
-    while ahead:
-        below = ahead.pop(0).__subclasses__()
-        ahead += below
-        found += [cls for cls in below if cls.__module__.startswith("flowsim.") and not inspect.isabstract(cls)]
-    return list(dict.fromkeys(found))
+    """The concrete classes that may stand where `module` stands."""
+    bases = tuple(cls for cls in type(module).__mro__[1:] if cls.__name__.startswith("Abstract"))
+    return list(parts_of(bases).values())
 
 
 def _paths_ending(module: Any, name: str) -> Iterator[str]:

@@ -59,14 +59,14 @@ def _matched_speeds(flow: Any, state: Any, keys: Any) -> Any:
     """d ln γ/dt and dν/dt for random rows: identical pairs, then independent ones."""
 
     def one(key: Any) -> Any:
-        shape, dtype = state.moving.position.image.shape, state.moving.position.image.dtype
+        shape, dtype = state.unknowns.position.image.shape, state.unknowns.position.image.dtype
         rows = [jax.random.normal(k, shape, dtype) for k in jax.random.split(key)]
         rows = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in rows]
 
         def velocity(image: Any, text: Any) -> Any:
-            moving = eqx.tree_at(lambda m: (m.position.image, m.position.text), state.moving, (image, text))
-            v = flow.vector_field(0.0, dataclasses.replace(state, moving=moving))
-            return v.position.log_gamma, v.raw
+            unknowns = eqx.tree_at(lambda m: (m.position.image, m.position.text), state.unknowns, (image, text))
+            v = flow.vector_field(0.0, dataclasses.replace(state, unknowns=unknowns))
+            return v.position.log_gamma, v.raw_temperature
 
         return velocity(rows[0], rows[0]), velocity(rows[0], rows[1])
 

@@ -128,7 +128,7 @@ def _field_is_gradient(system: System, quick: bool) -> Numbers:
                     errors["rows"].append(relative(both, np.concatenate([image, text])))
                 if gamma is not None:
                     errors["gamma"].append(relative(gamma * position.log_gamma, height))
-                errors["raw"].append(relative(velocity.raw, ratio * raw))
+                errors["raw"].append(relative(velocity.raw_temperature, ratio * raw))
     return {f"{name}_error": largest(e) for name, e in errors.items()}
 
 
@@ -143,13 +143,13 @@ def _dissipation(system: System, quick: bool) -> Numbers:
         def rate(flow: Any, state: Any, gamma: Any = gamma) -> Any:
             velocity = flow.vector_field(0.0, state)
 
-            def loss(moving: Any) -> Any:
-                rows = flow.geometry.rows(moving.position, state.constants)
-                return plain_loss(jnp.exp(moving.raw) * (rows[0] @ rows[1].T))
+            def loss(unknowns: Any) -> Any:
+                rows = flow.geometry.rows(unknowns.position, state.constants)
+                return plain_loss(jnp.exp(unknowns.raw_temperature) * (rows[0] @ rows[1].T))
 
-            change = jax.jvp(loss, (state.moving,), (velocity,))[1]
+            change = jax.jvp(loss, (state.unknowns,), (velocity,))[1]
             position = velocity.position
-            squares = jnp.sum(position.image**2) + jnp.sum(position.text**2) + velocity.raw**2 / ratio
+            squares = jnp.sum(position.image**2) + jnp.sum(position.text**2) + velocity.raw_temperature**2 / ratio
             if gamma is not None:
                 squares = squares + (gamma * position.log_gamma) ** 2
             return change, squares
@@ -158,7 +158,7 @@ def _dissipation(system: System, quick: bool) -> Numbers:
             for tau in (0.05, 0.3, 1.0):
                 start = initial.uniform(pairs=8, dim=6, gamma=gamma).draw(seed)
                 moved, state = placed(flow, start)
-                state = eqx.tree_at(lambda s: s.moving.raw, state, jnp.asarray(-np.log(tau)))
+                state = eqx.tree_at(lambda s: s.unknowns.raw_temperature, state, jnp.asarray(-np.log(tau)))
                 change, squares = (np.asarray(x) for x in rate(moved, state))
                 rises.append(change)
                 errors.append(change / -squares - 1)
@@ -189,7 +189,7 @@ def _symmetries(system: System, quick: bool) -> Numbers:
 
             def velocity(image: Any, text: Any, flow: Any = flow, gamma: Any = gamma) -> Any:
                 v = field(flow, initial.from_arrays(image, text, gamma))
-                scalars = [v.raw] if gamma is None else [v.raw, v.position.log_gamma]
+                scalars = [v.raw_temperature] if gamma is None else [v.raw_temperature, v.position.log_gamma]
                 return np.asarray(v.position.image), np.asarray(v.position.text), np.asarray(scalars)
 
             x, y = start.image, start.text

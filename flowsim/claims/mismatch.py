@@ -9,9 +9,9 @@ from scipy.stats import spearmanr
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, placed
 from flowsim.model import initial
-from flowsim.model.encoders import LinearEncoders
 from flowsim.model.flow import GradientFlow
 from flowsim.model.geometry import Sphere
+from flowsim.model.geometry.encoders import LinearEncoders
 from flowsim.model.initial import Start
 from flowsim.model.pairing import AbstractPairing, FreshRepairing, FrozenMispairing
 from flowsim.model.temperature import Fixed, Learnable

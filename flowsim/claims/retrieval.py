@@ -9,7 +9,7 @@ from flowsim import observables
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import values
 from flowsim.model import initial
-from flowsim.model.encoders import LinearEncoders
+from flowsim.model.geometry.encoders import LinearEncoders
 from flowsim.model.initial import Start
 from flowsim.model.pairing import FrozenMispairing
 from flowsim.model.temperature import Fixed

@@ -88,7 +88,7 @@ def _brute_force(kind: str, start: Start, draws: int) -> tuple[np.ndarray, np.nd
 @eqx.filter_jit
 def _velocity(flow: Any, state: Any) -> Any:
     velocity = flow.vector_field(0.0, state)
-    return _flat(velocity.position.image, velocity.position.text, velocity.raw)
+    return _flat(velocity.position.image, velocity.position.text, velocity.raw_temperature)
 
 
 def _field(system: System, swap: AbstractSwap, start: Start, seed: int) -> np.ndarray:

@@ -19,8 +19,8 @@ from flowsim.model.temperature import Learnable
 @eqx.filter_jit
 def _speeds(flow: Any, state: Any, keys: Any) -> Any:
     """(dγ/dt, dΔ/dt) at t = 0 for independent uniform rows, one draw per key."""
-    shape = state.moving.position.image.shape
-    dtype = state.moving.position.image.dtype
+    shape = state.unknowns.position.image.shape
+    dtype = state.unknowns.position.image.dtype
 
     def one(key: Any) -> Any:
         def rows(key: Any) -> Any:
@@ -28,15 +28,15 @@ def _speeds(flow: Any, state: Any, keys: Any) -> Any:
             return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
         image, text = (rows(k) for k in jax.random.split(key))
-        moving = eqx.tree_at(lambda m: (m.position.image, m.position.text), state.moving, (image, text))
-        at = dataclasses.replace(state, moving=moving)
+        unknowns = eqx.tree_at(lambda m: (m.position.image, m.position.text), state.unknowns, (image, text))
+        at = dataclasses.replace(state, unknowns=unknowns)
         velocity = flow.vector_field(0.0, at)
 
         def delta(position: Any) -> Any:
             return gap(*flow.geometry.rows(position, state.constants))
 
-        log_gamma = moving.position.log_gamma
-        d_gap = jax.jvp(delta, (moving.position,), (velocity.position,))[1]
+        log_gamma = unknowns.position.log_gamma
+        d_gap = jax.jvp(delta, (unknowns.position,), (velocity.position,))[1]
         return jnp.exp(log_gamma) * velocity.position.log_gamma, d_gap
 
     return jax.lax.map(one, keys)

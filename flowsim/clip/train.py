@@ -398,7 +398,7 @@ class _Run:
             "temperature": 1.0 / beta, "inverse_temperature": beta,
         }  # fmt: skip
         if raw is not None:
-            row["raw"] = raw
+            row["raw_temperature"] = raw
         row |= evaluate.observe(*rows[0], beta, self.settings.observables)
         image, text = rows[1]
         seen = evaluate.observe(image, text, beta, self.settings.observables)
@@ -409,7 +409,7 @@ class _Run:
             count = self.settings.snapshot_pairs
             self.log.snapshot_steps.append(self.step)
             kept = {"image": image[:count].astype(np.float32), "text": text[:count].astype(np.float32)}
-            for name, value in (kept | ({} if raw is None else {"raw": np.float64(raw)})).items():
+            for name, value in (kept | ({} if raw is None else {"raw_temperature": np.float64(raw)})).items():
                 self.log.snapshots.setdefault(name, []).append(np.asarray(value))
         self.wrapped.train()
         self.seconds["evaluation"] += time.perf_counter() - begin

@@ -24,23 +24,20 @@ import optax
 
 from flowsim.base.arrays import check, check_number, to_numpy
 from flowsim.errors import FlowsimError, unknown_name
-from flowsim.integrate.chain import Seen, is_filled
-from flowsim.model.flow import GradientFlow, Moving, State
-from flowsim.model.geometry import Sphere
-from flowsim.model.pairing import FreshRepairing
-from flowsim.model.rules import GradientDescent
+from flowsim.integrate.observe import SavedStates
+from flowsim.integrate.trajectory import ending, is_filled
+from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.model.swaps import step_weights
-from flowsim.model.temperature import Identity, Learnable
 from flowsim.records.result import Status
 
 #: Steps at which observables are recorded, about; evenly in the logarithm.
 OUTPUTS = 257
 
 
-def _not_scalars(moving: Moving) -> Any:
+def _not_scalars(unknowns: Unknowns) -> Any:
     """Weight decay acts on rows and weights alone: a decaying ν, b or ln γ would be a force of its own."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[0].name == "position" and path[-1].name != "log_gamma", moving
+        lambda path, _: path[0].name == "position" and path[-1].name != "log_gamma", unknowns
     )
 
 
@@ -63,7 +60,7 @@ class Before(NamedTuple):
 
 @dataclasses.dataclass
 class Discrete:
-    """A finished run, with what `simulate` needs to make a `Result` of it; compare `Chain`.
+    """A finished run, with what `simulate` needs to make a `Result` of it; compare `Trajectory`.
 
     `clock`: steps at the outputs, counted from the first run of those that continue each other; `horizon`: steps in
     which schedules run; `memory`: the optimizer's state.
@@ -84,15 +81,15 @@ class Discrete:
     memory: tuple[np.ndarray, ...]
     series: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def seen(self) -> Seen:
+    def seen(self) -> SavedStates:
         """The states to observe, on the clock of the schedule (steps); as many whatever the number of steps."""
         missing = max(OUTPUTS - len(self.clock), 0)
 
         def padded(x: np.ndarray) -> np.ndarray:
             return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
-        moving = jax.tree.map(padded, self.states)
-        return Seen(padded(self.clock), moving, self.state, np.asarray(self.horizon, self.clock.dtype))
+        unknowns = jax.tree.map(padded, self.states)
+        return SavedStates(padded(self.clock), unknowns, self.state, np.asarray(self.horizon, self.clock.dtype))
 
     @property
     def reached(self) -> np.ndarray:
@@ -118,7 +115,7 @@ def run(
     )
     assert steps is not None
     check(
-        isinstance(flow.rule, GradientDescent),
+        flow.rule.is_gradient,
         "With `optimizer` the flow's `rule` must be GradientDescent(): the optimizer makes the step.",
     )
     first = 0 if before is None else before.step
@@ -129,32 +126,33 @@ def run(
     rates = _rates(lr, first, int(steps))
     elapsed = np.concatenate([[0.0], np.cumsum(np.broadcast_to(rates, (int(steps),)))])
     outputs = _output_steps(int(steps))
-    moving, memory = state.moving, transform.init(state.moving)  # pyright: ignore[reportArgumentType]
+    unknowns, memory = state.unknowns, transform.init(state.unknowns)  # pyright: ignore[reportArgumentType]
     if before is not None and before.label == label:
         memory = _restored(memory, before.memory, label)
-    saved = [to_numpy(moving)]
+    saved = [to_numpy(unknowns)]
     status = Status.COMPLETED
     rates_ = jnp.asarray(rates, dtype)
     for begin, end in itertools.pairwise(outputs):
         span = (np.asarray(first + begin), np.asarray(first + end), np.asarray(float(horizon)), np.asarray(first))
-        moving, memory, left = _advance(flow, state, moving, memory, rates_, span, np.uint32(seed), transform)
-        host = to_numpy(moving)
+        unknowns, memory, left = _advance(flow, state, unknowns, memory, rates_, span, np.uint32(seed), transform)
+        host = to_numpy(unknowns)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(host)):
             status = Status.NON_FINITE
         else:
-            status = next((_LEFT[name] for name, is_left in to_numpy(left).items() if is_left), status)
+            exits = [name for name, is_left in to_numpy(left).items() if is_left]
+            status = ending(exits) if exits else status
         if status is not Status.COMPLETED:
             break
         saved.append(host)
     reached = len(saved) - 1
-    unknowns = sum(x.size for x in jax.tree.leaves(moving))
+    size = sum(x.size for x in jax.tree.leaves(unknowns))
     saved += [jax.tree.map(lambda x: np.full_like(x, np.nan), saved[0])] * (len(outputs) - len(saved))
     states = jax.tree.map(lambda *x: np.stack(x), *saved)
     times = t0 + elapsed[outputs]
     return Discrete(
         flow, state, times, times, states, status, float(times[reached]), label,
         optimizer in ("sgd", optax.sgd),
-        {"steps": int(outputs[reached]), "rejected": 0, "segments": 1, "unknowns": unknowns},
+        {"steps": int(outputs[reached]), "rejected": 0, "segments": 1, "unknowns": size},
         (first + outputs).astype(dtype), float(horizon), tuple(np.asarray(x) for x in jax.tree.leaves(memory)),
     )  # fmt: skip
 
@@ -213,72 +211,48 @@ def _output_steps(steps: int) -> np.ndarray:
 
 @eqx.filter_jit
 def _advance(
-    flow: GradientFlow, state: State, moving: Moving, memory: Any, rates: Any, span: Any, seed: Any,
+    flow: GradientFlow, state: State, unknowns: Unknowns, memory: Any, rates: Any, span: Any, seed: Any,
     transform: optax.GradientTransformation,
-) -> tuple[Moving, Any, dict[str, Any]]:  # fmt: skip
+) -> tuple[Unknowns, Any, dict[str, Any]]:  # fmt: skip
     """From step `begin` to `end` of `span` = (begin, end, steps of schedules, first step of `rates`).
 
     Also says what the flow left on the way.
     """
     begin, end, total, first = span
-    plain, rate_of_rows, ratio, bias_rate = _with_unit_ratios(flow)
+    rates_of = flow.rates
     key = jax.random.key(seed)
 
     def step(k: Any, carry: Any) -> Any:
-        moving, memory, left = carry
-        here, sampled = _sampled(plain, dataclasses.replace(state, moving=moving), jax.random.fold_in(key, k))
-        velocity = here.vector_field(jnp.asarray(k, total.dtype), sampled, total)
-        gradient = jax.tree.map(jnp.negative, velocity)
+        unknowns, memory, left = carry
+        here, sampled = _sampled(flow, dataclasses.replace(state, unknowns=unknowns), jax.random.fold_in(key, k))
+        gradient = jax.tree.map(jnp.negative, here.descent(jnp.asarray(k, total.dtype), sampled, total))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where the session forbids it
-            updates, memory = transform.update(gradient, memory, moving)  # pyright: ignore[reportArgumentType]
+            updates, memory = transform.update(gradient, memory, unknowns)  # pyright: ignore[reportArgumentType]
         rate = rates[jnp.minimum(k - first, rates.shape[0] - 1)]
         # Ratios of learning rates scale the step: scaling the gradient would do nothing to Adam.
-        position = jax.tree.map(lambda x, u: x + rate * rate_of_rows * u, moving.position, updates.position)  # pyright: ignore
-        raw = None if moving.raw is None else moving.raw + rate * ratio * updates.raw  # pyright: ignore
-        bias = None if moving.bias is None else moving.bias + rate * bias_rate * updates.bias  # pyright: ignore
-        moving = Moving(flow.geometry.retract(position), _clamped(flow, raw), bias)
-        here_left = _outside(flow, dataclasses.replace(state, moving=moving))
-        return moving, memory, jax.tree.map(jnp.logical_or, left, here_left)
+        position = jax.tree.map(lambda x, u: x + rate * rates_of.position * u, unknowns.position, updates.position)  # pyright: ignore
+        raw = (
+            None
+            if unknowns.raw_temperature is None
+            else unknowns.raw_temperature + rate * rates_of.raw * updates.raw_temperature
+        )  # pyright: ignore
+        bias = None if unknowns.bias is None else unknowns.bias + rate * rates_of.bias * updates.bias  # pyright: ignore
+        unknowns = Unknowns(flow.geometry.retract(position), _clamped(flow, raw), bias)
+        here_left = _outside(flow, dataclasses.replace(state, unknowns=unknowns))
+        return unknowns, memory, jax.tree.map(jnp.logical_or, left, here_left)
 
-    none = jax.tree.map(jnp.zeros_like, _outside(flow, dataclasses.replace(state, moving=moving)))
-    return jax.lax.fori_loop(begin, end, step, (moving, memory, none))
-
-
-#: Ways out of a flow's domain, and the status that ends a run there.
-_LEFT = {"gamma": Status.GAMMA_ONE, "temperature": Status.TEMPERATURE_INFINITE}
+    none = jax.tree.map(jnp.zeros_like, _outside(flow, dataclasses.replace(state, unknowns=unknowns)))
+    return jax.lax.fori_loop(begin, end, step, (unknowns, memory, none))
 
 
 def _outside(flow: GradientFlow, state: State) -> dict[str, Any]:
-    """Whether γ has reached 1, and whether β has reached 0; what this flow cannot leave is not listed."""
-    found = {}
-    if (log_gamma := flow.geometry.log_gamma(state.moving.position)) is not None:
-        found["gamma"] = (log_gamma >= 0) & (state.constants.sign != 0)
-    policy = flow.schedule.temperature
-    if isinstance(policy, Learnable) and isinstance(policy.parametrization, Identity):
-        assert state.moving.raw is not None
-        found["temperature"] = jnp.asarray(state.moving.raw <= 0)
-    return found
-
-
-def _with_unit_ratios(flow: GradientFlow) -> tuple[GradientFlow, Any, Any, Any]:
-    """The flow with learning-rate ratios 1, and what those of rows, ν and b were (None: b is not trained)."""
-    rows, ratio, bias_rate = 1.0, 1.0, getattr(flow.loss, "bias_rate", None)
-    if isinstance(flow.geometry, Sphere):
-        rows = flow.geometry.embedding_rate
-        flow = eqx.tree_at(lambda f: f.geometry.embedding_rate, flow, jnp.ones_like(rows))
-    if isinstance(flow.schedule.temperature, Learnable):
-        ratio = flow.schedule.temperature.lr_ratio
-        flow = eqx.tree_at(lambda f: f.schedule.temperature.lr_ratio, flow, jnp.ones_like(ratio))
-    if bias_rate is not None:
-        flow = eqx.tree_at(lambda f: f.loss.bias_rate, flow, jnp.ones_like(bias_rate))
-    return flow, rows, ratio, bias_rate
+    """Whether the state has left the domain of geometry or policy, by the name of the way out."""
+    return {name: jnp.asarray(inside <= 0) for name, inside in flow.exits(state, in_steps=True).items()}
 
 
 def _clamped(flow: GradientFlow, raw: Any) -> Any:
-    policy = flow.schedule.temperature
-    if isinstance(policy, Learnable) and policy.clamp is not None:
-        return jnp.clip(raw, *policy.raw_bounds())
-    return raw
+    bounds = flow.schedule.temperature.bounds()
+    return raw if bounds is None else jnp.clip(raw, *bounds)
 
 
 def _sampled(flow: GradientFlow, state: State, key: Any) -> tuple[GradientFlow, State]:
@@ -291,7 +265,7 @@ def _sampled(flow: GradientFlow, state: State, key: Any) -> tuple[GradientFlow, 
         masks = step_weights(swap, whether, masks_key, pairs, dim, image.dtype)
         flow = eqx.tree_at(lambda f: f.schedule.swap.fraction, flow, jnp.ones_like(swap.fraction))
         state = dataclasses.replace(state, masks=masks)
-    if isinstance(pairing, FreshRepairing):
-        dtype = jnp.result_type(*jax.tree.leaves(state.moving.position))
+    if pairing.fresh:
+        dtype = jnp.result_type(*jax.tree.leaves(state.unknowns.position))
         state = dataclasses.replace(state, targets=pairing.draw(targets_key, flow.pairs(state), dtype))
     return flow, state

@@ -29,25 +29,15 @@ from flowsim.base.arrays import LARGE, check, check_number, to_device, to_numpy,
 from flowsim.base.paths import to_config
 from flowsim.base.times import output_times
 from flowsim.errors import FlowsimError, unknown_name
-from flowsim.integrate.chain import (
-    METHODS,
-    STATE_OBSERVABLES,
-    Chain,
-    Method,
-    Options,
-    final_status,
-    is_filled,
-    observe,
-    segment,
-)
 from flowsim.integrate.descent import Before, Discrete
 from flowsim.integrate.descent import run as run_discrete
+from flowsim.integrate.methods import METHODS, Method
+from flowsim.integrate.observe import STATE_OBSERVABLES, observe
+from flowsim.integrate.segment import segment
+from flowsim.integrate.trajectory import Options, Trajectory, final_status, is_filled
 from flowsim.model.flow import GradientFlow, State, as_start
-from flowsim.model.geometry import Parallel, Reduced
 from flowsim.model.initial import AbstractRecipe, Start
-from flowsim.model.losses import DirectedInfoNCE, InfoNCE
-from flowsim.model.rules import GradientDescent
-from flowsim.model.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model.temperature import AbstractTemperature
 from flowsim.numerics import make_room, store_programs, tiled
 from flowsim.records.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, SimulationStopped, Status, load_result
 
@@ -55,7 +45,7 @@ DEFAULT_OBSERVABLES = (
     "modality_gap",
     "temperature",
     "inverse_temperature",
-    "raw",
+    "raw_temperature",
     "bias",
     "gamma",
     "log_gamma",
@@ -146,7 +136,7 @@ def simulate(
         # Placed in NumPy: JAX would compile a program for every number on the way.
         state = flow_.complete(*to_device(flow.place(origin.start), dtype), seed)
         for name, value in origin.moved.items():
-            state = eqx.tree_at(lambda s, name=name: getattr(s.moving, name), state, jnp.asarray(value, dtype))
+            state = eqx.tree_at(lambda s, name=name: getattr(s.unknowns, name), state, jnp.asarray(value, dtype))
         place, mesh = _placing(flow_, state, devices)
         stack.enter_context(mesh)
         state = place(state)
@@ -161,7 +151,7 @@ def simulate(
             options.update(horizon=horizon_, rtol=rtol, atol=atol, method=method)
             chosen = Options(rtol, atol, method, max_steps, tuple(observables), dtype, seed)
             kept = _snapshot_times(ts_, snapshots, state)
-            ran: Chain | Discrete = Chain(flow_, state, t0, ts_, kept, horizon_, chosen)
+            ran: Trajectory | Discrete = Trajectory(flow_, state, t0, ts_, kept, horizon_, chosen)
             while (request := ran.request()) is not None:
                 task, how = request
                 ran.absorb(to_numpy(segment(flow_, place(to_device(task, dtype)), how)))
@@ -199,7 +189,7 @@ def load(path: str | os.PathLike[str]) -> Result:
 def check_policy(flow: GradientFlow) -> None:
     """Refuse a policy of the user's own that gives anything but positive numbers; ours check their fields."""
     policy = flow.schedule.temperature
-    if policy.learnable or type(policy).__module__ == "flowsim.model.temperature":
+    if policy.learnable or policy.positive:
         return
     for progress in np.linspace(0, 1, 9):
         beta = np.asarray(policy.inverse_temperature(progress))
@@ -260,14 +250,19 @@ def _origin(flow: GradientFlow, start: Any, seed: int, horizon: float | None, in
     last, options = start.final, start.config["options"]
     moved = {}
     policy = flow.schedule.temperature
-    if isinstance(policy, Learnable):
-        before = start.config["flow"]["schedule"]["temperature"].get("parametrization")
-        if last.raw is not None and before == to_config(policy.parametrization):
-            moved["raw"] = last.raw
-        else:  # another parametrization goes on from the same temperature
-            moved["raw"] = float(policy.parametrization.raw(np.asarray(last["inverse_temperature"])))
-        moved["raw"] = _inside(policy, moved["raw"])
-    if last.bias is not None and getattr(flow.loss, "bias_rate", None) is not None:
+    if policy.learnable:
+        before, now = start.config["flow"]["schedule"]["temperature"], to_config(policy)
+        same = before["kind"] == now["kind"] and before.get("parametrization") == now.get("parametrization")
+        raw = last.raw_temperature
+        if raw is None or not same:  # another parametrization goes on from the same temperature
+            raw = policy.raw_of(np.asarray(last["inverse_temperature"]))
+        check(
+            raw is not None,
+            f"{type(policy).__name__} cannot go on from this run: it does not define `raw_of`, the raw parameter at a "
+            "given inverse temperature. Define it, or begin from `result.final.start`.",
+        )
+        moved["raw_temperature"] = _inside(policy, float(raw))
+    if last.bias is not None and flow.loss.bias_rate is not None:
         moved["bias"] = last.bias
     taken = None
     if in_steps and "optimizer" in options:
@@ -282,17 +277,17 @@ def _origin(flow: GradientFlow, start: Any, seed: int, horizon: float | None, in
     return _Origin(last.start, last.time, moved, options["seed"], horizon, taken)
 
 
-def _inside(policy: Learnable, raw: float) -> float:
+def _inside(policy: AbstractTemperature, raw: float) -> float:
     """ν if it lies within the clamp. Raises `FlowsimError` if it does not, as a fresh start would."""
-    if policy.clamp is None:
+    if (bounds := policy.bounds()) is None:
         return raw
-    low, high = (float(bound) for bound in policy.raw_bounds())
+    low, high = (float(bound) for bound in bounds)
     slack = 1e-6 * (1 + abs(raw))
+    ended, coldest, hottest = (float(policy.temperature(0.0, np.asarray(x))) for x in (raw, high, low))
     check(
         low - slack <= raw <= high + slack,
-        f"The run ended at temperature {1 / float(policy.parametrization.inverse_temperature(np.asarray(raw))):.6g}, "
-        f"outside the clamp ({float(policy.clamp[0]):g}, {float(policy.clamp[1]):g}). Widen the clamp, or begin anew "
-        "from `result.final.start`.",
+        f"The run ended at temperature {ended:.6g}, outside the clamp ({coldest:g}, {hottest:g}). Widen the clamp, or "
+        "start from `result.final.start`.",
     )
     return min(max(raw, low), high)
 
@@ -333,7 +328,7 @@ def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -
             f"Snapshot time {missing[0] if missing.size else 0:g} is not an output time. Add it to `ts`.",
         )
         return np.union1d(wanted, ts[-1:])
-    size = 8 * sum(x.size for x in jax.tree.leaves(state.moving))
+    size = 8 * sum(x.size for x in jax.tree.leaves(state.unknowns))
     count = int(min(len(ts), max(2, _SNAPSHOT_BYTES // max(size, 1))))
     return ts[np.unique(np.linspace(0, len(ts) - 1, count).round().astype(int))]
 
@@ -342,11 +337,11 @@ def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -
 
 
 def _assemble(
-    flow: GradientFlow, chain: Chain | Discrete, options: dict[str, Any], start_config: dict[str, Any]
+    flow: GradientFlow, ran: Trajectory | Discrete, options: dict[str, Any], start_config: dict[str, Any]
 ) -> Result:
-    status = final_status(chain.status, chain.reached)
-    reached = np.flatnonzero(is_filled(chain.states))
-    constants, position = to_numpy(chain.state.constants), chain.states.position
+    status = final_status(ran.status, ran.reached)
+    reached = np.flatnonzero(is_filled(ran.states))
+    constants, position = to_numpy(ran.state.constants), ran.states.position
     at_times = flow.geometry.to_start(jax.tree.map(lambda x: x[reached], position), constants)
     stored: dict[str, np.ndarray] = {}
     fixed: dict[str, np.ndarray] = {}
@@ -357,34 +352,34 @@ def _assemble(
                 # What flows has an axis more.
                 flows = np.ndim(values) > np.ndim(getattr(at_first, field.name))
                 (stored if flows else fixed)[field.name] = np.asarray(values)
-    for name in ("raw", "bias"):
-        if (moved := getattr(chain.states, name)) is not None:
+    for name in ("raw_temperature", "bias"):
+        if (moved := getattr(ran.states, name)) is not None:
             stored[name] = np.asarray(moved)[reached]
     reasons = {}
     if reached.size and at_times.image is None:
-        missing = [name for name, values in chain.series.items() if np.isnan(values).all()]
+        missing = [name for name, values in ran.series.items() if np.isnan(values).all()]
         reasons = dict.fromkeys(missing, "needs rows, but the start holds only similarities")
-    for name, values in chain.series.items():
-        if name not in reasons and (undefined := np.flatnonzero(np.isnan(values) & chain.reached)).size:
-            first = chain.ts[undefined[0]]
+    for name, values in ran.series.items():
+        if name not in reasons and (undefined := np.flatnonzero(np.isnan(values) & ran.reached)).size:
+            first = ran.ts[undefined[0]]
             why = getattr(obs.REGISTRY.get(name), "undefined", "") or "undefined"
             reasons[name] = f"{why} (at {undefined.size} times, first at t = {first:.6g})"
     result = Result(
-        time=chain.ts,
-        series={name: chain.series[name] for name in options["observables"] if name in chain.series},
-        status=Outcome(status, chain.t, chain.label),
+        time=ran.ts,
+        series={name: ran.series[name] for name in options["observables"] if name in ran.series},
+        status=Outcome(status, ran.t, ran.label),
         config={"flow": flow.to_config(), "start": start_config, "options": options},
-        stats=dict(chain.stats),
+        stats=dict(ran.stats),
         versions=versions(),
-        snapshot_time=chain.kept[reached],
+        snapshot_time=ran.kept[reached],
         snapshots=stored,
         constants=fixed,
         reasons=reasons,
-        resolve=_resolve if isinstance(chain, Chain) else None,
-        clock=FLOW_TIME if isinstance(chain, Chain) or chain.is_descent else SUM_OF_RATES,
-        memory=() if isinstance(chain, Chain) else chain.memory,
+        resolve=_resolve if isinstance(ran, Trajectory) else None,
+        clock=FLOW_TIME if isinstance(ran, Trajectory) or ran.is_descent else SUM_OF_RATES,
+        memory=() if isinstance(ran, Trajectory) else ran.memory,
     )
-    if isinstance(chain, Chain):
+    if isinstance(ran, Trajectory):
         result.stats.update(_diagnose(flow, result))
     return result
 
@@ -395,30 +390,29 @@ def _diagnose(flow: GradientFlow, result: Result) -> dict[str, float]:
     temperature = flow.schedule.temperature
     s = result.series
     finite = np.isfinite(s["loss"]) if "loss" in s else np.zeros(0, bool)
-    if finite.sum() > 1 and temperature.constant:
+    if finite.sum() > 1 and temperature.autonomous:
         loss = s["loss"][finite]
         found["loss_increase"] = float(np.max(np.diff(loss) / np.maximum(loss[:-1], 1e-300), initial=0.0))
-    conserved = (
-        isinstance(flow.geometry, Parallel | Reduced)
-        and isinstance(flow.rule, GradientDescent)
+    parametrization = temperature.parametrization
+    if (
+        parametrization is not None
+        and parametrization.potential is not None
+        and flow.geometry.has_gamma
+        and flow.rule.is_gradient
         # The constant −βγ² of the logits drops out of softmaxes alone.
-        and isinstance(flow.loss, InfoNCE | DirectedInfoNCE)
-        and isinstance(temperature, Learnable)
-        and temperature.clamp is None
-        and type(temperature.parametrization) in (Exp, ScaledExp, Softplus, Identity)
+        and flow.loss.softmax
+        and temperature.bounds() is None
         and not flow.schedule.swap.active
         and {"log_gamma", "inverse_temperature"} <= s.keys()
         and float(temperature.lr_ratio) > 0
-    )
-    if conserved:
-        assert isinstance(temperature, Learnable)
+    ):
         good = np.isfinite(s["log_gamma"]) & np.isfinite(s["inverse_temperature"])
         if good.sum() > 1:
             residual = theory.conserved_residual(
                 s["log_gamma"][good],
                 s["inverse_temperature"][good],
-                temperature.parametrization.name,
-                float(getattr(temperature.parametrization, "scale", 1.0)),
+                parametrization.potential,
+                float(parametrization.scale),
                 float(temperature.lr_ratio),
             )
             found["conserved_residual"] = float(np.max(np.abs(residual)))

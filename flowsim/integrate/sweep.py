@@ -4,7 +4,7 @@
                     over={"schedule.temperature.init": np.geomspace(0.01, 1, 20), "seed": range(8)}, t1=1e4)
     runs["modality_gap"].mean("seed")
 
-Runs of the same structure go through one compiled program in chunks; a chunk drives one `Chain` per run and
+Runs of the same structure go through one compiled program in chunks; a chunk drives one `Trajectory` per run and
 batches the segments that they ask for, so that easy runs do not wait for hard ones.
 """
 
@@ -32,9 +32,12 @@ from flowsim.base.arrays import check, check_number, to_device, to_numpy, tracin
 from flowsim.base.times import output_times
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.integrate import executors as _executors
-from flowsim.integrate.chain import Chain, How, Method, Options, final_status, observe_many, segments
+from flowsim.integrate.methods import Method
+from flowsim.integrate.observe import observe_many
+from flowsim.integrate.segment import SegmentSpec, segments
 from flowsim.integrate.simulate import DEFAULT_OBSERVABLES, check_options, check_policy, versions
-from flowsim.model.flow import GradientFlow, Moving, State, as_start, as_starts
+from flowsim.integrate.trajectory import Options, Trajectory, final_status
+from flowsim.model.flow import GradientFlow, State, Unknowns, as_start, as_starts
 from flowsim.model.initial import AbstractRecipe, Start
 from flowsim.model.pairing import Targets
 from flowsim.numerics import make_room, store_programs
@@ -404,54 +407,55 @@ def _chunk(
             starts += as_starts(shared[0].start, [job.seed for job in shared])
         lanes = lanes_of(starts[0].pairs)
         states = _initial_states(jobs, starts, lanes, options)
-        size = 8 * len(ts) * len(jobs) * sum(x.size for x in jax.tree.leaves(states[0].moving))
+        size = 8 * len(ts) * len(jobs) * sum(x.size for x in jax.tree.leaves(states[0].unknowns))
         kept = ts if size <= _STATE_BYTES else ts[-1:]
-        chains = [
-            Chain(job.flow, state, 0.0, ts, kept, horizon, options._replace(seed=job.seed), _STEPS)
+        trajectories = [
+            Trajectory(job.flow, state, 0.0, ts, kept, horizon, options._replace(seed=job.seed), _STEPS)
             for job, state in zip(jobs, states, strict=True)
         ]
         structure = _structures(jobs[:1])[0]
         while True:
-            asked: dict[How, list[tuple[Chain, Any]]] = defaultdict(list)
-            for chain in chains:
-                if (request := chain.request()) is not None:
-                    asked[request[1]].append((chain, request[0]))
+            asked: dict[SegmentSpec, list[tuple[Trajectory, Any]]] = defaultdict(list)
+            for trajectory in trajectories:
+                if (request := trajectory.request()) is not None:
+                    asked[request[1]].append((trajectory, request[0]))
             if not asked:
                 break
             for how, batch in ((h, part) for h, all_ in asked.items() for part in _parts(all_, lanes)):
                 if stop is not None and stop.is_set():
                     raise _CalledOff
                 size = _padded(len(batch), lanes)
-                flows = _stack([chain.flow for chain, _ in batch], size, options.dtype)
+                flows = _stack([trajectory.flow for trajectory, _ in batch], size, options.dtype)
                 tasks = _stack([task for _, task in batch], size, options.dtype)
                 outs = programs((structure, how, size), lambda f=flows, k=tasks, h=how: to_numpy(segments(f, k, h)))
-                for (chain, _), out in zip(batch, unstack(outs, range(len(batch))), strict=True):
-                    chain.absorb(out)
-        _observe(chains, lanes, options, structure, programs)
+                for (trajectory, _), out in zip(batch, unstack(outs, range(len(batch))), strict=True):
+                    trajectory.absorb(out)
+        _observe(trajectories, lanes, options, structure, programs)
     return [
         {
-            **chain.series,
-            "status": final_status(chain.status, chain.reached).name,
-            "stopped_at": chain.t,
-            "steps": chain.stats["steps"],
+            **trajectory.series,
+            "status": final_status(trajectory.status, trajectory.reached).name,
+            "stopped_at": trajectory.t,
+            "steps": trajectory.stats["steps"],
         }
-        for chain in chains
+        for trajectory in trajectories
     ]
 
 
-def _observe(chains: list[Chain], lanes: int, options: Options, structure: Any, programs: _Programs) -> None:
-    for waiting in _parts([(chain, seen) for chain in chains if (seen := chain.seen()) is not None], lanes):
+def _observe(trajectories: list[Trajectory], lanes: int, options: Options, structure: Any, programs: _Programs) -> None:
+    held = [(trajectory, seen) for trajectory in trajectories if (seen := trajectory.seen()) is not None]
+    for waiting in _parts(held, lanes):
         size = _padded(len(waiting), lanes)
-        flows = _stack([chain.flow for chain, _ in waiting], size, options.dtype)
+        flows = _stack([trajectory.flow for trajectory, _ in waiting], size, options.dtype)
         stacked = _stack([seen for _, seen in waiting], size, options.dtype)
         call = lambda f=flows, s=stacked: to_numpy(observe_many(f, s, options.observables))  # noqa: E731
         found = programs((structure, "observe", size), call)
-        for i, (chain, _) in enumerate(waiting):
-            chain.fill({name: values[i] for name, values in found.items()})
+        for i, (trajectory, _) in enumerate(waiting):
+            trajectory.fill({name: values[i] for name, values in found.items()})
 
 
 def lanes_of(pairs: int) -> int:
-    """How many runs of so many pairs go through one compiled call: a power of two."""
+    """SegmentSpec many runs of so many pairs go through one compiled call: a power of two."""
     fit = max(1, _CACHE_BYTES // (8 * pairs**2))
     return min(_MOST_LANES, 1 << (fit.bit_length() - 1))
 
@@ -479,8 +483,8 @@ def _runs_of(items: Iterable[_T], key: Callable[[_T], object]) -> Iterable[list[
 
 
 @eqx.filter_jit
-def _complete(flows: GradientFlow, movings: Moving, constants: Any, seeds: Any) -> State:
-    return eqx.filter_vmap(lambda f, m, c, s: f.complete(m, c, s))(flows, movings, constants, seeds)
+def _complete(flows: GradientFlow, placed_unknowns: Unknowns, constants: Any, seeds: Any) -> State:
+    return eqx.filter_vmap(lambda f, m, c, s: f.complete(m, c, s))(flows, placed_unknowns, constants, seeds)
 
 
 def _initial_states(jobs: list[_Job], starts: list[Start], lanes: int, options: Options) -> list[State]:
@@ -491,14 +495,14 @@ def _initial_states(jobs: list[_Job], starts: list[Start], lanes: int, options: 
             placed += shared[0][0].flow.place_all([start for _, start in shared])
         if not part[0][0].flow.draws:
             # What `GradientFlow.complete` makes of it; looking that up takes longer than all of this.
-            states += [State(moving, constants, Targets(), None) for moving, constants in placed]
+            states += [State(unknowns, constants, Targets(), None) for unknowns, constants in placed]
             continue
         size = _padded(len(part), lanes)
         flows = _stack([job.flow for job, _ in part], size, options.dtype)
-        movings = _stack([moving for moving, _ in placed], size, options.dtype)
+        placed_unknowns = _stack([unknowns for unknowns, _ in placed], size, options.dtype)
         constants = _stack([constants for _, constants in placed], size, options.dtype)
         seeds = np.asarray([job.seed for job, _ in part] + [0] * (size - len(part)), np.uint32)
-        found = to_numpy(_complete(flows, movings, constants, seeds))
+        found = to_numpy(_complete(flows, placed_unknowns, constants, seeds))
         states += unstack(found, range(len(part)))
     return states
 

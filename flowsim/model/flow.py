@@ -8,7 +8,7 @@ gradient descent it is the sum of learning rates.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,45 +16,42 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowsim.base import paths as config
+from flowsim.base import paths
 from flowsim.base.arrays import LARGE, Described, Numeric, bundle, check, optional_number, to_device
 from flowsim.errors import FlowsimError
-from flowsim.model import initial, losses, pairing, rules, schedules
-from flowsim.model.encoders import LinearEncoders, MLPEncoders
-from flowsim.model.geometry import (
-    AbstractGeometry,
-    AbstractRowGeometry,
-    Constants,
-    Parallel,
-    Position,
-    Reduced,
-    Sphere,
-    Subspaces,
-    Unnormalized,
-)  # fmt: skip
+from flowsim.model import schedules
+from flowsim.model.geometry import AbstractGeometry, Sphere
+from flowsim.model.geometry.base import Constants, Position
 from flowsim.model.initial import AbstractRecipe, Start
-from flowsim.model.losses import AbstractLoss, AbstractRowLoss, DirectedInfoNCE, InfoNCE
+from flowsim.model.losses import AbstractLoss, AbstractRowLoss, InfoNCE
 from flowsim.model.pairing import AbstractPairing, Matched, Targets
 from flowsim.model.rules import AbstractRule, GradientDescent
 from flowsim.model.schedules import Schedule
-from flowsim.model.swaps import HardSwap
 from flowsim.numerics import tiled
 
 
 @bundle
-class Moving:
+class Unknowns:
     """The unknowns of the flow: position, raw temperature ν (None if not trained), bias of the loss (likewise)."""
 
     position: Position
-    raw: Float[Numeric, ""] | None
+    raw_temperature: Float[Numeric, ""] | None
     bias: Float[Numeric, ""] | None = None
+
+
+class Rates(NamedTuple):
+    """Learning rates of the position, the raw temperature and the bias, relative to each other."""
+
+    position: Any = 1.0
+    raw: Any = 1.0
+    bias: Any = 1.0
 
 
 @bundle
 class State:
     """Everything the vector field needs: what moves, and what stays (geometry's constants, targets, masks)."""
 
-    moving: Moving
+    unknowns: Unknowns
     constants: Constants
     targets: Targets
     masks: Numeric | None
@@ -103,16 +100,16 @@ class GradientFlow(Described):
 
         A schedule may be given by name. Raises `FlowsimError` for a path that does not exist.
         """
-        return config.replace(self, changes)
+        return paths.replace(self, changes)
 
     def to_config(self) -> dict[str, Any]:
         """Plain data that `from_config` reads back."""
-        return config.to_config(self)
+        return paths.to_config(self)
 
     @classmethod
     def from_config(cls, data: Any) -> "GradientFlow":
         """The flow that `to_config` described."""
-        flow = config.from_config(data, KINDS)
+        flow = paths.from_config(data)
         check(isinstance(flow, GradientFlow), 'Expected a GradientFlow. Start with {"kind": "GradientFlow"}.')
         return flow
 
@@ -131,24 +128,24 @@ class GradientFlow(Described):
 
     def initial_state(self, start: Start, seed: int = 0, dtype: Any = np.float64) -> State:
         """The state at a start; call it inside `jax.enable_x64(True)` for float64."""
-        moving, constants = to_device(self.place(start), dtype)
-        return self.complete(moving, constants, seed)
+        unknowns, constants = to_device(self.place(start), dtype)
+        return self.complete(unknowns, constants, seed)
 
-    def place(self, start: Start) -> tuple[Moving, Constants]:
+    def place(self, start: Start) -> tuple[Unknowns, Constants]:
         """Unknowns and the geometry's constants at a start (NumPy).
 
         Raises `FlowsimError` if the start does not fit the geometry, the swap or the loss.
         """
         return self.place_all([start])[0]
 
-    def place_all(self, starts: Sequence[Start]) -> list[tuple[Moving, Constants]]:
+    def place_all(self, starts: Sequence[Start]) -> list[tuple[Unknowns, Constants]]:
         """`place` for many starts, sooner than one by one."""
         # Looking up a method of an equinox module takes longer than most of what is done here.
         place, raw = self.geometry.place, optional_number(self.schedule.temperature.initial_raw())
-        bias = self.loss.bias if isinstance(self.loss, AbstractLoss) and self._bias_rate is not None else None
+        bias = self.loss.bias if self.loss.bias_rate is not None else None
         swap = self.schedule.swap
         needs_rows = swap.active or isinstance(self.loss, AbstractRowLoss)
-        by_entry = swap.active and not (isinstance(swap, HardSwap) and swap.by == "row")
+        by_entry = swap.active and swap.splits_rows
         placed = []
         for start in starts:
             position, constants = place(start)
@@ -161,27 +158,27 @@ class GradientFlow(Described):
                     "Swaps of entries in a random basis open cones of height 0, to which side is chance. Use a height "
                     "above 0, the geometry `Sphere`, or swaps of rows."
                 )
-            placed.append((Moving(position, raw, bias), constants))
+            placed.append((Unknowns(position, raw, bias), constants))
         return placed
 
-    def complete(self, moving: Moving, constants: Constants, seed: Any) -> State:
+    def complete(self, unknowns: Unknowns, constants: Constants, seed: Any) -> State:
         """The state of what `place` returned, with masks and targets drawn by `seed`."""
-        state = State(moving, constants, Targets(), None)
+        state = State(unknowns, constants, Targets(), None)
         if not self.draws:
             return state
         masks, targets = self.draw(jax.random.key(seed), state)
-        return State(moving, constants, targets, masks)
+        return State(unknowns, constants, targets, masks)
 
     @property
     def draws(self) -> bool:
         """Whether a state has masks or targets to draw; random keys cost a program of their own."""
-        return self.schedule.swap.active or not isinstance(self.pairing, Matched)
+        return self.schedule.swap.active or not self.pairing.identity
 
     def draw(self, key: Array, state: State) -> tuple[Array | None, Targets]:
         """Masks of the swap and targets of the pairing for a key."""
         pairing_key, swap_key = jax.random.split(key)
         pairs = self.pairs(state)
-        dtype = jnp.result_type(*jax.tree.leaves(state.moving.position))
+        dtype = jnp.result_type(*jax.tree.leaves(state.unknowns.position))
         masks = None
         if self.schedule.swap.active:
             dim = self.rows(state)[0].shape[1]
@@ -192,7 +189,7 @@ class GradientFlow(Described):
         """The state with the draws of interval `index`; what has no `redraw` keeps its first draw."""
         masks, targets = self.draw(jax.random.fold_in(jax.random.key(seed), index), state)
         return State(
-            state.moving,
+            state.unknowns,
             state.constants,
             state.targets if self.pairing.redraw is None else targets,
             state.masks if self.schedule.swap.redraw is None else masks,
@@ -200,13 +197,13 @@ class GradientFlow(Described):
 
     def rows(self, state: State) -> tuple[Array, Array]:
         """Unit rows (n, D) of images and texts at a state that has them."""
-        rows = self.geometry.rows(state.moving.position, state.constants)
+        rows = self.geometry.rows(state.unknowns.position, state.constants)
         assert rows is not None, "`place` has checked this"
         return rows
 
     def pairs(self, state: State) -> int:
         """n, the number of pairs."""
-        position = state.moving.position
+        position = state.unknowns.position
         if (image := getattr(position, "image", None)) is not None:
             return image.shape[0]
         return jax.eval_shape(self.geometry.similarity, position, state.constants).shape[0]
@@ -214,23 +211,30 @@ class GradientFlow(Described):
     def is_tiled(self, state: State) -> bool:
         """Whether the loss and its forces are computed in tiles, never with n×n matrices: for many pairs.
 
-        InfoNCE in both directions or in one, rows without γ, and targets that are described (all but `Clusters`).
+        For losses with `tile_weights`, geometries `of_rows`, and targets that are described, not written out.
         """
         return (
-            isinstance(self.loss, InfoNCE | DirectedInfoNCE)
-            and isinstance(self.geometry, AbstractRowGeometry)
+            self.loss.tile_weights is not None
+            and self.geometry.of_rows
             and state.targets.rows is None
             and self.pairs(state) >= LARGE
         )
 
     def _in_tiles(self, function: Any, image: Array, text: Array, beta: Any, state: State) -> Any:
-        assert isinstance(self.loss, InfoNCE | DirectedInfoNCE)
         targets = state.targets
-        return function(image, text, beta, targets.text_of, targets.noise, weights=self.loss.weights)
+        return function(image, text, beta, targets.text_of, targets.noise, weights=self.loss.tile_weights)
 
     def inverse_temperature(self, t: Any, state: State, horizon: Any = np.inf) -> Any:
         """β at flow time t; schedules run in progress t/horizon."""
-        return self.schedule.temperature.inverse_temperature(t / horizon, state.moving.raw)
+        return self.schedule.temperature.inverse_temperature(t / horizon, state.unknowns.raw_temperature)
+
+    def exits(self, state: State, in_steps: bool = False) -> dict[str, Any]:
+        """Quantities that are positive inside the domain of geometry and policy, by the name of how a run ends.
+
+        `in_steps`: for a run with the finite steps of an optimizer, which pass single points.
+        """
+        found = self.geometry.exits(state.unknowns.position, state.constants, in_steps)
+        return {**found, **self.schedule.temperature.exits(state.unknowns.raw_temperature)}
 
     def loss_value(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
         """The loss that the flow descends: L, or (1 − p) L + p E[L∘swap] with a swap of fraction p."""
@@ -239,7 +243,7 @@ class GradientFlow(Described):
         swap = self.schedule.swap
         in_tiles = self.is_tiled(state)
         if isinstance(self.loss, AbstractLoss) and not swap.active and not in_tiles:
-            similarity = self.geometry.similarity(state.moving.position, state.constants)
+            similarity = self.geometry.similarity(state.unknowns.position, state.constants)
             return self.loss.value(self.loss.logits(beta, similarity, bias), state.targets)
         image, text = self.rows(state)
 
@@ -256,9 +260,32 @@ class GradientFlow(Described):
         swapped = jnp.mean(jax.lax.map(lambda mask: of_rows(*swap.apply(mask, image, text)), state.masks))
         return (1 - swap.fraction) * plain + swap.fraction * swapped
 
-    def vector_field(self, t: Any, state: State, horizon: Any = np.inf) -> Moving:
+    @property
+    def rates(self) -> "Rates":
+        """Learning rates relative to each other: of the position, the raw temperature and the bias."""
+        bias_rate = self.loss.bias_rate
+        rate_of_bias = 1.0 if bias_rate is None else bias_rate
+        return Rates(self.geometry.rate, self.schedule.temperature.lr_ratio, rate_of_bias)
+
+    def vector_field(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
         """dθ/dt, dν/dt and db/dt at flow time t."""
-        position, constants = state.moving.position, state.constants
+        rates = self.rates
+        if self.rule.is_gradient:
+            return self._descent(t, state, horizon, rates)
+        velocity = jax.tree.map(self.rule.velocity, self.descent(t, state, horizon))
+        position = jax.tree.map(lambda v: rates.position * v, velocity.position)
+        # A rule that changes single entries may leave the constraints.
+        position = self.geometry.project(state.unknowns.position, position)
+        raw = None if velocity.raw_temperature is None else rates.raw * velocity.raw_temperature
+        bias = None if velocity.bias is None else rates.bias * velocity.bias
+        return Unknowns(position, raw, bias)
+
+    def descent(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
+        """−∂L/∂θ in the metric of the geometry, −∂L/∂ν and −∂L/∂b at flow time t: all rates 1, no rule."""
+        return self._descent(t, state, horizon, Rates())
+
+    def _descent(self, t: Any, state: State, horizon: Any, rates: "Rates") -> Unknowns:
+        position, constants = state.unknowns.position, state.constants
         beta = self.inverse_temperature(t, state, horizon)
         if isinstance(self.loss, AbstractRowLoss) or self.schedule.swap.active or self.is_tiled(state):
             force = self._force_on_rows(beta, state)
@@ -267,9 +294,11 @@ class GradientFlow(Described):
             similarity = self.geometry.similarity(position, constants)
             gradient, force = self._force(beta, similarity, state)
             velocity = self.geometry.velocity(position, constants, -beta * gradient)
-        raw = self.schedule.temperature.raw_velocity(state.moving.raw, force.beta)
-        bias = None if self._bias_rate is None else self._bias_rate * force.bias
-        return self._by_rule(state.moving, Moving(velocity, raw, bias))
+        velocity = jax.tree.map(lambda v: rates.position * v, velocity)
+        raw, bias = state.unknowns.raw_temperature, None if self.loss.bias_rate is None else rates.bias * force.bias
+        if raw is not None:
+            raw = rates.raw * self.schedule.temperature.derivative(t / horizon, raw) * force.beta
+        return Unknowns(velocity, raw, bias)
 
     def _force(self, beta: Any, similarity: Numeric, state: State) -> "tuple[Array, Force]":
         """∇ℓ(M) and the forces −∂L/∂β and −∂L/∂b."""
@@ -312,29 +341,10 @@ class GradientFlow(Described):
         p = swap.fraction
         return jax.tree.map(lambda a, b: (1 - p) * a + p * b, plain, mean)
 
-    def _by_rule(self, moving: Moving, velocity: Moving) -> Moving:
-        """The velocity that the rule makes of −∂L/∂θ; learning-rate ratios multiply what it returns."""
-        if isinstance(self.rule, GradientDescent):
-            return velocity
-        rate = self.geometry.embedding_rate if isinstance(self.geometry, Sphere) else 1.0
-        moved = jax.tree.map(lambda v: rate * self.rule.velocity(v / rate), velocity.position)
-        position = self.geometry.project(moving.position, moved)
-        raw, bias = velocity.raw, velocity.bias
-        if raw is not None:
-            ratio = self.schedule.temperature.lr_ratio  # pyright: ignore[reportAttributeAccessIssue]
-            raw = ratio * self.rule.velocity(raw / jnp.where(ratio == 0, 1.0, ratio))
-        if bias is not None:
-            bias = self._bias_rate * self.rule.velocity(bias / self._bias_rate)
-        return Moving(position, raw, bias)
-
-    @property
-    def _bias_rate(self) -> Any:
-        return self.loss.bias_rate if isinstance(self.loss, AbstractLoss) else None
-
     def _bias(self, state: State) -> Any:
-        if state.moving.bias is not None:
-            return state.moving.bias
-        return self.loss.bias if isinstance(self.loss, AbstractLoss) else None
+        if state.unknowns.bias is not None:
+            return state.unknowns.bias
+        return self.loss.bias
 
 
 @bundle
@@ -352,18 +362,6 @@ _PARTS: dict[str, tuple[Any, str]] = {
     "loss": ((AbstractLoss, AbstractRowLoss), "Use a loss such as fs.Sigmoid()."),
     "pairing": (AbstractPairing, "Use a pairing such as fs.LabelNoise(0.1)."),
     "rule": (AbstractRule, "Use a rule such as fs.AdamLimit()."),
-}
-
-KINDS: dict[str, type] = {
-    **schedules.KINDS,
-    **initial.KINDS,
-    **losses.KINDS,
-    **pairing.KINDS,
-    **rules.KINDS,
-    **{
-        c.__name__: c
-        for c in (GradientFlow, Sphere, Unnormalized, Subspaces, Parallel, Reduced, LinearEncoders, MLPEncoders)
-    },
 }
 
 

@@ -388,11 +388,6 @@ simplex: type[Simplex] = Simplex
 mismatched: type[Mismatched] = Mismatched
 latents: type[Latents] = Latents
 
-KINDS: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (Rings, Cones, Uniform, MatchedPairs, Orthonormal, Simplex, Mismatched, Latents)
-}  # fmt: skip
-
 
 def from_arrays(image: "ArrayLike", text: "ArrayLike", gamma: float | None = None) -> Start:
     """A start from your own rows (n, d); rows are scaled to unit length.

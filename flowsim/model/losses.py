@@ -21,13 +21,20 @@ from flowsim.numerics.cases import exponential_limit, fast_if
 class AbstractLoss(Described):
     """A loss ℓ(M) of the logits M (n, n); M_ij belongs to image i and text j.
 
-    `bias`: M = βS + b (`relative_bias` False) or M = β(S − b); None without one. It is an unknown of the flow
-    where `bias_rate`, its learning rate relative to the embeddings', is not None.
+    Attributes:
+        bias: b at the start, in M = βS + b (`relative_bias` False) or M = β(S − b) (True); None without a bias.
+        bias_rate: Learning rate of b relative to the embeddings'; None if b is not trained.
+        relative_bias: Which of the two.
+        softmax: Whether a constant added to all logits changes nothing, as in softmaxes.
+        tile_weights: If the loss is a weighted sum of the softmax cross-entropies of images over texts and of texts
+            over images, the two weights: such a loss is computed in tiles for many pairs. None otherwise.
     """
 
     bias: AbstractVar[Any]
     bias_rate: AbstractVar[Any]
     relative_bias: AbstractVar[bool]
+    softmax: ClassVar[bool] = False
+    tile_weights: ClassVar[tuple[float, float] | None] = None
 
     def logits(self, beta: Any, similarity: Any, bias: Any) -> Any:
         """M of S (n, n), β and the current bias."""
@@ -52,7 +59,8 @@ class InfoNCE(AbstractLoss):
     Source: Radford et al. 2021; Yaras et al. 2025, eq. 2.
     """
 
-    weights: ClassVar[tuple[float, float]] = (0.5, 0.5)
+    softmax: ClassVar[bool] = True
+    tile_weights: ClassVar[tuple[float, float] | None] = (0.5, 0.5)
     bias: ClassVar[None] = None
     bias_rate: ClassVar[None] = None
     relative_bias: ClassVar[bool] = False
@@ -82,6 +90,7 @@ class DirectedInfoNCE(AbstractLoss):
     """
 
     direction: str = eqx.field(static=True, converter=plain, default="image_to_text")
+    softmax: ClassVar[bool] = True
     bias: ClassVar[None] = None
     bias_rate: ClassVar[None] = None
     relative_bias: ClassVar[bool] = False
@@ -90,8 +99,7 @@ class DirectedInfoNCE(AbstractLoss):
         check_choice("direction", self.direction, ("image_to_text", "text_to_image"))
 
     @property
-    def weights(self) -> tuple[float, float]:
-        """Weights of images classifying texts and of the reverse."""
+    def tile_weights(self) -> tuple[float, float] | None:
         return (1.0, 0.0) if self.direction == "image_to_text" else (0.0, 1.0)
 
     def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
@@ -141,6 +149,11 @@ class AbstractRowLoss(Described):
 
     Gradients are derived automatically.
     """
+
+    bias: ClassVar[None] = None
+    bias_rate: ClassVar[None] = None
+    softmax: ClassVar[bool] = False
+    tile_weights: ClassVar[None] = None
 
     @abc.abstractmethod
     def value(
@@ -192,9 +205,6 @@ class Regularised(AbstractRowLoss):
         uniformity = (_uniformity(image) + _uniformity(text)) / 2
         base = InfoNCE().value(beta * (image @ text.T), targets)
         return base + self.alignment * alignment + self.uniformity * uniformity
-
-
-KINDS: dict[str, type] = {cls.__name__: cls for cls in (InfoNCE, DirectedInfoNCE, Sigmoid, NTXent, Regularised)}
 
 
 def _uniformity(rows: Float[Array, "n d"]) -> Float[Array, ""]:

@@ -60,16 +60,23 @@ class Targets:
 class AbstractPairing(Described):
     """A rule that gives the targets.
 
-    `redraw` is the flow time after which they are drawn anew (None: never); `fresh` says whether a discrete
-    run draws them in every step.
+    Attributes:
+        redraw: Flow time after which new targets are drawn; None keeps the first.
+        fresh: Whether a run in steps draws new targets in every step (see `draw`).
+        identity: Whether image i always belongs to text i, so that nothing has to be drawn.
     """
 
     redraw: AbstractVar[Any]
     fresh: AbstractClassVar[bool]
+    identity: ClassVar[bool] = False
 
     @abc.abstractmethod
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
-        """The targets for `pairs` pairs."""
+        """The targets of the flow for `pairs` pairs: those of the small-step limit if `fresh`."""
+
+    def draw(self, key: Array, pairs: int, dtype: Any) -> Targets:
+        """The targets of one step, if `fresh`."""
+        return self.targets(key, pairs, dtype)
 
 
 class Matched(AbstractPairing):
@@ -77,6 +84,7 @@ class Matched(AbstractPairing):
 
     redraw: ClassVar[None] = None
     fresh: ClassVar[bool] = False
+    identity: ClassVar[bool] = True
 
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
         return Targets()
@@ -198,8 +206,3 @@ def _permuted(text_of: Int[Array, "n"], dtype: Any) -> Targets:
 
 def _whole_pairs(fraction: Any, pairs: int) -> Any:
     return jnp.round(jnp.asarray(fraction) * pairs).astype(int)
-
-
-KINDS: dict[str, type] = {
-    cls.__name__: cls for cls in (Matched, LabelNoise, FrozenMispairing, FreshRepairing, Clusters)
-}

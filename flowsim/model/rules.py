@@ -1,7 +1,7 @@
 """Rules: how a gradient becomes a velocity. Gradient descent, and the small-step limit of Adam."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,7 +11,13 @@ from flowsim.base.arrays import Described, Numeric, check_number, number
 
 
 class AbstractRule(Described):
-    """A map from the negative gradient of one array of unknowns to its velocity."""
+    """A map from the negative gradient of one array of unknowns to its velocity.
+
+    Attributes:
+        is_gradient: Whether the velocity is the negative gradient itself.
+    """
+
+    is_gradient: ClassVar[bool] = False
 
     @abc.abstractmethod
     def velocity(self, descent: Float[Numeric, "..."]) -> Float[Numeric, "..."]:
@@ -20,6 +26,8 @@ class AbstractRule(Described):
 
 class GradientDescent(AbstractRule):
     """dθ/dt = −∂L/∂θ: the small-step limit of (stochastic) gradient descent, t = Σ learning rates."""
+
+    is_gradient: ClassVar[bool] = True
 
     def velocity(self, descent: Float[Numeric, "..."]) -> Float[Numeric, "..."]:
         return descent
@@ -40,6 +48,3 @@ class AdamLimit(AbstractRule):
 
     def velocity(self, descent: Float[Numeric, "..."]) -> Float[Numeric, "..."]:
         return descent / (jnp.abs(descent) + self.epsilon)
-
-
-KINDS: dict[str, type] = {cls.__name__: cls for cls in (GradientDescent, AdamLimit)}

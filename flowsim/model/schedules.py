@@ -17,9 +17,7 @@ from flowsim.model.swaps import AbstractSwap, HardSwap, NoSwap, SoftSwap
 from flowsim.model.temperature import (
     AbstractTemperature,
     Cosine,
-    Exp,
     Fixed,
-    Identity,
     Learnable,
     Linear,
     ScaledExp,
@@ -57,23 +55,13 @@ class Schedule(Described):
             raise FlowsimError("The schedule is nested too deeply. Write one with `Schedule.to_json`.") from None
         except json.JSONDecodeError as error:
             raise FlowsimError(f"The schedule is not valid JSON: {error}. Write one with `Schedule.to_json`.") from None
-        schedule = from_config(config, KINDS)
+        schedule = from_config(config)
         if not isinstance(schedule, Schedule):
             raise FlowsimError(
                 f"Expected a Schedule, but got kind {type(schedule).__name__!r}. "
                 'Start the file with {"kind": "Schedule", ...}.'
             )
         return schedule
-
-
-KINDS: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (
-        Schedule, Fixed, Linear, Cosine, Learnable,
-        Exp, ScaledExp, Softplus, Identity,
-        NoSwap, HardSwap, SoftSwap,
-    )
-}  # fmt: skip
 
 
 def _presets() -> dict[str, Schedule]:

@@ -34,12 +34,21 @@ from flowsim.base.arrays import (
 
 
 class AbstractSwap(Described):
-    """A rule for exchanging features between modalities in a `fraction` of training."""
+    """A rule for exchanging features between modalities in a `fraction` of training.
+
+    Attributes:
+        fraction: p, the fraction of training with a swap.
+        masks: K, the number of draws that stand for the expectation.
+        redraw: Flow time between fresh draws; None keeps the first.
+        active: Whether anything is exchanged.
+        splits_rows: Whether the entries of one row are exchanged independently of each other.
+    """
 
     fraction: AbstractVar[Any]
     masks: AbstractVar[int]
     redraw: AbstractVar[Any]
     active: AbstractClassVar[bool]
+    splits_rows: ClassVar[bool] = True
 
     @abc.abstractmethod
     def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
@@ -57,6 +66,7 @@ class NoSwap(AbstractSwap):
     masks: ClassVar[int] = 0
     redraw: ClassVar[None] = None
     active: ClassVar[bool] = False
+    splits_rows: ClassVar[bool] = False
 
     def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
         return None
@@ -82,6 +92,10 @@ class HardSwap(AbstractSwap):
     def __check_init__(self) -> None:
         _check_numbers(self)
         check_choice("swap unit", self.by, ("entry", "row"))
+
+    @property
+    def splits_rows(self) -> bool:
+        return self.by == "entry"
 
     def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
         shape = (count, pairs, dim if self.by == "entry" else 1)

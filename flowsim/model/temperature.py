@@ -13,15 +13,22 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
-from equinox import AbstractClassVar
 
 from flowsim.base.arrays import Described, check, check_number, is_concrete, namespace, number, shown
 
 
 class AbstractParametrization(Described):
-    """How the inverse temperature β depends on the raw parameter ν that is trained."""
+    """How the inverse temperature β depends on the raw parameter ν that is trained.
 
-    name: AbstractClassVar[str]
+    Attributes:
+        potential: Name of the potential P with P'(β) = 1/(β'(ν))² among those of `fs.theory.potential` ("exp",
+            "softplus", "identity"), with which a quantity is conserved on parallel cones; None if there is none.
+        scale: The s of β = β(ν/s), 1 without a scale.
+    """
+
+    potential: ClassVar[str | None] = None
+    # Without a type: with one, a field of this name would come before the other fields of a class.
+    scale = 1.0
 
     @abc.abstractmethod
     def inverse_temperature(self, raw: Any) -> Any:
@@ -35,11 +42,15 @@ class AbstractParametrization(Described):
     def derivative(self, raw: Any) -> Any:
         """β'(ν)."""
 
+    def exits(self, raw: Any) -> dict[str, Any]:
+        """Quantities that are positive inside the domain of β(ν), by the name of how a run ends where one is 0."""
+        return {}
+
 
 class Exp(AbstractParametrization):
     """β = exp(ν): CLIP's own (its parameter `logit_scale` is ν)."""
 
-    name: ClassVar[str] = "exp"
+    potential: ClassVar[str | None] = "exp"
 
     def inverse_temperature(self, raw: Any) -> Any:
         return namespace(raw).exp(raw)
@@ -55,7 +66,7 @@ class ScaledExp(AbstractParametrization):
     """β = exp(ν/s): the paper's "TR scale s" (its appendix prints τ where β is meant)."""
 
     scale: Any = eqx.field(converter=number, default=10.0)
-    name: ClassVar[str] = "exp"
+    potential: ClassVar[str | None] = "exp"
 
     def __check_init__(self) -> None:
         check_number("scale", self.scale, positive=True, cure="Use e.g. ScaledExp(10).")
@@ -73,7 +84,7 @@ class ScaledExp(AbstractParametrization):
 class Softplus(AbstractParametrization):
     """β = log(1 + e^ν): the paper's "TR softplus"."""
 
-    name: ClassVar[str] = "softplus"
+    potential: ClassVar[str | None] = "softplus"
 
     def inverse_temperature(self, raw: Any) -> Any:
         # Not `logaddexp(0, ν)`: a literal zero would change dtype under strict promotion.
@@ -93,7 +104,7 @@ class Softplus(AbstractParametrization):
 class Identity(AbstractParametrization):
     """β = ν: the inverse temperature itself is trained; it may reach 0, where τ is infinite."""
 
-    name: ClassVar[str] = "identity"
+    potential: ClassVar[str | None] = "identity"
 
     def inverse_temperature(self, raw: Any) -> Any:
         return raw
@@ -104,16 +115,29 @@ class Identity(AbstractParametrization):
     def derivative(self, raw: Any) -> Any:
         return namespace(raw).ones_like(raw)
 
+    def exits(self, raw: Any) -> dict[str, Any]:
+        return {"temperature_infinite": raw}
+
 
 class AbstractTemperature(Described):
     """A temperature policy.
 
-    `learnable` says whether the flow moves the raw parameter ν. `constant` says whether the policy is
-    independent of progress.
+    A policy that is learnable also gives `initial_raw` and `derivative`, and may have an `lr_ratio`.
+
+    Attributes:
+        learnable: Whether the flow moves the raw parameter ν.
+        autonomous: Whether the policy is independent of progress.
+        positive: Whether the checks of its fields ensure β > 0 at every progress; otherwise a run looks itself.
+        lr_ratio: r, the learning rate of ν relative to that of the embeddings.
+        parametrization: How β depends on ν, if that is one of the parametrizations; None otherwise.
     """
 
     learnable: ClassVar[bool] = False
-    constant: ClassVar[bool] = False
+    autonomous: ClassVar[bool] = False
+    positive: ClassVar[bool] = False
+    # Without a type: with one, fields of these names would come before the other fields of a class.
+    lr_ratio = 1.0
+    parametrization = None
 
     @abc.abstractmethod
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
@@ -123,8 +147,20 @@ class AbstractTemperature(Described):
         """ν at the start; None for policies that are not learnable."""
         return None
 
-    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
-        """dν/dt given the force −∂L/∂β; None for policies that are not learnable."""
+    def derivative(self, progress: Any, raw: Any) -> Any:
+        """∂β/∂ν at progress u and raw parameter ν (learnable policies only)."""
+        raise NotImplementedError(f"{type(self).__name__} is learnable and must define `derivative`.")
+
+    def bounds(self) -> tuple[Any, Any] | None:
+        """(ν_min, ν_max) that the flow does not leave; None without a clamp."""
+        return None
+
+    def exits(self, raw: Any) -> dict[str, Any]:
+        """Quantities that are positive inside the policy's domain, by the name of how a run ends where one is 0."""
+        return {}
+
+    def raw_of(self, inverse_temperature: Any) -> Any:
+        """ν at which β has this value, to go on from a run with another policy; None if that is not known."""
         return None
 
     def temperature(self, progress: Any, raw: Any = None) -> Any:
@@ -136,7 +172,8 @@ class Fixed(AbstractTemperature):
     """A constant temperature: the paper's "FLT" (fixed large temperature)."""
 
     tau: Any = eqx.field(converter=number, default=0.07)
-    constant: ClassVar[bool] = True
+    autonomous: ClassVar[bool] = True
+    positive: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _check_temperature("temperature", self.tau, "Use e.g. Fixed(0.07).")
@@ -157,6 +194,7 @@ class Linear(AbstractTemperature):
 
     start: Any = eqx.field(converter=number, default=0.01)
     end: Any = eqx.field(converter=number, default=0.05)
+    positive: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         for name in ("start", "end"):
@@ -176,6 +214,7 @@ class Cosine(AbstractTemperature):
     low: Any = eqx.field(converter=number, default=0.01)
     high: Any = eqx.field(converter=number, default=0.04)
     cycles: Any = eqx.field(converter=number, default=5.0)
+    positive: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         cure = "Use e.g. Cosine(0.01, 0.04, cycles=5)."
@@ -215,7 +254,8 @@ class Learnable(AbstractTemperature):
     lr_ratio: Any = eqx.field(converter=number, default=1.0)
     clamp: tuple[Any, Any] | None = eqx.field(converter=lambda clamp: _bounds(clamp), default=None)
     learnable: ClassVar[bool] = True
-    constant: ClassVar[bool] = True
+    autonomous: ClassVar[bool] = True
+    positive: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _check_temperature("temperature", self.init, "Use e.g. Learnable(init=0.07).")
@@ -244,12 +284,19 @@ class Learnable(AbstractTemperature):
     def initial_raw(self) -> Any:
         return self.parametrization.raw(1.0 / self.init)
 
-    def raw_velocity(self, raw: Any, inverse_temperature_force: Any) -> Any:
-        return self.lr_ratio * self.parametrization.derivative(raw) * inverse_temperature_force
+    def derivative(self, progress: Any, raw: Any) -> Any:
+        return self.parametrization.derivative(raw)
 
-    def raw_bounds(self) -> tuple[Any, Any]:
-        """(ν_min, ν_max) of the clamp. ν grows with β, so that ν_max belongs to τ_min."""
-        assert self.clamp is not None
+    def exits(self, raw: Any) -> dict[str, Any]:
+        return self.parametrization.exits(raw)
+
+    def raw_of(self, inverse_temperature: Any) -> Any:
+        return self.parametrization.raw(inverse_temperature)
+
+    def bounds(self) -> tuple[Any, Any] | None:
+        if self.clamp is None:
+            return None
+        # ν grows with β, so that ν_max belongs to τ_min.
         low, high = self.clamp
         return self.parametrization.raw(1.0 / high), self.parametrization.raw(1.0 / low)
 

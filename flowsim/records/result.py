@@ -31,7 +31,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "modality_gap": ("distance of the modality centres", r"modality gap $\Delta$"),
     "temperature": ("temperature of the softmax", r"temperature $\tau$"),
     "inverse_temperature": ("inverse temperature", r"inverse temperature $\beta$"),
-    "raw": ("raw parameter of the learnable temperature", r"raw temperature $\nu$"),
+    "raw_temperature": ("raw parameter of the learnable temperature", r"raw temperature $\nu$"),
     "bias": ("bias of the sigmoid loss", r"bias $b$"),
     "gamma": ("signed cone height", r"cone height $\gamma$"),
     "log_gamma": ("logarithm of the absolute cone height", r"$\ln|\gamma|$"),
@@ -44,6 +44,10 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "train_modality_gap": ("distance of the modality centres in the batch of each step", r"batch gap $\Delta$"),
     "learning_rate": ("learning rate of each step", r"learning rate $\eta$"),
 }
+
+
+#: Names of variables in files of older versions.
+_FORMER = {"raw": "raw_temperature", "snapshot_raw": "snapshot_raw_temperature"}
 
 
 class Status(enum.Enum):
@@ -62,6 +66,10 @@ class Status(enum.Enum):
     OUTPUT_ZERO = (
         "Stopped: an output of an encoder shrank to 0, where its row has no direction; later slots are NaN. Use "
         "embeddings of more dimensions, a shorter `t1`, or an optimizer, whose steps pass such points."
+    )
+    LEFT_DOMAIN = (
+        "Stopped: the run left the domain of its geometry or temperature policy; later slots are NaN. Use a shorter "
+        "`t1`."
     )
     MAX_STEPS = (
         "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or shorten `t1`."
@@ -129,7 +137,7 @@ class Snapshot:
 
     time: float
     start: Start
-    raw: float | None
+    raw_temperature: float | None
     bias: float | None
     values: dict[str, float]
 
@@ -231,7 +239,7 @@ class Result:
     def _snapshot(self, index: int) -> Snapshot:
         t = float(self.snapshot_time[index])
         get = {**self.constants, **{k: np.asarray(v[index]) for k, v in self.snapshots.items()}}
-        raw, bias = (None if (x := get.pop(name, None)) is None else float(x) for name in ("raw", "bias"))
+        raw, bias = (None if (x := get.pop(name, None)) is None else float(x) for name in ("raw_temperature", "bias"))
         slot = np.flatnonzero(self.time == t)
         values = {k: float(v[slot[0]]) for k, v in self.series.items()} if slot.size else {}
         return Snapshot(t, Start(**get), raw, bias, values)
@@ -478,7 +486,7 @@ def _result(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
     check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
     series, snapshots, constants, reasons, training, memory = {}, {}, {}, {}, {}, {}
     for key, variable in dataset.data_vars.items():
-        name = str(key)
+        name = _FORMER.get(str(key), str(key))
         if name.startswith("snapshot_"):
             snapshots[name.removeprefix("snapshot_")] = variable.to_numpy()
         elif name.startswith("constant_"):

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowsim.base.arrays import Numeric, bundle, check
-from flowsim.model.geometry import AbstractRowGeometry, Constants, Position, normalise
+from flowsim.model.geometry.base import AbstractRowGeometry, Constants, Position, normalise
 from flowsim.model.initial import Start
 
 #: Length of an output, relative to the root mean square of its modality, at which a flow of encoders ends.
@@ -64,6 +64,11 @@ class AbstractEncoders(AbstractRowGeometry):
             squared = jnp.sum(self.encode(inputs, hidden, last) ** 2, axis=1)
             shortest.append(jnp.sqrt(jnp.min(squared) / jnp.mean(squared)))
         return jnp.minimum(*shortest)
+
+    def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
+        if in_steps:
+            return {}
+        return {"output_zero": self.smallest_output(position, constants) - SMALLEST_OUTPUT}
 
     def velocity_from_rows(
         self,

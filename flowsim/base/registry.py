@@ -1,0 +1,69 @@
+"""Registries: what has a name that files, the command line and users can write, in order of definition."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from flowsim.errors import FlowsimError, unknown_name
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Things of one kind by name.
+
+    A name that flowsim uses itself is protected. A user's own entry gives way to a new one of the same name, as when
+    a cell of a notebook runs again.
+
+    Args:
+        kind: What an entry is, in one word: "observable", "claim".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+        self._ours: set[str] = set()
+
+    def add(self, name: str, entry: T, module: str) -> T:
+        """Register `entry` as `name`; `module` is where it is defined.
+
+        Args:
+            name: The name to register.
+            entry: What it stands for.
+            module: The module that defines it; names from flowsim's modules are protected.
+
+        Returns:
+            The entry.
+
+        Raises:
+            FlowsimError: If flowsim itself has an entry of this name.
+        """
+        ours = module.partition(".")[0] == "flowsim"
+        if name in self._ours and not ours:
+            raise FlowsimError(f"flowsim already has a {self.kind} named {name!r}. Choose another name.")
+        if ours:
+            self._ours.add(name)
+        self._entries[name] = entry
+        return entry
+
+    def get_or_raise(self, name: Any) -> T:
+        """The entry `name`. Raises `FlowsimError` with the nearest names if there is none."""
+        if not isinstance(name, str) or name not in self._entries:
+            raise unknown_name(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def is_ours(self, name: str) -> bool:
+        """Whether flowsim defines the entry `name`, and not a user."""
+        return name in self._ours
+
+    def select(self, condition: Callable[[T], bool]) -> dict[str, T]:
+        """The entries that satisfy a condition, by name."""
+        return {name: entry for name, entry in self._entries.items() if condition(entry)}
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

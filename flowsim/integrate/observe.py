@@ -1,0 +1,96 @@
+"""Observables of the states of a solve, recorded on the way or computed afterwards."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flowsim import observables as obs
+from flowsim.base.arrays import bundle
+from flowsim.model.flow import GradientFlow, State, Unknowns
+
+#: name -> f(flow, t, state, β, horizon); None where the flow has no such quantity.
+STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any]] = {
+    "temperature": lambda f, t, s, b, h: 1 / b,
+    "inverse_temperature": lambda f, t, s, b, h: b,
+    "raw_temperature": lambda f, t, s, b, h: s.unknowns.raw_temperature,
+    "bias": lambda f, t, s, b, h: s.unknowns.bias,
+    "gamma": lambda f, t, s, b, h: _gamma(f, s),
+    "log_gamma": lambda f, t, s, b, h: _log_gamma(f, s),
+    "loss": lambda f, t, s, b, h: f.loss_value(t, s, h),
+    "margin": lambda f, t, s, b, h: obs.margin_of_products(*f.rows(s)) if f.is_tiled(s)
+    else obs.margin_of_similarity(_pair_similarity(f, s)),
+    "matched_fraction": lambda f, t, s, b, h: obs.matched_fraction_of_products(*f.rows(s)) if f.is_tiled(s)
+    else obs.matched_fraction_of_similarity(_pair_similarity(f, s)),
+    "doubly_stochastic_defect": lambda f, t, s, b, h: obs.doubly_stochastic_defect_of_products(*f.rows(s), 1 / b)
+    if f.is_tiled(s) else obs.doubly_stochastic_defect_of_logits(
+        b * f.geometry.similarity(s.unknowns.position, s.constants)
+    ),
+}  # fmt: skip
+
+
+def _log_gamma(flow: GradientFlow, state: State) -> Array | None:
+    log_gamma = flow.geometry.log_gamma(state.unknowns.position)
+    return None if log_gamma is None else jnp.where(state.constants.sign == 0, -jnp.inf, log_gamma)
+
+
+def _gamma(flow: GradientFlow, state: State) -> Array | None:
+    log_gamma = flow.geometry.log_gamma(state.unknowns.position)
+    return None if log_gamma is None else state.constants.sign * jnp.exp(log_gamma)
+
+
+def _pair_similarity(flow: GradientFlow, state: State) -> Array:
+    return jnp.asarray(flow.geometry.pair_similarity(state.unknowns.position, state.constants))
+
+
+def observe_state(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Named scalars of a state; quantities that this flow does not have are left out."""
+    beta = flow.inverse_temperature(t, state, horizon)
+    values: dict[str, Any] = {}
+    for name in names:
+        if name in STATE_OBSERVABLES:
+            value = STATE_OBSERVABLES[name](flow, t, state, beta, horizon)
+        else:
+            rows = flow.geometry.rows(state.unknowns.position, state.constants)
+            if rows is None:
+                value = jnp.full_like(beta, jnp.nan)
+            else:
+                item = obs.REGISTRY[name]
+                value = item.function(*rows, 1 / beta) if item.needs_temperature else item.function(*rows)
+        if value is not None:
+            values[name] = value
+    return values
+
+
+@bundle
+class SavedStates:
+    """States to observe: `unknowns` along `ts`; everything else as in `state`."""
+
+    ts: Any
+    unknowns: Unknowns
+    state: State
+    horizon: Any
+
+
+def _observe_states(flow: GradientFlow, seen: "SavedStates", names: tuple[str, ...]) -> dict[str, Any]:
+    def one(item: tuple[Any, Unknowns]) -> dict[str, Any]:
+        state = dataclasses.replace(seen.state, unknowns=item[1])
+        return observe_state(flow, item[0], state, seen.horizon, names)
+
+    return jax.lax.map(one, (seen.ts, seen.unknowns))
+
+
+@eqx.filter_jit
+def observe(flow: GradientFlow, seen: "SavedStates", names: tuple[str, ...]) -> dict[str, Any]:
+    """Observables of a sequence of states, stacked along time."""
+    return _observe_states(flow, seen, names)
+
+
+@eqx.filter_jit
+def observe_many(flows: GradientFlow, seen: "SavedStates", names: tuple[str, ...]) -> dict[str, Any]:
+    """`observe` for many flows of the same structure at once."""
+    return eqx.filter_vmap(lambda flow, one: _observe_states(flow, one, names))(flows, seen)

@@ -1,0 +1,260 @@
+"""One segment of a solve: the compiled call that integrates from one flow time to another, or to the first event.
+
+The flow is integrated in s = ln(1 + t): curvature decays like 1/t, so that an explicit method crosses thirty decades
+in a few hundred steps.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from flowsim.base.arrays import bundle
+from flowsim.integrate.methods import norm, solver_of
+from flowsim.integrate.observe import observe_state
+from flowsim.model.flow import GradientFlow, State, Unknowns
+from flowsim.numerics import StopAtCrossings, without_host_checks
+
+#: ln γ below which γ² is nothing to the rest of the state, with room to spare.
+GONE = -40.0
+#: A field of this many times its rounding noise is not told from nothing.
+NOISY = 8.0
+
+
+@bundle
+class Task:
+    """The numbers of a segment; changing them never recompiles.
+
+    `pinned` is 0 while the temperature moves freely, −1/+1 while it is held at the lower/upper bound of ν. `still`:
+    what may move in all of the time that is left and counts as rest; `rest_after`: no rest is reported before this
+    time; `longest`: the longest step in ln(1 + t).
+    """
+
+    state: State
+    t0: Any
+    ts: Any
+    snapshot_ts: Any
+    horizon: Any
+    end: Any
+    rtol: Any
+    atol: Any
+    pinned: Any
+    still: Any
+    rest_after: Any
+    longest: Any
+
+
+@bundle
+class Segment:
+    """What a segment returns; `saved` says which slots it reached (of `series`, of `snapshots`)."""
+
+    series: dict[str, Any]
+    snapshots: Unknowns
+    saved: tuple[Any, Any]
+    unknowns: Unknowns
+    log_time: Any
+    events: dict[str, Any]
+    finished: Any
+    noise: Any
+    accepted: Any
+    rejected: Any
+
+
+def _field_in_log_time(s: Any, unknowns: Unknowns, args: tuple[GradientFlow, Task]) -> Unknowns:
+    flow, task = args
+    state = dataclasses.replace(task.state, unknowns=unknowns)
+    velocity = velocity_of(flow, jnp.expm1(s), state, task)
+    return jax.tree.map(lambda v: jnp.exp(s) * v, velocity)
+
+
+@eqx.filter_jit
+def _field(flow: GradientFlow, t: Any, state: State, horizon: Any) -> Unknowns:
+    # A program of its own within a segment's, so that it is traced once and not wherever diffrax asks for it.
+    return flow.vector_field(t, state, horizon)
+
+
+def velocity_of(flow: GradientFlow, t: Any, state: State, task: Task) -> Unknowns:
+    velocity = _field(flow, t, state, task.horizon)
+    if is_clamped(flow):
+        assert velocity.raw_temperature is not None
+        held = jnp.where(task.pinned == 0, velocity.raw_temperature, jnp.zeros_like(velocity.raw_temperature))
+        velocity = dataclasses.replace(velocity, raw_temperature=held)
+    return velocity
+
+
+def noise_of(flow: GradientFlow, t: Any, state: State, task: Task, velocity: Unknowns) -> Any:
+    """Rounding noise of the field: how much it changes when every unknown changes in its last digit.
+
+    Where terms cancel this is eps times their size, whatever they are; where they do not (hard targets, whose
+    residuals are computed without a difference) it shrinks with the field.
+    """
+
+    def nudged(x: Any) -> Any:
+        # Signs that look random: a pattern of the rows could be a direction in which nothing changes.
+        index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape) * jnp.uint32(2654435761)
+        eps = jnp.finfo(x.dtype).eps
+        return jnp.where((index >> 16) % 2 == 0, x * (1 + eps), x * (1 - eps))
+
+    there = dataclasses.replace(state, unknowns=jax.tree.map(nudged, state.unknowns))
+    return largest(jax.tree.map(jnp.subtract, velocity_of(flow, t, there, task), velocity), velocity)
+
+
+def largest(tree: Any, like: Any) -> Any:
+    """Largest entry of all leaves; `like` gives the type where there are none."""
+    leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.max(jnp.stack(leaves)) if leaves else jnp.zeros((), jnp.result_type(*jax.tree.leaves(like)))
+
+
+def tiny(dtype: Any) -> float:
+    """What counts as nothing where the temperature starts at a bound."""
+    return 1e-12 if dtype == np.float64 else 1e-6
+
+
+def is_clamped(flow: GradientFlow) -> bool:
+    return flow.schedule.temperature.bounds() is not None
+
+
+def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str, Any]:
+    """Quantities that are positive until they end the segment."""
+    found = flow.exits(state)
+    if (bounds := flow.schedule.temperature.bounds()) is not None:
+        (low, high), raw = bounds, state.unknowns.raw_temperature
+        assert raw is not None
+        outward = task.pinned * _field(flow, t, state, task.horizon).raw_temperature
+        found["clamp"] = jnp.where(task.pinned == 0, jnp.minimum(raw - low, high - raw), outward)
+    return found
+
+
+def _crossing_values(s: Any, unknowns: Unknowns, args: tuple[GradientFlow, Task]) -> Any:
+    """`_crossings` as `StopAtCrossings` wants them."""
+    flow, task = args
+    return jnp.stack(
+        list(_crossings(flow, jnp.expm1(s), dataclasses.replace(task.state, unknowns=unknowns), task).values())
+    )
+
+
+def _rests(s: Any, unknowns: Unknowns, args: tuple[GradientFlow, Task], **_: Any) -> Any:
+    """`_is_still` as diffrax wants it."""
+    flow, task = args
+    return _is_still(flow, jnp.expm1(s), dataclasses.replace(task.state, unknowns=unknowns), task)
+
+
+def _is_still(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
+    """Whether the flow may be at rest up to the last output time; `Trajectory` looks closer.
+
+    All of: the schedule has ended; t1·‖field‖ is below the tolerance, or the field is its own rounding noise; γ, if it
+    still moves, falls and no longer matters to the rest.
+    """
+    velocity = velocity_of(flow, t, state, task)
+    noise = NOISY * noise_of(flow, t, state, task, velocity)
+    t1 = task.ts[-1]
+    log_gamma = flow.geometry.log_gamma(state.unknowns.position)
+    settled = jnp.asarray(flow.schedule.temperature.autonomous) | (t >= task.horizon)
+    if log_gamma is not None:
+        rate = velocity.position.log_gamma
+        velocity = eqx.tree_at(lambda v: v.position.log_gamma, velocity, None)
+        fixed = (jnp.abs(rate) * t1 < task.still) | (jnp.abs(rate) <= noise)
+        gone = is_gone(log_gamma, rate) | (state.constants.sign == 0)
+        settled = settled & (fixed | (gone & bool(jax.tree.leaves(velocity))))
+    size = largest(velocity, state.unknowns)
+    return ((size * t1 < task.still) | (size <= noise)) & settled & (t > task.rest_after)
+
+
+def is_gone(log_gamma: Any, rate: Any) -> Any:
+    """Whether γ is too small to matter to the rest, and falls."""
+    return (log_gamma < GONE) & (rate <= 0)
+
+
+class SegmentSpec(NamedTuple):
+    """What a segment is compiled for. `streamed` observables are recorded on the way, for problems whose states
+    are too many to keep; `watch` looks for rest after every step, instead of at the end only (which is cheaper, for
+    segments of few steps)."""
+
+    solver: str
+    max_steps: int
+    watch: bool
+    streamed: tuple[str, ...]
+
+
+def _integrate(flow: GradientFlow, task: Task, how: SegmentSpec) -> Segment:
+    """Integrate from `task.t0` to `task.end` or the first event."""
+    solver, max_steps, watch, streamed = how
+    s0, s1 = jnp.log1p(task.t0), jnp.log1p(task.end)
+
+    def observe(s: Any, unknowns: Unknowns, args: Any) -> dict[str, Any]:
+        state = dataclasses.replace(task.state, unknowns=unknowns)
+        return observe_state(flow, jnp.expm1(s), state, task.horizon, streamed)
+
+    def clip(ts: Array) -> Array:
+        return jnp.clip(jnp.log1p(ts), s0, s1)
+
+    controller: Any = diffrax.PIDController(rtol=task.rtol, atol=task.atol, norm=norm, dtmax=task.longest)
+    if not flow.schedule.temperature.autonomous:
+        # The schedule has a kink where it ends.
+        controller = diffrax.ClipStepSizeController(controller, jump_ts=jnp.log1p(task.horizon)[None])
+    crossings = list(_crossings(flow, task.t0, task.state, task))
+    if crossings:
+        controller = StopAtCrossings(controller, _crossing_values, _field_in_log_time)  # pyright: ignore
+    subs = [diffrax.SubSaveAt(ts=clip(task.snapshot_ts)), diffrax.SubSaveAt(t1=True)]
+    if streamed:
+        subs.append(diffrax.SubSaveAt(ts=clip(task.ts), fn=observe))
+    with without_host_checks():
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(_field_in_log_time),
+            solver_of(solver, task.rtol, task.atol),
+            t0=s0,
+            t1=s1,
+            dt0=None,
+            y0=task.state.unknowns,
+            args=(flow, task),
+            saveat=diffrax.SaveAt(subs=subs),
+            stepsize_controller=controller,
+            event=diffrax.Event({"steady": _rests}) if watch else None,
+            max_steps=max_steps,
+            adjoint=diffrax.ForwardMode(),
+            throw=False,
+        )
+    assert solution.ts is not None and solution.ys is not None
+    log_time = solution.ts[1][-1]
+    unknowns = jax.tree.map(lambda x: x[-1], solution.ys[1])
+    ended = dataclasses.replace(task.state, unknowns=unknowns)
+    finished = solution.result == diffrax.RESULTS.successful
+    occurred = solution.result == diffrax.RESULTS.event_occurred
+    t = jnp.expm1(log_time)
+    if watch:
+        assert isinstance(solution.event_mask, dict)
+        steady = solution.event_mask["steady"]
+    else:
+        steady = ~finished & ~occurred & _is_still(flow, t, ended, task)
+    values = _crossings(flow, t, ended, task)
+    crossed = occurred & ~steady
+    slots = [jnp.isfinite(solution.ts[i]) for i in (0, 2 if streamed else 0)]
+    return Segment(
+        series=solution.ys[2] if streamed else {},
+        snapshots=solution.ys[0],
+        saved=(slots[1], slots[0]),
+        unknowns=unknowns,
+        log_time=log_time,
+        events={"steady": steady, **{name: crossed & (values[name] <= 0) for name in crossings}},
+        finished=finished,
+        noise=noise_of(flow, t, ended, task, velocity_of(flow, t, ended, task)),
+        accepted=solution.stats["num_accepted_steps"],
+        rejected=solution.stats["num_rejected_steps"],
+    )
+
+
+@eqx.filter_jit
+def segment(flow: GradientFlow, task: Task, how: SegmentSpec) -> Segment:
+    """Integrate from `task.t0` to `task.end` or the first event."""
+    return _integrate(flow, task, how)
+
+
+@eqx.filter_jit
+def segments(flows: GradientFlow, tasks: Task, how: SegmentSpec) -> Segment:
+    """`segment` for many flows and tasks of the same structure at once, stacked along a first axis."""
+    return eqx.filter_vmap(lambda flow, task: _integrate(flow, task, how))(flows, tasks)

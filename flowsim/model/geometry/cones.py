@@ -1,0 +1,244 @@
+"""Geometries of two parallel cones, the ansatz of the theorems: with directions that flow, or frozen ones."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowsim.base.arrays import Numeric, bundle, check
+from flowsim.errors import FlowsimError
+from flowsim.model.geometry.base import (
+    AbstractGeometry,
+    Constants,
+    Position,
+    Rows,
+    normalise,
+    tangent,
+    tangent_rows,
+)
+from flowsim.model.initial import Start
+
+
+@bundle
+class ConePosition:
+    """Directions within the cones (None where frozen) and ln|γ|."""
+
+    image: Float[Numeric, "n d"] | None
+    text: Float[Numeric, "n d"] | None
+    log_gamma: Float[Numeric, ""]
+
+
+@bundle
+class ConeConstants:
+    """Sign of γ (0 for γ = 0, an invariant set) and the basis in which the cones lie."""
+
+    sign: Float[Numeric, ""]
+    basis: Float[Numeric, "D D"] | None = None
+    similarity: Float[Numeric, "n n"] | None = None
+    image: Float[Numeric, "n d"] | None = None
+    text: Float[Numeric, "n d"] | None = None
+
+
+class Parallel(AbstractGeometry):
+    """Parallel cones, the ansatz of the theorems: X = [√(1−γ²) H_X, γ1], Y = [√(1−γ²) H_Y, −γ1].
+
+    Unit rows H in R^d and one shared height γ flow, each with its own unit metric (not the one induced by
+    the embedding), on logits β(1−γ²)Z − βγ², Z = H_X H_Yᵀ:
+
+        dH_X/dt = −Π(β(1−γ²) ∇ℓ H_Y),  d ln γ/dt = −2βg,  g = −⟨Z, ∇ℓ⟩.
+
+    The coordinate is ln|γ|, so that γ keeps its relative accuracy at 1e-40. From mismatched starts γ can
+    reach 1 in finite time, where the ansatz ends. Source: Yaras et al. 2025, eqs. 3-4 and 11.
+    """
+
+    has_gamma: ClassVar[bool] = True
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        cones = start.as_cones("Parallel")
+        check(
+            cones.image is not None,
+            "`Parallel` needs the rows H, but the start holds only similarities. Use the geometry `Reduced`.",
+        )
+        sign, log_gamma = _split_gamma(cones)
+        return ConePosition(cones.image, cones.text, log_gamma), ConeConstants(sign, cones.basis)
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (position.image, position.text)]
+        return _cone_start(unit[0], unit[1], position.log_gamma, constants)
+
+    def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
+        squared = _gamma(position, constants) ** 2
+        return (1 - squared) * self.pair_similarity(position, constants) - squared
+
+    def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
+        return normalise(position.image) @ normalise(position.text).T
+
+    def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
+        image, text = normalise(position.image), normalise(position.text)
+        shrink = 1 - _gamma(position, constants) ** 2
+        return ConePosition(
+            shrink * tangent(image, force @ text),
+            shrink * tangent(text, force.T @ image),
+            _cone_force(image @ text.T, force),
+        )
+
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+        return _lift(normalise(position.image), normalise(position.text), position, constants)
+
+    def velocity_from_rows(
+        self,
+        position: Position,
+        constants: Constants,
+        image_force: Float[Array, "n D"],
+        text_force: Float[Array, "n D"],
+    ) -> Position:
+        image, text = normalise(position.image), normalise(position.text)
+        gamma = _gamma(position, constants)
+        radius = _radius(gamma)
+        if constants.basis is not None:
+            image_force, text_force = image_force @ constants.basis, text_force @ constants.basis
+        inner = jnp.sum(image_force[:, :-1] * image) + jnp.sum(text_force[:, :-1] * text)
+        outer = jnp.sum(image_force[:, -1]) - jnp.sum(text_force[:, -1])
+        # d ln γ = dγ/γ; every force along the axis is proportional to γ, which is zero with it (where swaps mix the
+        # axis with the rest it is not, and `GradientFlow.place` refuses γ = 0).
+        safe = jnp.where(gamma == 0, 1.0, gamma)
+        log_velocity = jnp.where(gamma == 0, 0.0, outer / safe - inner / radius)
+        return ConePosition(
+            radius * tangent(image, image_force[:, :-1]),
+            radius * tangent(text, text_force[:, :-1]),
+            log_velocity,
+        )
+
+    def log_gamma(self, position: Position) -> Float[Numeric, ""]:
+        return position.log_gamma
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        rows = tangent_rows(Rows(position.image, position.text), Rows(velocity.image, velocity.text))
+        return ConePosition(rows.image, rows.text, velocity.log_gamma)
+
+    def retract(self, position: Position) -> Position:
+        return ConePosition(normalise(position.image), normalise(position.text), position.log_gamma)
+
+    def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
+        return _below_one(position, constants)
+
+
+class Reduced(AbstractGeometry):
+    """Parallel cones with frozen directions: only ln|γ| (and the raw temperature) flow; Z is constant.
+
+    d ln γ/dt = −2βg(β(1−γ²)), g(a) = −⟨Z, ∇ℓ(aZ)⟩. The start gives Z = H_X H_Yᵀ, or Z itself
+    (`fs.initial.from_similarity`); without rows, observables that need vectors are NaN.
+    """
+
+    has_gamma: ClassVar[bool] = True
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        cones = start.as_cones("Reduced")
+        sign, log_gamma = _split_gamma(cones)
+        similarity = cones.similarity
+        if similarity is None:
+            assert cones.image is not None and cones.text is not None
+            similarity = cones.image @ cones.text.T
+        constants = ConeConstants(sign, cones.basis, similarity, cones.image, cones.text)
+        return ConePosition(None, None, log_gamma), constants
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        start = _cone_start(constants.image, constants.text, position.log_gamma, constants)
+        return eqx.tree_at(lambda s: s.similarity, start, constants.similarity, is_leaf=lambda x: x is None)
+
+    def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
+        squared = _gamma(position, constants) ** 2
+        return (1 - squared) * constants.similarity - squared
+
+    def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
+        return constants.similarity
+
+    def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
+        return ConePosition(None, None, _cone_force(constants.similarity, force))
+
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]] | None:
+        if constants.image is None:
+            return None
+        return _lift(constants.image, constants.text, position, constants)
+
+    def velocity_from_rows(
+        self,
+        position: Position,
+        constants: Constants,
+        image_force: Float[Array, "n D"],
+        text_force: Float[Array, "n D"],
+    ) -> Position:
+        if constants.image is None:
+            raise FlowsimError("Swaps need rows, but the start holds only similarities. Give rows to `Start`.")
+        full = ConePosition(constants.image, constants.text, position.log_gamma)
+        velocity = Parallel().velocity_from_rows(full, constants, image_force, text_force)
+        return ConePosition(None, None, velocity.log_gamma)
+
+    def log_gamma(self, position: Position) -> Float[Numeric, ""]:
+        return position.log_gamma
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        return velocity
+
+    def retract(self, position: Position) -> Position:
+        return position
+
+    def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
+        return _below_one(position, constants)
+
+
+def _gamma(position: ConePosition, constants: ConeConstants) -> Float[Numeric, ""]:
+    return constants.sign * jnp.exp(position.log_gamma)
+
+
+def _radius(gamma: Float[Numeric, ""]) -> Float[Array, ""]:
+    """√(1 − γ²); where a trial step passes γ = 1 it stays positive, so that the field has a value there."""
+    return jnp.sqrt(jnp.maximum(1 - jnp.asarray(gamma) ** 2, 1e-24))
+
+
+def _below_one(position: ConePosition, constants: ConeConstants) -> dict[str, Any]:
+    """γ stays below 1; γ = 0 stays 0."""
+    log_gamma = position.log_gamma
+    return {"gamma_one": jnp.where(constants.sign == 0, jnp.ones_like(log_gamma), -log_gamma)}
+
+
+def _cone_force(z: Float[Array, "n n"], force: Float[Array, "n n"]) -> Float[Array, ""]:
+    """d ln γ/dt = −2⟨F, Z + 1⟩, from S = (1−γ²)Z − γ²."""
+    return -2 * jnp.sum(force * (z + 1))
+
+
+def _lift(
+    image: Float[Array, "n d"], text: Float[Array, "n d"], position: ConePosition, constants: ConeConstants
+) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+    gamma = _gamma(position, constants)
+    radius = _radius(gamma)
+    height = jnp.full((image.shape[0], 1), gamma)
+    lifted = (
+        jnp.concatenate([radius * image, height], axis=1),
+        jnp.concatenate([radius * text, -height], axis=1),
+    )
+    if constants.basis is None:
+        return lifted
+    return lifted[0] @ constants.basis.T, lifted[1] @ constants.basis.T
+
+
+def _split_gamma(start: Start) -> tuple[Any, Any]:
+    gamma = start.gamma
+    assert gamma is not None
+    if start.log_gamma is not None:
+        # γ itself may have fallen below the smallest number; its sign stays.
+        return np.asarray(np.copysign(1.0, gamma)), np.asarray(start.log_gamma)
+    sign = np.asarray(np.sign(gamma))
+    return sign, np.asarray(np.log(np.abs(gamma)) if sign else 0.0)
+
+
+def _cone_start(image: Any, text: Any, log_gamma: Any, constants: ConeConstants) -> Start:
+    return Start(
+        image=image,
+        text=text,
+        gamma=np.asarray(constants.sign * np.exp(log_gamma)),
+        log_gamma=None if np.all(np.asarray(constants.sign) == 0) else np.asarray(log_gamma),
+        basis=constants.basis,
+    )

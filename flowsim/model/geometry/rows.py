@@ -1,0 +1,171 @@
+"""Geometries of rows: free on the sphere, without normalisation, and confined to hyperplanes."""
+
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowsim.base.arrays import Numeric, bundle, check, check_number, is_concrete, number
+from flowsim.model.geometry.base import (
+    AbstractRowGeometry,
+    Constants,
+    Position,
+    Rows,
+    normalise,
+    tangent,
+    tangent_rows,
+)
+from flowsim.model.initial import Start
+
+
+class Sphere(AbstractRowGeometry):
+    """Every row of both modalities moves freely on the unit sphere S^{d−1}.
+
+    Riemannian gradient flow: dX/dt = −k Π_X(β ∇ℓ Y), dY/dt = −k Π_Y(β ∇ℓᵀ X), Π the row-wise tangent
+    projection. `embedding_rate` = k is the speed of the embeddings relative to the temperature's unit.
+    This is what Figure 2 of Yaras et al. 2025 integrates.
+    """
+
+    embedding_rate: Any = eqx.field(converter=number, default=1.0)
+
+    def __check_init__(self) -> None:
+        check_number("embedding_rate", self.embedding_rate, positive=True, cure="Use e.g. 1.0.")
+
+    @property
+    def rate(self) -> Any:
+        return self.embedding_rate
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        image, text = start.rows()
+        return Rows(image, text), None
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (position.image, position.text)]
+        return Start(image=unit[0], text=unit[1])
+
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+        # Normalising inside the field makes the radial direction neutral instead of unstable.
+        return normalise(position.image), normalise(position.text)
+
+    def velocity_from_rows(
+        self,
+        position: Position,
+        constants: Constants,
+        image_force: Float[Array, "n D"],
+        text_force: Float[Array, "n D"],
+    ) -> Position:
+        image, text = self.rows(position, constants)
+        return Rows(tangent(image, image_force), tangent(text, text_force))
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        return tangent_rows(position, velocity)
+
+    def retract(self, position: Position) -> Position:
+        return Rows(normalise(position.image), normalise(position.text))
+
+
+class Unnormalized(AbstractRowGeometry):
+    """Free rows in R^d without normalisation: logits β⟨x_i, y_j⟩, dX/dt = −β∇ℓ Y, dY/dt = −β∇ℓᵀ X.
+
+    The paper's "Remove Normalization" (with a fixed temperature: β and the lengths of the rows say the same).
+    Lengths grow without bound; cosines are what the observables of directions measure. Source: Yaras et al.
+    2025, section 5.
+    """
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        image, text = start.rows()
+        return Rows(image, text), None
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        return Start(image=position.image, text=position.text)
+
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+        return position.image, position.text
+
+    def velocity_from_rows(
+        self,
+        position: Position,
+        constants: Constants,
+        image_force: Float[Array, "n D"],
+        text_force: Float[Array, "n D"],
+    ) -> Position:
+        return Rows(image_force, text_force)
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        return velocity
+
+    def retract(self, position: Position) -> Position:
+        return position
+
+
+class Subspaces(AbstractRowGeometry):
+    """Unit rows, each modality confined to a hyperplane through 0; `angle` degrees between the two normals.
+
+    Image rows have no last coordinate; text rows are orthogonal to cos φ e_D + sin φ e_{D−1}. Riemannian
+    gradient flow within each great sphere: dX/dt = −Π_X P_X(β∇ℓ Y), P the projection onto the hyperplane.
+    Source: arXiv 2510.03268 (dimension collapse of the modalities).
+    """
+
+    angle: Any = eqx.field(converter=number, default=60.0)
+
+    def __check_init__(self) -> None:
+        check_number("angle", self.angle, minimum=0.0, cure="Use degrees between 0 and 90.")
+        if is_concrete(self.angle):
+            check(self.angle <= 90, f"Argument `angle` must be at most 90, but is {float(self.angle):g}. Use degrees.")
+
+    def place(self, start: Start) -> tuple[Position, Constants]:
+        """Rows are projected onto their hyperplane and scaled to unit length."""
+        image, text = start.rows()
+        angle = np.deg2rad(np.asarray(self.angle, np.float64))
+        normals = np.zeros((2, image.shape[1]))
+        normals[0, -1] = 1.0
+        normals[1, -1], normals[1, -2] = np.cos(angle), np.sin(angle)
+        constants = Hyperplanes(normals[0], normals[1])
+        flat = [rows - np.outer(rows @ normal, normal) for rows, normal in zip((image, text), normals, strict=True)]
+        lengths = [np.linalg.norm(rows, axis=1, keepdims=True) for rows in flat]
+        check(
+            min(x.min() for x in lengths) > 1e-12,
+            "A row is orthogonal to the hyperplane of its modality. Use another start or angle.",
+        )
+        return Rows(flat[0] / lengths[0], flat[1] / lengths[1]), constants
+
+    def to_start(self, position: Position, constants: Constants) -> Start:
+        image, text = (_without(position.image, constants.image), _without(position.text, constants.text))
+        unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text)]
+        return Start(image=unit[0], text=unit[1])
+
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+        # What a step entry by entry (Adam) takes out of a tilted hyperplane is not seen.
+        flat = _without(position.image, constants.image), _without(position.text, constants.text)
+        return normalise(flat[0]), normalise(flat[1])
+
+    def velocity_from_rows(
+        self,
+        position: Position,
+        constants: Constants,
+        image_force: Float[Array, "n D"],
+        text_force: Float[Array, "n D"],
+    ) -> Position:
+        image, text = self.rows(position, constants)
+        return Rows(
+            tangent(image, _without(image_force, constants.image)), tangent(text, _without(text_force, constants.text))
+        )
+
+    def project(self, position: Position, velocity: Position) -> Position:
+        return tangent_rows(position, velocity)
+
+    def retract(self, position: Position) -> Position:
+        return Rows(normalise(position.image), normalise(position.text))
+
+
+@bundle
+class Hyperplanes:
+    """Unit normals of the hyperplanes of both modalities."""
+
+    image: Float[Numeric, "D"]
+    text: Float[Numeric, "D"]
+
+
+def _without(vectors: Float[Numeric, "... D"], normal: Float[Numeric, "D"]) -> Float[Numeric, "... D"]:
+    return vectors - (vectors @ normal)[..., None] * normal[(None,) * (vectors.ndim - 1)]
