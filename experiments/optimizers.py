@@ -36,7 +36,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     columns: dict[str, xr.DataArray] = {}
     for start, label in ((rings, "rings"), (cones, "cones")):
         for name in progress(NAMES, f"steps from {label}"):
-            run = fs.simulate(flow, start, optimizer=name, lr=LR, steps=sizes["steps"], seed=SEED)
+            run = fs.descend(flow, start, optimizer=name, lr=LR, steps=sizes["steps"], seed=SEED)
             columns[f"{label}_{name}"] = run["modality_gap"].rename(time="lr_sum").drop_attrs()
         run = fs.simulate(flow, start, ts=columns[f"{label}_sgd"]["lr_sum"].to_numpy(), seed=SEED, snapshots=[0.0])
         columns[f"{label}_flow"] = run["modality_gap"].rename(time="lr_sum").drop_attrs()
@@ -49,7 +49,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
         wanted = wanted["modality_gap"].to_numpy()[-1]
         for i, lr in enumerate(rates):
             for k, (name, clock) in enumerate((("sgd", 1.0), ("momentum", 1 / (1 - MOMENTUM)))):
-                run = fs.simulate(flow, cones, optimizer=name, lr=lr / clock, steps=round(10 / lr), seed=seed)
+                run = fs.descend(flow, cones, optimizer=name, lr=lr / clock, steps=round(10 / lr), seed=seed)
                 errors[k, i, seed] = abs(run.final["modality_gap"] - wanted)
     columns["error"] = xr.DataArray(errors, {"optimizer": list(NAMES[:2]), "lr": rates}, ("optimizer", "lr", "seed"))
     record = xr.Dataset(columns | _retrieval(sizes, progress), attrs={k: sizes[k] for k in ("pairs", "dim")})
@@ -68,7 +68,7 @@ def _retrieval(sizes: dict, progress) -> dict[str, xr.DataArray]:
         flow = fs.GradientFlow(fs.LinearEncoders(), policy, pairing=fs.FrozenMispairing(0.3))
         for seed in seeds:
             train, held_out = split_latents(seed)
-            run = fs.simulate(flow, train, optimizer="adam", lr=0.01, steps=2_000, seed=seed)
+            run = fs.descend(flow, train, optimizer="adam", lr=0.01, steps=2_000, seed=seed)
             recall[i, seed] = held_out_recall(run.final.start, held_out)
             gap[i, seed] = run.final["modality_gap"]
     coords = {"temperature": temperatures}

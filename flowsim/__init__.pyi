@@ -7,6 +7,7 @@ from flowsim.comparison import Comparison as Comparison
 from flowsim.comparison import compare as compare
 from flowsim.errors import FlowsimError as FlowsimError
 from flowsim.explorer import explore as explore
+from flowsim.integrate.descend import descend as descend
 from flowsim.integrate.simulate import load as load
 from flowsim.integrate.simulate import simulate as simulate
 from flowsim.integrate.sweep import SweepResult as SweepResult

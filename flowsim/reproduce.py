@@ -42,7 +42,7 @@ from flowsim.base import processes as _workers
 from flowsim.base.files import write_atomically
 from flowsim.base.sources import computing_hash, drawing_hash, write_stamp
 from flowsim.errors import FlowsimError, unknown_name
-from flowsim.integrate.simulate import versions
+from flowsim.provenance import versions
 from flowsim.records.result import read_netcdf, write_netcdf
 
 PACKAGE = Path(flowsim.__file__).resolve().parent

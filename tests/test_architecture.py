@@ -17,18 +17,19 @@ PACKAGE = Path(fs.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "base": set(),
+    "provenance": set(),
     "numerics": {"base"},
     "model": {"base", "numerics"},
     "observables": {"base", "numerics"},
     "records": {"base", "model", "observables"},
     "theory": {"base", "records"},
     "plot": {"base", "observables", "records", "theory"},
-    "integrate": {"base", "numerics", "model", "observables", "records", "theory"},
+    "integrate": {"base", "provenance", "numerics", "model", "observables", "records", "theory"},
     "comparison": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
     "explorer": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
     "claims": {"base", "numerics", "model", "observables", "records", "theory", "integrate"},
     "clip": {"base", "model", "observables", "records", "plot"},
-    "reproduce": {"base", "records", "plot", "integrate", "claims"},
+    "reproduce": {"base", "provenance", "records", "plot", "integrate", "claims"},
     "cli": {"base", "model", "observables", "records", "plot", "integrate", "comparison", "claims", "explorer", "clip",
             "reproduce"},
     "__main__": {"cli"},
@@ -55,8 +56,8 @@ def imported_modules(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parents = ("flowsim", *path.relative_to(PACKAGE).with_suffix("").parts)[: -node.level or None]
-            base = ".".join([*(parents if node.level else ()), *([node.module] if node.module else [])])
+            parents = ("flowsim", *path.relative_to(PACKAGE).with_suffix("").parts)[: -node.level] if node.level else ()
+            base = ".".join([*parents, *([node.module] if node.module else [])])
             found |= {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "flowsim":
             found.add(f"flowsim.{node.attr}")

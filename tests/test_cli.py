@@ -403,18 +403,19 @@ def test_objects_of_set():
 @pytest.fixture
 def sweeps(monkeypatch):
     """Replace the integration by known numbers; the calls of `fs.sweep` as (arguments, options)."""
-    from flowsim.integrate import sweep as sweeps
+    from flowsim.integrate import sweep as package
+    from flowsim.integrate.sweep import run
 
     calls = []
-    sweep = sweeps.sweep
+    sweep = package.sweep
 
     def chunk(jobs, ts, horizon, options, *_):
         end = {"status": "COMPLETED", "stopped_at": ts[-1], "steps": 3}
         return [{"loss": job.seed + ts, "gamma": np.full(len(ts), np.nan), **end} for job in jobs]
 
-    monkeypatch.setattr(sweeps, "_chunk", chunk)
+    monkeypatch.setattr(run, "solve_chunk", chunk)
     monkeypatch.setattr(
-        sweeps, "sweep", lambda *args, **options: calls.append((args, options)) or sweep(*args, **options)
+        package, "sweep", lambda *args, **options: calls.append((args, options)) or sweep(*args, **options)
     )
     return calls
 
@@ -517,7 +518,7 @@ def test_objects_of_over():
 )
 @pytest.mark.usefixtures("pairs_file")
 def test_sweep_refuses(refuses, monkeypatch, arguments, says):
-    monkeypatch.setattr("flowsim.integrate.sweep._chunk", lambda *args: pytest.fail("something was computed"))
+    monkeypatch.setattr("flowsim.integrate.sweep.run.solve_chunk", lambda *args: pytest.fail("something was computed"))
     refuses("sweep", *arguments, says=says)
 
 
@@ -526,7 +527,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch, to, again)
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flowsim.integrate.sweep._chunk", interrupted)
+    monkeypatch.setattr("flowsim.integrate.sweep.run.solve_chunk", interrupted)
     code, _, err = command("sweep", "--over", "seed=0:2", *to)
     assert (code, err) == (130, f"flowsim: Interrupted; run the same command to {again}.\n")
 

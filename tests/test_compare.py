@@ -68,7 +68,7 @@ def parallel() -> Result:
 @pytest.fixture(scope="module")
 def descent() -> Result:
     """Plain gradient descent in finite steps."""
-    return fs.simulate(fs.GradientFlow(), fs.initial.rings(), optimizer="sgd", lr=4e-3, steps=5000)
+    return fs.descend(fs.GradientFlow(), fs.initial.rings(), optimizer="sgd", lr=4e-3, steps=5000)
 
 
 # --- (a) simulation -------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_label_noise_is_found():
 @pytest.mark.slow
 def test_a_schedule_in_progress_is_simulated_for_every_factor():
     flow = fs.GradientFlow(schedule=fs.schedules.get("TS S3"))
-    ran = fs.simulate(flow, fs.initial.rings(), optimizer="sgd", lr=1e-3, steps=5000)
+    ran = fs.descend(flow, fs.initial.rings(), optimizer="sgd", lr=1e-3, steps=5000)
     item = fs.compare(ran, parts="simulation")["simulation"]
     assert item.verdict == "agrees"
     assert item.numbers["time_factor"] == pytest.approx(1e-3, rel=0.3)  # flow time per step

@@ -14,8 +14,8 @@ import pytest
 import xarray as xr
 
 import flowsim as fs
-from flowsim.integrate import executors as _executors
-from flowsim.integrate import sweep as sweeps
+from flowsim.integrate.sweep import executors
+from flowsim.integrate.sweep import run as sweeps
 from flowsim.integrate.trajectory import Options
 
 FLOW = fs.GradientFlow(fs.Parallel())
@@ -91,8 +91,8 @@ def test_lost_workers_lose_unfinished_chunks_only(expected, tmp_path, monkeypatc
     folder = tmp_path / "runs.zarr"
     with pytest.raises(fs.FlowsimError, match=r"workers were lost.*BrokenProcessPool.*stored with `to` is kept"):
         fs.sweep(FLOW, START, **OPTIONS, to=folder, executor=Fragile(BrokenProcessPool("killed")))
-    sizes, chunk = [], sweeps._chunk
-    monkeypatch.setattr(sweeps, "_chunk", lambda jobs, *args: sizes.append(len(jobs)) or chunk(jobs, *args))
+    sizes, chunk = [], sweeps.solve_chunk
+    monkeypatch.setattr(sweeps, "solve_chunk", lambda jobs, *args: sizes.append(len(jobs)) or chunk(jobs, *args))
     assert_identical(fs.sweep(FLOW, START, **OPTIONS, to=folder), expected)
     assert sizes == [2]
 
@@ -103,8 +103,8 @@ def test_half_a_chunk_is_computed_again_as_a_whole(expected, tmp_path, monkeypat
     folder = tmp_path / "runs.zarr"
     fs.sweep(FLOW, START, **OPTIONS, to=folder)
     zarr.open_group(str(folder), mode="r+")["status"][3] = -1
-    sizes, chunk = [], sweeps._chunk
-    monkeypatch.setattr(sweeps, "_chunk", lambda jobs, *args: sizes.append(len(jobs)) or chunk(jobs, *args))
+    sizes, chunk = [], sweeps.solve_chunk
+    monkeypatch.setattr(sweeps, "solve_chunk", lambda jobs, *args: sizes.append(len(jobs)) or chunk(jobs, *args))
     assert_identical(fs.sweep(FLOW, START, **OPTIONS, to=folder), expected)
     assert sizes == [2]
 
@@ -113,7 +113,7 @@ def test_errors_of_a_worker_arrive_and_end_the_sweep(monkeypatch):
     def failing(*args):
         raise fs.FlowsimError("This is wrong. Do that.")
 
-    monkeypatch.setattr(sweeps, "_chunk", failing)
+    monkeypatch.setattr(sweeps, "solve_chunk", failing)
     with ThreadPoolExecutor(1) as pool, pytest.raises(fs.FlowsimError, match=r"^This is wrong. Do that.$"):
         fs.sweep(FLOW, START, **OPTIONS, executor=pool)
 
@@ -136,7 +136,7 @@ def test_workers_with_other_versions_are_refused(monkeypatch):
     ],
 )
 def test_bad_executors_get_one_sentence(executor, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweeps, "_chunk", lambda *args: pytest.fail("something was computed"))
+    monkeypatch.setattr(sweeps, "solve_chunk", lambda *args: pytest.fail("something was computed"))
     with pytest.raises(fs.FlowsimError, match=message):
         fs.sweep(FLOW, START, **OPTIONS, executor=executor, to=tmp_path / "runs.zarr")
     assert not list(tmp_path.iterdir())
@@ -152,11 +152,11 @@ def test_a_process_ends_with_its_parent():
     """Whoever is killed cannot tell its children."""
     code = """
 import os, sys, time
-from flowsim import _workers
-_workers._LOOK = 0.05
+from flowsim.base import processes
+processes._LOOK = 0.05
 child = os.fork()
 if child == 0:
-    _workers.follow_parent()
+    processes.follow_parent()
     time.sleep(60)
 print(child, flush=True)
 time.sleep(0.5)
@@ -278,9 +278,9 @@ def test_a_result_that_cannot_be_fetched_is_not_waited_for():
         def submit(self, *_, **__):
             return Remote()
 
-    cluster = _executors._Cluster(Client())
+    cluster = executors._Cluster(Client())
     with pytest.raises(fs.FlowsimError, match="workers were lost before the end"):
-        list(_executors.completed(cluster, int, [()]))
+        list(executors.completed(cluster, int, [()]))
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ def test_a_client_of_the_user_stays_open(expected):
 def test_no_call_is_made_twice_and_the_rest_is_cancelled():
     """`completed` gives each result once; where one fails, what has not begun does not begin."""
     with ThreadPoolExecutor(2) as pool:
-        assert dict(_executors.completed(pool, divmod, [(7, 2), (9, 4)])) == {0: (3, 1), 1: (2, 1)}
+        assert dict(executors.completed(pool, divmod, [(7, 2), (9, 4)])) == {0: (3, 1), 1: (2, 1)}
     started = []
 
     def work(index):
@@ -307,5 +307,5 @@ def test_no_call_is_made_twice_and_the_rest_is_cancelled():
 
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(KeyError):
-            list(_executors.completed(pool, work, [(i,) for i in range(50)]))
+            list(executors.completed(pool, work, [(i,) for i in range(50)]))
         assert len(started) < 50

@@ -247,4 +247,4 @@ def test_a_flow_of_encoders_ends_where_an_output_vanishes():
         shortest.append(lengths.min() / np.sqrt(np.mean(lengths**2)))
     assert min(shortest) == pytest.approx(SMALLEST_OUTPUT, rel=1e-3)
     # The steps of an optimizer pass such points.
-    assert fs.simulate(flow, start, optimizer="sgd", lr=0.01, steps=100, seed=10).status.ok
+    assert fs.descend(flow, start, optimizer="sgd", lr=0.01, steps=100, seed=10).status.ok

@@ -9,7 +9,10 @@ import pytest
 import xarray as xr
 
 import flowsim as fs
-from flowsim.integrate import sweep as sweeps
+from flowsim.base import paths
+from flowsim.integrate.options import Options
+from flowsim.integrate.sweep import batch, grid
+from flowsim.integrate.sweep import run as sweeps
 from flowsim.model.losses import InfoNCE
 from flowsim.numerics import compilation
 
@@ -24,7 +27,7 @@ def one_by_one(flow, start, **values):
     """What `simulate` makes of one point of the grid."""
     seed = values.pop("seed", 0)
     inner = {k.removeprefix("start."): values.pop(k) for k in list(values) if k.startswith("start.")}
-    start = fs.flow.config.replace(start, inner) if inner else start
+    start = paths.replace(start, inner) if inner else start
     return fs.simulate(flow.replace(**values), start, ts=TIMES, seed=seed, throw=False)
 
 
@@ -124,7 +127,7 @@ def test_chunks_and_threads_do_not_change_results(stored):
 
 def test_a_stored_sweep_is_read_and_not_computed(stored, monkeypatch):
     runs, folder = stored
-    monkeypatch.setattr(sweeps, "_chunk", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr(sweeps, "solve_chunk", lambda *args: pytest.fail("computed again"))
     again = fs.sweep(FLOW, START, OVER, ts=TIMES, to=folder)
     xr.testing.assert_equal(again.dataset, runs.dataset)
 
@@ -198,14 +201,14 @@ def computed(monkeypatch):
         one = {"status": "COMPLETED", "stopped_at": ts[-1], "steps": 3, "log_gamma": np.full(len(ts), -np.inf)}
         return [{"loss": job.seed + np.asarray(ts), **one} for job in jobs]
 
-    monkeypatch.setattr(sweeps, "_chunk", chunk)
+    monkeypatch.setattr(sweeps, "solve_chunk", chunk)
     return seeds
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(computed, tmp_path, monkeypatch):
     options = {"ts": TIMES, "to": tmp_path / "runs.zarr", "chunk": 3, "workers": 1}
     over = {"seed": range(8)}
-    working = sweeps._chunk
+    working = sweeps.solve_chunk
 
     def failing(*args):
         if computed:
@@ -213,7 +216,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(computed, tmp_path, monke
         return working(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps, "_chunk", failing)
+        patch.setattr(sweeps, "solve_chunk", failing)
         with pytest.raises(KeyboardInterrupt):
             fs.sweep(FLOW, MATCHED, over, **options)
     assert computed == [0, 1, 2]
@@ -241,7 +244,7 @@ def test_an_interrupt_calls_off_what_runs_in_other_threads(monkeypatch):
         return []
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps, "_chunk", chunk)
+        patch.setattr(sweeps, "solve_chunk", chunk)
         with pytest.raises(KeyboardInterrupt):
             fs.sweep(FLOW, MATCHED, {"seed": range(2)}, ts=TIMES, chunk=1, workers=2)
     assert told == [True]
@@ -251,9 +254,9 @@ def test_a_chunk_that_was_called_off_computes_nothing(monkeypatch):
     stop = threading.Event()
     stop.set()
     monkeypatch.setattr(sweeps, "segments", lambda *args: pytest.fail("computed"))
-    options = sweeps.Options(1e-6, 1e-9, None, 100, ("loss",), np.dtype(np.float64), 0)
-    with pytest.raises(sweeps._CalledOff):
-        sweeps._chunk([sweeps._Job(FLOW, MATCHED, 0)], np.asarray(TIMES), 1.0, options, sweeps._Programs(), stop)
+    options = Options(1e-6, 1e-9, None, 100, ("loss",), np.dtype(np.float64), 0)
+    with pytest.raises(batch.CalledOff):
+        batch.solve_chunk([grid.Job(FLOW, MATCHED, 0)], np.asarray(TIMES), 1.0, options, batch.Programs(), stop)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +353,7 @@ def test_values_of_every_kind_have_labels(computed, tmp_path):
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(over, options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeps, "_chunk", lambda *args: pytest.fail("something was computed"))
+    monkeypatch.setattr(sweeps, "solve_chunk", lambda *args: pytest.fail("something was computed"))
     with pytest.raises(fs.FlowsimError, match=message):
         fs.sweep(FLOW, MATCHED, over, **({"t1": 1.0} | options))
     assert not list(tmp_path.iterdir())

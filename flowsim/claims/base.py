@@ -14,6 +14,7 @@ import numpy as np
 
 from flowsim.base.arrays import check
 from flowsim.errors import unknown_name
+from flowsim.integrate.descend import descend
 from flowsim.integrate.simulate import simulate
 from flowsim.integrate.sweep import SweepResult, sweep
 from flowsim.model.flow import GradientFlow
@@ -72,11 +73,11 @@ class System:
         """`fs.sweep` in one thread, at the tolerances of a claim about sizes and orders of gaps."""
         return sweep(flow, start, over, **{"rtol": 1e-6, "atol": 1e-9, "workers": 1, **options})
 
-    def discrete(
+    def descend(
         self, flow: GradientFlow, start: Start | AbstractRecipe, optimizer: Any, lr: float, steps: int, **options: Any
     ) -> Result:
-        """`fs.simulate` with an optimizer."""
-        return simulate(flow, start, optimizer=optimizer, lr=lr, steps=steps, throw=False, **options)
+        """`fs.descend`; a run that ends early returns NaN in its later slots."""
+        return descend(flow, start, optimizer, lr, steps, throw=False, **options)
 
 
 @dataclasses.dataclass(frozen=True)

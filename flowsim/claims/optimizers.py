@@ -24,7 +24,7 @@ def _sgd(system: System, quick: bool) -> Numbers:
     for seed in range(1 if quick else 4):
         wanted = values(system.simulate(flow, _CONES, ts=[0.0, 10.0], seed=seed), "modality_gap")[-1]
         errors = [
-            values(system.discrete(flow, _CONES, "sgd", lr, round(10 / lr), seed=seed), "modality_gap")[-1] - wanted
+            values(system.descend(flow, _CONES, "sgd", lr, round(10 / lr), seed=seed), "modality_gap")[-1] - wanted
             for lr in rates
         ]
         orders.append(slope(np.log(rates), np.log(np.abs(errors))))
@@ -45,7 +45,7 @@ def _swaps(system: System, quick: bool) -> Numbers:
         flow = system.flow(Sphere(), Schedule(Learnable(), swap))
         deviations, effects = [], []
         for seed in range(1 if quick else 3):
-            run = system.discrete(flow, _CONES, "sgd", lr, round(t1 / lr), seed=seed)
+            run = system.descend(flow, _CONES, "sgd", lr, round(t1 / lr), seed=seed)
             averaged = system.simulate(flow, _CONES, ts=run.time, seed=seed, snapshots=[0.0])
             without = system.simulate(plain, _CONES, ts=run.time, seed=seed, snapshots=[0.0])
             gap = values(run, "modality_gap")
@@ -66,7 +66,7 @@ def _adam_limit(system: System, quick: bool) -> Numbers:
         first, wanted = values(system.simulate(limit, _CONES, ts=[0.0, 2.0], seed=seed), "modality_gap")
         descent = values(system.simulate(flow, _CONES, ts=[0.0, 2.0], seed=seed), "modality_gap")[-1]
         for lr, into in ((2e-3, coarse), (2e-4, fine)):
-            run = system.discrete(flow, _CONES, adam, lr, round(2 / lr), seed=seed)
+            run = system.descend(flow, _CONES, adam, lr, round(2 / lr), seed=seed)
             into.append(values(run, "modality_gap")[-1] - wanted)
         moved.append(abs(wanted - first))
         plain.append(abs(wanted - descent))
@@ -84,7 +84,7 @@ def _enlarges(system: System, quick: bool) -> Numbers:
     ratios, margins, flow = {"adam": [], "adamw": [], "sgd": []}, [], system.flow(Sphere())
     for seed in range(3 if quick else 8):
         for name, into in ratios.items():
-            run = system.discrete(flow, _CONES, name, 1e-3, 5_000, seed=seed)
+            run = system.descend(flow, _CONES, name, 1e-3, 5_000, seed=seed)
             gap = values(run, "modality_gap")
             into.append(gap.max() / gap[0])
             margins.append(values(run, "margin")[0])
@@ -96,7 +96,7 @@ def _stays(system: System, quick: bool) -> Numbers:
     kept, flow = {"adam": [], "adamw": [], "sgd": []}, system.flow(Sphere())
     for seed in range(2 if quick else 8):
         for name, into in kept.items():
-            gap = values(system.discrete(flow, _CONES, name, 1e-3, 30_000, seed=seed), "modality_gap")
+            gap = values(system.descend(flow, _CONES, name, 1e-3, 30_000, seed=seed), "modality_gap")
             into.append(gap[-1] / gap[0])
     return {f"smallest_gap_left_{name}": float(np.min(k)) for name, k in kept.items()}
 
@@ -104,7 +104,7 @@ def _stays(system: System, quick: bool) -> Numbers:
 def _conserved(system: System, quick: bool) -> Numbers:
     found, flow, start = {}, system.flow(Sphere()), initial.rings()
     for name in ("sgd", "momentum", "adam", "adamw"):
-        run = system.discrete(flow, start, name, 1e-3, 30_000)
+        run = system.descend(flow, start, name, 1e-3, 30_000)
         constant = np.log(values(run, "inverse_temperature")) + 5 * np.log(values(run, "modality_gap"))
         found[f"spread_{name}"] = float(np.ptp(constant))
     found["largest_spread_of_adam"] = max(found["spread_adam"], found["spread_adamw"])

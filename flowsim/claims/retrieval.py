@@ -44,7 +44,7 @@ def _inverted_u(system: System, quick: bool) -> Numbers:
         flow = system.flow(LinearEncoders(), Fixed(tau), FrozenMispairing(0.3))
         for k in seeds:
             train, held_out = split_latents(k)
-            run = system.discrete(flow, train, "adam", 0.01, 2_000, seed=k, observables=("modality_gap",))
+            run = system.descend(flow, train, "adam", 0.01, 2_000, seed=k, observables=("modality_gap",))
             recall[i, k] = held_out_recall(run.final.start, held_out)
             gap[i, k] = values(run, "modality_gap")[-1]
     mean, left = recall.mean(axis=1), gap.mean(axis=1)

@@ -1,20 +1,10 @@
-"""Discrete runs: the same flow object under an optimizer with finite steps, as in training.
-
-    fs.simulate(flow, start, optimizer="adam", lr=1e-3, steps=10_000)
-
-Every step takes the gradient of the flow's loss at the current state; swaps and fresh re-pairing are drawn anew
-in every step, as in training. Rows are scaled back to unit length after a step. Time is Σ learning rates, which
-is flow time for plain SGD only (Euler's method with dt = lr). A schedule runs in progress step/steps.
-
-A result holds the optimizer's state, and steps are counted on: 500 steps and 500 more, with schedules for 1,000
-(`horizon`), are the same as 1,000.
-"""
+"""Steps of an optimizer on the loss of a flow: one compiled loop between two outputs, and the state that it keeps."""
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flowsim.base.arrays import check, check_number, to_numpy
+from flowsim.base.arrays import check, check_number, check_whole, to_numpy
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.integrate.observe import SavedStates
+from flowsim.integrate.origin import Origin
 from flowsim.integrate.trajectory import ending, is_filled
 from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.model.swaps import step_weights
-from flowsim.records.result import Status
+from flowsim.records.result import FLOW_TIME, SUM_OF_RATES, Status
 
 #: Steps at which observables are recorded, about; evenly in the logarithm.
 OUTPUTS = 257
@@ -49,20 +40,11 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 }
 
 
-class Before(NamedTuple):
-    """The run that is continued: its optimizer, the optimizer's state, steps taken, and steps of its schedules."""
-
-    label: str
-    memory: tuple[np.ndarray, ...]
-    step: int
-    horizon: float
-
-
 @dataclasses.dataclass
-class Discrete:
+class Descent:
     """A finished run, with what `simulate` needs to make a `Result` of it; compare `Trajectory`.
 
-    `clock`: steps at the outputs, counted from the first run of those that continue each other; `horizon`: steps in
+    `steps`: at the outputs, counted from the first run of those that continue each other; `horizon`: steps in
     which schedules run; `memory`: the optimizer's state.
     """
 
@@ -74,22 +56,22 @@ class Discrete:
     status: Status
     t: float
     label: str
-    is_descent: bool
+    clock: str
     stats: dict[str, float]
-    clock: np.ndarray
+    steps: np.ndarray
     horizon: float
     memory: tuple[np.ndarray, ...]
     series: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def seen(self) -> SavedStates:
         """The states to observe, on the clock of the schedule (steps); as many whatever the number of steps."""
-        missing = max(OUTPUTS - len(self.clock), 0)
+        missing = max(OUTPUTS - len(self.steps), 0)
 
         def padded(x: np.ndarray) -> np.ndarray:
             return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
         unknowns = jax.tree.map(padded, self.states)
-        return SavedStates(padded(self.clock), unknowns, self.state, np.asarray(self.horizon, self.clock.dtype))
+        return SavedStates(padded(self.steps), unknowns, self.state, np.asarray(self.horizon, self.steps.dtype))
 
     @property
     def reached(self) -> np.ndarray:
@@ -102,22 +84,15 @@ class Discrete:
         self.series = {name: np.where(reached, np.asarray(x)[: len(reached)], np.nan) for name, x in observed.items()}
 
 
-def run(
-    flow: GradientFlow, state: State, t0: float, optimizer: Any, lr: Any, steps: int | None, seed: int, dtype: Any,
-    horizon: float | None = None, before: Before | None = None,
-) -> Discrete:  # fmt: skip
-    """Take `steps` steps from `state`; see `simulate`. Raises `FlowsimError` for bad options."""
+def run(flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, dtype: Any, origin: Origin) -> Descent:
+    """Take `steps` steps from `state`; see `descend`. Raises `FlowsimError` for bad options."""
     label, transform = _transform(optimizer)
-    check(lr is not None, "A run with `optimizer` needs a learning rate. Give e.g. lr=1e-3.")
-    check(
-        isinstance(steps, (int, np.integer)) and steps >= 1,
-        f"A run with `optimizer` needs `steps`, a whole number of at least 1, but it is {steps!r}. Use e.g. 10000.",
-    )
-    assert steps is not None
+    check_whole("steps", steps, 1, "Use e.g. 10000.")
     check(
         flow.rule.is_gradient,
-        "With `optimizer` the flow's `rule` must be GradientDescent(): the optimizer makes the step.",
+        "The flow's `rule` must be GradientDescent(): the optimizer makes the step. Use flow.replace(rule=...).",
     )
+    before, horizon = origin.before, origin.horizon
     first = 0 if before is None else before.step
     last = first + int(steps)
     if horizon is None:
@@ -131,10 +106,10 @@ def run(
         memory = _restored(memory, before.memory, label)
     saved = [to_numpy(unknowns)]
     status = Status.COMPLETED
-    rates_ = jnp.asarray(rates, dtype)
+    rates_, seed = jnp.asarray(rates, dtype), np.uint32(origin.seed)
     for begin, end in itertools.pairwise(outputs):
         span = (np.asarray(first + begin), np.asarray(first + end), np.asarray(float(horizon)), np.asarray(first))
-        unknowns, memory, left = _advance(flow, state, unknowns, memory, rates_, span, np.uint32(seed), transform)
+        unknowns, memory, left = _advance(flow, state, unknowns, memory, rates_, span, seed, transform)
         host = to_numpy(unknowns)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(host)):
             status = Status.NON_FINITE
@@ -148,10 +123,10 @@ def run(
     size = sum(x.size for x in jax.tree.leaves(unknowns))
     saved += [jax.tree.map(lambda x: np.full_like(x, np.nan), saved[0])] * (len(outputs) - len(saved))
     states = jax.tree.map(lambda *x: np.stack(x), *saved)
-    times = t0 + elapsed[outputs]
-    return Discrete(
+    times = origin.t0 + elapsed[outputs]
+    return Descent(
         flow, state, times, times, states, status, float(times[reached]), label,
-        optimizer in ("sgd", optax.sgd),
+        FLOW_TIME if optimizer in ("sgd", optax.sgd) else SUM_OF_RATES,
         {"steps": int(outputs[reached]), "rejected": 0, "segments": 1, "unknowns": size},
         (first + outputs).astype(dtype), float(horizon), tuple(np.asarray(x) for x in jax.tree.leaves(memory)),
     )  # fmt: skip

@@ -7,7 +7,7 @@ with the run. `simulate` drives one trajectory; `sweep` drives many, with their 
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsim.base.arrays import to_device, to_numpy
-from flowsim.integrate.methods import LOOSE, LOOSE_METHOD, METHODS, Method
+from flowsim.integrate.methods import LOOSE, LOOSE_METHOD, METHODS
 from flowsim.integrate.observe import SavedStates, observe
+from flowsim.integrate.options import Options
 from flowsim.integrate.outlook import Outlook, linearised, outlook_of
 from flowsim.integrate.segment import GONE, Segment, SegmentSpec, Task, is_clamped, tiny
 from flowsim.model.flow import GradientFlow, State, Unknowns
-from flowsim.records.result import Status
+from flowsim.records.result import FLOW_TIME, Status
 
 #: Steps of the explicit method before a problem counts as stiff.
 EXPLICIT_BUDGET = 2000
@@ -40,18 +41,6 @@ _PERTURBED = 64.0
 _SEEN = 1e-6
 
 
-class Options(NamedTuple):
-    """What a user chose for a solve; see `simulate`."""
-
-    rtol: float
-    atol: float
-    method: Method | None
-    max_steps: int
-    observables: tuple[str, ...]
-    dtype: np.dtype[Any]
-    seed: int
-
-
 def ending(exits: Collection[str]) -> Status:
     """The status of a run that left the domain of its geometry or policy, by the names of what reached 0."""
     known = {status.name: status for status in (Status.GAMMA_ONE, Status.TEMPERATURE_INFINITE, Status.OUTPUT_ZERO)}
@@ -64,6 +53,9 @@ class Trajectory:
     `most_steps`: steps of the explicit method after which a segment ends in any case, so that runs that are solved
     side by side wait for each other no longer than that.
     """
+
+    clock = FLOW_TIME
+    memory: tuple[np.ndarray, ...] = ()
 
     def __init__(
         self, flow: GradientFlow, state: State, t0: float, ts: np.ndarray, kept: np.ndarray, horizon: float,

@@ -1,0 +1,81 @@
+"""`descend`: take steps of an optimizer on a flow's loss, as training does."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flowsim.base.arrays import to_device, to_numpy, tracing
+from flowsim.integrate.assemble import assemble
+from flowsim.integrate.descent import run
+from flowsim.integrate.observe import observe
+from flowsim.integrate.options import DEFAULT_OBSERVABLES, Precision, check_policy, check_run
+from flowsim.integrate.origin import origin_of
+from flowsim.integrate.session import opened
+from flowsim.model.flow import GradientFlow
+from flowsim.model.initial import AbstractRecipe, Start
+from flowsim.records.result import Result
+
+
+@tracing()
+def descend(
+    flow: GradientFlow,
+    start: Start | AbstractRecipe | Result,
+    optimizer: Any,
+    lr: Any,
+    steps: int,
+    *,
+    seed: int = 0,
+    horizon: float | None = None,
+    observables: Sequence[str] = DEFAULT_OBSERVABLES,
+    precision: Precision = "float64",
+    devices: int | Sequence[Any] | None = None,
+    throw: bool = True,
+) -> Result:
+    """Take `steps` steps of an optimizer on the loss of a flow and record observables.
+
+    Every step uses the gradient at the current state. Swaps, and pairings that are `fresh`, are drawn for every step.
+    Rows are scaled back to unit length after a step. Outputs are at log-spaced steps; `time` is Σ learning rates, which
+    is flow time for "sgd" only (Euler's method with dt = lr).
+
+    Args:
+        flow: Geometry, schedule, loss and pairing; its rule must be `GradientDescent`.
+        start: A `Start`, a recipe (drawn with `seed`), or a `Result`. A result of the same optimizer is continued with
+            its state, step, draws and schedules: 500 steps and 500 more, with schedules for 1,000 (`horizon`), are the
+            same as 1,000.
+        optimizer: "sgd", "momentum" (0.9), "adam", "adamw" (weight decay 0.1 on rows or weights), or a function of the
+            learning rate that returns an optax transformation, such as `optax.lion`.
+        lr: The learning rate: a number, or an optax schedule. Good values: 1e-3 for "adam", 1e-2 for "sgd".
+        steps: Number of steps.
+        seed: Of the recipe's draw and of the draws of every step.
+        horizon: Schedules run in progress u = step/`horizon`. Default: the number of steps.
+        observables: Names recorded at every output; see `fs.observables.names()`.
+        precision: "float64" or "float32".
+        devices: As in `fs.simulate`.
+        throw: Whether to raise `SimulationStopped` if the run ended early; otherwise the result holds the part before.
+
+    Returns:
+        Observables over Σ learning rates, snapshots of the embeddings, and how the run ended.
+
+    Raises:
+        FlowsimError: For bad input, before anything is computed.
+        SimulationStopped: If the run ended before its last step, and `throw`.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144)
+        >>> result = fs.descend(fs.GradientFlow(), start, "adam", lr=1e-3, steps=1_000)
+        >>> result.clock, round(float(result.time[-1]), 3)
+        ('sum of learning rates', 1.0)
+    """
+    check_run(flow, seed, precision, observables)
+    check_policy(flow)
+    origin = origin_of(flow, start, seed, horizon, in_steps=True)
+    with opened(flow, origin, precision, devices) as session:
+        ran = run(session.flow, session.state, optimizer, lr, steps, session.dtype, origin)
+        placed = session.place(to_device(ran.seen(), session.dtype))
+        ran.fill(to_numpy(observe(session.flow, placed, tuple(observables))))
+    settings = {
+        "seed": origin.seed, "precision": precision, "t0": origin.t0, "observables": list(observables),
+        "horizon": ran.ts[-1], "optimizer": ran.label, "steps": int(steps), "step": int(ran.steps[-1]),
+        "schedule_steps": ran.horizon, "lr": float(lr) if not callable(lr) else getattr(lr, "__name__", "schedule"),
+    }  # fmt: skip
+    return session.finish(assemble(flow, start, ran, settings), throw)

@@ -1,0 +1,88 @@
+"""Where a run begins: at a start, or at the end of another run, on whose clock it goes on."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowsim.base.arrays import check
+from flowsim.base.paths import to_config
+from flowsim.errors import FlowsimError
+from flowsim.model.flow import GradientFlow, as_start
+from flowsim.model.initial import Start
+from flowsim.model.temperature import AbstractTemperature
+from flowsim.records.result import Result
+
+
+class Before(NamedTuple):
+    """The run in steps that is continued: optimizer, the optimizer's state, steps taken, steps of its schedules."""
+
+    label: str
+    memory: tuple[np.ndarray, ...]
+    step: int
+    horizon: float
+
+
+class Origin(NamedTuple):
+    """Where a run begins: `moved` are trained scalars by name, `before` is the optimizer run that is continued."""
+
+    start: Start
+    t0: float
+    moved: dict[str, float]
+    seed: int
+    horizon: float | None
+    before: Before | None
+
+
+def origin_of(flow: GradientFlow, start: Any, seed: int, horizon: float | None, in_steps: bool) -> Origin:
+    """Where a run from `start` begins; a `Result` is continued on its clock."""
+    if not isinstance(start, Result):
+        return Origin(as_start(start, seed), 0.0, {}, seed, horizon, None)
+    check(
+        "flow" in start.config,
+        "This result has no flow: it is a record of training. Simulate from its embeddings, record.at(t).start.",
+    )
+    if not start.status.ok:
+        raise FlowsimError(f"This run cannot be continued. {start.status.sentence}")
+    last, options = start.final, start.config["options"]
+    moved = {}
+    policy = flow.schedule.temperature
+    if policy.learnable:
+        before, now = start.config["flow"]["schedule"]["temperature"], to_config(policy)
+        same = before["kind"] == now["kind"] and before.get("parametrization") == now.get("parametrization")
+        raw = last.raw_temperature
+        if raw is None or not same:  # another parametrization goes on from the same temperature
+            raw = policy.raw_of(np.asarray(last["inverse_temperature"]))
+        check(
+            raw is not None,
+            f"{type(policy).__name__} cannot go on from this run: it does not define `raw_of`, the raw parameter at a "
+            "given inverse temperature. Define it, or begin from `result.final.start`.",
+        )
+        moved["raw_temperature"] = _inside(policy, float(raw))
+    if last.bias is not None and flow.loss.bias_rate is not None:
+        moved["bias"] = last.bias
+    taken = None
+    if in_steps and "optimizer" in options:
+        check(
+            "step" in options,
+            "This run was saved without its optimizer's state and cannot be continued. Begin anew from "
+            "`result.final.start`.",
+        )
+        taken = Before(options["optimizer"], start.memory, options["step"], options["schedule_steps"])
+    if horizon is None and not in_steps:
+        horizon = options["horizon"]
+    return Origin(last.start, last.time, moved, options["seed"], horizon, taken)
+
+
+def _inside(policy: AbstractTemperature, raw: float) -> float:
+    """ν if it lies within the clamp. Raises `FlowsimError` if it does not, as a fresh start would."""
+    if (bounds := policy.bounds()) is None:
+        return raw
+    low, high = (float(bound) for bound in bounds)
+    slack = 1e-6 * (1 + abs(raw))
+    ended, coldest, hottest = (float(policy.temperature(0.0, np.asarray(x))) for x in (raw, high, low))
+    check(
+        low - slack <= raw <= high + slack,
+        f"The run ended at temperature {ended:.6g}, outside the clamp ({coldest:g}, {hottest:g}). Widen the clamp, or "
+        "start from `result.final.start`.",
+    )
+    return min(max(raw, low), high)

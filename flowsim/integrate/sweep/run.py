@@ -1,0 +1,248 @@
+"""`sweep`: many runs of one flow over grids of settings and seeds, batched into few compiled calls.
+
+    runs = fs.sweep(flow, fs.initial.cones(pairs=8, dim=8),
+                    over={"schedule.temperature.init": np.geomspace(0.01, 1, 20), "seed": range(8)}, t1=1e4)
+    runs["modality_gap"].mean("seed")
+
+Runs of the same structure go through one compiled program in chunks; a chunk drives one `Trajectory` per run and
+batches the segments that they ask for, so that easy runs do not wait for hard ones.
+"""
+
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from flowsim.base import notice, paths
+from flowsim.base.arrays import check, tracing
+from flowsim.base.times import output_times
+from flowsim.errors import unknown_name
+from flowsim.integrate.methods import Method
+from flowsim.integrate.options import (
+    DEFAULT_OBSERVABLES,
+    Options,
+    Precision,
+    check_policy,
+    check_run,
+    horizon_of,
+    solve_options,
+)
+from flowsim.integrate.sweep import executors
+from flowsim.integrate.sweep.batch import PROGRAMS, solve_chunk
+from flowsim.integrate.sweep.grid import Grid, Job, digest, job_of, structures
+from flowsim.integrate.sweep.store import CHUNK, Found, Store
+from flowsim.model.flow import GradientFlow, as_start
+from flowsim.model.initial import AbstractRecipe, Start
+from flowsim.numerics import make_room, store_programs
+from flowsim.provenance import versions
+from flowsim.records.result import VARIABLES, Status, read_netcdf, write_netcdf
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from distributed import Client
+
+SCHEMA_VERSION = 1
+Track = Callable[[Collection[Any], str], Iterable[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What a sweep returns: `dataset` with the swept parameters (and `time`) as dimensions.
+
+    `runs["modality_gap"]` is an `xarray.DataArray`; `runs["status"]` names how each run ended, `stopped_at` when;
+    where a run did not get to an output time the values are NaN.
+    """
+
+    dataset: "xr.Dataset"
+
+    def __getitem__(self, name: str) -> "xr.DataArray":
+        if name not in self.dataset:
+            raise unknown_name("observable", name, [str(n) for n in self.dataset])
+        return self.dataset[name]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [str(name) for name in self.dataset]
+
+    def to_xarray(self) -> "xr.Dataset":
+        """The dataset itself."""
+        return self.dataset
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of runs by status."""
+        return dict(Counter(self.dataset["status"].to_numpy().ravel().tolist()))
+
+    @property
+    def ok(self) -> bool:
+        """Whether every run covered all output times."""
+        return all(Status[name].covered for name in self.counts)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write to netCDF (.nc), in one step."""
+        return write_netcdf(self.dataset, path)
+
+    def _repr_html_(self) -> str:
+        text = repr(self).replace("<", "&lt;").replace(chr(10), "<br>")
+        return f"<p>{text}</p>{self.dataset._repr_html_()}"
+
+    def __repr__(self) -> str:
+        sizes = " x ".join(f"{n} {d}" for d, n in self.dataset.sizes.items())
+        ended = ", ".join(f"{n} {name}" for name, n in self.counts.items())
+        return f"SweepResult({sizes}; {ended}; {', '.join(str(n) for n in self.dataset)})"
+
+
+@tracing()
+def sweep(
+    flow: GradientFlow,
+    start: Start | AbstractRecipe,
+    over: Mapping[str, Iterable[Any]],
+    t1: float | None = None,
+    ts: "ArrayLike | None" = None,
+    *,
+    mode: Literal["product", "zip"] = "product",
+    to: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    horizon: float | None = None,
+    rtol: float = 1e-9,
+    atol: float = 1e-12,
+    method: Method | None = None,
+    max_steps: int = 200_000,
+    observables: Sequence[str] = DEFAULT_OBSERVABLES,
+    precision: Precision = "float64",
+    chunk: int = CHUNK,
+    workers: int | None = None,
+    executor: "Executor | Client | str | None" = None,
+    track: Track | None = None,
+) -> SweepResult:
+    """Simulate `flow` for every combination of the values in `over` (`mode="zip"`: for values side by side).
+
+    - `over`: path -> values. Paths of the flow ("schedule.temperature.init", "pairing", ...), of the recipe
+      ("start.height"), "start" itself, and "seed". Numbers share one compiled program; values that change the
+      structure (objects, preset names, numbers of pairs) cost one compilation each.
+    - `to`: a `.zarr` folder that is filled as chunks finish; the same call resumes where it was stopped.
+    - `chunk`: runs per compiled call. `workers`: threads (default: one per core). `track(jobs, text)`: yields the
+      jobs it is given and may report how far they are.
+    - `executor`: where chunks are computed instead of in threads: a `dask.distributed.Client` or its address
+      ("tcp://host:8786"), any `concurrent.futures.Executor`, or "processes:N" for N processes of this machine.
+      This session alone writes to `to`; whatever is killed, the same call goes on with the chunks that are missing.
+      Same versions, `XLA_FLAGS` and `chunk`: same results to the last bit, whatever computes them.
+    - all else as in `simulate`. Runs never raise: `status` says how each one ended.
+
+    Raises `FlowsimError` for bad input, before anything is computed.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> flow = fs.GradientFlow.from_preset("Baseline")
+        >>> start = fs.initial.rings(pairs=5, height=0.309, twist=-144)
+        >>> runs = fs.sweep(flow, start, {"schedule.temperature.init": [0.04, 0.07]}, t1=1e5)
+        >>> runs["modality_gap"].isel(time=-1).round(3).values.tolist()
+        [0.602, 0.541]
+        >>> runs.counts
+        {'COMPLETED': 2}
+    """
+    import xarray as xr
+
+    check_run(flow, seed, precision, observables)
+    executors.check(executor)
+    check(mode in ("product", "zip"), f"Argument `mode` must be 'product' or 'zip', but is {mode!r}.")
+    times = output_times(t1, ts)
+    horizon_ = horizon_of(horizon, float(times[-1]))
+    options = solve_options(
+        rtol=rtol, atol=atol, method=method, max_steps=max_steps, observables=observables, precision=precision,
+        seed=seed, last=float(times[-1]),
+    )  # fmt: skip
+    grid = Grid(over, mode)
+    jobs = [job_of(flow, start, seed, values) for values in grid.points()]
+    for job in dict(zip(structures(jobs), jobs, strict=True)).values():
+        job.flow.place(as_start(job.start, job.seed))  # refuses a start that does not fit
+    for flow_ in {id(job.flow): job.flow for job in jobs}.values():
+        check_policy(flow_)
+    settings = {
+        "flow": flow.to_config(), "over": grid.described(), "mode": mode, "seed": seed, "horizon": horizon_,
+        "start": paths.to_config(start) if isinstance(start, AbstractRecipe) else digest(start),
+        "rtol": options.rtol, "atol": options.atol, "method": method, "precision": precision,
+        "observables": list(observables), "max_steps": max_steps,
+    }  # fmt: skip
+    store = Store(Path(to), len(jobs), times, observables, settings) if to is not None else None
+    begin = time.perf_counter()
+    with notice.compiling():
+        found = _run(jobs, times, horizon_, options, chunk, workers, executor, track, store)
+    attrs = {
+        "kind": "flowsim sweep", "schema_version": SCHEMA_VERSION, "config": json.dumps(settings),
+        "versions": json.dumps(versions()), "seconds": time.perf_counter() - begin,
+    }  # fmt: skip
+    data: dict[str, Any] = {}
+    for name, values in found.items():
+        dims = (*grid.dims, "time") if values.ndim == 2 else grid.dims
+        _, symbol = VARIABLES.get(name, (name, name.replace("_", " ")))
+        data[name] = (dims, values.reshape(*grid.shape, *values.shape[1:]), {"long_name": symbol})
+    coords = {**grid.coords(), "time": ("time", times, {"long_name": "flow time $t$"})}
+    return SweepResult(xr.Dataset(data, coords, attrs))
+
+
+def load_sweep(path: str | os.PathLike[str]) -> SweepResult:
+    """Read a sweep written by `SweepResult.save`. Raises `FlowsimError` for foreign files."""
+    dataset = read_netcdf(path)
+    check(
+        dataset.attrs.get("kind") == "flowsim sweep",
+        f"{str(path)!r} is not a flowsim sweep. Give a file written by `SweepResult.save`.",
+    )
+    return SweepResult(dataset)
+
+
+def _run(
+    jobs: list[Job], ts: np.ndarray, horizon: float, options: Options, chunk: int, workers: int | None,
+    executor: Any, track: Track | None, store: "Store | None",
+) -> dict[str, np.ndarray]:  # fmt: skip
+    check(chunk >= 1, f"Argument `chunk` must be at least 1, but is {chunk}. Use e.g. {CHUNK}.")
+    found = Found(len(jobs), len(ts), options.observables) if store is None else store.found
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for index, structure in enumerate(structures(jobs)):
+        groups[structure].append(index)
+    # Which runs share a chunk does not depend on what is done: batches decide about the last bits.
+    pieces = [part[i : i + chunk] for part in groups.values() for i in range(0, len(part), chunk)]
+    pieces = [piece for piece in pieces if not found.done[piece].all()]
+    if not pieces:
+        return found.columns()
+    with executors.opened(executor, min(len(pieces), workers or os.cpu_count() or 1)) as pool:
+        expected = versions()
+        # Threads cannot be ended from outside: they look whether the sweep was called off.
+        stop = threading.Event() if executor is None else None
+        calls = [([jobs[i] for i in piece], ts, horizon, options, expected, stop) for piece in pieces]
+        finished = executors.completed(pool, _work, calls)
+        try:
+            for _ in pieces if track is None else track(pieces, "sweeping"):
+                index, values = next(finished)
+                found.put(pieces[index], values)
+                if store is not None:
+                    store.write(pieces[index])
+        except BaseException:
+            if stop is not None:
+                stop.set()
+            raise
+    return found.columns()
+
+
+def _work(
+    jobs: list[Job], ts: np.ndarray, horizon: float, options: Options, expected: dict[str, str],
+    stop: threading.Event | None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A chunk, in whatever thread or process it is computed."""
+    here = versions()
+    for name, version in expected.items():
+        check(
+            here[name] == version,
+            f"A worker has {name} {here[name]}, but this session {version}. Install the same versions on both.",
+        )
+    store_programs()
+    make_room()
+    return solve_chunk(jobs, ts, horizon, options, PROGRAMS, stop)

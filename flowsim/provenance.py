@@ -1,0 +1,44 @@
+"""What numbers depend on besides the settings: installed versions; and the time that compilation takes."""
+
+import functools
+import importlib.metadata
+from typing import Any
+
+import jax
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what the numbers depend on."""
+    return {name: _version(name) for name in ("flowsim", "jax", "diffrax", "equinox", "numpy")}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class CompileTimer:
+    """Seconds that JAX spends tracing and compiling while this is open."""
+
+    _open: "list[CompileTimer]" = []  # noqa: RUF012
+    _listening = False
+
+    def __enter__(self) -> "CompileTimer":
+        self.seconds = 0.0
+        if not CompileTimer._listening:
+            jax.monitoring.register_event_duration_secs_listener(CompileTimer._heard)
+            CompileTimer._listening = True
+        CompileTimer._open.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        CompileTimer._open.remove(self)
+
+    @staticmethod
+    def _heard(event: str, duration_secs: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            for timer in CompileTimer._open:
+                timer.seconds += duration_secs
