@@ -253,7 +253,7 @@ def test_an_interrupt_calls_off_what_runs_in_other_threads(monkeypatch):
 def test_a_chunk_that_was_called_off_computes_nothing(monkeypatch):
     stop = threading.Event()
     stop.set()
-    monkeypatch.setattr(sweeps, "segments", lambda *args: pytest.fail("computed"))
+    monkeypatch.setattr(batch, "segments", lambda *args: pytest.fail("computed"))
     options = Options(1e-6, 1e-9, None, 100, ("loss",), np.dtype(np.float64), 0)
     with pytest.raises(batch.CalledOff):
         batch.solve_chunk([grid.Job(FLOW, MATCHED, 0)], np.asarray(TIMES), 1.0, options, batch.Programs(), stop)
