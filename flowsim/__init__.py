@@ -42,9 +42,10 @@ class _Module(types.ModuleType):
 
 def _adopt(module: types.ModuleType) -> None:
     module.__class__ = _Module
-    for name, value in list(vars(module).items()):
-        if isinstance(value, types.ModuleType) and value.__name__ == f"{module.__name__}.{name}":
-            _adopt(value)
+    # Not by attributes: a package may export a function under the name of the module that defines it.
+    for name, value in list(sys.modules.items()):
+        if name.startswith(f"{module.__name__}."):
+            value.__class__ = _Module
 
 
 @functools.cache

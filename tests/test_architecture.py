@@ -56,8 +56,8 @@ def imported_modules(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parents = ("flowsim", *path.relative_to(PACKAGE).with_suffix("").parts)[: -node.level] if node.level else ()
-            base = ".".join([*parents, *([node.module] if node.module else [])])
+            within = ("flowsim", *path.relative_to(PACKAGE).with_suffix("").parts) if node.level else ()
+            base = ".".join([*within[: -node.level or None], *([node.module] if node.module else [])])
             found |= {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "flowsim":
             found.add(f"flowsim.{node.attr}")
