@@ -231,13 +231,15 @@ def _record_path(out: Path, name: str) -> Path:
 
 
 def _draw(module: ModuleType, record: Any, out: Path, facts: dict[str, Any]) -> tuple[Path, ...]:
+    import matplotlib.pyplot as plt
+
     from flowsim import plot
 
     stamp = write_stamp(facts | {"numbers": _numbers(record)})
     with plot.paper_style():
         figure = module.plot(record)
         files = tuple(plot.save(figure, str(out / f"{facts['experiment']}.{kind}"), stamp) for kind in ("png", "pdf"))
-    plot.plt.close(figure)
+    plt.close(figure)
     return files
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 import flowsim as fs
 from flowsim import plot
 from flowsim.base import sources as _sources
+from flowsim.plot.film import _film
 from flowsim.records.result import Result
 
 
@@ -138,7 +139,7 @@ def film_of(dim: int, pairs: int = 5, geometry=None) -> Result:
 def test_every_frame_has_the_same_axes(dim: int, pairs: int) -> None:
     result = film_of(dim, pairs)
     with plot.paper_style():
-        figure, show = plot._film(result, result.snapshot_time)
+        figure, show = _film(result, result.snapshot_time)
         for frame, t in enumerate(result.snapshot_time):
             show(frame)
             figure.canvas.draw()

@@ -125,9 +125,9 @@ class Comparison:
 
     def plot(self) -> "Figure":
         """Closed form, simulation and training, one panel for each item that has something to show."""
-        from flowsim import plot
+        from flowsim.comparison.drawing import draw
 
-        return plot.comparison(self.items)
+        return draw(self.items)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the figure (.png, .pdf or .svg), atomically. Raises `FlowsimError` if that is not possible."""

@@ -1,0 +1,177 @@
+"""Colours, sizes, labels and the style of figures; the axes that a drawing uses; writing a figure."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flowsim import observables
+from flowsim.base.arrays import check
+from flowsim.base.files import write_atomically
+from flowsim.errors import unknown_name
+from flowsim.records.result import VARIABLES, Result
+
+#: The palette of Okabe and Ito (2008), by name.
+COLOURS: dict[str, str] = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+    "grey": "#8C8C8C",
+}
+#: Order in which curves take colours; yellow is left out, too light for lines.
+CYCLE: tuple[str, ...] = tuple(COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky", "black"))
+IMAGE_COLOUR = COLOURS["blue"]
+TEXT_COLOUR = COLOURS["vermilion"]
+#: Background where every pair is nearest in both directions.
+MATCHED_COLOUR = "#DDEFE8"
+TIME_LABEL = r"flow time $t$"
+#: Widths of one and two columns of a paper, in inches.
+COLUMN, PAGE = 3.4, 7.0
+_COLOUR_OF = {
+    "modality_gap": COLOURS["blue"],
+    "temperature": COLOURS["vermilion"],
+    "loss": COLOURS["black"],
+    "margin": COLOURS["green"],
+}
+_PAPER: dict[str, Any] = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=CYCLE),
+    "axes.titlelocation": "left",
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.borderaxespad": 0.3,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.direction": "out",
+    "ytick.direction": "out",
+    "figure.dpi": 100,
+    "savefig.dpi": 250,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
+}
+
+
+@contextlib.contextmanager
+def paper_style() -> Iterator[None]:
+    """The style of the reproduced figures, for as long as the context lasts."""
+    with plt.rc_context():
+        plt.rcdefaults()
+        for key, value in _PAPER.items():
+            plt.rcParams[key] = value  # pyright: ignore[reportArgumentType]
+        yield
+
+
+def label(name: str) -> str:
+    """The axis label of an observable, with its symbol; all are dimensionless.
+
+    Args:
+        name: of the observable, e.g. "modality_gap".
+
+    Returns:
+        The label; the name in words if the observable is unknown.
+    """
+    if name in VARIABLES:
+        return VARIABLES[name][1]
+    if name in observables.REGISTRY:
+        return f"{name.replace('_', ' ')} ${observables.REGISTRY[name].symbol}$"
+    return name.replace("_", " ")
+
+
+def time_text(t: float) -> str:
+    """A time for a title: 0, 2.3, or a power of ten.
+
+    Args:
+        t: the time, 0 or more.
+
+    Returns:
+        Text for matplotlib, e.g. "$10^{5}$".
+    """
+    if t > 0 and (t >= 1e3 or t < 1e-2):
+        exponent = int(np.floor(np.log10(t) + 1e-12))
+        digits = f"{t / 10.0**exponent:.2g}"
+        power = f"10^{{{exponent}}}"
+        return f"${power}$" if digits == "1" else rf"${digits} \times {power}$"
+    return f"{t:.3g}"
+
+
+def _axes(ax: Axes | None) -> Axes:
+    """The given axes, or those of a new figure."""
+    check(
+        ax is None or isinstance(ax, Axes),
+        f"Argument `ax` must be one matplotlib Axes, but is {type(ax).__name__}. Use e.g. plt.subplots()[1], or none.",
+    )
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _check_result(result: Any) -> None:
+    """Refuse what is no `Result`."""
+    check(
+        isinstance(result, Result),
+        f"Expected a Result, but got {type(result).__name__}. Use what fs.simulate(...) or fs.load(...) returns.",
+    )
+
+
+def _check_recorded(result: Any, name: str) -> None:
+    """Refuse what is no `Result`, or holds no such series."""
+    _check_result(result)
+    if name not in result.series:
+        raise unknown_name("observable", name, result.series)
+
+
+#: Entries of the metadata that would differ from run to run or version to version.
+_DATED = {"png": ("Software",), "pdf": ("CreationDate", "Creator", "Producer"), "svg": ("Date", "Creator")}
+
+
+def save(figure: Figure, path: str, stamp: str = "") -> Path:
+    """Write a figure, atomically; the same figure gives the same bytes.
+
+    Args:
+        figure: what is written.
+        path: its file; the kind follows the suffix, .png, .pdf or .svg.
+        stamp: a line for the metadata of the file, which says what made it.
+
+    Returns:
+        The path.
+
+    Raises:
+        FlowsimError: if the suffix is unknown, or the file cannot be written.
+    """
+    kind = path.rpartition(".")[2].lower()
+    known = figure.canvas.get_supported_filetypes()
+    check(kind in known, f"A figure cannot be written as {path!r}. Use a name that ends in .png, .pdf or .svg.")
+    metadata: dict[str, Any] = dict.fromkeys(_DATED.get(kind, ()))
+    if stamp and metadata:
+        metadata["Comment" if kind == "png" else "Keywords"] = stamp
+    given = {"metadata": metadata} if metadata else {}
+    return write_atomically(
+        path,
+        lambda temporary: figure.savefig(temporary, format=kind, **given),  # pyright: ignore[reportArgumentType]
+    )
