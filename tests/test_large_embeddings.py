@@ -11,6 +11,7 @@ import pytest
 import flowsim.observables as obs
 from flowsim import FlowsimError, cli
 from flowsim.observables import blocks as _blocks
+from flowsim.observables import large, reports
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.normal(size=(60, 7)) + 0.3
@@ -22,7 +23,7 @@ FEW = 1000  # `report` compares at least so many queries
 @pytest.fixture
 def in_blocks(monkeypatch):
     """Everything in small blocks with remainders."""
-    monkeypatch.setattr(obs, "_AT_ONCE", 10)
+    monkeypatch.setattr(reports, "AT_ONCE", 10)
     monkeypatch.setattr(_blocks, "BLOCK", 7)
     monkeypatch.setattr(_blocks, "QUERIES", 16)
 
@@ -36,7 +37,7 @@ def in_blocks(monkeypatch):
 def test_blocks_agree_with_the_compiled_definitions(monkeypatch, image, text, captions, dtype):
     image, text = image.astype(dtype), text.astype(dtype)
     at_once = obs.report(image, text, temperature=0.07, captions_per_image=captions)
-    monkeypatch.setattr(obs, "_AT_ONCE", 10)
+    monkeypatch.setattr(reports, "AT_ONCE", 10)
     monkeypatch.setattr(_blocks, "BLOCK", 7)
     monkeypatch.setattr(_blocks, "QUERIES", 16)
     blocks = obs.report(image, text, temperature=0.07, captions_per_image=captions)
@@ -95,7 +96,7 @@ def many():
 
 @pytest.fixture
 def sampled(monkeypatch):
-    monkeypatch.setattr(obs, "_EXACT", 10)
+    monkeypatch.setattr(large, "EXACT", 10)
 
 
 @pytest.mark.usefixtures("sampled")

@@ -102,4 +102,4 @@ def test_the_signatures_of_the_first_steps():
     assert str(simulate["ts"]) == "ts: 'ArrayLike | None' = None"
     rings = inspect.signature(fs.initial.rings).parameters
     assert str(rings["height"]) == f"height: Any = {(5**0.5 - 1) / 4!r}"
-    assert str(inspect.signature(fs.observables.margin)) == "(image: 'Rows', text: 'Rows') -> 'Number'"
+    assert str(inspect.signature(fs.observables.alignment)) == "(image: 'Rows', text: 'Rows') -> 'Number'"

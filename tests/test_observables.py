@@ -17,6 +17,8 @@ from scipy.linalg import sqrtm
 
 import flowsim.observables as obs
 from flowsim.errors import FlowsimError
+from flowsim.observables import checks
+from flowsim.observables import rows as rows_
 
 ATOL = 1e-12
 PAIRED_VECTORS = [n for n, o in obs.REGISTRY.items() if o.traceable]
@@ -208,15 +210,27 @@ def test_defect_of_one_popular_text():
     """Orthogonal rows against one text that every image prefers: row softmax concentrates in its column."""
     logits = np.zeros((4, 4))
     logits[:, 0] = 1e3
-    assert obs.doubly_stochastic_defect_of_logits(logits) == pytest.approx(3, abs=ATOL)
-    assert obs.doubly_stochastic_defect_of_logits(logits + 1e5) == pytest.approx(3, abs=ATOL)
-    assert obs.doubly_stochastic_defect_of_logits(1e6 * np.eye(3)) == 0
+    assert obs.doubly_stochastic_defect(logits=logits) == pytest.approx(3, abs=ATOL)
+    assert obs.doubly_stochastic_defect(logits=logits + 1e5) == pytest.approx(3, abs=ATOL)
+    assert obs.doubly_stochastic_defect(logits=1e6 * np.eye(3)) == 0
 
 
 def test_doubly_stochastic_rows_do_not_imply_doubly_stochastic_columns():
     m = np.log(np.array([[0.5, 0.25, 0.25], [0.3, 0.3, 0.4], [0.2, 0.45, 0.35]])) + np.array([[2.0], [0], [-1]])
     assert np.allclose(jax.nn.softmax(m, axis=1).sum(0), 1, atol=1e-6)
-    assert obs.doubly_stochastic_defect_of_logits(m) > 0.1
+    assert obs.doubly_stochastic_defect(logits=m) > 0.1
+
+
+def test_rows_are_taken_as_they_are_if_asked():
+    image, text = draw()
+    z = image @ text.T
+    assert obs.margin(image, text, normalise=False) == pytest.approx(obs.margin(similarity=z), rel=1e-12)
+    np.testing.assert_allclose(
+        obs.pair_margins(image, text, normalise=False), obs.pair_margins(similarity=z), rtol=1e-12
+    )
+    found = obs.doubly_stochastic_defect(image, text, 0.3, normalise=False)
+    assert found == pytest.approx(obs.doubly_stochastic_defect(logits=z / 0.3), abs=1e-12)
+    assert obs.margin(unit(image), unit(text)) == pytest.approx(obs.margin(image, text), abs=ATOL)
 
 
 def test_margins_of_pairs():
@@ -233,24 +247,24 @@ def test_margins_of_pairs():
 
 def test_margin_and_matched_fraction_of_similarity_need_no_scale():
     z = np.array([[-5.0, -7.0], [-6.0, -4.0]])
-    assert obs.margin_of_similarity(z) == 1
-    assert obs.matched_fraction_of_similarity(z) == 1
+    assert obs.margin(similarity=z) == 1
+    assert obs.matched_fraction(similarity=z) == 1
     z[0, 1] = -4.5
-    assert obs.margin_of_similarity(z) == -0.5
-    assert obs.matched_fraction_of_similarity(z) == 0.5
-    assert obs.margin_of_similarity(100 * np.eye(3) + 1000) == 100
+    assert obs.margin(similarity=z) == -0.5
+    assert obs.matched_fraction(similarity=z) == 0.5
+    assert obs.margin(similarity=100 * np.eye(3) + 1000) == 100
     z = np.array([[2, 1, 1], [0, 2, 0], [0, 0, 0]])
-    assert obs.matched_fraction_of_similarity(z) == pytest.approx(2 / 3)
+    assert obs.matched_fraction(similarity=z) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_cores_of_a_similarity_agree_with_the_vector_functions(seed):
     image, text = draw(seed)
     z = unit(image) @ unit(text).T
-    assert obs.margin_of_similarity(z) == pytest.approx(obs.margin(image, text), abs=ATOL)
-    assert obs.matched_fraction_of_similarity(z) == obs.matched_fraction(image, text)
+    assert obs.margin(similarity=z) == pytest.approx(obs.margin(image, text), abs=ATOL)
+    assert obs.matched_fraction(similarity=z) == obs.matched_fraction(image, text)
     defect = obs.doubly_stochastic_defect(image, text, 0.07)
-    assert obs.doubly_stochastic_defect_of_logits(z / 0.07) == pytest.approx(defect, abs=1e-10)
+    assert obs.doubly_stochastic_defect(logits=z / 0.07) == pytest.approx(defect, abs=1e-10)
 
 
 # --- traps -----------------------------------------------------------------------------------------------
@@ -271,9 +285,9 @@ def test_both_directions_are_measured():
 def test_temperature_divides():
     image, text = draw()
     z = unit(image) @ unit(text).T
-    right = obs.doubly_stochastic_defect_of_logits(z / 0.2)
+    right = obs.doubly_stochastic_defect(logits=z / 0.2)
     assert obs.doubly_stochastic_defect(image, text, 0.2) == pytest.approx(right, abs=1e-10)
-    assert abs(right - obs.doubly_stochastic_defect_of_logits(z * 0.2)) > 0.1
+    assert abs(right - obs.doubly_stochastic_defect(logits=z * 0.2)) > 0.1
 
 
 def test_self_similarities_are_excluded():
@@ -377,7 +391,7 @@ def test_ranges_and_identities(seed):
 
 def test_fractions_are_correctly_rounded():
     rows = np.eye(49)
-    assert obs.matched_fraction(rows, rows) == obs.matched_fraction_of_similarity(rows) == 1
+    assert obs.matched_fraction(rows, rows) == obs.matched_fraction(similarity=rows) == 1
     assert obs.retrieval_at_k(rows, rows) == (1, 1)
 
 
@@ -421,7 +435,7 @@ def test_tensors_with_gradients_and_of_other_dtypes_and_devices(dtype):
     image, text = (a.astype(np.float32) for a in draw())
     wanted, found = obs.report(image, text), obs.report(Tensor(image, dtype), Tensor(text, dtype))
     assert found.values == pytest.approx(wanted.values, nan_ok=True)
-    assert obs._real_array("image", Tensor(image, dtype)).dtype == np.float32
+    assert checks.real_array("image", Tensor(image, dtype)).dtype == np.float32
 
 
 def test_real_tensors():
@@ -442,7 +456,7 @@ def test_bfloat16_of_jax():
 
 
 def test_blocks_agree_with_plain_loops(monkeypatch):
-    monkeypatch.setattr(obs, "_BLOCK", 23 * 5)  # blocks of 5 rows and a remainder of 3
+    monkeypatch.setattr(rows_, "BLOCK", 23 * 5)  # blocks of 5 rows and a remainder of 3
     image, text = draw(1, n=23)  # a shape of its own: compiled code is kept by shape
     expected = reference(image, text, 0.1)
     r = obs.report(image, text, temperature=0.1)
@@ -460,7 +474,7 @@ def test_blocks_equal_the_dense_version(monkeypatch):
 
     with jax.enable_x64(True):
         dense = jax.jit(compute)(image, text, *pairs)
-        monkeypatch.setattr(obs, "_BLOCK", 54)
+        monkeypatch.setattr(rows_, "BLOCK", 54)
         blocks = jax.jit(lambda *a: compute(*a))(image, text, *pairs)
     for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(blocks), strict=True):
         assert np.allclose(a, b, rtol=0, atol=1e-14)
@@ -480,7 +494,7 @@ def test_no_square_matrix_at_large_n():
 
     for name in PAIRED_VECTORS:
         jaxpr = jax.make_jaxpr(lambda a, b, name=name: value(name, a, b))(rows, rows)
-        assert max(sizes(jaxpr.jaxpr)) <= max(obs._BLOCK, 4 * n), name
+        assert max(sizes(jaxpr.jaxpr)) <= max(rows_.BLOCK, 4 * n), name
     small = jax.ShapeDtypeStruct((300, 2), jnp.float32)
     assert max(sizes(jax.make_jaxpr(obs.margin)(small, small).jaxpr)) >= 300 * 300  # the counting counts
 
@@ -531,7 +545,7 @@ assert type(obs.modality_gap(x, y)) is float
 assert type(obs.report(x, y).values["margin"]) is float
 assert obs.retrieval_ranks(x, y)[0].shape == (4,)
 assert abs(obs.doubly_stochastic_defect(x, y, 0.07)) < 1e-15
-assert abs(obs.margin_of_similarity(np.eye(3) / 3) - 1 / 3) < 1e-16
+assert abs(obs.margin(similarity=np.eye(3) / 3) - 1 / 3) < 1e-16
 assert abs(obs.mean_pair_cosine(jnp.asarray(x), [[1., 0, 0, 0, 0]] * 4) - 0.25) < 1e-9
 assert jnp.ones(2).dtype == jnp.float32
 with jax.log_compiles():
@@ -715,7 +729,19 @@ def test_bad_options():
             with pytest.raises(FlowsimError, match="`temperature` must be finite and at least 1e-300, but is"):
                 function(GOOD, GOOD, wrong)
     with pytest.raises(FlowsimError, match=r"`similarity` must be square, but has shape \(4, 3\)"):
-        obs.margin_of_similarity(GOOD)
+        obs.margin(similarity=GOOD)
+    with pytest.raises(FlowsimError, match=r"margin needs `image` and `text`, or `similarity`\."):
+        obs.margin()
+    with pytest.raises(FlowsimError, match="margin needs `image` and `text`, but `text` is missing"):
+        obs.margin(GOOD)
+    with pytest.raises(FlowsimError, match="takes either `image` and `text`, or `similarity`"):
+        obs.matched_fraction(GOOD, GOOD, similarity=np.eye(3))
+    with pytest.raises(FlowsimError, match="`image`, `text` and `temperature`, but `temperature` is missing"):
+        obs.doubly_stochastic_defect(GOOD, GOOD)
+    with pytest.raises(FlowsimError, match="takes either `image`, `text` and `temperature`, or `logits`"):
+        obs.doubly_stochastic_defect(temperature=0.1, logits=np.eye(3))
+    with pytest.raises(FlowsimError, match="`normalise` must be True or False, but is 1"):
+        obs.margin(GOOD, GOOD, normalise=1)
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -825,9 +851,9 @@ def test_similarities_that_agree_to_rounding_are_ties(scale):
         for noise in (0.0, 2e-16, -2e-16):
             similarity = scale * (rows @ rows.T)
             similarity[0, 1] += scale * noise
-            assert float(obs.margin_of_similarity(similarity)) == 0
-            assert float(obs.matched_fraction_of_similarity(similarity)) == pytest.approx(4 / 6)
+            assert float(obs.margin(similarity=similarity)) == 0
+            assert float(obs.matched_fraction(similarity=similarity)) == pytest.approx(4 / 6)
         assert float(obs.margin(rows, rows)) == 0
-        assert float(obs.margin_of_products(scale * rows, rows)) == 0
+        assert float(obs.margin(scale * rows, rows, normalise=False)) == 0
         assert float(obs.matched_fraction(rows, rows)) == pytest.approx(4 / 6)
-        assert float(obs.matched_fraction_of_products(scale * rows, rows)) == pytest.approx(4 / 6)
+        assert float(obs.matched_fraction(scale * rows, rows, normalise=False)) == pytest.approx(4 / 6)

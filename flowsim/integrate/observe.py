@@ -22,13 +22,13 @@ STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any]
     "gamma": lambda f, t, s, b, h: _gamma(f, s),
     "log_gamma": lambda f, t, s, b, h: _log_gamma(f, s),
     "loss": lambda f, t, s, b, h: f.loss_value(t, s, h),
-    "margin": lambda f, t, s, b, h: obs.margin_of_products(*f.rows(s)) if f.is_tiled(s)
-    else obs.margin_of_similarity(_pair_similarity(f, s)),
-    "matched_fraction": lambda f, t, s, b, h: obs.matched_fraction_of_products(*f.rows(s)) if f.is_tiled(s)
-    else obs.matched_fraction_of_similarity(_pair_similarity(f, s)),
-    "doubly_stochastic_defect": lambda f, t, s, b, h: obs.doubly_stochastic_defect_of_products(*f.rows(s), 1 / b)
-    if f.is_tiled(s) else obs.doubly_stochastic_defect_of_logits(
-        b * f.geometry.similarity(s.unknowns.position, s.constants)
+    "margin": lambda f, t, s, b, h: obs.margin(*f.rows(s), normalise=False) if f.is_tiled(s)
+    else obs.margin(similarity=_pair_similarity(f, s)),
+    "matched_fraction": lambda f, t, s, b, h: obs.matched_fraction(*f.rows(s), normalise=False) if f.is_tiled(s)
+    else obs.matched_fraction(similarity=_pair_similarity(f, s)),
+    "doubly_stochastic_defect": lambda f, t, s, b, h: obs.doubly_stochastic_defect(*f.rows(s), 1 / b, normalise=False)
+    if f.is_tiled(s) else obs.doubly_stochastic_defect(
+        logits=b * f.geometry.similarity(s.unknowns.position, s.constants)
     ),
 }  # fmt: skip
 

@@ -1,0 +1,193 @@
+"""Metrics of many rows: in blocks, and beyond `EXACT` rows from samples of queries unless all are wanted."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from flowsim.observables import blocks
+from flowsim.observables.gap import angle_between, relative
+from flowsim.observables.matching import without_ties
+from flowsim.observables.retrieval import Retrieval
+from flowsim.observables.rows import EPS64, TIES
+from flowsim.observables.separability import linear_separability
+from flowsim.observables.spread import distance_to_uniform, rank_of_centred
+from flowsim.observables.table import RECALLS
+
+#: Up to so many rows a report compares all rows with all others.
+EXACT = 20_000
+
+
+class Large:
+    """The rows of a report and what several of their metrics share.
+
+    Args:
+        arrays: `image` (n, d) and `text` (m, d), in any real dtype.
+        captions: The number of consecutive text rows that belong to one image.
+        seed: Seed of the samples.
+        exact: Whether all rows are compared with all others.
+        progress: Called with a few words before each long step.
+    """
+
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        captions: int,
+        seed: int,
+        exact: bool,
+        progress: Callable[[str], None],
+    ):
+        self.rows = {name: blocks.Rows(array) for name, array in arrays.items()}
+        self.captions, self.seed, self.exact, self.progress = captions, seed, exact, progress
+
+    def measure(
+        self, names: tuple[str, ...], tau: np.ndarray | None
+    ) -> tuple[dict[str, float], dict[str, blocks.Sample], dict[str, str]]:
+        """Values, what was sampled, and why something is missing, by name."""
+        values, samples, reasons = {}, {}, {}
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            for name in names:
+                self.progress(name)
+                if name in RECALLS:
+                    k, direction = RECALLS[name]
+                    values[name], sample = self._fraction(getattr(self._pairs, direction).rank <= k, direction)
+                elif name in self._SUMS:
+                    values[name], sample = float(self._SUMS[name](self)), None
+                elif name == "doubly_stochastic_defect":
+                    assert tau is not None
+                    values[name], sample = self._defect(float(tau), reasons)
+                else:
+                    values[name], sample = self._COMPARISONS[name](self, reasons)
+                if sample is not None:
+                    samples[name] = sample
+        return values, samples, reasons
+
+    # What several metrics share.
+
+    @functools.cached_property
+    def _centres(self) -> dict[str, np.ndarray]:
+        return {name: blocks.centre(rows) for name, rows in self.rows.items()}
+
+    @functools.cached_property
+    def _means(self) -> blocks.PairMeans:
+        return blocks.pair_means(self.rows["image"], self.rows["text"])
+
+    @functools.cached_property
+    def _factors(self) -> dict[str, np.ndarray]:
+        return {name: blocks.factor(rows, self._centres[name]) for name, rows in self.rows.items()}
+
+    def _within(self, name: str) -> float:
+        """Mean of (1 − cosine)/2 over distinct rows of a modality."""
+        return blocks.spread(self.rows[name], self._centres[name]) / (2 * (len(self.rows[name]) - 1))
+
+    def _of_both(self) -> Any:
+        centres = [self._centres[name] for name in self.rows]
+        counts = [len(rows) for rows in self.rows.values()]
+        mean, both = blocks.factor_of_both(*self._factors.values(), centres, counts)  # pyright: ignore
+        return distance_to_uniform(mean, both, sum(counts))
+
+    # Comparisons of rows with all others.
+
+    def _chosen(self, queries: str, others: str) -> np.ndarray:
+        """Indices of the queries: all, or as many drawn at random as a comparison of `EXACT` rows takes."""
+        n = len(self.rows[queries])
+        count = n if self.exact else min(n, max(1000, EXACT**2 // len(self.rows[others])))
+        return np.arange(n) if count == n else np.sort(np.random.default_rng(self.seed).choice(n, count, replace=False))
+
+    def _compare(self, queries: str, others: str, chosen: np.ndarray, first: np.ndarray, count: int) -> Any:
+        return blocks.neighbours(
+            self.rows[queries], chosen, self.rows[others], first, count, TIES * EPS64,
+            lambda step: self.progress(f"{queries} to {others}, {step}"),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _queries(self) -> Any:
+        """The queries in each direction. The same pairs in both, so that their margins are known."""
+        images = self._chosen("image", "text")
+        return Retrieval(images, images if self.captions == 1 else self._chosen("text", "image"))
+
+    @functools.cached_property
+    def _pairs(self) -> Any:
+        """`Neighbours` of the queries in each direction."""
+        images, texts, c = *self._queries, self.captions
+        return Retrieval(
+            self._compare("image", "text", images, c * images, c), self._compare("text", "image", texts, texts // c, 1)
+        )
+
+    def _fraction(self, hits: np.ndarray, direction: str) -> tuple[float, blocks.Sample | None]:
+        value, of = float(np.mean(hits)), len(self.rows[direction.partition("_")[0]])
+        return value, None if len(hits) == of else blocks.sample_of_fraction(value, len(hits), of)
+
+    @functools.cached_property
+    def _margins(self) -> np.ndarray:
+        to_text, to_image = self._pairs
+        return without_ties(to_text.own - np.maximum(to_text.other, to_image.other), 1.0)
+
+    def _margin(self, reasons: dict[str, str]) -> tuple[float, None]:
+        value, n = float(self._margins.min()), len(self.rows["image"])
+        if len(self._margins) == n:
+            return value, None
+        reasons["margin"] = (
+            f"a minimum over all pairs, which {len(self._margins):,} of {n:,} pairs only bound: it is at most "
+            f"{value:.4g}; exact=True (--exact) takes all"
+        )
+        return math.nan, None
+
+    def _uniformity(self, name: str) -> tuple[float, blocks.Sample | None]:
+        chosen = self._chosen(name, name)
+        return self._log_mean(self._compare(name, name, chosen, chosen, 1).kernel, len(self.rows[name]))
+
+    def _log_mean(self, kernels: np.ndarray, of: int) -> tuple[float, blocks.Sample | None]:
+        value = float(np.log(np.mean(kernels)))
+        return value, None if len(kernels) == of else blocks.sample_of_log_mean(kernels, of)
+
+    def _defect(self, tau: float, reasons: dict[str, str]) -> tuple[float, None]:
+        if not self.exact:
+            reasons["doubly_stochastic_defect"] = (
+                f"a maximum over sums of all pairs, of which there are {len(self.rows['image']):,}²; "
+                "exact=True (--exact) takes all"
+            )
+            return math.nan, None
+        return blocks.softmax_defect(*self.rows.values(), 1 / tau, self.progress), None  # pyright: ignore
+
+    def _separability(self) -> tuple[float, blocks.Sample | None]:
+        """Fitted and judged on at most `EXACT` rows of each modality, also with `exact`: a fit needs no more."""
+        rng = np.random.default_rng(self.seed)
+        kept = {}
+        for name, rows in self.rows.items():
+            n = len(rows)
+            kept[name] = rows[slice(None) if n <= EXACT else np.sort(rng.choice(n, EXACT, replace=False))]
+        value = linear_separability(kept["image"], kept["text"], seed=self.seed)
+        judged = sum((len(rows) + 1) // 2 for rows in kept.values())
+        whole = sum(len(rows) for rows in self.rows.values())
+        cut = any(len(rows) > EXACT for rows in self.rows.values())
+        return value, blocks.sample_of_fraction(value, judged, whole) if cut else None
+
+    #: Sums and factorisations, exact at any size.
+    _SUMS: ClassVar[dict[str, Callable[[Large], Any]]] = {
+        "modality_gap": lambda s: np.linalg.norm(s._centres["image"] - s._centres["text"]),
+        "gap_angle": lambda s: angle_between(s._centres["image"], s._centres["text"]),
+        "image_centre_norm": lambda s: np.linalg.norm(s._centres["image"]),
+        "text_centre_norm": lambda s: np.linalg.norm(s._centres["text"]),
+        "pair_distance": lambda s: s._means.distance,
+        "mean_pair_cosine": lambda s: s._means.cosine,
+        "alignment": lambda s: s._means.squared,
+        "relative_modality_gap": lambda s: relative(s._means.squared / 4, s._within("image"), s._within("text")),
+        "wasserstein_uniformity": lambda s: s._of_both(),
+        "image_effective_rank": lambda s: rank_of_centred(s._factors["image"], len(s.rows["image"])),
+        "text_effective_rank": lambda s: rank_of_centred(s._factors["text"], len(s.rows["text"])),
+    }
+    #: (value, sample) of metrics that compare rows with all others, or fit; they may add a reason.
+    _COMPARISONS: ClassVar[dict[str, Callable[[Large, dict[str, str]], tuple[float, blocks.Sample | None]]]] = {
+        "margin": lambda s, reasons: s._margin(reasons),
+        "matched_fraction": lambda s, _: s._fraction(s._margins > 0, "image"),
+        "image_uniformity": lambda s, _: s._uniformity("image"),
+        "text_uniformity": lambda s, _: s._uniformity("text"),
+        "cross_uniformity": lambda s, _: s._log_mean(s._pairs.image_to_text.kernel, len(s.rows["image"])),
+        "linear_separability": lambda s, _: s._separability(),
+    }
