@@ -45,10 +45,12 @@ from flowsim.model.schedules import Schedule as Schedule
 from flowsim.model.swaps import HardSwap as HardSwap
 from flowsim.model.swaps import NoSwap as NoSwap
 from flowsim.model.swaps import SoftSwap as SoftSwap
+from flowsim.records.load import load_results as load_results
+from flowsim.records.load import save_results as save_results
 from flowsim.records.result import Result as Result
+from flowsim.records.result import Simulation as Simulation
 from flowsim.records.result import SimulationStopped as SimulationStopped
-from flowsim.records.result import Status as Status
-from flowsim.records.result import load_results as load_results
-from flowsim.records.result import save_results as save_results
+from flowsim.records.result import TrainingRecord as TrainingRecord
+from flowsim.records.status import Status as Status
 
 __all__: list[str]

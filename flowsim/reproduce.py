@@ -43,7 +43,7 @@ from flowsim.base.files import write_atomically
 from flowsim.base.sources import computing_hash, drawing_hash, write_stamp
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.provenance import versions
-from flowsim.records.result import read_netcdf, write_netcdf
+from flowsim.records.netcdf import read_netcdf, write_netcdf
 
 PACKAGE = Path(flowsim.__file__).resolve().parent
 #: Full and quick figures go to folders of their own in here, which git ignores.

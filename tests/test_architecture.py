@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"base", "numerics"},
     "observables": {"base", "numerics"},
     "records": {"base", "model", "observables"},
-    "theory": {"base", "records"},
+    "theory": {"base", "model", "records"},
     "plot": {"base", "observables", "records", "theory"},
     "integrate": {"base", "provenance", "numerics", "model", "observables", "records", "theory"},
     "comparison": {"base", "model", "observables", "records", "theory", "plot", "integrate"},

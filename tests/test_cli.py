@@ -16,7 +16,7 @@ import pytest
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.records.result import Outcome
+from flowsim.records.status import Outcome
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from PIL import Image
 import flowsim as fs
 from flowsim import cli
 from flowsim.comparison import _Run as Compared
-from flowsim.records.result import load_results
+from flowsim.records.load import load_results
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # other people's deprecations

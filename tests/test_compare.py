@@ -15,7 +15,8 @@ import flowsim as fs
 from flowsim import cli, theory
 from flowsim.base.paths import to_config
 from flowsim.comparison import _INITIALISATIONS, PARTS, _slope
-from flowsim.records.result import SUM_OF_RATES, Outcome, Result, Status
+from flowsim.records.result import SUM_OF_RATES, Result, TrainingRecord
+from flowsim.records.status import Outcome, Status
 
 LINEAR = np.linspace(0.0, 20.0, 257)
 
@@ -24,7 +25,7 @@ def record(steps, gap, *, training=None, schedule=None, snapshots=None, at=(), l
     """A record of training, made by hand."""
     steps = np.asarray(steps, np.float64)
     described = {"model": "tiny", "data": "pairs", "optimizer": "adamw", "batch_size": 5, "steps": int(steps[-1])}
-    return Result(
+    return TrainingRecord(
         time=lr * steps,
         series={"modality_gap": np.asarray(gap, np.float64), **series},
         status=Outcome(Status.COMPLETED, lr * steps[-1], "adamw"),

@@ -18,7 +18,7 @@ import flowsim as fs
 from flowsim import cli, reproduce
 from flowsim.base import sources as _sources
 from flowsim.base.paths import to_config
-from flowsim.records.result import read_netcdf
+from flowsim.records.netcdf import read_netcdf
 
 EXPERIMENT = '''"""A line.
 

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import flowsim as fs
-from flowsim.records.result import load_any
+from flowsim.records.load import load_any
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,15 @@ def test_save_and_load_round_trip(which, tmp_path, request):
     assert loaded.at(t)["modality_gap"] == pytest.approx(saved.at(t)["modality_gap"], abs=1e-8)
 
 
+def as_training(result, **fields):
+    """A record of training with the series of a simulation."""
+    common = {f.name: getattr(result, f.name) for f in dataclasses.fields(fs.Result)}
+    return fs.TrainingRecord(**{**common, "config": {"kind": "training"}, **fields})
+
+
 def test_records_of_training_keep_their_steps_and_their_clock(result, tmp_path):
     rates, steps = np.linspace(0.1, 1.0, 40), np.arange(len(result.time))
-    record = dataclasses.replace(
+    record = as_training(
         result, clock="sum of learning rates", coordinates={"step": steps}, training={"learning_rate": rates}
     )
     loaded = fs.load(record.save(tmp_path / "run.nc"))
@@ -105,7 +111,7 @@ def test_the_flow_of_a_result(cones, result):
     changed = fs.GradientFlow(schedule=fs.temperature.Fixed(0.3), pairing=fs.LabelNoise(0.2))
     assert dataclasses.replace(result, config={"flow": changed.to_config()}).flow.to_config() == changed.to_config()
     with pytest.raises(fs.FlowsimError, match="it is a record of training. For a simulation"):
-        _ = dataclasses.replace(result, config={"training": {}}).flow
+        _ = as_training(result).flow
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +146,7 @@ WRONG_KINDS = {
     "fs.initial.latents(factors='4')": "at least 1, but is the text '4'",
     "fs.plot.gap(run, 3)": "`ax` must be one matplotlib Axes, but is int",
     "fs.plot.overview(run, plt.subplots()[1])": "Give a list of as many Axes",
-    "fs.plot.phase_diagram(run, 'a', 'b')": "Expected one variable of a sweep, but got Result",
+    "fs.plot.phase_diagram(run, 'a', 'b')": "Expected one variable of a sweep, but got Simulation",
 }
 
 

@@ -453,7 +453,7 @@ class Animate(_Run):
 
 def _runs(files: Sequence[str], name: str | None) -> "dict[str, Result]":
     """The runs in the files, or the one of that name."""
-    from flowsim.records.result import load_any
+    from flowsim.records.load import load_any
 
     runs = {key: result for file in files for key, result in load_any(file).items()}
     if name is None:

@@ -19,7 +19,9 @@ from flowsim.errors import unknown_name
 from flowsim.model import schedules
 from flowsim.model.schedules import Schedule
 from flowsim.model.temperature import Fixed
-from flowsim.records.result import Result, Status, load_result, load_results, save_results
+from flowsim.records.load import load_result, load_results, save_results
+from flowsim.records.result import Result
+from flowsim.records.status import Status
 
 #: The rows of the paper's table 2 and those around them that a short study needs.
 SHORT = (

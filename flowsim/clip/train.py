@@ -1,4 +1,4 @@
-"""Training a CLIP model under a schedule, recorded as a `Result`.
+"""Training a CLIP model under a schedule, recorded as a `TrainingRecord`.
 
 The loop is short and our own; model, tokenizer and loss are open_clip's, devices and precision accelerate's.
 Step k of a run depends on its settings, its seed and k alone (dropout, where a model has it, is drawn from them too),
@@ -41,7 +41,9 @@ from flowsim.clip.contrast import Contrast, Temperature
 from flowsim.clip.settings import Training
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule, as_schedule
-from flowsim.records.result import FLOW_TIME, SUM_OF_RATES, Outcome, Result, Status, load_result
+from flowsim.records.load import load_result
+from flowsim.records.result import FLOW_TIME, SUM_OF_RATES, TrainingRecord
+from flowsim.records.status import Outcome, Status
 
 #: Losses are fetched from the device this often (steps): each fetch waits for it.
 _FETCH = 25
@@ -74,7 +76,7 @@ def train(
     weights: str | os.PathLike[str] | None = None,
     tensorboard: str | None = None,
     progress: Callable[[dict[str, float]], None] | None = None,
-) -> Result:
+) -> TrainingRecord:
     """Train `settings.model` on `settings.data` under a schedule (object, preset's name or JSON file).
 
     - `out`: record (.nc), written at every evaluation. A checkpoint lies beside it until the run is finished; the
@@ -256,7 +258,7 @@ class _Run:
     def go(
         self, progress: Callable[[dict[str, float]], None] | None, write: Callable[[dict], None],
         weights: str | os.PathLike[str] | None = None,
-    ) -> Result:  # fmt: skip
+    ) -> TrainingRecord:  # fmt: skip
         """Train to the last step; the finished record. The weights of a completed run are exported before it."""
         saved = time.monotonic()
         pending: list[torch.Tensor] = []
@@ -418,14 +420,14 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return True
 
-    def result(self, status: Status) -> Result:
+    def result(self, status: Status) -> TrainingRecord:
         """The record so far."""
         rows = {k: np.array(v) for k, v in self.log.rows.items()}
         steps = rows.pop("step").astype(int)
         coordinates = {"step": steps, "epoch": rows.pop("epoch"), "progress": rows.pop("progress")}
         plain_sgd = self.settings.optimizer == "sgd" and self.settings.momentum == 0 and self.settings.weight_decay == 0
         taken = len(self.log.steps.get("train_loss", ())) * self.settings.batch_size * self.settings.accumulate
-        return Result(
+        return TrainingRecord(
             time=self.elapsed[steps],
             series=rows,
             status=Outcome(status, float(self.elapsed[self.step]), f"training with {self.settings.optimizer}"),
@@ -616,7 +618,7 @@ def configuration(settings: Training, schedule: Schedule) -> dict[str, Any]:
     return {"kind": "training", "schedule": to_config(schedule), "training": _plain(settings)}
 
 
-def same_run(record: Result, settings: Training, schedule: Schedule) -> bool:
+def same_run(record: TrainingRecord, settings: Training, schedule: Schedule) -> bool:
     """Whether a record is one of this run: the same settings, on the same data, model and weights by their content.
 
     Records of earlier versions hold no digests; those are told by the names of their files.
@@ -634,7 +636,7 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return rest[0] == rest[1] and all(a[name] == b[name] for name in a.keys() & b.keys())
 
 
-def _earlier(path: Path, settings: Training, schedule: Schedule) -> Result | None:
+def _earlier(path: Path, settings: Training, schedule: Schedule) -> TrainingRecord | None:
     """The record at `path` if its run has ended, None if it is to go on. Raises `FlowsimError` for another run's."""
     found = load_result(path)
     check(

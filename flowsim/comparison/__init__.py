@@ -34,7 +34,8 @@ from flowsim.model.initial import Start, from_arrays
 from flowsim.model.pairing import LabelNoise, Matched
 from flowsim.model.schedules import Schedule
 from flowsim.model.temperature import Fixed, Learnable
-from flowsim.records.result import FLOW_TIME, Result, load_result
+from flowsim.records.load import load_result
+from flowsim.records.result import FLOW_TIME, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

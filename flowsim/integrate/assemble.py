@@ -16,13 +16,14 @@ from flowsim.integrate.trajectory import Trajectory, final_status, is_filled
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import AbstractRecipe, Start
 from flowsim.provenance import versions
-from flowsim.records.result import Outcome, Result
+from flowsim.records.result import Result, Simulation
+from flowsim.records.status import Outcome
 
 
 def assemble(
     flow: GradientFlow, start: Any, ran: Trajectory | Descent, options: dict[str, Any],
-    resolve: Callable[[Result, float], Result] | None = None,
-) -> Result:  # fmt: skip
+    resolve: Callable[[Simulation, float], Result] | None = None,
+) -> Simulation:  # fmt: skip
     """The result of a run that has ended.
 
     Args:
@@ -57,7 +58,7 @@ def assemble(
             first = ran.ts[undefined[0]]
             why = getattr(obs.REGISTRY.get(name), "undefined", "") or "undefined"
             reasons[name] = f"{why} (at {undefined.size} times, first at t = {first:.6g})"
-    return Result(
+    return Simulation(
         time=ran.ts,
         series={name: ran.series[name] for name in options["observables"] if name in ran.series},
         status=Outcome(status, ran.t, ran.label),

@@ -12,7 +12,7 @@ from flowsim.integrate.origin import origin_of
 from flowsim.integrate.session import opened
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import AbstractRecipe, Start
-from flowsim.records.result import Result
+from flowsim.records.result import Result, Simulation
 
 
 @tracing()
@@ -29,7 +29,7 @@ def descend(
     precision: Precision = "float64",
     devices: int | Sequence[Any] | None = None,
     throw: bool = True,
-) -> Result:
+) -> Simulation:
     """Take `steps` steps of an optimizer on the loss of a flow and record observables.
 
     Every step uses the gradient at the current state. Swaps, and pairings that are `fresh`, are drawn for every step.

@@ -19,7 +19,8 @@ from flowsim.integrate.origin import Origin
 from flowsim.integrate.trajectory import ending, is_filled
 from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.model.swaps import step_weights
-from flowsim.records.result import FLOW_TIME, SUM_OF_RATES, Status
+from flowsim.records.result import FLOW_TIME, SUM_OF_RATES
+from flowsim.records.status import Status
 
 #: Steps at which observables are recorded, about; evenly in the logarithm.
 OUTPUTS = 257

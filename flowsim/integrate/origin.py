@@ -10,7 +10,7 @@ from flowsim.errors import FlowsimError
 from flowsim.model.flow import GradientFlow, as_start
 from flowsim.model.initial import Start
 from flowsim.model.temperature import AbstractTemperature
-from flowsim.records.result import Result
+from flowsim.records.result import Result, Simulation
 
 
 class Before(NamedTuple):
@@ -37,10 +37,10 @@ def origin_of(flow: GradientFlow, start: Any, seed: int, horizon: float | None, 
     """Where a run from `start` begins; a `Result` is continued on its clock."""
     if not isinstance(start, Result):
         return Origin(as_start(start, seed), 0.0, {}, seed, horizon, None)
-    check(
-        "flow" in start.config,
-        "This result has no flow: it is a record of training. Simulate from its embeddings, record.at(t).start.",
-    )
+    if not isinstance(start, Simulation):
+        raise FlowsimError(
+            "This result has no flow: it is a record of training. Simulate from its embeddings, record.at(t).start."
+        )
     if not start.status.ok:
         raise FlowsimError(f"This run cannot be continued. {start.status.sentence}")
     last, options = start.final, start.config["options"]

@@ -17,7 +17,7 @@ from flowsim.integrate.origin import Origin
 from flowsim.model.flow import GradientFlow, State
 from flowsim.numerics import make_room, store_programs, tiled
 from flowsim.provenance import CompileTimer
-from flowsim.records.result import Result, SimulationStopped
+from flowsim.records.result import Simulation, SimulationStopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Session:
     timer: CompileTimer
     began: float
 
-    def finish(self, result: Result, throw: bool) -> Result:
+    def finish(self, result: Simulation, throw: bool) -> Simulation:
         """Note the seconds. Raises `SimulationStopped` where the run did not get to its end, if `throw`."""
         total, compiling = time.perf_counter() - self.began, self.timer.seconds
         result.stats.update(compile_seconds=compiling, run_seconds=max(total - compiling, 0.0), wall_seconds=total)

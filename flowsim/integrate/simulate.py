@@ -35,7 +35,9 @@ from flowsim.integrate.session import opened
 from flowsim.integrate.trajectory import Trajectory
 from flowsim.model.flow import GradientFlow, State
 from flowsim.model.initial import AbstractRecipe, Start
-from flowsim.records.result import Result, Status, load_result
+from flowsim.records.load import load_result
+from flowsim.records.result import Result, Simulation
+from flowsim.records.status import Status
 
 #: Snapshots are stored at every output time while they fit into this many bytes.
 _SNAPSHOT_BYTES = 64 * 2**20
@@ -59,7 +61,7 @@ def simulate(
     precision: Precision = "float64",
     devices: int | Sequence[Any] | None = None,
     throw: bool = True,
-) -> Result:
+) -> Simulation:
     """Integrate dθ/dt = −∂L/∂θ, dν/dt = −r ∂L/∂ν from a start and record observables.
 
     64-bit mode is entered here and left again; the arrays of the result are NumPy. For steps of an optimizer use
@@ -138,8 +140,9 @@ def load(path: str | os.PathLike[str]) -> Result:
     """Read a result written by `Result.save`; `at(t)` works on it as before."""
     result = load_result(path)
     # Between the snapshots of optimizers' steps and of training nothing can be integrated.
-    integrated = "optimizer" not in result.config.get("options", {"optimizer": None})
-    return dataclasses.replace(result, resolve=_resolve) if integrated else result
+    if isinstance(result, Simulation) and "optimizer" not in result.config["options"]:
+        return dataclasses.replace(result, resolve=_resolve)
+    return result
 
 
 def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -> np.ndarray:
@@ -156,9 +159,8 @@ def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -
     return ts[np.unique(np.linspace(0, len(ts) - 1, count).round().astype(int))]
 
 
-def _resolve(result: Result, t: float) -> Result:
+def _resolve(result: Simulation, t: float) -> Simulation:
     """Integrate from the last snapshot before t to t, with the settings of the run."""
-    flow = GradientFlow.from_config(result.config["flow"])
     index = int(np.searchsorted(result.snapshot_time, t)) - 1
     keep = slice(0, index + 1)
     head = dataclasses.replace(
@@ -171,7 +173,7 @@ def _resolve(result: Result, t: float) -> Result:
     )
     options = result.config["options"]
     return simulate(
-        flow, head, ts=[t], rtol=options["rtol"], atol=options["atol"], method=options["method"],
+        result.flow, head, ts=[t], rtol=options["rtol"], atol=options["atol"], method=options["method"],
         precision=options["precision"], observables=tuple(options["observables"]),
     )  # fmt: skip
 

@@ -21,7 +21,8 @@ from flowsim.integrate.options import Options
 from flowsim.integrate.outlook import Outlook, linearised, outlook_of
 from flowsim.integrate.segment import GONE, Segment, SegmentSpec, Task, is_clamped, tiny
 from flowsim.model.flow import GradientFlow, State, Unknowns
-from flowsim.records.result import FLOW_TIME, Status
+from flowsim.records.result import FLOW_TIME
+from flowsim.records.status import Status
 
 #: Steps of the explicit method before a problem counts as stiff.
 EXPLICIT_BUDGET = 2000

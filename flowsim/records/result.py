@@ -1,26 +1,28 @@
-"""What a solve returns: labelled time series, snapshots of the embeddings, status, cost and provenance."""
+"""What a run returns: labelled time series, snapshots of the embeddings, status, cost and provenance.
 
-import contextlib
+`Result` is what all runs have in common; `Simulation` adds what `fs.simulate` and `fs.descend` know, `TrainingRecord`
+what a training of CLIP records.
+"""
+
 import dataclasses
-import enum
 import html
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowsim.base.arrays import check
-from flowsim.base.files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
+from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import Start
+from flowsim.records.netcdf import write_netcdf
+from flowsim.records.status import Outcome
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    import flowsim
 
 SCHEMA_VERSION = 1
 FLOW_TIME = "flow time"
@@ -44,77 +46,6 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "train_modality_gap": ("distance of the modality centres in the batch of each step", r"batch gap $\Delta$"),
     "learning_rate": ("learning rate of each step", r"learning rate $\eta$"),
 }
-
-
-#: Names of variables in files of older versions.
-_FORMER = {"raw": "raw_temperature", "snapshot_raw": "snapshot_raw_temperature"}
-
-
-class Status(enum.Enum):
-    """How a solve ended, as a sentence."""
-
-    COMPLETED = "Completed: reached the last output time."
-    STEADY = "Steady state: nothing changes any more; later slots hold the steady value."
-    GAMMA_ONE = (
-        "Stopped: the cone height γ reached 1, where parallel cones collapse to two points and the ansatz "
-        "ends; later slots are NaN. Use a smaller γ0, a larger temperature, a matched start, or `Sphere`."
-    )
-    TEMPERATURE_INFINITE = (
-        "Stopped: the inverse temperature β reached 0, where τ is infinite; later slots are NaN. "
-        "Use a parametrization that keeps β positive, such as Exp()."
-    )
-    OUTPUT_ZERO = (
-        "Stopped: an output of an encoder shrank to 0, where its row has no direction; later slots are NaN. Use "
-        "embeddings of more dimensions, a shorter `t1`, or an optimizer, whose steps pass such points."
-    )
-    LEFT_DOMAIN = (
-        "Stopped: the run left the domain of its geometry or temperature policy; later slots are NaN. Use a shorter "
-        "`t1`."
-    )
-    MAX_STEPS = (
-        "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or shorten `t1`."
-    )
-    PRECISION = (
-        "Stopped: the forces cancel to rounding, and double precision cannot follow the flow any further; "
-        "later slots are NaN. Use a shorter `t1`."
-    )
-    NON_FINITE = "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
-    PREDICTED = "Predicted: closed form, not integrated."
-    UNFINISHED = "Unfinished: training has not reached its last step; run the same command again to go on."
-    SADDLE = (
-        "Rest on a saddle: nothing changes any more, but a small perturbation would grow; later slots hold the value. "
-        "Perturb the start to see where the flow leads."
-    )
-    INCOMPLETE = (
-        "Failed: output times were passed without a value, which is an error in flowsim; their slots are NaN. Please "
-        "report it with the settings of the run."
-    )
-    DIVERGED = "Failed: the training loss is not finite. Use a smaller learning rate, a longer warm-up, or fp32."
-
-    @property
-    def covered(self) -> bool:
-        """Whether every output slot holds a value."""
-        return self in (Status.COMPLETED, Status.STEADY, Status.SADDLE, Status.PREDICTED)
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """Status of one solve: `code`, its `sentence`, and `stopped_at`, the flow time where it ended."""
-
-    code: Status
-    stopped_at: float
-    method: str
-
-    @property
-    def sentence(self) -> str:
-        return self.code.value
-
-    @property
-    def ok(self) -> bool:
-        return self.code.covered
-
-    def __repr__(self) -> str:
-        return f"{self.code.name} at t = {self.stopped_at:.6g} ({self.method}). {self.sentence}"
 
 
 class SimulationStopped(FlowsimError):
@@ -165,20 +96,23 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Observables over time with the settings that produced them.
+    """Observables over time with the settings that produced them: what simulations and trainings have in common.
 
-    `result["modality_gap"]` is an `xarray.DataArray` over `time` (flow time); `result.at(t)` and
-    `result.final` are snapshots with embeddings; `result.to_xarray()` is everything. All arrays are NumPy.
+    `result["modality_gap"]` is an `xarray.DataArray` over `time`; `result.at(t)` and `result.final` are snapshots with
+    embeddings; `result.to_xarray()` is everything. All arrays are NumPy.
 
-    - `time` (T,), `series` name -> (T,); `clock`: what `time` counts, "flow time" (the flow, plain
-      SGD) or "sum of learning rates" (other optimizers)
-    - records of training also have `coordinates` name -> (T,) (step, epoch, progress of every evaluation) and
-      `training` name -> (number of steps,), one value per optimizer step, along `train_step`
-    - `snapshot_time` (S,), `snapshots` name -> (S, ...), `constants` name -> array
-    - `status`, `stats` (steps, evaluations, seconds), `config` (flow, start, options), `versions`
-    - `flow`: the flow of the run, with which `fs.simulate(result.flow, result, t1=...)` goes on
-    - `reasons`: why an observable is NaN
-    - `memory`: state of the optimizer at the end, arrays in the order of its tree; empty for flows
+    Attributes:
+        time: (T,), on the `clock`.
+        series: Name of an observable -> (T,).
+        status: How the run ended, where, and by which method.
+        config: The settings, as plain data: flow, start and options, or those of a training.
+        stats: Steps and seconds.
+        versions: Installed versions of what the numbers depend on.
+        snapshot_time: (S,), times at which embeddings are stored.
+        snapshots: Name of an array of `Start` -> (S, ...).
+        constants: Name of an array of `Start` that does not change -> array.
+        reasons: Name of an observable -> why it is NaN.
+        clock: What `time` counts: "flow time" (the flow, plain SGD) or "sum of learning rates" (other optimizers).
 
     Examples:
         >>> import flowsim as fs
@@ -201,40 +135,25 @@ class Result:
     snapshots: dict[str, np.ndarray]
     constants: dict[str, np.ndarray]
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
-    resolve: Callable[["Result", float], "Result"] | None = dataclasses.field(default=None, repr=False)
     clock: str = FLOW_TIME
-    coordinates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    training: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    memory: tuple[np.ndarray, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Names of the recorded observables."""
-        return [*self.series, *self.training]
+        return list(self._columns)
+
+    @property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Everything that is recorded over time or steps."""
+        return self.series
 
     def __getitem__(self, name: str) -> "xr.DataArray":
-        if name not in self.series and name not in self.training:
+        if name not in self._columns:
             raise unknown_name("observable", name, self.names)
         return self.to_xarray()[name]
 
     def _ipython_key_completions_(self) -> list[str]:
         return self.names
-
-    @property
-    def flow(self) -> "flowsim.GradientFlow":
-        """The flow of this run, read from its settings; `fs.simulate(run.flow, run, t1=...)` goes on with a run.
-
-        Raises `FlowsimError` for records of training, which have none.
-        """
-        # Results know nothing of flows; the top level knows both.
-        import flowsim
-
-        if "flow" not in self.config:
-            raise FlowsimError(
-                "This result has no flow: it is a record of training. For a simulation from its embeddings use "
-                "fs.compare(record), or fs.simulate(flow, record.at(t).start, t1=...) with a flow of yours."
-            )
-        return flowsim.GradientFlow.from_config(self.config["flow"])
 
     def _snapshot(self, index: int) -> Snapshot:
         t = float(self.snapshot_time[index])
@@ -265,15 +184,12 @@ class Result:
             return self._snapshot(int(exact[0]))
         if not self.status.ok and t > self.status.stopped_at:
             raise FlowsimError(f"The run ended at t = {self.status.stopped_at:g}: {self.status.sentence}")
-        if self.resolve is not None and t < self.snapshot_time[0]:
-            raise FlowsimError(
-                f"Embeddings are stored from t = {self.snapshot_time[0]:g} on. Simulate with an earlier time in "
-                "`snapshots=`."
-            )
-        if self.resolve is None:
-            near = self.snapshot_time[np.argmin(np.abs(np.log1p(self.snapshot_time) - np.log1p(t)))]
-            raise FlowsimError(f"No snapshot is stored at t = {t:g}. The nearest is at t = {near:g}.")
-        return self.resolve(self, t).final
+        return self._between(t)
+
+    def _between(self, t: float) -> Snapshot:
+        """The state at a time without a snapshot."""
+        near = self.snapshot_time[np.argmin(np.abs(np.log1p(self.snapshot_time) - np.log1p(t)))]
+        raise FlowsimError(f"No snapshot is stored at t = {t:g}. The nearest is at t = {near:g}.")
 
     @property
     def final(self) -> Snapshot:
@@ -288,8 +204,7 @@ class Result:
 
         data: dict[str, Any] = {}
         for name, values in self.series.items():
-            description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
-            attrs = {"long_name": symbol, "description": description}
+            attrs = _attributes(name)
             if name in self.reasons:
                 attrs["reason"] = self.reasons[name]
             data[name] = ("time", values, attrs)
@@ -299,18 +214,9 @@ class Result:
             data[f"snapshot_{name}"] = (("snapshot_time", *dims), values)
         for name, values in self.constants.items():
             data[f"constant_{name}"] = (tuple(f"{name}_{i}" for i in range(values.ndim)), values)
-        for index, values in enumerate(self.memory):
-            data[f"memory_{index}"] = (tuple(f"memory_{index}_{i}" for i in range(np.ndim(values))), values)
-        for name, values in self.training.items():
-            description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
-            data[name] = ("train_step", values, {"long_name": symbol, "description": description})
         # Everything is dimensionless. xarray would write units into the labels of its plots.
         label = {"long_name": f"{self.clock} $t$", "clock": self.clock}
         coords: dict[str, Any] = {"time": ("time", self.time, label)}
-        coords |= {name: ("time", values) for name, values in self.coordinates.items()}
-        if self.training:
-            steps = len(next(iter(self.training.values())))
-            coords["train_step"] = ("train_step", np.arange(steps), {"long_name": "step"})
         if len(self.snapshot_time):
             coords["snapshot_time"] = ("snapshot_time", self.snapshot_time, label)
         attrs = {
@@ -324,7 +230,12 @@ class Result:
             "stats": json.dumps(self.stats),
             "versions": json.dumps(self.versions),
         }
-        return xr.Dataset(data, coords, attrs)
+        more_data, more_coords = self._more()
+        return xr.Dataset(data | more_data, coords | more_coords, attrs)
+
+    def _more(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Variables and coordinates of the dataset beyond what all results have."""
+        return {}, {}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write netCDF, atomically. Raises `FlowsimError` if the place is not writable."""
@@ -332,7 +243,7 @@ class Result:
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         rows = []
-        for name, values in (*self.series.items(), *self.training.items()):
+        for name, values in self._columns.items():
             finite = values[np.isfinite(values)]
             if not finite.size:
                 rows.append((name, "-", "-", self.reasons.get(name, "not finite")))
@@ -374,148 +285,77 @@ class Result:
         return f"<table>{facts}</table><table><tr>{head}</tr>{body}</table>"
 
 
-def write_netcdf(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Path:
-    """Write a dataset to netCDF so that a reader sees the old file or the new one, never half of one."""
-    path = Path(path)
-    check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. run.nc.")
-    return write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+@dataclasses.dataclass(frozen=True, repr=False)
+class Simulation(Result):
+    """What `fs.simulate`, `fs.descend` and `fs.theory.predict` return.
 
-
-def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
-    """Read a netCDF file whole. Raises `FlowsimError` for a missing, unreadable or foreign file."""
-    import xarray as xr
-
-    _check_file(path)
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            return dataset.load()
-    except Exception as error:
-        raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
-                           "Give a file that flowsim saved.") from None  # fmt: skip
-
-
-def load_result(path: str | os.PathLike[str]) -> Result:
-    """The result that `Result.save` wrote. Raises `FlowsimError` for foreign or newer files."""
-    return _result(read_netcdf(path), path)
-
-
-def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) -> Path:
-    """Write several results into one netCDF file, compressed, one group each; atomically."""
-    path = Path(path)
-    check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. runs.nc.")
-    for name in results:
-        check(name and "/" not in name, f"A name of a result must not be empty or hold '/', but is {name!r}.")
-
-    def write(temporary: str) -> None:
-        for index, (name, result) in enumerate(results.items()):
-            dataset = result.to_xarray()
-            packed = {str(k): {"zlib": True, "shuffle": True} for k, v in dataset.variables.items() if v.size > 64}
-            mode = "w" if index == 0 else "a"
-            dataset.to_netcdf(temporary, mode=mode, group=name, engine="h5netcdf", encoding=packed)
-
-    return write_atomically(path, write)
-
-
-def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, Result]:
-    """The results that `save_results` wrote, by name: all, or those of `names`.
-
-    Raises `FlowsimError` for foreign or newer files and for names that are not in the file.
+    Attributes:
+        resolve: Integrates from a snapshot to a time in between; None where that is not possible.
+        memory: State of the optimizer at the end, arrays in the order of its tree; empty for flows.
     """
-    import h5py
-    import xarray as xr
 
-    _check_file(path)
-    try:
-        with h5py.File(path) as file:
-            held = [name for name, item in file.items() if isinstance(item, h5py.Group)]
-        chosen = held if names is None else list(names)
-        for name in chosen:
-            if name not in held:
-                raise unknown_name("run", name, held)
-        datasets = {}
-        for name in chosen:
-            with xr.open_dataset(path, group=name, engine="h5netcdf") as dataset:
-                datasets[name] = dataset.load()
-    except FlowsimError:
-        raise
-    except Exception as error:
-        raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
-                           "Give a file that flowsim saved.") from None  # fmt: skip
-    check(datasets, f"{str(path)!r} does not hold several results. Read it with `fs.load`.")
-    return {name: _result(dataset, path) for name, dataset in datasets.items()}
+    resolve: Callable[["Simulation", float], Result] | None = dataclasses.field(default=None, repr=False)
+    memory: tuple[np.ndarray, ...] = ()
 
+    @property
+    def flow(self) -> GradientFlow:
+        """The flow of this run, read from its settings; `fs.simulate(run.flow, run, t1=...)` goes on with a run.
 
-def load_any(path: str | os.PathLike[str]) -> dict[str, Result]:
-    """The results in a file by name: those of `save_results`, or the one of `Result.save`, named by its path."""
-    _check_file(path)
-    return load_results(path) if _holds_several(path) else {str(path): load_result(path)}
+        Raises `FlowsimError` if a class of the flow is not defined in this session.
+        """
+        return GradientFlow.from_config(self.config["flow"])
 
+    def _between(self, t: float) -> Snapshot:
+        if self.resolve is None:
+            return super()._between(t)
+        if t < self.snapshot_time[0]:
+            raise FlowsimError(
+                f"Embeddings are stored from t = {self.snapshot_time[0]:g} on. Simulate with an earlier time in "
+                "`snapshots=`."
+            )
+        return self.resolve(self, t).final
 
-def _check_file(path: Any) -> None:
-    check(
-        isinstance(path, (str, os.PathLike)),
-        f"Expected the path of a saved result, but got {type(path).__name__}. Use e.g. fs.load('run.nc').",
-    )
-    check(Path(path).is_file(), f"There is no file {str(path)!r}. Give the path of a saved result (.nc).")
+    def _more(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        memory = {
+            f"memory_{index}": (tuple(f"memory_{index}_{i}" for i in range(np.ndim(values))), values)
+            for index, values in enumerate(self.memory)
+        }
+        return memory, {}
 
 
-def _holds_several(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has groups, as `save_results` writes them."""
-    import h5py
+@dataclasses.dataclass(frozen=True, repr=False)
+class TrainingRecord(Result):
+    """The record of a training: one row per evaluation, and one value per optimizer step.
 
-    with contextlib.suppress(OSError), h5py.File(path) as file:
-        return any(isinstance(item, h5py.Group) for item in file.values())
-    return False
+    Attributes:
+        coordinates: "step", "epoch", "progress" of every evaluation -> (T,).
+        training: Name -> (number of steps,), along `train_step`.
+    """
+
+    coordinates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    training: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return self.series | self.training
+
+    @property
+    def flow(self) -> GradientFlow:
+        """A training has no flow; this raises `FlowsimError` and says what to use."""
+        raise FlowsimError(
+            "This result has no flow: it is a record of training. For a simulation from its embeddings use "
+            "fs.compare(record), or fs.simulate(flow, record.at(t).start, t1=...) with a flow of yours."
+        )
+
+    def _more(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        coords: dict[str, Any] = {name: ("time", values) for name, values in self.coordinates.items()}
+        if self.training:
+            steps = len(next(iter(self.training.values())))
+            coords["train_step"] = ("train_step", np.arange(steps), {"long_name": "step"})
+        return {name: ("train_step", values, _attributes(name)) for name, values in self.training.items()}, coords
 
 
-def _result(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
-    kind = dataset.attrs.get("kind")
-    if kind != "flowsim result":
-        cure = "Give a file written by `Result.save`."
-        if kind == "flowsim sweep":
-            cure = "It is a sweep: read it with `fs.load_sweep`."
-        elif _holds_several(path):
-            cure = "It holds several: read them with `fs.load_results`."
-        raise FlowsimError(f"{str(path)!r} is not a flowsim result. {cure}")
-    version = int(dataset.attrs.get("schema_version", 0))
-    check(
-        version <= SCHEMA_VERSION,
-        f"{str(path)!r} has schema version {version}, but this flowsim reads up to {SCHEMA_VERSION}. Upgrade flowsim.",
-    )
-    missing = {"config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
-    check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
-    series, snapshots, constants, reasons, training, memory = {}, {}, {}, {}, {}, {}
-    for key, variable in dataset.data_vars.items():
-        name = _FORMER.get(str(key), str(key))
-        if name.startswith("snapshot_"):
-            snapshots[name.removeprefix("snapshot_")] = variable.to_numpy()
-        elif name.startswith("constant_"):
-            constants[name.removeprefix("constant_")] = variable.to_numpy()
-        elif name.startswith("memory_"):
-            memory[int(name.removeprefix("memory_"))] = variable.to_numpy()
-        elif variable.dims == ("train_step",):
-            training[name] = variable.to_numpy()
-        else:
-            series[name] = variable.to_numpy()
-            if "reason" in variable.attrs:
-                reasons[name] = variable.attrs["reason"]
-    attrs = dataset.attrs
-    outcome = Outcome(Status[attrs["status"]], float(attrs["stopped_at"]), str(attrs["method"]))
-    has_snapshots = "snapshot_time" in dataset.coords
-    return Result(
-        time=dataset["time"].to_numpy(),
-        series=series,
-        status=outcome,
-        config=json.loads(attrs["config"]),
-        stats=json.loads(attrs["stats"]),
-        versions=json.loads(attrs["versions"]),
-        snapshot_time=dataset["snapshot_time"].to_numpy() if has_snapshots else np.empty(0),
-        snapshots=snapshots,
-        constants=constants,
-        reasons=reasons,
-        # Older files hold it as units.
-        clock=dataset["time"].attrs.get("clock", dataset["time"].attrs.get("units", FLOW_TIME)),
-        coordinates={str(k): v.to_numpy() for k, v in dataset.coords.items() if v.dims == ("time",) and k != "time"},
-        training=training,
-        memory=tuple(memory[index] for index in sorted(memory)),
-    )
+def _attributes(name: str) -> dict[str, str]:
+    """Attributes of a variable: its symbol, as a label of plots, and its description."""
+    description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
+    return {"long_name": symbol, "description": description}

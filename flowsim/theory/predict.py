@@ -1,9 +1,9 @@
-"""The closed form of a whole flow, as the same `Result` that a simulation returns."""
+"""The closed form of a whole flow, as the same `Simulation` that a run returns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,15 +12,19 @@ from numpy.typing import ArrayLike
 from flowsim.base.arrays import check_whole
 from flowsim.base.times import output_times
 from flowsim.errors import FlowsimError
-from flowsim.records.result import Outcome, Result, Status
+from flowsim.model.flow import GradientFlow, as_start
+from flowsim.model.geometry import AbstractGeometry
+from flowsim.model.initial import Start
+from flowsim.model.temperature import AbstractTemperature
+from flowsim.records.result import Simulation
+from flowsim.records.status import Outcome, Status
 from flowsim.theory.cones import fixed_temperature_trajectory, reduced_trajectory
 
-#: Parametrizations of the model -> their names in the formulas.
-_NAMES_IN_FORMULAS = {"Exp": "exp", "ScaledExp": "exp", "Softplus": "softplus", "Identity": "identity"}
 
-
-def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None = None, *, seed: int = 0) -> Result:
-    """The closed form of a flow from a start, as the same `Result` that `fs.simulate` returns. Derived here.
+def predict(
+    flow: GradientFlow, start: Any, t1: float | None = None, ts: ArrayLike | None = None, *, seed: int = 0
+) -> Simulation:
+    """The closed form of a flow from a start, as the same `Simulation` that `fs.simulate` returns. Derived here.
 
     It exists for frozen directions of constant positive margin α: `Reduced` with Z of constant diagonal and
     constant off-diagonal, and `Parallel` from `fs.initial.simplex`, where no force has a tangent part. Then
@@ -28,7 +32,7 @@ def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None
         d ln γ/dt = −2βg(a),  dβ/dt = r β'² (1−γ²) g(a),  g(a) = α(n−1)/(n−1 + e^{αa}),  a = β(1−γ²).
 
     Args:
-        flow: a `GradientFlow`, its temperature fixed, or learnable without clamp.
+        flow: its temperature fixed, or learnable without clamp; its loss `InfoNCE` or `DirectedInfoNCE`.
         start: where it begins, as in `fs.simulate`.
         t1: the last flow time, as in `fs.simulate`.
         ts: the times of output, as in `fs.simulate`.
@@ -47,27 +51,22 @@ def predict(flow: Any, start: Any, t1: float | None = None, ts: ArrayLike | None
         >>> round(float(closed.series["gamma"][-1]), 4)
         0.0146
     """
-    if not hasattr(flow, "to_config") or not hasattr(flow, "vector_field"):
+    if not isinstance(flow, GradientFlow):
         raise FlowsimError(
             f"Expected a GradientFlow, but got {type(flow).__name__}. Use fs.GradientFlow.from_preset('Baseline')."
         )
     check_whole("seed", seed, 0, "Use e.g. 0.")
-    config = flow.to_config()
-    start = start.draw(seed) if hasattr(start, "draw") else start
-    if not hasattr(start, "as_cones"):
-        raise FlowsimError(
-            f"Expected a start, but got {type(start).__name__}. Use e.g. fs.initial.simplex() or result.final.start."
-        )
-    _check_flow(config)
-    cones = start.as_cones(config["geometry"]["kind"])
-    frozen = _frozen(cones, config["geometry"]["kind"])
+    begin = as_start(start, seed)
+    _check_flow(flow)
+    cones = begin.as_cones(type(flow.geometry).__name__)
+    frozen = _frozen(cones, flow.geometry)
     times = output_times(t1, ts)
-    series = _series(cones, frozen, *_trajectory(config["schedule"]["temperature"], cones, frozen, times))
-    return Result(
+    series = _series(cones, frozen, *_trajectory(flow.schedule.temperature, cones, frozen, times))
+    return Simulation(
         time=times,
         series=series,
         status=Outcome(Status.PREDICTED, float(times[-1]), "closed form"),
-        config={"flow": config, "start": {"kind": "Start"}, "options": {"seed": seed}},
+        config={"flow": flow.to_config(), "start": {"kind": "Start"}, "options": {"seed": seed}},
         stats={},
         versions={},
         snapshot_time=np.empty(0),
@@ -86,23 +85,28 @@ class _Frozen(NamedTuple):
     pairs: int
 
 
-def _check_flow(config: Mapping[str, Any]) -> None:
-    """Refuse a flow (as configuration) without closed form."""
-    policy, geometry = config["schedule"]["temperature"], config["geometry"]["kind"]
+def _check_flow(flow: GradientFlow) -> None:
+    """Refuse a flow without closed form."""
+    policy = flow.schedule.temperature
+    known = policy.autonomous and (not policy.learnable or _potential(policy) is not None)
     _no_closed_form(
         [
-            (geometry not in ("Reduced", "Parallel"), f"the geometry `{geometry}`"),
-            (config["loss"]["kind"] != "InfoNCE", f"the loss `{config['loss']['kind']}`"),
-            (config["pairing"]["kind"] != "Matched", f"the pairing `{config['pairing']['kind']}`"),
-            (config["schedule"]["swap"]["kind"] != "NoSwap", "swaps"),
-            (config["rule"]["kind"] != "GradientDescent", f"the rule `{config['rule']['kind']}`"),
-            (policy["kind"] not in ("Learnable", "Fixed"), f"the temperature policy `{policy['kind']}`"),
-            (policy.get("clamp") is not None, "a clamped temperature"),
+            (not flow.geometry.has_gamma, f"the geometry `{type(flow.geometry).__name__}`"),
+            (flow.loss.tile_weights is None, f"the loss `{type(flow.loss).__name__}`"),
+            (not flow.pairing.identity, f"the pairing `{type(flow.pairing).__name__}`"),
+            (flow.schedule.swap.active, "swaps"),
+            (not flow.rule.is_gradient, f"the rule `{type(flow.rule).__name__}`"),
+            (not known, f"the temperature policy `{type(policy).__name__}`"),
+            (policy.bounds() is not None, "a clamped temperature"),
         ]
     )
 
 
-def _frozen(cones: Any, geometry: str) -> _Frozen:
+def _potential(policy: AbstractTemperature) -> str | None:
+    return None if policy.parametrization is None else policy.parametrization.potential
+
+
+def _frozen(cones: Start, geometry: AbstractGeometry) -> _Frozen:
     """The directions of a start on parallel cones; refuses those that move or have no constant positive margin."""
     z = cones.image @ cones.text.T if cones.similarity is None else cones.similarity
     n = len(z)
@@ -112,30 +116,30 @@ def _frozen(cones: Any, geometry: str) -> _Frozen:
         [
             (bool(max(np.ptp(np.diagonal(z)), np.ptp(off)) > 1e-12), "a similarity matrix without constant margin"),
             (margin <= 0, "mismatched pairs"),
-            (geometry == "Parallel" and not _is_simplex(z), "directions that move"),
+            (not geometry.frozen_directions and not _is_simplex(z), "directions that move"),
         ]
     )
     return _Frozen(margin, n)
 
 
 def _trajectory(
-    policy: Mapping[str, Any], cones: Any, frozen: _Frozen, times: np.ndarray
+    policy: AbstractTemperature, cones: Start, frozen: _Frozen, times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ln γ and β at the times, of shape (time,) each, for a temperature policy (as configuration)."""
+    """ln γ and β at the times, of shape (time,) each."""
     log_gamma0 = float(cones.log_gamma) if cones.log_gamma is not None else _log_or_zero(abs(float(cones.gamma)))
     margin, pairs = frozen
-    if policy["kind"] == "Fixed":
-        beta = np.full(len(times), 1 / policy["tau"])
+    beta0 = float(policy.inverse_temperature(0.0))
+    if not policy.learnable:
+        beta = np.full(len(times), beta0)
         return np.asarray(fixed_temperature_trajectory(times, log_gamma0, beta[0], margin, pairs)), beta
-    parametrization = policy["parametrization"]
-    name, scale = _NAMES_IN_FORMULAS[parametrization["kind"]], parametrization.get("scale", 1.0)
-    log_gamma, beta = reduced_trajectory(
-        times, log_gamma0, 1 / policy["init"], margin, pairs, name, scale, policy["lr_ratio"]
-    )
+    parametrization = policy.parametrization
+    assert parametrization is not None and parametrization.potential is not None, "`_check_flow` has looked"
+    name, scale = parametrization.potential, float(parametrization.scale)
+    log_gamma, beta = reduced_trajectory(times, log_gamma0, beta0, margin, pairs, name, scale, float(policy.lr_ratio))
     return np.asarray(log_gamma), np.asarray(beta)
 
 
-def _series(cones: Any, frozen: _Frozen, log_gamma: np.ndarray, beta: np.ndarray) -> dict[str, np.ndarray]:
+def _series(cones: Start, frozen: _Frozen, log_gamma: np.ndarray, beta: np.ndarray) -> dict[str, np.ndarray]:
     """All series of the run, from ln γ and β of shape (time,)."""
     margin, n = frozen
     with np.errstate(under="ignore"):

@@ -44,7 +44,9 @@ from flowsim.model.flow import GradientFlow, as_start
 from flowsim.model.initial import AbstractRecipe, Start
 from flowsim.numerics import make_room, store_programs
 from flowsim.provenance import versions
-from flowsim.records.result import VARIABLES, Status, read_netcdf, write_netcdf
+from flowsim.records.netcdf import read_netcdf, write_netcdf
+from flowsim.records.result import VARIABLES
+from flowsim.records.status import Status
 
 if TYPE_CHECKING:
     import xarray as xr

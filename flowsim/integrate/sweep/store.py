@@ -9,7 +9,7 @@ import numpy as np
 
 from flowsim.base.arrays import check
 from flowsim.errors import FlowsimError
-from flowsim.records.result import Status
+from flowsim.records.status import Status
 
 #: Runs that one thread works on, and that are stored together.
 CHUNK = 128

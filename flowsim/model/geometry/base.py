@@ -39,11 +39,13 @@ class AbstractGeometry(Described):
 
     Attributes:
         has_gamma: Whether the position carries the height γ of two parallel cones.
+        frozen_directions: Whether the directions within the cones are constants.
         of_rows: Whether everything follows from the rows and the force on them, so that many pairs go in tiles.
         rate: Speed of the position relative to the raw temperature's unit.
     """
 
     has_gamma: AbstractClassVar[bool]
+    frozen_directions: ClassVar[bool] = False
     of_rows: ClassVar[bool] = False
     rate: ClassVar[Any] = 1.0
 

@@ -133,6 +133,7 @@ class Reduced(AbstractGeometry):
     """
 
     has_gamma: ClassVar[bool] = True
+    frozen_directions: ClassVar[bool] = True
 
     def place(self, start: Start) -> tuple[Position, Constants]:
         cones = start.as_cones("Reduced")

@@ -1,0 +1,132 @@
+"""Reading and writing results: one in a file, or several."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowsim.base.arrays import check
+from flowsim.base.files import write_atomically
+from flowsim.errors import FlowsimError, unknown_name
+from flowsim.records.netcdf import check_file, holds_several, read_netcdf
+from flowsim.records.result import FLOW_TIME, SCHEMA_VERSION, Result, Simulation, TrainingRecord
+from flowsim.records.status import Outcome, Status
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: Names of variables in files of older versions.
+_FORMER = {"raw": "raw_temperature", "snapshot_raw": "snapshot_raw_temperature"}
+
+
+def load_result(path: str | os.PathLike[str]) -> Result:
+    """The result that `Result.save` wrote. Raises `FlowsimError` for foreign or newer files."""
+    return result_of(read_netcdf(path), path)
+
+
+def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) -> Path:
+    """Write several results into one netCDF file, compressed, one group each; atomically."""
+    path = Path(path)
+    check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. runs.nc.")
+    for name in results:
+        check(name and "/" not in name, f"A name of a result must not be empty or hold '/', but is {name!r}.")
+
+    def write(temporary: str) -> None:
+        for index, (name, result) in enumerate(results.items()):
+            dataset = result.to_xarray()
+            packed = {str(k): {"zlib": True, "shuffle": True} for k, v in dataset.variables.items() if v.size > 64}
+            mode = "w" if index == 0 else "a"
+            dataset.to_netcdf(temporary, mode=mode, group=name, engine="h5netcdf", encoding=packed)
+
+    return write_atomically(path, write)
+
+
+def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, Result]:
+    """The results that `save_results` wrote, by name: all, or those of `names`.
+
+    Raises `FlowsimError` for foreign or newer files and for names that are not in the file.
+    """
+    import h5py
+    import xarray as xr
+
+    check_file(path)
+    try:
+        with h5py.File(path) as file:
+            held = [name for name, item in file.items() if isinstance(item, h5py.Group)]
+        chosen = held if names is None else list(names)
+        for name in chosen:
+            if name not in held:
+                raise unknown_name("run", name, held)
+        datasets = {}
+        for name in chosen:
+            with xr.open_dataset(path, group=name, engine="h5netcdf") as dataset:
+                datasets[name] = dataset.load()
+    except FlowsimError:
+        raise
+    except Exception as error:
+        raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
+                           "Give a file that flowsim saved.") from None  # fmt: skip
+    check(datasets, f"{str(path)!r} does not hold several results. Read it with `fs.load`.")
+    return {name: result_of(dataset, path) for name, dataset in datasets.items()}
+
+
+def load_any(path: str | os.PathLike[str]) -> dict[str, Result]:
+    """The results in a file by name: those of `save_results`, or the one of `Result.save`, named by its path."""
+    check_file(path)
+    return load_results(path) if holds_several(path) else {str(path): load_result(path)}
+
+
+def result_of(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
+    kind = dataset.attrs.get("kind")
+    if kind != "flowsim result":
+        cure = "Give a file written by `Result.save`."
+        if kind == "flowsim sweep":
+            cure = "It is a sweep: read it with `fs.load_sweep`."
+        elif holds_several(path):
+            cure = "It holds several: read them with `fs.load_results`."
+        raise FlowsimError(f"{str(path)!r} is not a flowsim result. {cure}")
+    version = int(dataset.attrs.get("schema_version", 0))
+    check(
+        version <= SCHEMA_VERSION,
+        f"{str(path)!r} has schema version {version}, but this flowsim reads up to {SCHEMA_VERSION}. Upgrade flowsim.",
+    )
+    missing = {"config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
+    check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
+    series, snapshots, constants, reasons, training, memory = {}, {}, {}, {}, {}, {}
+    for key, variable in dataset.data_vars.items():
+        name = _FORMER.get(str(key), str(key))
+        if name.startswith("snapshot_"):
+            snapshots[name.removeprefix("snapshot_")] = variable.to_numpy()
+        elif name.startswith("constant_"):
+            constants[name.removeprefix("constant_")] = variable.to_numpy()
+        elif name.startswith("memory_"):
+            memory[int(name.removeprefix("memory_"))] = variable.to_numpy()
+        elif variable.dims == ("train_step",):
+            training[name] = variable.to_numpy()
+        else:
+            series[name] = variable.to_numpy()
+            if "reason" in variable.attrs:
+                reasons[name] = variable.attrs["reason"]
+    attrs = dataset.attrs
+    has_snapshots = "snapshot_time" in dataset.coords
+    common: dict[str, Any] = {
+        "time": dataset["time"].to_numpy(),
+        "series": series,
+        "status": Outcome(Status[attrs["status"]], float(attrs["stopped_at"]), str(attrs["method"])),
+        "config": json.loads(attrs["config"]),
+        "stats": json.loads(attrs["stats"]),
+        "versions": json.loads(attrs["versions"]),
+        "snapshot_time": dataset["snapshot_time"].to_numpy() if has_snapshots else np.empty(0),
+        "snapshots": snapshots,
+        "constants": constants,
+        "reasons": reasons,
+        # Older files hold it as units.
+        "clock": dataset["time"].attrs.get("clock", dataset["time"].attrs.get("units", FLOW_TIME)),
+    }
+    if "flow" in common["config"]:
+        return Simulation(**common, memory=tuple(memory[index] for index in sorted(memory)))
+    coordinates = {str(k): v.to_numpy() for k, v in dataset.coords.items() if v.dims == ("time",) and k != "time"}
+    return TrainingRecord(**common, coordinates=coordinates, training=training)

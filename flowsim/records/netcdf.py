@@ -1,0 +1,50 @@
+"""netCDF files: written in one step, read whole, refused with a sentence."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowsim.base.arrays import check
+from flowsim.base.files import write_atomically
+from flowsim.errors import FlowsimError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def write_netcdf(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Path:
+    """Write a dataset to netCDF so that a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. run.nc.")
+    return write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+
+
+def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
+    """Read a netCDF file whole. Raises `FlowsimError` for a missing, unreadable or foreign file."""
+    import xarray as xr
+
+    check_file(path)
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            return dataset.load()
+    except Exception as error:
+        raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
+                           "Give a file that flowsim saved.") from None  # fmt: skip
+
+
+def check_file(path: Any) -> None:
+    check(
+        isinstance(path, (str, os.PathLike)),
+        f"Expected the path of a saved result, but got {type(path).__name__}. Use e.g. fs.load('run.nc').",
+    )
+    check(Path(path).is_file(), f"There is no file {str(path)!r}. Give the path of a saved result (.nc).")
+
+
+def holds_several(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has groups, as `save_results` writes them."""
+    import h5py
+
+    with contextlib.suppress(OSError), h5py.File(path) as file:
+        return any(isinstance(item, h5py.Group) for item in file.values())
+    return False

@@ -1,0 +1,71 @@
+"""How a run ended, as a sentence."""
+
+import dataclasses
+import enum
+
+
+class Status(enum.Enum):
+    """How a solve ended, as a sentence."""
+
+    COMPLETED = "Completed: reached the last output time."
+    STEADY = "Steady state: nothing changes any more; later slots hold the steady value."
+    GAMMA_ONE = (
+        "Stopped: the cone height γ reached 1, where parallel cones collapse to two points and the ansatz "
+        "ends; later slots are NaN. Use a smaller γ0, a larger temperature, a matched start, or `Sphere`."
+    )
+    TEMPERATURE_INFINITE = (
+        "Stopped: the inverse temperature β reached 0, where τ is infinite; later slots are NaN. "
+        "Use a parametrization that keeps β positive, such as Exp()."
+    )
+    OUTPUT_ZERO = (
+        "Stopped: an output of an encoder shrank to 0, where its row has no direction; later slots are NaN. Use "
+        "embeddings of more dimensions, a shorter `t1`, or an optimizer, whose steps pass such points."
+    )
+    LEFT_DOMAIN = (
+        "Stopped: the run left the domain of its geometry or temperature policy; later slots are NaN. Use a shorter "
+        "`t1`."
+    )
+    MAX_STEPS = (
+        "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or shorten `t1`."
+    )
+    PRECISION = (
+        "Stopped: the forces cancel to rounding, and double precision cannot follow the flow any further; "
+        "later slots are NaN. Use a shorter `t1`."
+    )
+    NON_FINITE = "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
+    PREDICTED = "Predicted: closed form, not integrated."
+    UNFINISHED = "Unfinished: training has not reached its last step; run the same command again to go on."
+    SADDLE = (
+        "Rest on a saddle: nothing changes any more, but a small perturbation would grow; later slots hold the value. "
+        "Perturb the start to see where the flow leads."
+    )
+    INCOMPLETE = (
+        "Failed: output times were passed without a value, which is an error in flowsim; their slots are NaN. Please "
+        "report it with the settings of the run."
+    )
+    DIVERGED = "Failed: the training loss is not finite. Use a smaller learning rate, a longer warm-up, or fp32."
+
+    @property
+    def covered(self) -> bool:
+        """Whether every output slot holds a value."""
+        return self in (Status.COMPLETED, Status.STEADY, Status.SADDLE, Status.PREDICTED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Status of one solve: `code`, its `sentence`, and `stopped_at`, the flow time where it ended."""
+
+    code: Status
+    stopped_at: float
+    method: str
+
+    @property
+    def sentence(self) -> str:
+        return self.code.value
+
+    @property
+    def ok(self) -> bool:
+        return self.code.covered
+
+    def __repr__(self) -> str:
+        return f"{self.code.name} at t = {self.stopped_at:.6g} ({self.method}). {self.sentence}"
