@@ -26,7 +26,9 @@ RENAMED: dict[str, str] = {
     "series raw": "series raw_temperature", "snapshot raw": "snapshot raw_temperature", "raw": "raw_temperature",
 }  # fmt: skip
 #: Runs that differ on purpose, and why.
-EXPLAINED: dict[str, str] = {}
+EXPLAINED: dict[str, str] = {
+    "geometry Sphere rate, learnable, Adam": "the rule sees the gradient itself, not one times a rate and divided by it",
+}
 
 
 def digits(value: Any) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import flowsim as fs
@@ -146,3 +148,82 @@ def test_schedule_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "odd.json").write_text('{"kind": "Exponential"}')
     with pytest.raises(fs.FlowsimError, match=r"odd.json: Unknown kind 'Exponential'.*must be defined first"):
         fs.schedules.load(str(tmp_path / "odd.json"))
+
+
+# --- policies from points and from functions ------------------------------------------------------------
+
+
+def test_points_are_joined_by_lines_or_steps():
+    points = [(0.0, 0.07), (0.5, 0.02), (1.0, 0.04)]
+    lines, steps = fs.temperature.piecewise(points), fs.temperature.piecewise(points, steps=True)
+    u = np.linspace(0, 1.5, 31)
+    np.testing.assert_allclose(lines.temperature(u), np.interp(u, *zip(*points, strict=True)), rtol=1e-14)
+    np.testing.assert_allclose(steps.temperature(u), np.where(u < 0.5, 0.07, np.where(u < 1, 0.02, 0.04)), rtol=1e-14)
+    schedule = fs.Schedule(lines)
+    assert fs.Schedule.from_json(schedule.to_json()).temperature == lines
+
+
+@pytest.mark.parametrize("steps", [False, True])
+def test_a_run_ends_steps_where_the_temperature_jumps(steps):
+    """Four runs, each with its own fixed temperature, are one run with a temperature in steps."""
+    taus = (0.3, 0.1, 0.5)
+    policy = fs.temperature.piecewise([(k / 3, tau) for k, tau in enumerate(taus)], steps=steps)
+    start, ts = fs.initial.uniform(pairs=5, dim=4), [0.0, 1.0, 2.0, 3.0]
+    run = fs.simulate(fs.GradientFlow(schedule=policy), start, ts=ts)
+    assert run.stats["rejected"] < 40
+    if steps:
+        state: fs.Result | fs.initial.AbstractRecipe = start
+        for k, tau in enumerate(taus):
+            flow = fs.GradientFlow(schedule=fs.temperature.Fixed(tau))
+            state = fs.simulate(flow, state, ts=[k, k + 1.0], horizon=3.0)
+            assert run.series["modality_gap"][k + 1] == pytest.approx(state.final["modality_gap"], rel=1e-8)
+    runs = fs.sweep(fs.GradientFlow(schedule=policy), start, {"schedule.temperature.points.1.1": [0.1, 0.2]}, ts=ts)
+    assert runs.counts == {"COMPLETED": 2}
+    assert runs["modality_gap"].values[0] == pytest.approx(run.series["modality_gap"], rel=1e-8)
+
+
+def test_a_batch_reaches_a_last_output_time_that_is_the_end_of_the_schedule():
+    runs = fs.sweep(fs.GradientFlow.from_preset("TS A1"), fs.initial.cones(pairs=6, dim=5), {"seed": range(6)}, t1=1e5)
+    assert runs.counts == {"COMPLETED": 6}
+
+
+def test_a_function_is_a_policy():
+    policy = fs.temperature.from_function(lambda u: 0.07 * 0.1**u)
+    line = fs.temperature.from_function(lambda u: 0.01 + 0.04 * jnp.clip(u, 0, 1))
+    u = np.linspace(0, 1, 5)
+    np.testing.assert_allclose(policy.temperature(u), 0.07 * 0.1**u, rtol=1e-15)
+    start = fs.initial.rings()
+    by_function = fs.simulate(fs.GradientFlow(schedule=line), start, t1=10.0)
+    built_in = fs.simulate(fs.GradientFlow.from_preset("TS S3"), start, t1=10.0)
+    np.testing.assert_allclose(by_function.series["modality_gap"], built_in.series["modality_gap"], rtol=1e-8)
+    assert by_function.flow.schedule.temperature == line
+    assert by_function.at(5.05)["temperature"] == pytest.approx(0.01 + 0.04 * 0.505)
+
+
+def test_an_optax_schedule_is_a_policy():
+    policy = fs.temperature.from_function(optax.cosine_decay_schedule(0.07, 1000, alpha=0.1), steps=1000)
+    np.testing.assert_allclose(policy.temperature(np.array([0.0, 0.5, 1.0])), [0.07, 0.0385, 0.007], rtol=1e-12)
+    assert fs.simulate(fs.GradientFlow(schedule=policy), fs.initial.rings(), t1=1.0).status.ok
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: fs.temperature.piecewise([]), r"must be pairs \(progress, temperature\)"),
+        (lambda: fs.temperature.piecewise([(0.0, 0.1), (0.0, 0.2)]), "must increase"),
+        (lambda: fs.temperature.piecewise([(0.0, -0.1)]), "must be positive"),
+        (lambda: fs.temperature.piecewise([(2.0, 0.1)]), "must be at most 1"),
+        (lambda: fs.temperature.from_function(0.07), "Expected a function of progress, but got 0.07"),
+        (lambda: fs.temperature.FromFunction("gone"), "The function 'gone' is not defined in this session"),
+        (lambda: simulated(lambda u: 0.1 if u < 0.5 else 0.2), "cannot be compiled.*piecewise"),
+        (lambda: simulated(lambda u: u - 0.5), r"gives β = -2.0 at progress 0"),
+    ],
+)
+def test_points_and_functions_that_are_none_get_one_sentence(act, message):
+    with pytest.raises(fs.FlowsimError, match=message):
+        act()
+
+
+def simulated(function):
+    flow = fs.GradientFlow(schedule=fs.temperature.from_function(function))
+    return fs.simulate(flow, fs.initial.rings(), t1=1.0)

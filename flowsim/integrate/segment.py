@@ -195,8 +195,11 @@ def _integrate(flow: GradientFlow, task: Task, how: SegmentSpec) -> Segment:
 
     controller: Any = diffrax.PIDController(rtol=task.rtol, atol=task.atol, norm=norm, dtmax=task.longest)
     if not flow.schedule.temperature.autonomous:
-        # The schedule has a kink where it ends.
-        controller = diffrax.ClipStepSizeController(controller, jump_ts=jnp.log1p(task.horizon)[None])
+        # The schedule has a kink where it ends, and may have others before.
+        kinks = [u * task.horizon for u in flow.schedule.temperature.breakpoints()]
+        jumps = jnp.log1p(jnp.stack([*kinks, task.horizon]))
+        # A jump at the end would leave the last output time to a step of its own, of one unit in the last place.
+        controller = diffrax.ClipStepSizeController(controller, jump_ts=jnp.where(jumps < s1, jumps, jnp.inf))
     crossings = list(_crossings(flow, task.t0, task.state, task))
     if crossings:
         controller = StopAtCrossings(controller, _crossing_values, _field_in_log_time)  # pyright: ignore
