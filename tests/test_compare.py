@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import flowsim as fs
 from flowsim import cli, theory
 from flowsim.base.paths import to_config
+from flowsim.cli.output import plain
 from flowsim.comparison import _INITIALISATIONS, PARTS, _slope
 from flowsim.records.result import SUM_OF_RATES, Result, TrainingRecord
 from flowsim.records.status import Outcome, Status
@@ -371,7 +372,7 @@ def test_what_is_missing_is_said_and_never_raised():
         found.plot()
     text = repr(found)
     assert text.startswith("Comparison of the flow") and len(text.splitlines()) == 7
-    assert json.loads(json.dumps(cli._plain(found.to_dict()), allow_nan=False))["items"][0]["verdict"] == "cannot tell"
+    assert json.loads(json.dumps(plain(found.to_dict()), allow_nan=False))["items"][0]["verdict"] == "cannot tell"
 
 
 def test_wrong_input_is_refused_in_a_sentence(rings, tmp_path):

@@ -15,9 +15,12 @@ from PIL import Image
 from rich.console import Console
 
 import flowsim as fs
-from flowsim import cli, reproduce
+from flowsim import reproduce
 from flowsim.base import sources as _sources
 from flowsim.base.paths import to_config
+from flowsim.cli.animate import Animate
+from flowsim.cli.entry import COMMANDS
+from flowsim.cli.parsing import parse
 from flowsim.records.netcdf import read_netcdf
 
 EXPERIMENT = '''"""A line.
@@ -273,8 +276,8 @@ def test_the_committed_film_is_what_the_code_draws() -> None:
     """Made by the command beside it in the README."""
     line = re.search(r"`flowsim (animate [^`]*--out fig2.gif)`", (CHECKOUT / "README.md").read_text(encoding="utf-8"))
     assert line is not None
-    command = cli._parse(line[1].split(), "flowsim", cli._COMMANDS)
-    assert isinstance(command, cli.Animate)
+    command = parse(line[1].split(), "flowsim", COMMANDS)
+    assert isinstance(command, Animate)
     flow, start = command._flow_and_start()
     carried = _sources.read_stamp(COMMITTED / "fig2.gif")
     assert carried["drawn_by"] == _sources.drawing_hash("animate"), f"Run `flowsim {line[1]}` and move it to figures/"

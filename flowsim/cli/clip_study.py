@@ -1,0 +1,51 @@
+"""`flowsim clip study`: every method of the paper over seeds."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from flowsim.cli.clip_options import SeveralOptions, bridge
+from flowsim.cli.clip_progress import bars
+from flowsim.cli.files import check_writable_folder
+from flowsim.cli.options import Flag, hint, text, whole
+from flowsim.cli.output import print_json, say
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(SeveralOptions):
+    """Train every method of the paper over seeds; tables beside the paper's, figures, rank correlations.
+
+    Example: flowsim clip study --preset laptop --data PHOTOS --methods short --seeds 3 --jobs 2. The same command goes
+    on where it was stopped; with --tables it only reads the records that are there.
+    """
+
+    methods: Annotated[str, text("--methods", "all|short|NAME,..."), hint("(default: all)")] = "all"
+    """All presets of the paper, the nine of a short study, or a list."""
+    seeds: Annotated[int, whole("--seeds", "3")] = 3
+    """How many seeds, from 0; one seed of all methods comes first."""
+    tables: Flag = False
+    """Train nothing: tables of the finished records in --out."""
+    json: Flag = False
+    """Tables and rank correlations as JSON on stdout."""
+
+    def run(self) -> int:
+        """Train what is missing, then write and print the tables."""
+        check_writable_folder(Path(self.out))
+        study = bridge("study")
+        names = study.methods(self.methods)
+        if self.tables:
+            records = study.finished(self.out)
+        else:
+            settings = self.training()
+            with bars(len(names) * self.seeds) as heard:
+                records = study.study(settings, self.out, names, self.seeds, jobs=self.jobs, cpu=self.cpu, heard=heard)
+        tables = bridge("tables").Tables.of(records)
+        saved = bridge("study").report(records, self.out)
+        if self.json:
+            print_json(tables.to_dict())
+        else:
+            print(tables)
+        sys.stdout.flush()
+        say(f"Saved {', '.join(str(path) for path in saved)}.")
+        return 0

@@ -1,0 +1,50 @@
+"""`flowsim compare`: a run beside simulation and closed forms."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from flowsim.cli.files import check_writable_file, saved_runs
+from flowsim.cli.options import Files, Flag, RunName, hint, text
+from flowsim.cli.output import print_json, progress, say_saved
+from flowsim.errors import FlowsimError
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare a run, or a record of training, with the simulation and the closed forms: numbers, verdict, a sentence.
+
+    Further files are other initialisations of the same run, for the early enlargement of the gap. A file of several
+    runs (`flowsim clip study`, `early`) counts as all of them, or with --run as the one of that name.
+    """
+
+    files: Files = ()
+    """Saved runs."""
+    run_name: RunName = None
+    """Which run of a file of several, e.g. "Baseline, seed 0"."""
+    parts: Annotated[str | None, text("--parts", "NAME,..."), hint("(default: all)")] = None
+    """Items wanted: simulation, exponent, slow_closing, enlargement, matching, calibration."""
+    out: Annotated[str | None, text("--out", "FIGURE"), hint()] = None
+    """Draw everything into a figure, .png or .pdf."""
+    json: Flag = False
+    """JSON on stdout; a number that is missing is null."""
+
+    def run(self) -> int:
+        """Compare, draw, print."""
+        if not self.files:
+            raise FlowsimError("Command `compare` takes one RUN.nc or more. Use e.g. flowsim compare run.nc.")
+        if self.out is not None:
+            check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
+        from flowsim.comparison import compare
+
+        runs = saved_runs(self.files, self.run_name)
+        with progress("Comparing"):
+            found = compare(*runs.values(), parts=None if self.parts is None else self.parts.split(","))
+        if self.out is not None:
+            found.save(self.out)
+        if self.json:
+            print_json(found.to_dict())
+        else:
+            print(found)
+        say_saved(self.out)
+        return 0

@@ -1,0 +1,75 @@
+"""The entry point: chooses the command, runs it, and turns every ending into an exit code and one sentence.
+
+Bad input is one sentence on stderr and exit code 2, with nothing written. Commands are dataclasses that tyro fills;
+each imports what it needs when it runs, so that help is fast.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from flowsim.cli.animate import Animate
+from flowsim.cli.claims import Claims
+from flowsim.cli.clip import CLIP_COMMANDS, Clip
+from flowsim.cli.compare import Compare
+from flowsim.cli.measure import Measure
+from flowsim.cli.output import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, say
+from flowsim.cli.parsing import Command, parse
+from flowsim.cli.reproduce import Reproduce
+from flowsim.cli.simulate import Simulate
+from flowsim.cli.sweep import Sweep
+from flowsim.errors import FlowsimError
+
+COMMANDS: dict[str, type[Command]] = {
+    "reproduce": Reproduce,
+    "claims": Claims,
+    "simulate": Simulate,
+    "sweep": Sweep,
+    "animate": Animate,
+    "compare": Compare,
+    "measure": Measure,
+    "clip": Clip,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--quick" in argv and "jax" not in sys.modules:
+        from flowsim.base import processes
+
+        processes.compile_quickly()
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except FlowsimError as error:
+        say(str(error))
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:
+        # The reader went away (`| head`). Nothing may complain when Python flushes at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        stored = argv[:1] == ["sweep"] and any(a.partition("=")[0] == "--to" for a in argv)
+        again = "resume" if stored or argv[:1] in (["reproduce"], ["clip"]) else "start again"
+        say(f"Interrupted; run the same command to {again}.")
+        return EXIT_INTERRUPTED
+
+
+def _run(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "--version":
+        import importlib.metadata
+
+        print(f"flowsim {importlib.metadata.version('flowsim')}")
+        return 0
+    prog, commands = "flowsim", COMMANDS
+    if argv[:1] == ["clip"] and len(argv) > 1:
+        prog, commands, argv = "flowsim clip", CLIP_COMMANDS, argv[1:]
+    try:
+        command = parse(argv, prog, commands)
+    except SystemExit as stop:  # help was printed
+        return int(stop.code or 0)
+    return command.run()

@@ -1,0 +1,43 @@
+"""`flowsim measure`: observables of embeddings in a file."""
+
+import dataclasses
+from typing import Annotated
+
+from flowsim.cli.options import File, Flag, hint, number, text, whole
+from flowsim.cli.output import progress
+from flowsim.errors import FlowsimError
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Print every observable of two embedding sets: gap, alignment, uniformity, retrieval and more."""
+
+    file: File = ()
+    """npy of shape (2, n, d), images first, or npz with arrays `image` and `text`."""
+    temperature: Annotated[float | None, number("--temperature", "0.07"), hint()] = None
+    """Softmax temperature, for the observables that need one."""
+    captions_per_image: Annotated[int, whole("--captions-per-image", "5")] = 1
+    """Number of text rows for each image row."""
+    only: Annotated[str | None, text("--only", "NAME,..."), hint("(default: all)")] = None
+    """Metrics wanted, e.g. modality_gap,matched_fraction."""
+    exact: Flag = False
+    """Beyond 20,000 rows compare all with all others, not a sample; the time grows with their square."""
+    json: Flag = False
+    """JSON on stdout; a value that is missing is null, with its reason."""
+
+    def run(self) -> int:
+        """Measure and print."""
+        if len(self.file) != 1:
+            raise FlowsimError(
+                f"Command `measure` takes one FILE, but got {len(self.file)}. Use e.g. flowsim measure a.npz."
+            )
+        from flowsim import observables
+
+        only = None if self.only is None else [name.strip() for name in self.only.split(",")]
+        image, text = observables.open_embeddings(self.file[0])
+        with progress("Measuring") as step:
+            report = observables.report(
+                image, text, self.temperature, self.captions_per_image, only=only, exact=self.exact, progress=step
+            )
+        print(report.to_json() if self.json else report)
+        return 0

@@ -1,0 +1,99 @@
+"""What commands print: sentences and progress on stderr, results as JSON on stdout; and their exit codes."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowsim.records.result import Result
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+def say(sentence: str) -> None:
+    """One line on stderr."""
+    print("flowsim: " + " ".join(sentence.split()), file=sys.stderr)
+
+
+def say_saved(path: str | None) -> None:
+    """That a file was saved, after all that is on stdout; nothing without a file."""
+    sys.stdout.flush()
+    if path is not None:
+        say(f"Saved {path}.")
+
+
+def print_json(value: Any) -> None:
+    """Strict JSON on stdout."""
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """Values that strict JSON can hold: a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def summary(result: "Result") -> dict[str, Any]:
+    """Status and the observables at the last time that was reached."""
+    time, status = result.time, result.status
+    last = len(time) - 1
+    if not status.ok:
+        last = max((i for i, t in enumerate(time) if t <= status.stopped_at), default=0)
+    return {
+        "status": status.code.name,
+        "sentence": status.sentence,
+        "stopped_at": status.stopped_at,
+        "method": status.method,
+        "time": time[last],
+        "observables": {name: values[last] for name, values in result.series.items()},
+        "reasons": result.reasons,
+        "stats": result.stats,
+        "config": result.config,
+        "versions": result.versions,
+    }
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A spinner (or bar, with `total`) on stderr if that is a terminal; yields a function that steps.
+
+    It also says when a program is compiled, which a first run spends most of its time on.
+    """
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from flowsim.base import notice
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
+    if total is not None:
+        columns[2:2] = [BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        begun, doing = False, title
+
+        def step(name: str) -> None:
+            nonlocal begun, doing
+            doing = f"{title}: {name}"
+            bar.update(task, description=doing, advance=1 if begun else 0)
+            begun = True
+
+        def compiles(yes: bool) -> None:
+            bar.update(task, description=f"{doing} (compiling ...)" if yes else doing)
+
+        with notice.watch(compiles):
+            yield step
