@@ -27,7 +27,7 @@ RENAMED: dict[str, str] = {
 }  # fmt: skip
 #: Runs that differ on purpose, and why.
 EXPLAINED: dict[str, str] = {
-    "geometry Sphere rate, learnable, Adam": "the rule sees the gradient itself, not one times a rate and divided by it",
+    "geometry Sphere rate, learnable, Adam": "the rule sees the gradient itself, not times a rate and over it",
 }
 
 

@@ -34,11 +34,11 @@ def to_config(value: Any) -> Any:
     raise FlowsimError(f"{value!r} cannot be written as JSON. Use flowsim's own objects and plain numbers.")
 
 
-def from_config(config: Any) -> Any:
+def from_config(config: Any, example: str = "GradientFlow") -> Any:
     """The object that `to_config` described.
 
-    Classes are found by their names among all that are defined in this session; nothing is imported. Raises
-    `FlowsimError` for unknown kinds and fields, with near-miss hints.
+    Classes are found by their names among all that are defined in this session; nothing is imported. `example` is a
+    class for messages. Raises `FlowsimError` for unknown kinds and fields, with near-miss hints.
     """
     if isinstance(config, list):
         return tuple(from_config(c) for c in config)
@@ -47,7 +47,7 @@ def from_config(config: Any) -> Any:
     if "kind" not in config:
         raise FlowsimError(
             f'Expected an object with a "kind", but got {f"the keys {sorted(config)}" if config else "an empty one"}. '
-            f'Name its class, e.g. {{"kind": "{next(iter(PARTS), "Fixed")}", ...}}.'
+            f'Name its class, e.g. {{"kind": "{example}", ...}}.'
         )
     kind, module = config["kind"], config.get("module")
     if not isinstance(kind, str) or kind not in PARTS:

@@ -132,10 +132,23 @@ def _object_at(owner: Any, path: str, value: Any) -> Any:
     if isinstance(value, str):
         if value not in alike:
             raise unknown_name(f"value of {path}", value, alike)
+        needed = _required(alike[value])
+        if needed:
+            fields = ", ".join(f'"{name}": ...' for name in needed)
+            raise FlowsimError(
+                f"{value} needs {' and '.join(map(repr, needed))}. Give JSON: --set '{path}="
+                f'{{"kind": "{value}", {fields}}}\'.'
+            )
         return alike[value]()
     if dataclasses.is_dataclass(value) and not isinstance(value, kinds):
         raise unknown_name(f"value of {path}", type(value).__name__, alike)
     return value
+
+
+def _required(cls: Any) -> list[str]:
+    """Fields of a class that have no default."""
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.default is missing and f.default_factory is missing]
 
 
 def _kinds_at(owner: Any, path: str) -> Any:

@@ -55,7 +55,7 @@ class Schedule(Described):
             raise FlowsimError("The schedule is nested too deeply. Write one with `Schedule.to_json`.") from None
         except json.JSONDecodeError as error:
             raise FlowsimError(f"The schedule is not valid JSON: {error}. Write one with `Schedule.to_json`.") from None
-        schedule = from_config(config)
+        schedule = from_config(config, "Schedule")
         if not isinstance(schedule, Schedule):
             raise FlowsimError(
                 f"Expected a Schedule, but got kind {type(schedule).__name__!r}. "

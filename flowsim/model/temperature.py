@@ -291,7 +291,7 @@ class Piecewise(AbstractTemperature):
         total = tau + 0.0 * progress
         for u, value in rest:
             if self.steps:
-                total = total + (value - tau) * (progress >= u)
+                total = xp.where(progress >= u, value + 0.0 * progress, total)
             else:
                 total = total + (value - tau) * xp.clip((progress - first) / (u - first), 0.0, 1.0)
             first, tau = u, value
@@ -366,7 +366,7 @@ class FromFunction(AbstractTemperature):
             ) from error
 
 
-def from_function(function: Callable[[Any], Any], steps: int | None = None, name: str | None = None) -> FromFunction:
+def from_function(function: Any, steps: int | None = None, name: str | None = None) -> FromFunction:
     """A temperature policy from a function of progress, τ = f(u), or from an optax schedule.
 
     The function is traced by JAX: use `jax.numpy` instead of NumPy, and `jnp.where(condition, a, b)` instead of `if`.
