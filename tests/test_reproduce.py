@@ -278,7 +278,7 @@ def test_the_committed_film_is_what_the_code_draws() -> None:
     assert line is not None
     command = parse(line[1].split(), "flowsim", COMMANDS)
     assert isinstance(command, Animate)
-    flow, start = command._flow_and_start()
+    flow, start = command.flow_and_start()
     carried = _sources.read_stamp(COMMITTED / "fig2.gif")
     assert carried["drawn_by"] == _sources.drawing_hash("animate"), f"Run `flowsim {line[1]}` and move it to figures/"
     assert carried["config"]["flow"] == json.loads(json.dumps(flow.to_config()))
