@@ -6,6 +6,7 @@ import pytest
 
 from flowsim.base.processes import compile_quickly
 from flowsim.numerics import make_room
+from flowsim.observables.table import OWN, REGISTRY
 
 # Tests compile much and run little.
 compile_quickly()
@@ -32,3 +33,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup() -> None:
     # Hundreds of programs in one process, and not all come from simulations.
     make_room()
+
+
+def pytest_runtest_teardown() -> None:
+    # Observables that a test or a page registered.
+    for name in REGISTRY.keys() - OWN:
+        del REGISTRY[name]

@@ -226,7 +226,7 @@ def observables() -> str:
     from flowsim import observables as obs
 
     lines = ["| metric | formula, range |", "|---|---|"]
-    lines += [f"| `{name}` | {_cell(item.description)} |" for name, item in obs.REGISTRY.items()]
+    lines += [f"| `{name}` | {_cell(item.description)} |" for name, item in obs.REGISTRY.items() if item.of == "rows"]
     return "\n".join(lines)
 
 

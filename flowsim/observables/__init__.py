@@ -14,6 +14,9 @@ Each function works in two ways, with the same definition:
 
 All functions raise `FlowsimError` for an argument that is not a real 2-d array, has fewer than two rows, a
 row of zeros, NaN or infinity, or does not fit the other argument.
+
+`report` computes all metrics at once. `REGISTRY` is the table of all observables, those of a flow's state included, and
+`register` adds observables of your own.
 """
 
 from flowsim.observables.files import load_embeddings, open_embeddings
@@ -29,6 +32,8 @@ from flowsim.observables.gap import (
 )
 from flowsim.observables.matching import doubly_stochastic_defect, margin, matched_fraction, pair_margins
 from flowsim.observables.metric import PerModality
+from flowsim.observables.observable import Observable
+from flowsim.observables.registration import register
 from flowsim.observables.reports import Report, report
 from flowsim.observables.retrieval import Retrieval, retrieval_at_k, retrieval_ranks
 from flowsim.observables.separability import linear_separability
@@ -44,7 +49,7 @@ from flowsim.observables.spread import (
     uniformity,
     wasserstein_uniformity,
 )
-from flowsim.observables.table import REGISTRY, Observable, names
+from flowsim.observables.table import REGISTRY, names
 
 __all__ = [
     "REGISTRY",
@@ -72,6 +77,7 @@ __all__ = [
     "open_embeddings",
     "pair_distance",
     "pair_margins",
+    "register",
     "relative_modality_gap",
     "report",
     "retrieval_at_k",

@@ -27,9 +27,10 @@ from flowsim.observables.checks import (
     real_array,
 )
 from flowsim.observables.metric import to_host
+from flowsim.observables.observable import evaluate, measure
 from flowsim.observables.retrieval import last_ranks, retrieval_ranks
 from flowsim.observables.separability import linear_separability
-from flowsim.observables.table import RECALLS, REGISTRY, evaluate, names
+from flowsim.observables.table import OWN, RECALLS, REGISTRY, names
 
 #: Up to so many rows a report is one compiled program, with rows held in float64.
 AT_ONCE = 2_000
@@ -115,7 +116,7 @@ def report(
     Many rows are read in blocks, also from a file that is mapped into memory (`open_embeddings`). Sums over rows and
     factorisations are exact at any size. Beyond 20,000 rows, metrics that compare all rows with all others take a
     random sample of queries, each compared with all rows of the pool, and the classifier a sample of rows; `samples`
-    has their number and a 95 % confidence interval.
+    has their number and a 95 % confidence interval. Observables of yours (`register`) are given all rows at once.
 
     Args:
         image: Rows (n, d) of real numbers: NumPy, JAX, torch, lists.
@@ -158,19 +159,23 @@ def report(
     check_captions(n, m, c)
     values, reasons = dict.fromkeys(wanted, math.nan), _inapplicable(wanted, n, m, c, tau is not None)
     named = tuple(name for name in wanted if name not in reasons)
+    own = tuple(name for name in named if name in OWN)
+    tell = progress or (lambda step: None)
     if max(n, m) <= AT_ONCE:
-        values |= _measure_at_once(named, arrays, tau, c, seed)
+        values |= _measure_at_once(own, arrays, tau, c, seed)
         samples = {}
     else:
-        rows = large.Large(arrays, c, seed, exact or max(n, m) <= large.EXACT, progress or (lambda step: None))
-        found, samples, left_out = rows.measure(named, tau)
+        rows = large.Large(arrays, c, seed, exact or max(n, m) <= large.EXACT, tell)
+        found, samples, left_out = rows.measure(own, tau)
         values |= found
         reasons |= left_out
-    reasons |= {
-        name: f"undefined: {REGISTRY[name].undefined}"
-        for name in named
-        if math.isnan(values[name]) and name not in reasons
-    }
+    for name in named:
+        if name not in OWN:
+            tell(name)
+            values[name] = measure(REGISTRY[name], **arrays, temperature=tau)
+    for name in named:
+        if math.isnan(values[name]) and name not in reasons:
+            reasons[name] = f"undefined: {REGISTRY[name].undefined}".removesuffix(": ")
     pairs = n if n == m and c == 1 else None
     return Report(
         values, reasons, pairs, d, n, m, None if tau is None else float(tau), int(c), int(seed), samples

@@ -1,31 +1,14 @@
-"""The table of observables: names, symbols and descriptions of all scalars that reports and runs hold."""
+"""The table of observables: names, symbols and descriptions of all numbers that reports and runs hold."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
-import jax
-
+from flowsim.errors import FlowsimError, unknown_name
 from flowsim.observables import gap, matching, separability, spread
+from flowsim.observables.observable import Observable
 from flowsim.observables.retrieval import retrieval_at_k
-
-
-@dataclass(frozen=True)
-class Observable:
-    """A named scalar metric; `function` takes (image, text), then `temperature` where it is needed."""
-
-    name: str
-    function: Callable[..., Any]
-    symbol: str  # LaTeX, for axes
-    description: str  # formula on unit rows, range, better direction
-    needs_pairs: bool = True
-    needs_temperature: bool = False
-    traceable: bool = True  # runs inside jax.jit
-    undefined: str = ""  # when the value is NaN
-
 
 #: Recalls in a report: name -> (k, direction).
 RECALLS = {f"{way}_at_{k}": (k, way) for k in (1, 5, 10) for way in ("image_to_text", "text_to_image")}
@@ -49,7 +32,7 @@ def _recall(name: str) -> Observable:
 
 
 # fmt: off
-_OBSERVABLES = (
+_OF_ROWS = (
     _metric(gap.modality_gap, r"\Delta", "‖mean x − mean y‖, in [0, 2], 0 = closed", needs_pairs=False),
     _metric(gap.gap_angle, r"\angle(c_X, c_Y)",
             "degrees between the two centres, in [0, 180]; read with their norms",
@@ -66,8 +49,8 @@ _OBSERVABLES = (
     _metric(separability.linear_separability, r"\mathrm{acc}_\mathrm{lin}", needs_pairs=False, traceable=False,
             description="held-out accuracy of image-vs-text logistic regression, 1 = open, 0.5 = closed"),
     _metric(matching.margin, r"\alpha", "min_{i≠j} min(Z_ii − Z_ij, Z_jj − Z_ij), in [−2, 2], > 0 = matched"),
-    _metric(matching.matched_fraction, r"f_\mathrm{matched}",
-            "fraction of pairs best in their row and column of Z, in [0, 1], higher is better"),
+    _metric(matching.matched_fraction, r"f_\mathrm{matched}", label="matched fraction",
+            description="fraction of pairs best in their row and column of Z, in [0, 1], higher is better"),
     _metric(spread.alignment, r"\mathcal{A}", "mean ‖x_i − y_i‖², in [0, 4], lower is better"),
     _metric(spread.image_uniformity, r"\mathcal{U}_X", needs_pairs=False,
             description="log mean_{i<j} exp(−2‖x_i − x_j‖²), in [−8, 0], lower is more uniform"),
@@ -83,20 +66,85 @@ _OBSERVABLES = (
             description="exp(entropy of σ/Σσ) of the centred texts, in [1, min(n − 1, d)]"),
     *(_recall(name) for name in RECALLS),
     _metric(matching.doubly_stochastic_defect, r"\delta_\mathrm{ds}", needs_temperature=True,
+            label="doubly stochastic defect",
             description="largest |softmax column or row sum − 1|, ≥ 0, 0 = no force on the centres"),
 )
 # fmt: on
 
-REGISTRY: dict[str, Observable] = {observable.name: observable for observable in _OBSERVABLES}
+
+def _elsewhere(*_: Any, **__: Any) -> Any:
+    raise FlowsimError(
+        "This observable is no metric of rows. Results hold it: record it with fs.simulate(..., observables=[...])."
+    )
 
 
-def names() -> list[str]:
-    """The names of all scalar metrics, in the order of a report."""
-    return list(REGISTRY)
+def _state(name: str, symbol: str, description: str, label: str = "") -> Observable:
+    return Observable(name, _elsewhere, symbol, description, of="state", label=label)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def evaluate(observables: tuple[Observable, ...], image: Any, text: Any, temperature: Any = None) -> dict[str, Any]:
-    """Many traceable observables in one compilation."""
-    tau = {True: {"temperature": temperature}, False: {}}
-    return {o.name: o.function(image, text, **tau[o.needs_temperature]) for o in observables}
+def _step(name: str, label: str, description: str) -> Observable:
+    return Observable(name, _elsewhere, "", description, of="step", label=label)
+
+
+_OF_STATES = (
+    _state("temperature", r"\tau", "temperature of the softmax"),
+    _state("inverse_temperature", r"\beta", "inverse temperature"),
+    _state("raw", r"\nu", "raw parameter of the learnable temperature", r"raw temperature $\nu$"),
+    _state("bias", "b", "bias of the sigmoid loss"),
+    _state("gamma", r"\gamma", "signed cone height", r"cone height $\gamma$"),
+    _state("log_gamma", r"\ln|\gamma|", "logarithm of the absolute cone height", r"$\ln|\gamma|$"),
+    _state("loss", r"\mathcal{L}", "loss that the flow descends"),
+)
+_OF_STEPS = (
+    _step("train_loss", r"training loss $\mathcal{L}$", "loss of the batch of each step"),
+    _step("train_temperature", r"temperature $\tau$", "temperature in each step"),
+    _step("train_modality_gap", r"batch gap $\Delta$", "distance of the modality centres in the batch of each step"),
+    _step("learning_rate", r"learning rate $\eta$", "learning rate of each step"),
+)
+
+#: All observables by name: those of rows in the order of a report, then those of states and of steps.
+REGISTRY: dict[str, Observable] = {o.name: o for o in (*_OF_ROWS, *_OF_STATES, *_OF_STEPS)}
+#: Names that users cannot give to observables of their own.
+OWN: frozenset[str] = frozenset(REGISTRY)
+#: Other names and beginnings of names in files of results and sweeps.
+TAKEN = frozenset(
+    ["time", "step", "steps", "epoch", "progress", "train_step", "snapshot_time", "status", "stopped_at", "method",
+     "run", "seed", "pair", "dim"]
+)  # fmt: skip
+TAKEN_BEGINNINGS = ("snapshot_", "constant_", "memory_", "seen_", "train_", "_")
+
+
+def names(of: Literal["rows", "state", "step"] = "rows") -> list[str]:
+    """The names of observables.
+
+    Args:
+        of: "rows" for the metrics of a report, in its order; "state" for what only a run of a flow has; "step" for what
+            only records of training have.
+
+    Returns:
+        The names. Those of "rows" and "state" go into `fs.simulate(..., observables=[...])`.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> fs.observables.names()[:2], fs.observables.names("state")[:2]
+        (['modality_gap', 'gap_angle'], ['temperature', 'inverse_temperature'])
+    """
+    return [name for name, observable in REGISTRY.items() if observable.of == of]
+
+
+def entry(name: str) -> Observable:
+    """The entry of a name, for its label and description; a bare one for a name that only a file knows."""
+    return REGISTRY.get(name) or Observable(name, _elsewhere, "", name.replace("_", " "), of="step")
+
+
+def entries(wanted: Iterable[str]) -> tuple[Observable, ...]:
+    """The entries of known names. Raises `FlowsimError` for others.
+
+    Programs are compiled for entries, not for names: an observable that is registered again is compiled again.
+    """
+    found = []
+    for name in wanted:
+        if name not in REGISTRY:
+            raise unknown_name("observable", name, REGISTRY)
+        found.append(REGISTRY[name])
+    return tuple(found)

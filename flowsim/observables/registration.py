@@ -1,0 +1,145 @@
+"""Observables of users: `register` puts them into the table."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+import jax
+import jax.numpy as jnp
+
+from flowsim.base.arrays import check, shown
+from flowsim.errors import FlowsimError
+from flowsim.observables.observable import Observable
+from flowsim.observables.table import OWN, REGISTRY, TAKEN, TAKEN_BEGINNINGS
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@overload
+def register(function: _Function) -> _Function: ...
+
+
+@overload
+def register(
+    *,
+    name: str | None = None,
+    symbol: str = "",
+    description: str = "",
+    undefined: str = "",
+    needs_pairs: bool = True,
+    normalise: bool = True,
+    traceable: bool = True,
+) -> Callable[[_Function], _Function]: ...
+
+
+def register(
+    function: Any = None,
+    *,
+    name: str | None = None,
+    symbol: str = "",
+    description: str = "",
+    undefined: str = "",
+    needs_pairs: bool = True,
+    normalise: bool = True,
+    traceable: bool = True,
+) -> Any:
+    r"""Add an observable of rows, for `report` and `fs.simulate(..., observables=[...])`. A decorator.
+
+    The function takes `(image, text)` or `(image, text, temperature)` and returns one number. It stays as it is, to be
+    called as before. An observable of yours with the same name gives way, as when a cell is run again.
+
+    Args:
+        function: f(image, text) or f(image, text, temperature), rows of shapes (n, d) and (m, d), the temperature τ.
+        name: Name in reports and results; by default that of the function.
+        symbol: LaTeX for axes, e.g. r"\rho".
+        description: Formula, range, better direction; by default the first line of the docstring.
+        undefined: When the value is NaN, e.g. "all rows coincide". Reports and results say so.
+        needs_pairs: Whether row i of both modalities must belong together. Reports without pairs then leave it out.
+        normalise: Whether rows are scaled to unit length first, as for flowsim's own metrics.
+        traceable: Whether the function is made of `jax.numpy` alone. Otherwise it gets NumPy arrays, and a run calls it
+            once for every output time, which takes longer.
+
+    Returns:
+        The function.
+
+    Raises:
+        FlowsimError: For a name that flowsim uses itself; for other parameters; for a function that cannot be traced,
+            unless `traceable=False`; and for one that does not return one number.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import flowsim as fs
+        >>> @fs.observables.register(symbol=r"d_\max", description="max ‖x_i − y_i‖, in [0, 2], lower is closer")
+        ... def largest_pair_distance(image, text):
+        ...     return jnp.max(jnp.linalg.norm(image - text, axis=1))
+        >>> fs.observables.report([[1.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [0.0, 3.0]])["largest_pair_distance"]
+        1.4142135623730951
+        >>> flow, start = fs.GradientFlow(), fs.initial.rings()
+        >>> result = fs.simulate(flow, start, t1=10.0, observables=["modality_gap", "largest_pair_distance"])
+        >>> round(result.final["largest_pair_distance"], 3)
+        0.694
+    """
+    if function is None:
+        return functools.partial(
+            register, name=name, symbol=symbol, description=description, undefined=undefined, needs_pairs=needs_pairs,
+            normalise=normalise, traceable=traceable,
+        )  # fmt: skip
+    check(callable(function), f"Only a function can be an observable, but got {shown(function)}.")
+    name = getattr(function, "__name__", "") if name is None else name
+    _check_name(name)
+    first_line = (inspect.getdoc(function) or "").partition("\n")[0]
+    made = Observable(
+        name, function, symbol.strip("$"), description or first_line or name.replace("_", " "),
+        needs_pairs=needs_pairs, needs_temperature=_takes_temperature(name, function), traceable=traceable,
+        undefined=undefined, normalise=normalise,
+    )  # fmt: skip
+    if traceable:
+        _check_traceable(made)
+    REGISTRY[name] = made
+    return function
+
+
+def _check_name(name: Any) -> None:
+    check(
+        isinstance(name, str) and name.isidentifier(),
+        f"The name of an observable must be a Python name, but is {shown(name)}. Pass `name`, e.g. 'largest_distance'.",
+    )
+    check(
+        name not in OWN and name not in TAKEN and not name.startswith(TAKEN_BEGINNINGS),
+        f"flowsim uses the name {name!r} itself. Pass another `name`.",
+    )
+
+
+def _takes_temperature(name: str, function: Callable[..., Any]) -> bool:
+    """Whether a function takes (image, text, temperature); False for (image, text)."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some built-in functions
+        return False
+    more = {"temperature": None} if "temperature" in signature.parameters else {}
+    try:
+        signature.bind(None, None, **more)
+    except TypeError:
+        raise FlowsimError(
+            f"The observable {name!r} must take (image, text) or (image, text, temperature), but takes {signature}."
+        ) from None
+    return bool(more)
+
+
+def _check_traceable(observable: Observable) -> None:
+    """Trace a function with a few rows. Raises `FlowsimError` if JAX cannot, or if it returns no single number."""
+    rows, temperature = jax.ShapeDtypeStruct((4, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    try:
+        jax.eval_shape(observable, rows, rows, temperature)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+        raise FlowsimError(
+            f"The observable {observable.name!r} cannot be traced: it calls NumPy, or asks for the value of a number "
+            "that is known only when a program runs. Write it with jax.numpy, or pass traceable=False."
+        ) from None
+    except FlowsimError:
+        raise
+    except Exception:  # what rows of another size would not raise; it shows where the observable is used
+        return
