@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowsim import observables as obs
 from flowsim import theory
 from flowsim.base.arrays import to_numpy
 from flowsim.base.paths import to_config
@@ -15,6 +14,7 @@ from flowsim.integrate.descent import Descent
 from flowsim.integrate.trajectory import Trajectory, final_status, is_filled
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import AbstractRecipe, Start
+from flowsim.observables.table import entry
 from flowsim.provenance import versions
 from flowsim.records.result import Result, Simulation
 from flowsim.records.status import Outcome
@@ -56,7 +56,7 @@ def assemble(
     for name, values in ran.series.items():
         if name not in reasons and (undefined := np.flatnonzero(np.isnan(values) & ran.reached)).size:
             first = ran.ts[undefined[0]]
-            why = getattr(obs.REGISTRY.get(name), "undefined", "") or "undefined"
+            why = entry(name).undefined or "undefined"
             reasons[name] = f"{why} (at {undefined.size} times, first at t = {first:.6g})"
     return Simulation(
         time=ran.ts,

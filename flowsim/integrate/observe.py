@@ -12,7 +12,10 @@ from jaxtyping import Array
 from flowsim import observables as obs
 from flowsim.base.arrays import bundle
 from flowsim.model.flow import GradientFlow, State, Unknowns
+from flowsim.observables.observable import Observable, inside_trace
+from flowsim.observables.table import entries
 
+#: Entries of the table whose function needs the flow, and metrics that a flow computes without rows or in tiles:
 #: name -> f(flow, t, state, β, horizon); None where the flow has no such quantity.
 STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any]] = {
     "temperature": lambda f, t, s, b, h: 1 / b,
@@ -47,22 +50,20 @@ def _pair_similarity(flow: GradientFlow, state: State) -> Array:
     return jnp.asarray(flow.geometry.pair_similarity(state.unknowns.position, state.constants))
 
 
-def observe_state(flow: GradientFlow, t: Any, state: State, horizon: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def observe_state(
+    flow: GradientFlow, t: Any, state: State, horizon: Any, observables: tuple[Observable, ...]
+) -> dict[str, Any]:
     """Named scalars of a state; quantities that this flow does not have are left out."""
     beta = flow.inverse_temperature(t, state, horizon)
     values: dict[str, Any] = {}
-    for name in names:
-        if name in STATE_OBSERVABLES:
-            value = STATE_OBSERVABLES[name](flow, t, state, beta, horizon)
+    for observable in observables:
+        if observable.name in STATE_OBSERVABLES:
+            value = STATE_OBSERVABLES[observable.name](flow, t, state, beta, horizon)
         else:
             rows = flow.geometry.rows(state.unknowns.position, state.constants)
-            if rows is None:
-                value = jnp.full_like(beta, jnp.nan)
-            else:
-                item = obs.REGISTRY[name]
-                value = item.function(*rows, 1 / beta) if item.needs_temperature else item.function(*rows)
+            value = jnp.full_like(beta, jnp.nan) if rows is None else inside_trace(observable, *rows, 1 / beta)
         if value is not None:
-            values[name] = value
+            values[observable.name] = value
     return values
 
 
@@ -76,21 +77,29 @@ class SavedStates:
     horizon: Any
 
 
-def _observe_states(flow: GradientFlow, seen: "SavedStates", names: tuple[str, ...]) -> dict[str, Any]:
+def observe(flow: GradientFlow, seen: SavedStates, names: tuple[str, ...]) -> dict[str, Any]:
+    """Observables of a sequence of states, stacked along time."""
+    return _observe_one(flow, seen, entries(names))
+
+
+def observe_many(flows: GradientFlow, seen: SavedStates, names: tuple[str, ...]) -> dict[str, Any]:
+    """`observe` for many flows of the same structure at once."""
+    return _observe_many(flows, seen, entries(names))
+
+
+def _observe_states(flow: GradientFlow, seen: SavedStates, observables: tuple[Observable, ...]) -> dict[str, Any]:
     def one(item: tuple[Any, Unknowns]) -> dict[str, Any]:
         state = dataclasses.replace(seen.state, unknowns=item[1])
-        return observe_state(flow, item[0], state, seen.horizon, names)
+        return observe_state(flow, item[0], state, seen.horizon, observables)
 
     return jax.lax.map(one, (seen.ts, seen.unknowns))
 
 
 @eqx.filter_jit
-def observe(flow: GradientFlow, seen: "SavedStates", names: tuple[str, ...]) -> dict[str, Any]:
-    """Observables of a sequence of states, stacked along time."""
-    return _observe_states(flow, seen, names)
+def _observe_one(flow: GradientFlow, seen: SavedStates, observables: tuple[Observable, ...]) -> dict[str, Any]:
+    return _observe_states(flow, seen, observables)
 
 
 @eqx.filter_jit
-def observe_many(flows: GradientFlow, seen: "SavedStates", names: tuple[str, ...]) -> dict[str, Any]:
-    """`observe` for many flows of the same structure at once."""
-    return eqx.filter_vmap(lambda flow, one: _observe_states(flow, one, names))(flows, seen)
+def _observe_many(flows: GradientFlow, seen: SavedStates, observables: tuple[Observable, ...]) -> dict[str, Any]:
+    return eqx.filter_vmap(lambda flow, one: _observe_states(flow, one, observables))(flows, seen)

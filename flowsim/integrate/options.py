@@ -9,7 +9,6 @@ from flowsim import observables as obs
 from flowsim.base.arrays import check, check_number
 from flowsim.errors import unknown_name
 from flowsim.integrate.methods import METHODS, Method
-from flowsim.integrate.observe import STATE_OBSERVABLES
 from flowsim.model.flow import GradientFlow
 
 Precision = Literal["float64", "float32"]
@@ -60,7 +59,7 @@ def check_run(flow: Any, seed: Any, precision: str, observables: Sequence[str]) 
     )
     if precision not in ("float64", "float32"):
         raise unknown_name("precision", precision, ("float64", "float32"))
-    known = [*STATE_OBSERVABLES, *(name for name, item in obs.REGISTRY.items() if item.traceable)]
+    known = [*obs.names("state"), *obs.names("rows")]
     for name in observables:
         if name not in known:
             raise unknown_name("observable of a flow", name, known)

@@ -19,6 +19,7 @@ from flowsim.integrate.methods import norm, solver_of
 from flowsim.integrate.observe import observe_state
 from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.numerics import StopAtCrossings, without_host_checks
+from flowsim.observables.observable import Observable
 
 #: ln γ below which γ² is nothing to the rest of the state, with room to spare.
 GONE = -40.0
@@ -178,7 +179,7 @@ class SegmentSpec(NamedTuple):
     solver: str
     max_steps: int
     watch: bool
-    streamed: tuple[str, ...]
+    streamed: tuple[Observable, ...]
 
 
 def _integrate(flow: GradientFlow, task: Task, how: SegmentSpec) -> Segment:

@@ -21,6 +21,7 @@ from flowsim.integrate.options import Options
 from flowsim.integrate.outlook import Outlook, linearised, outlook_of
 from flowsim.integrate.segment import GONE, Segment, SegmentSpec, Task, is_clamped, tiny
 from flowsim.model.flow import GradientFlow, State, Unknowns
+from flowsim.observables.table import entries
 from flowsim.records.result import FLOW_TIME
 from flowsim.records.status import Status
 
@@ -129,7 +130,7 @@ class Trajectory:
         if self._method == "explicit":
             steps = min(self._explicit_budget, self._most_steps or self._explicit_budget)
         brief = self._method == "explicit" and self._most_steps is not None
-        return task, SegmentSpec(self._solver, steps, not brief, self._streamed)
+        return task, SegmentSpec(self._solver, steps, not brief, entries(self._streamed))
 
     def _task(self, span: float, rtol: float, atol: float, longest: float = np.inf) -> Task:
         numbers = (self.t, self.ts, self.kept, self.horizon, span, rtol, atol, float(self._pinned),

@@ -89,7 +89,7 @@ def _step(name: str, label: str, description: str) -> Observable:
 _OF_STATES = (
     _state("temperature", r"\tau", "temperature of the softmax"),
     _state("inverse_temperature", r"\beta", "inverse temperature"),
-    _state("raw", r"\nu", "raw parameter of the learnable temperature", r"raw temperature $\nu$"),
+    _state("raw_temperature", r"\nu", "raw parameter of the learnable temperature", r"raw temperature $\nu$"),
     _state("bias", "b", "bias of the sigmoid loss"),
     _state("gamma", r"\gamma", "signed cone height", r"cone height $\gamma$"),
     _state("log_gamma", r"\ln|\gamma|", "logarithm of the absolute cone height", r"$\ln|\gamma|$"),

@@ -13,11 +13,11 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowsim import observables
 from flowsim.base.arrays import check
 from flowsim.base.files import write_atomically
 from flowsim.errors import unknown_name
-from flowsim.records.result import VARIABLES, Result
+from flowsim.observables.table import entry
+from flowsim.records.result import Result
 
 #: The palette of Okabe and Ito (2008), by name.
 COLOURS: dict[str, str] = {
@@ -98,11 +98,7 @@ def label(name: str) -> str:
     Returns:
         The label; the name in words if the observable is unknown.
     """
-    if name in VARIABLES:
-        return VARIABLES[name][1]
-    if name in observables.REGISTRY:
-        return f"{name.replace('_', ' ')} ${observables.REGISTRY[name].symbol}$"
-    return name.replace("_", " ")
+    return entry(name).label
 
 
 def time_text(t: float) -> str:

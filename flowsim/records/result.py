@@ -18,6 +18,7 @@ from flowsim.base.arrays import check
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import Start
+from flowsim.observables.table import entry
 from flowsim.records.netcdf import write_netcdf
 from flowsim.records.status import Outcome
 
@@ -27,25 +28,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 FLOW_TIME = "flow time"
 SUM_OF_RATES = "sum of learning rates"
-
-#: name -> (description, symbol for plots)
-VARIABLES: dict[str, tuple[str, str]] = {
-    "modality_gap": ("distance of the modality centres", r"modality gap $\Delta$"),
-    "temperature": ("temperature of the softmax", r"temperature $\tau$"),
-    "inverse_temperature": ("inverse temperature", r"inverse temperature $\beta$"),
-    "raw_temperature": ("raw parameter of the learnable temperature", r"raw temperature $\nu$"),
-    "bias": ("bias of the sigmoid loss", r"bias $b$"),
-    "gamma": ("signed cone height", r"cone height $\gamma$"),
-    "log_gamma": ("logarithm of the absolute cone height", r"$\ln|\gamma|$"),
-    "loss": ("loss that the flow descends", r"loss $\mathcal{L}$"),
-    "margin": ("smallest advantage of a pair over a non-pair", r"margin $\alpha$"),
-    "matched_fraction": ("fraction of pairs that are nearest in both directions", "matched fraction"),
-    "doubly_stochastic_defect": ("distance of the softmaxes from double stochasticity", "doubly stochastic defect"),
-    "train_loss": ("loss of the batch of each step", r"training loss $\mathcal{L}$"),
-    "train_temperature": ("temperature in each step", r"temperature $\tau$"),
-    "train_modality_gap": ("distance of the modality centres in the batch of each step", r"batch gap $\Delta$"),
-    "learning_rate": ("learning rate of each step", r"learning rate $\eta$"),
-}
 
 
 class SimulationStopped(FlowsimError):
@@ -356,6 +338,6 @@ class TrainingRecord(Result):
 
 
 def _attributes(name: str) -> dict[str, str]:
-    """Attributes of a variable: its symbol, as a label of plots, and its description."""
-    description, symbol = VARIABLES.get(name, (name.replace("_", " "), name.replace("_", " ")))
-    return {"long_name": symbol, "description": description}
+    """Attributes of a variable: its label on axes, and its description."""
+    known = entry(name)
+    return {"long_name": known.label, "description": known.description}

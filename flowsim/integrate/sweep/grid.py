@@ -16,7 +16,7 @@ from flowsim.base.arrays import check
 from flowsim.errors import FlowsimError
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import AbstractRecipe, Start
-from flowsim.records.result import VARIABLES
+from flowsim.observables.table import REGISTRY
 
 
 class Grid:
@@ -33,7 +33,7 @@ class Grid:
             "Give as many of each, or use mode='product'.",
         )
         # The path "loss" leads to an object, the observable of that name is a number.
-        self.names = {path: f"flow.{path}" if path in VARIABLES else path for path in self.over}
+        self.names = {path: f"flow.{path}" if path in REGISTRY else path for path in self.over}
         self.dims = ("run",) if self.zipped else tuple(self.names.values())
         self.shape = (lengths.pop(),) if self.zipped else tuple(len(values) for values in self.over.values())
 

@@ -43,9 +43,9 @@ from flowsim.integrate.sweep.store import CHUNK, Found, Store
 from flowsim.model.flow import GradientFlow, as_start
 from flowsim.model.initial import AbstractRecipe, Start
 from flowsim.numerics import make_room, store_programs
+from flowsim.observables.table import entry
 from flowsim.provenance import versions
 from flowsim.records.netcdf import read_netcdf, write_netcdf
-from flowsim.records.result import VARIABLES
 from flowsim.records.status import Status
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ def sweep(
     data: dict[str, Any] = {}
     for name, values in found.items():
         dims = (*grid.dims, "time") if values.ndim == 2 else grid.dims
-        _, symbol = VARIABLES.get(name, (name, name.replace("_", " ")))
-        data[name] = (dims, values.reshape(*grid.shape, *values.shape[1:]), {"long_name": symbol})
+        data[name] = (dims, values.reshape(*grid.shape, *values.shape[1:]), {"long_name": entry(name).label})
     coords = {**grid.coords(), "time": ("time", times, {"long_name": "flow time $t$"})}
     return SweepResult(xr.Dataset(data, coords, attrs))
 
