@@ -12,6 +12,7 @@ The record of an experiment lies in OUT/records/NAME.nc, its figures in OUT/NAME
 record is reused while its configuration, its seed and the code that computed it are the same. Figures carry a stamp
 of the code that computed and drew them: a test compares those in the repository with the code there.
 """
+# Longer than 400 lines: one pipeline, from the source of an experiment to its figures and the table of claims.
 
 import dataclasses
 import hashlib

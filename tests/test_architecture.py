@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import flowsim as fs
+from flowsim.base.arrays import PARTS
 
 PACKAGE = Path(fs.__file__).parent
 
@@ -189,3 +191,56 @@ def test_import_leaves_jax_as_it_is(fresh):
     assert fresh["dtype"] == "float32"
     assert fresh["promotion"] == "standard"
     assert fresh["nans"] is False
+
+
+def _parts_of_the_model() -> set[str]:
+    """Names of the concrete classes of parts; the flow, its schedule and a start are none."""
+    for name in ("losses", "pairing", "rules", "swaps", "temperature", "initial", "schedules"):
+        getattr(fs, name)
+    ours = {name for name in PARTS if PARTS.is_ours(name) and not inspect.isabstract(PARTS[name])}
+    return ours - {"GradientFlow", "Schedule"}
+
+
+def _asked(tree: ast.AST) -> set[str]:
+    """Names of classes that code asks a value for: `isinstance(x, A | B)`, `type(x) is A`, `type(x) in (A, B)`."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        about: list[ast.AST] = []
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+            about = [node.args[1]]
+        elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node.left):
+            about = list(node.comparators)
+        elif isinstance(node, ast.Match):
+            about = [case.pattern for case in node.cases]
+        for item in (x for part in about for x in ast.walk(part)):
+            name = getattr(item, "id", None) or getattr(item, "attr", None) or getattr(item, "value", None)
+            found |= {name} if isinstance(name, str) else set()
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_parts_say_what_they_can_do_and_nobody_asks_what_they_are(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    assert not _asked(tree) & _parts_of_the_model() - own
+
+
+def test_the_test_sees_every_way_to_ask():
+    ways = (
+        "isinstance(x, Fixed)", "isinstance(x, (A, fs.temperature.Fixed))", "isinstance(x, A | Fixed)",
+        "type(x) is Fixed", "type(x) in (A, Fixed)", "type(x).__name__ == 'Fixed'", "issubclass(x, Fixed)",
+    )  # fmt: skip
+    for way in ways:
+        assert "Fixed" in _asked(ast.parse(way)), way
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_files_and_functions_are_short(path):
+    """About 400 lines, or a reason in the first comment; about 80 lines of code, without signature and docstring."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 420 or re.search(r"^# Longer than 400 lines: ", text, re.M), path
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            if body:
+                assert (body[-1].end_lineno or 0) - body[0].lineno < 80, node.name

@@ -13,7 +13,7 @@ from flowsim.model import initial
 from flowsim.model.geometry import Parallel, Reduced, Sphere
 from flowsim.model.losses import AbstractLoss
 from flowsim.model.pairing import Targets
-from flowsim.model.temperature import Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model.temperature import AbstractParametrization, Exp, Fixed, Identity, Learnable, ScaledExp, Softplus
 
 TAU0 = 0.2
 
@@ -53,20 +53,20 @@ def _loss_gradient(system: System, quick: bool) -> Numbers:
     }
 
 
-def _beta(kind: Any, raw: Any) -> Any:
-    if isinstance(kind, ScaledExp):
-        return jnp.exp(raw / float(kind.scale))
-    if isinstance(kind, Softplus):
-        return jnp.log1p(jnp.exp(raw))
-    return jnp.exp(raw) if isinstance(kind, Exp) else raw
+#: Potential of a parametrization -> (β(ν/s), ν/s of β), written a second time, independently of the model.
+_FORMULAS: dict[str, tuple[Any, Any]] = {
+    "exp": (jnp.exp, np.log),
+    "softplus": (lambda x: jnp.log1p(jnp.exp(x)), lambda beta: np.log(np.expm1(beta))),
+    "identity": (lambda x: x, lambda beta: beta),
+}
 
 
-def _raw(kind: Any, beta: float) -> float:
-    if isinstance(kind, ScaledExp):
-        return float(kind.scale * np.log(beta))
-    if isinstance(kind, Softplus):
-        return float(np.log(np.expm1(beta)))
-    return float(np.log(beta)) if isinstance(kind, Exp) else beta
+def _beta(kind: AbstractParametrization, raw: Any) -> Any:
+    return _FORMULAS[str(kind.potential)][0](raw / float(kind.scale))
+
+
+def _raw(kind: AbstractParametrization, beta: float) -> float:
+    return float(kind.scale * _FORMULAS[str(kind.potential)][1](beta))
 
 
 def _dual(value: float) -> tuple[Any, Any]:
@@ -110,7 +110,7 @@ def _field_is_gradient(system: System, quick: bool) -> Numbers:
     for kind, ratio in zip(kinds, ratios, strict=True):
         temperature = Learnable(TAU0, kind, ratio)
         cases: list[tuple[Any, Any]] = [(Parallel(), _cones)]
-        if isinstance(kind, Exp):
+        if kind == Exp():
             cases += [(Sphere(), _sphere), (Reduced(), _cones)]
         for geometry, similarity in cases:
             flow, force = system.flow(geometry, temperature), forces[similarity]

@@ -74,7 +74,7 @@ def paired_gaps(system: System, pairing: AbstractPairing, heights: Any, seeds: i
     ]
     over = {"pairing": [p.pairing for p in parts], "start.height": heights, "seed": range(seeds)}
     start = initial.cones(REPAIRED_PAIRS, DIM, 0.3)
-    method = "stabilised" if isinstance(pairing, FreshRepairing) else None
+    method = "stabilised" if pairing.fresh else None
     runs = system.sweep(parts[0], start, over, ts=[0.0, t1], method=method, observables=("modality_gap",))
     return runs["modality_gap"].to_numpy()
 

@@ -62,7 +62,8 @@ def _bound(system: System, quick: bool) -> Numbers:
             tau = share * critical
             flow = system.flow(Sphere(), Fixed(tau), LabelNoise(noise))
             for seed in range(1 if quick else 3):
-                for start in (initial.cones(pairs=n, dim=n, height=0.6), initial.simplex(pairs=n, gamma=0.6)):
+                cones, simplex = initial.cones(pairs=n, dim=n, height=0.6), initial.simplex(pairs=n, gamma=0.6)
+                for start, ratios in ((cones, below), (simplex, equality)):
                     run = system.simulate(flow, start, ts=[0.0, 1e4], seed=seed, **_OPTIONS)
                     gap = values(run, "modality_gap")[-1]
                     if share > 1:
@@ -70,7 +71,7 @@ def _bound(system: System, quick: bool) -> Numbers:
                         continue
                     ratio = gap / float(theory.equilibrium_gap_bound(tau, critical))
                     excess.append(ratio - 1)
-                    (equality if isinstance(start, initial.Simplex) else below).append(ratio)
+                    ratios.append(ratio)
     return {
         "largest_excess_over_bound": float(np.max(excess)),
         "largest_gap_above_critical": largest(above),

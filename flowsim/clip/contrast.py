@@ -5,7 +5,6 @@ temperatures that are not learnable are evaluated by their policy in double prec
 ClipLoss with the inverse temperature passed explicitly.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,15 +15,21 @@ from open_clip.loss import ClipLoss
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
 from flowsim.model.swaps import AbstractSwap, step_weights
-from flowsim.model.temperature import AbstractTemperature, Exp, Identity, Learnable, ScaledExp, Softplus
+from flowsim.model.temperature import AbstractTemperature
 
-#: parametrization -> β(ν) for torch tensors; `flowsim.model.temperature` holds the same formulas for NumPy and JAX.
-_BETA: dict[type, Callable[[Any, torch.Tensor], torch.Tensor]] = {
-    Exp: lambda p, raw: raw.exp(),
-    ScaledExp: lambda p, raw: (raw / float(p.scale)).exp(),
-    Softplus: lambda p, raw: torch.nn.functional.softplus(raw),
-    Identity: lambda p, raw: raw,
-}
+
+class _InverseTemperature(torch.autograd.Function):
+    """β of a learnable policy at (progress, ν), computed by the policy itself in double precision."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: torch.Tensor, policy: AbstractTemperature, progress: float) -> torch.Tensor:
+        value = np.float64(raw.item())
+        ctx.derivative = float(policy.derivative(progress, value))
+        return raw.new_tensor(float(policy.inverse_temperature(progress, value)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor, None, None]:
+        return gradients[0] * ctx.derivative, None, None
 
 
 class Temperature(torch.nn.Module):
@@ -37,28 +42,21 @@ class Temperature(torch.nn.Module):
     def __init__(self, policy: AbstractTemperature, clamp: tuple[float, float] | None = None) -> None:
         super().__init__()
         self.policy, self.bounds, self.raw = policy, None, None
-        if isinstance(policy, Learnable):
-            if type(policy.parametrization) not in _BETA:
-                kind = type(policy.parametrization).__name__
-                raise FlowsimError(f"Training knows no {kind}. Use Exp, ScaledExp, Softplus or Identity.")
-            clamp = clamp if policy.clamp is None else (float(policy.clamp[0]), float(policy.clamp[1]))
-            if clamp is not None:
-                self.bounds = tuple(float(policy.parametrization.raw(np.float64(1.0 / tau))) for tau in clamp[::-1])
+        if policy.learnable:
+            self.bounds = _bounds(policy, clamp)
             self.raw = torch.nn.Parameter(torch.tensor(float(policy.initial_raw())))
             self.clamp_()
 
     def forward(self, progress: float) -> torch.Tensor:
-        if isinstance(self.policy, Learnable):
-            assert self.raw is not None
-            return _BETA[type(self.policy.parametrization)](self.policy.parametrization, self.raw)
+        if self.raw is not None:
+            return _InverseTemperature.apply(self.raw, self.policy, progress)  # pyright: ignore[reportReturnType]
         return torch.tensor(float(self.policy.inverse_temperature(progress)), dtype=torch.float64)
 
     def value(self, progress: float) -> tuple[float, float | None]:
         """(β, ν) as plain numbers; ν is None for a temperature that is not learnable."""
-        if isinstance(self.policy, Learnable):
-            assert self.raw is not None
+        if self.raw is not None:
             raw = float(self.raw.detach())
-            return float(self.policy.parametrization.inverse_temperature(np.float64(raw))), raw
+            return float(self.policy.inverse_temperature(progress, np.float64(raw))), raw
         return float(self.policy.inverse_temperature(progress)), None
 
     @torch.no_grad()
@@ -67,6 +65,19 @@ class Temperature(torch.nn.Module):
         if self.bounds is not None:
             assert self.raw is not None
             self.raw.clamp_(*self.bounds)
+
+
+def _bounds(policy: AbstractTemperature, clamp: tuple[float, float] | None) -> tuple[float, float] | None:
+    """(ν_min, ν_max): those of the policy, or of `clamp` = (τ_min, τ_max)."""
+    if (own := policy.bounds()) is not None or clamp is None:
+        return None if own is None else (float(own[0]), float(own[1]))
+    low, high = (policy.raw_of(np.float64(1.0 / tau)) for tau in clamp[::-1])
+    if low is None or high is None:
+        raise FlowsimError(
+            f"`clamp` needs the raw parameter at a given temperature, but {type(policy).__name__} does not define "
+            "`raw_of`. Define it, or leave `clamp` out."
+        )
+    return float(low), float(high)
 
 
 def swap_weights(swap: AbstractSwap, seed: int, step: int, pairs: int, dim: int) -> np.ndarray | None:

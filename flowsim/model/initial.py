@@ -16,108 +16,22 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from flowsim.base.arrays import (
     Described,
-    bundle,
     check,
     check_flag,
     check_fraction,
     check_number,
     check_whole,
-    host_array,
-    is_concrete,
-    is_real,
-    moderate,
     number,
     optional_number,
     plain,
 )
-from flowsim.errors import FlowsimError
+from flowsim.model.start import Start, check_gamma, from_arrays, from_similarity
 
 FIGURE_2_HEIGHT = (math.sqrt(5) - 1) / 4
 """γ0 of Figure 2 of Yaras et al. 2025, 0.3090."""
-
-
-@bundle
-class Start:
-    """A starting state.
-
-    - `image`, `text`: unit rows (n, d), or None if only `similarity` is known.
-    - `gamma`: signed cone height γ in (−1, 1), or None if the rows are not directions within cones.
-    - `log_gamma`: ln|γ| where γ itself underflows; otherwise None.
-    - `basis`: orthogonal (d+1, d+1) in which the lifted cones are expressed; None for the standard one.
-    - `similarity`: Z (n, n), only for `Reduced`.
-    - `image_inputs`, `text_inputs`: what encoders see, (n, p) and (n, q); `image_hidden`, `text_hidden`: weights of
-      the first of two layers, (p, h); `image_weights`, `text_weights`: of the last, (p or h, d).
-    """
-
-    image: Any = None
-    text: Any = None
-    gamma: Any = None
-    log_gamma: Any = None
-    basis: Any = None
-    similarity: Any = None
-    image_inputs: Any = None
-    text_inputs: Any = None
-    image_hidden: Any = None
-    text_hidden: Any = None
-    image_weights: Any = None
-    text_weights: Any = None
-
-    @property
-    def pairs(self) -> int:
-        """n, the number of pairs."""
-        known = (self.image, self.similarity, self.image_inputs)
-        return next(array for array in known if array is not None).shape[0]
-
-    @property
-    def dim(self) -> int | None:
-        """d, the number of columns of `image`; None without rows."""
-        return None if self.image is None else self.image.shape[1]
-
-    def rows(self) -> tuple[Any, Any]:
-        """Unit rows (image, text) in the full space: lifted by one dimension if the start has γ."""
-        if self.image is None and self.image_inputs is not None:
-            raise FlowsimError("This start holds inputs of encoders, not rows. Use the geometry `LinearEncoders`.")
-        if self.image is None:
-            raise FlowsimError(
-                "This start holds only similarities, not rows. Use the geometry `Reduced`, or give rows."
-            )
-        if self.gamma is None:
-            return self.image, self.text
-        gamma = float(self.gamma)
-        radius, height = np.sqrt(1 - gamma**2), np.full((self.pairs, 1), gamma)
-        image = np.concatenate([radius * self.image, height], axis=1)
-        text = np.concatenate([radius * self.text, -height], axis=1)
-        return (image, text) if self.basis is None else (image @ self.basis.T, text @ self.basis.T)
-
-    def as_cones(self, geometry: str) -> "Start":
-        """This start in the form of two exact parallel cones, with γ.
-
-        Rows without γ are accepted only if an axis u exists with image·u = γ and text·u = −γ exactly.
-        Raises `FlowsimError` otherwise, saying what to do.
-        """
-        if self.gamma is not None:
-            return self
-        cure = f"Give `gamma` with rows H, use `fs.initial.cones`, or use the geometry `Sphere`, not `{geometry}`."
-        if self.image is None:
-            raise FlowsimError(f"The start has no `gamma`. {cure}")
-        stacked = np.concatenate([self.image, -self.text])
-        if np.linalg.matrix_rank(stacked) < stacked.shape[1]:
-            raise FlowsimError(f"The axis of the cones is not determined by these rows. {cure}")
-        axis = np.linalg.lstsq(stacked, np.ones(len(stacked)), rcond=None)[0]
-        length = np.linalg.norm(axis)
-        if np.max(np.abs(stacked @ axis - 1)) > 1e-9 or length <= 1:
-            raise FlowsimError(f"These rows are not two exact parallel cones. {cure}")
-        gamma, axis = 1 / length, axis / length
-        # Any orthogonal basis whose last column is the axis.
-        basis = np.linalg.qr(np.column_stack([axis, np.eye(len(axis))]))[0]
-        basis = np.column_stack([basis[:, 1:], axis])
-        scale = np.sqrt(1 - gamma**2)
-        h = [(rows @ basis)[:, :-1] / scale for rows in (self.image, self.text)]
-        return Start(h[0], h[1], gamma=np.asarray(gamma), basis=basis)
 
 
 class AbstractRecipe(Described):
@@ -147,7 +61,7 @@ class Rings(AbstractRecipe):
 
     def __check_init__(self) -> None:
         _check_pairs(self.pairs)
-        _check_gamma("height", self.height)
+        check_gamma("height", self.height)
         check_number("twist", self.twist, cure="Use degrees, e.g. -144.")
 
     def draw(self, seed: int = 0) -> Start:
@@ -180,7 +94,7 @@ class Cones(AbstractRecipe):
     def __check_init__(self) -> None:
         _check_pairs(self.pairs)
         _check_dim(self.dim, minimum=3)
-        _check_gamma("height", self.height)
+        check_gamma("height", self.height)
         check_flag("random_basis", self.random_basis)
 
     def draw(self, seed: int = 0) -> Start:
@@ -209,7 +123,7 @@ class Uniform(AbstractRecipe):
         _check_pairs(self.pairs)
         _check_dim(self.dim)
         if self.gamma is not None:
-            _check_gamma("gamma", self.gamma)
+            check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
         rng = _generator(seed)
@@ -234,7 +148,7 @@ class MatchedPairs(AbstractRecipe):
     def __check_init__(self) -> None:
         _check_pairs(self.pairs)
         _check_dim(self.dim)
-        _check_gamma("gamma", self.gamma)
+        check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
         rows = _uniform_rows(_generator(seed), self.pairs, self.dim)
@@ -256,7 +170,7 @@ class Orthonormal(AbstractRecipe):
 
     def __check_init__(self) -> None:
         _check_pairs(self.pairs)
-        _check_gamma("gamma", self.gamma)
+        check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
         return Start(np.eye(self.pairs), np.eye(self.pairs), gamma=self.gamma)
@@ -277,7 +191,7 @@ class Simplex(AbstractRecipe):
 
     def __check_init__(self) -> None:
         _check_pairs(self.pairs)
-        _check_gamma("gamma", self.gamma)
+        check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
         n = self.pairs
@@ -306,7 +220,7 @@ class Mismatched(AbstractRecipe):
     def __check_init__(self) -> None:
         _check_pairs(self.pairs)
         _check_dim(self.dim)
-        _check_gamma("gamma", self.gamma)
+        check_gamma("gamma", self.gamma)
         check_fraction("fraction", self.fraction)
 
     def draw(self, seed: int = 0) -> Start:
@@ -389,65 +303,6 @@ mismatched: type[Mismatched] = Mismatched
 latents: type[Latents] = Latents
 
 
-def from_arrays(image: "ArrayLike", text: "ArrayLike", gamma: float | None = None) -> Start:
-    """A start from your own rows (n, d); rows are scaled to unit length.
-
-    With `gamma` the rows are directions H within cones at heights ±γ. Raises `FlowsimError` for arrays
-    that are not two finite matrices of the same shape with n >= 2, or contain a zero row.
-
-    Examples:
-        >>> import flowsim as fs
-        >>> start = fs.initial.from_arrays([[3.0, 4.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]])
-        >>> start.image.tolist()
-        [[0.6, 0.8], [1.0, 0.0]]
-    """
-    arrays = {"image": _matrix("image", image), "text": _matrix("text", text)}
-    (n, d), (m, e) = (array.shape for array in arrays.values())
-    check(n == m, f"`image` has {n} row(s) and `text` has {m}. Give one text row per image row.")
-    check(d == e, f"`image` has {d} column(s) and `text` has {e}. Use embeddings from one shared space.")
-    check(n >= 2, f"A start needs at least 2 pairs, but `image` and `text` have {n} row(s). Add pairs.")
-    check(d >= 1, "`image` and `text` have no columns. Give rows of at least one entry.")
-    rows = []
-    for name, array in arrays.items():
-        array = moderate(array)
-        norms = np.linalg.norm(array, axis=1, keepdims=True)
-        check(norms.min() > 0, f"Array `{name}` has a zero row, which has no direction. Remove it with its pair.")
-        rows.append(array / norms)
-    if gamma is not None:
-        _check_gamma("gamma", number(gamma))
-    return Start(rows[0], rows[1], gamma=optional_number(gamma))
-
-
-def from_similarity(similarity: "ArrayLike", gamma: float) -> Start:
-    """A start for `Reduced` from Z = H_X H_Yᵀ (n, n) alone, entries in [−1, 1].
-
-    Examples:
-        >>> import flowsim as fs
-        >>> start = fs.initial.from_similarity([[1.0, 0.2], [0.2, 1.0]], gamma=0.3)
-        >>> start.pairs, start.image is None
-        (2, True)
-    """
-    z = _matrix("similarity", similarity)
-    check(len(z) >= 2, f"A start needs at least 2 pairs, but `similarity` has {len(z)} row(s). Add pairs.")
-    check(z.shape[0] == z.shape[1], f"`similarity` must be square, but has shape {z.shape}. Use H_X @ H_Y.T.")
-    check(
-        np.abs(z).max() <= 1 + 1e-9,
-        f"`similarity` has an entry of {np.abs(z).max():.4g}. Use cosines, between -1 and 1.",
-    )
-    _check_gamma("gamma", number(gamma))
-    return Start(similarity=z, gamma=number(gamma))
-
-
-def _matrix(name: str, value: ArrayLike) -> Float[np.ndarray, "n d"]:
-    array = host_array(value)
-    if array is None or not is_real(array):
-        raise FlowsimError(f"Array `{name}` is not numeric. Give a matrix of real numbers.")
-    check(array.ndim == 2, f"Array `{name}` must have shape (n, d), but has {array.shape}. Reshape it.")
-    array = array.astype(np.float64)
-    check(np.isfinite(array).all(), f"Array `{name}` contains NaN or infinity. Remove those rows.")
-    return array
-
-
 def _generator(seed: int) -> np.random.Generator:
     check_whole("seed", seed, 0, "Use e.g. 0.")
     return np.random.default_rng(seed)
@@ -479,12 +334,26 @@ def _check_dim(dim: int, minimum: int = 2) -> None:
     check_whole("dim", dim, minimum, "Use e.g. dim=8.")
 
 
-def _check_gamma(name: str, gamma: Any) -> None:
-    check_number(name, gamma, cure="Use e.g. 0.3.")
-    if is_concrete(gamma):
-        value = float(gamma)
-        check(
-            abs(value) < 1,
-            f"Argument `{name}` must lie between -1 and 1 (heights ±γ on the unit sphere), but is {value:g}. "
-            "Use e.g. 0.3.",
-        )
+__all__ = [
+    "FIGURE_2_HEIGHT",
+    "AbstractRecipe",
+    "Cones",
+    "Latents",
+    "MatchedPairs",
+    "Mismatched",
+    "Orthonormal",
+    "Rings",
+    "Simplex",
+    "Start",
+    "Uniform",
+    "cones",
+    "from_arrays",
+    "from_similarity",
+    "latents",
+    "matched",
+    "mismatched",
+    "orthonormal",
+    "rings",
+    "simplex",
+    "uniform",
+]
