@@ -17,7 +17,7 @@ from PIL import Image
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.comparison import _Run as Compared
+from flowsim.comparison.record import Run as Compared
 from flowsim.records.load import load_results
 
 with warnings.catch_warnings():

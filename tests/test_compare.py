@@ -15,7 +15,10 @@ import flowsim as fs
 from flowsim import cli, theory
 from flowsim.base.paths import to_config
 from flowsim.cli.output import plain
-from flowsim.comparison import _INITIALISATIONS, PARTS, _slope
+from flowsim.comparison import names
+from flowsim.comparison.enlargement import INITIALISATIONS
+from flowsim.comparison.items import REGISTRY
+from flowsim.comparison.statistics import fit_slope
 from flowsim.records.result import SUM_OF_RATES, Result, TrainingRecord
 from flowsim.records.status import Outcome, Status
 
@@ -365,7 +368,7 @@ def test_a_schedule_in_progress_is_simulated_for_every_factor():
 def test_what_is_missing_is_said_and_never_raised():
     bare = dataclasses.replace(record(np.arange(3), [1.0, 1.1, 0.9]), config={})
     found = fs.compare(bare)
-    assert list(found.items) == list(PARTS)
+    assert list(found.items) == list(names())
     assert set(found.verdicts.values()) == {"cannot tell"}
     assert all(item.sentence.endswith(".") for item in found.items.values())
     with pytest.raises(fs.FlowsimError, match="nothing to draw"):
@@ -393,7 +396,8 @@ def test_wrong_input_is_refused_in_a_sentence(rings, tmp_path):
 
 def test_compare_is_the_function_whatever_was_imported_first():
     code = (
-        "import flowsim.compare, flowsim as fs; from flowsim.comparison import Comparison; print(callable(fs.compare))"
+        "import flowsim.comparison.compare, flowsim as fs; from flowsim.comparison import compare; "
+        "print(fs.compare is compare and callable(compare))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "True"
@@ -401,6 +405,11 @@ def test_compare_is_the_function_whatever_was_imported_first():
 
 
 # --- figure and command line ----------------------------------------------------------------------------------------
+
+
+def test_items_come_in_the_order_of_the_registry():
+    assert names() == ("simulation", "exponent", "slow_closing", "enlargement", "matching", "calibration")
+    assert all(part.name == name and part.criterion and part.panels for name, part in REGISTRY.items())
 
 
 @pytest.fixture(scope="module")
@@ -462,7 +471,7 @@ def test_the_intervals_of_slopes_cover(rho, count):
     rng = np.random.default_rng(3)
     x, hits = np.log(np.geomspace(100, 10_000, count)), 0
     for _ in range(40):
-        low, high = _slope(x, 2 - 0.3 * x + 0.2 * correlated(rho, count, rng))[1]
+        low, high = fit_slope(x, 2 - 0.3 * x + 0.2 * correlated(rho, count, rng))[1]
         hits += low <= -0.3 <= high
     # Of 40 intervals that cover with 0.92, fewer than 32 cover with probability 0.005.
     assert hits >= 32
@@ -471,7 +480,7 @@ def test_the_intervals_of_slopes_cover(rho, count):
 def test_the_intervals_of_slopes_are_not_needlessly_wide():
     rng = np.random.default_rng(4)
     x = np.linspace(0, 1, 100)
-    ends = [_slope(x, x + 0.1 * rng.normal(size=100))[1] for _ in range(20)]
+    ends = [fit_slope(x, x + 0.1 * rng.normal(size=100))[1] for _ in range(20)]
     textbook = 2 * 1.98 * 0.1 / np.sqrt(100 * np.var(x))
     assert np.median([high - low for low, high in ends]) < 1.6 * textbook
 
@@ -614,7 +623,7 @@ def test_fewer_than_six_initialisations_decide_nothing(change, count):
 def test_six_is_the_fewest_whose_agreement_has_an_interval_above_a_half():
     from scipy.stats import binomtest
 
-    low = [binomtest(n, n).proportion_ci().low for n in (_INITIALISATIONS - 1, _INITIALISATIONS)]
+    low = [binomtest(n, n).proportion_ci().low for n in (INITIALISATIONS - 1, INITIALISATIONS)]
     assert low[0] < 0.5 < low[1]
 
 
@@ -677,6 +686,6 @@ def test_the_matching_of_other_pairs_says_nothing_about_a_gap():
 def test_criteria_name_the_numbers_that_decide():
     found = fs.compare(record(np.arange(3), [1.0, 1.1, 0.9]))
     said = {name: item.criterion for name, item in found.items.items()}
-    assert f"fewer than {_INITIALISATIONS} initialisations" in said["enlargement"]
+    assert f"fewer than {INITIALISATIONS} initialisations" in said["enlargement"]
     assert "0.25 of the run's own standard deviation" in said["simulation"] and "bound of the clamp" in said["exponent"]
     assert all("no verdict" in text for text in said.values())

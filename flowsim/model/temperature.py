@@ -9,6 +9,7 @@ dν/dt = −r ∂L/∂ν = −r β'(ν) ∂L/∂β, r the learning-rate ratio.
 """
 
 import abc
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable
@@ -47,6 +48,7 @@ class AbstractTemperature(Described):
         positive: Whether the checks of its fields ensure β > 0 at every progress; otherwise a run looks itself.
         lr_ratio: r, the learning rate of ν relative to that of the embeddings.
         parametrization: How β depends on ν, if that is one of the parametrizations; None otherwise.
+        clamp: (τ_min, τ_max) that the flow does not leave; None without a clamp.
     """
 
     learnable: ClassVar[bool] = False
@@ -55,6 +57,7 @@ class AbstractTemperature(Described):
     # Without a type: with one, fields of these names would come before the other fields of a class.
     lr_ratio = 1.0
     parametrization = None
+    clamp = None
 
     @abc.abstractmethod
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
@@ -79,6 +82,14 @@ class AbstractTemperature(Described):
     def raw_of(self, inverse_temperature: Any) -> Any:
         """ν at which β has this value, to go on from a run with another policy; None if that is not known."""
         return None
+
+    def starting_at(self, temperature: float) -> "AbstractTemperature":
+        """The policy with this initial temperature, if it has one to set."""
+        return self
+
+    def clamped_to(self, low: float, high: float) -> "AbstractTemperature":
+        """The policy held between two temperatures, if it can be."""
+        return self
 
     def breakpoints(self) -> tuple[Any, ...]:
         """Progresses in (0, 1) at which the curve has a kink or jumps, so that steps end there."""
@@ -195,6 +206,14 @@ class Piecewise(AbstractTemperature):
                 total = total + (value - tau) * xp.clip((progress - first) / (u - first), 0.0, 1.0)
             first, tau = u, value
         return 1.0 / total
+
+    def starting_at(self, temperature: float) -> "AbstractTemperature":
+        """The policy with this initial temperature, if it has one to set."""
+        return self
+
+    def clamped_to(self, low: float, high: float) -> "AbstractTemperature":
+        """The policy held between two temperatures, if it can be."""
+        return self
 
     def breakpoints(self) -> tuple[Any, ...]:
         return tuple(u for u, _ in self.points)
@@ -361,6 +380,12 @@ class Learnable(AbstractTemperature):
 
     def raw_of(self, inverse_temperature: Any) -> Any:
         return self.parametrization.raw(inverse_temperature)
+
+    def starting_at(self, temperature: float) -> "Learnable":
+        return dataclasses.replace(self, init=temperature)
+
+    def clamped_to(self, low: float, high: float) -> "Learnable":
+        return dataclasses.replace(self, init=min(max(float(self.init), low), high), clamp=(low, high))
 
     def bounds(self) -> tuple[Any, Any] | None:
         if self.clamp is None:

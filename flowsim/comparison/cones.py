@@ -1,0 +1,91 @@
+"""The closed form of parallel cones, from the peak of a run's gap on."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from flowsim import theory
+from flowsim.comparison.clock import Curve, Window, fit_factor, grid
+from flowsim.comparison.record import Run
+from flowsim.comparison.statistics import rms
+
+
+@dataclasses.dataclass(frozen=True)
+class Cones:
+    """Gap and temperature of parallel cones over `axis`, (T,) each, with a factor of time of their own."""
+
+    axis: np.ndarray
+    gap: np.ndarray
+    tau: np.ndarray
+    margin: float
+    factor: float
+    #: Deviation of the gap from the run's, and that over the run's spread.
+    rms_gap: float
+    relative_gap: float
+
+
+def fit_cones(run: Run, window: Window, clock: np.ndarray) -> Cones | None:
+    """Parallel cones from the peak of the gap on; None where there is no closed form, or too little of the run.
+
+    Their directions are frozen, with the run's last margin if that is positive, else that of a simplex.
+
+    Args:
+        run: the run.
+        window: its evaluations that are compared.
+        clock: their times, (T,).
+    """
+    gap, log_tau, pairs = window.gap, window.log_tau, run.pairs
+    peak = int(np.argmax(gap))
+    gamma = float(gap[peak]) / 2
+    if log_tau is None or pairs is None or len(gap) - peak < 5 or not 0 < gamma < 1 or np.ptp(clock[peak:]) <= 0:
+        return None
+    margin = _margin(run, pairs, float(gap[-1]))
+    curve = _curve(run, gamma, math.exp(-float(log_tau[peak])), margin, pairs)
+    if curve is None:
+        return None
+    later = slice(peak, None)
+    since = clock[later] - clock[peak]
+    fit = fit_factor(lambda f, t: curve.at(f * t), since, gap[later], None, np.ones(len(since), bool), cheap=True)
+    if not np.isfinite(fit.gap).all():
+        return None
+    deviation = rms(fit.gap - gap[later])
+    return Cones(
+        window.axis[later],
+        fit.gap,
+        np.exp(fit.log_tau),
+        margin,
+        fit.factor,
+        deviation,
+        deviation / max(float(np.std(gap[later])), 1e-12),
+    )
+
+
+def _margin(run: Run, pairs: int, last_gap: float) -> float:
+    """Margin of the directions within the cones."""
+    seen = run.series("margin")
+    if seen is None or not seen[-1] > 0.05:
+        return pairs / (pairs - 1)
+    if run.on_cones:  # which record it like that
+        return float(seen[-1])
+    # Elsewhere the height takes its part.
+    return float(seen[-1]) / max(1 - last_gap**2 / 4, 0.05)
+
+
+def _curve(run: Run, gamma: float, beta: float, margin: float, pairs: int) -> Curve | None:
+    """The closed form from (γ, β) over its own time, under the run's temperature policy; None if there is none."""
+    policy = None if run.schedule is None else run.schedule.temperature
+    s = grid()
+    if run.learnable is not None:
+        parametrization, ratio = run.learnable.parametrization, float(run.learnable.lr_ratio)
+        assert parametrization is not None and parametrization.potential is not None, "`Run.learnable` has looked"
+        name, scale = parametrization.potential, float(parametrization.scale)
+        if ratio <= 0:
+            return None
+        log_gamma, betas = theory.reduced_trajectory(s, math.log(gamma), beta, margin, pairs, name, scale, ratio)
+    elif policy is not None and policy.autonomous and not policy.learnable:
+        log_gamma = theory.fixed_temperature_trajectory(s, math.log(gamma), beta, margin, pairs)
+        betas = np.full_like(s, beta)
+    else:
+        return None
+    return Curve(s, 2 * np.exp(np.asarray(log_gamma)), -np.log(np.asarray(betas)))

@@ -1,0 +1,117 @@
+"""What an item of a comparison is, and the registry of all items."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+from matplotlib.axes import Axes
+
+from flowsim.comparison.record import Run
+
+Verdict = Literal["agrees", "disagrees", "cannot tell"]
+C = TypeVar("C")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One comparison: `verdict` by `criterion`, its `numbers`, one `sentence`, and the `curves` of its plot."""
+
+    name: str
+    title: str
+    verdict: Verdict
+    sentence: str
+    criterion: str
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    curves: Any = dataclasses.field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the curves, as plain data."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "curves"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding(Generic[C]):
+    """What an item found in a run; `curves` is None where there is nothing to draw."""
+
+    verdict: Verdict
+    sentence: str
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    curves: C | None = None
+
+
+class CannotTell(Exception):
+    """A run does not hold what an item needs: the reason, and the numbers known so far."""
+
+    def __init__(self, reason: str, **numbers: Any) -> None:
+        super().__init__(reason)
+        self.finding: Finding[Any] = Finding("cannot tell", reason, numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel(Generic[C]):
+    """A panel of the figure: what draws it, and for which curves there is one. Without a title it has the item's."""
+
+    draw: Callable[[C, Axes], None]
+    title: str = ""
+    shown: Callable[[C], bool] = lambda curves: True
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Generic[C]):
+    """How an item is found in runs and drawn."""
+
+    name: str
+    title: str
+    criterion: str
+    find: Callable[[Sequence[Run]], Finding[C]]
+    panels: tuple[Panel[C], ...]
+
+    def item(self, runs: Sequence[Run]) -> Item:
+        """The item for a run; `runs` are it and other initialisations of it."""
+        try:
+            found = self.find(runs)
+        except CannotTell as reason:
+            found = reason.finding
+        return Item(self.name, self.title, found.verdict, found.sentence, self.criterion, found.numbers, found.curves)
+
+    def drawings(self, item: Item) -> list[tuple[str, Callable[[Axes], None]]]:
+        """Title and drawing of each panel of an item; none if it has nothing to show."""
+        if item.curves is None:
+            return []
+        return [
+            (f"{panel.title or self.title}: {item.verdict}", lambda ax, draw=panel.draw: draw(item.curves, ax))
+            for panel in self.panels
+            if panel.shown(item.curves)
+        ]
+
+
+#: Name -> item, in the order of a report.
+REGISTRY: dict[str, Part[Any]] = {}
+
+
+def register(
+    name: str, *, title: str, criterion: str, panels: Sequence[Panel[C]]
+) -> Callable[[Callable[[Sequence[Run]], Finding[C]]], Part[C]]:
+    """Make an item of the function that finds it, and enter it into the registry.
+
+    Args:
+        name: of the item.
+        title: of its panel.
+        criterion: when it agrees, disagrees, and has no verdict, in words.
+        panels: how its curves are drawn.
+
+    Returns:
+        A decorator of the function, which takes the run and other initialisations of it. It may raise `CannotTell`.
+    """
+
+    def enter(find: Callable[[Sequence[Run]], Finding[C]]) -> Part[C]:
+        part = Part(name, title, criterion, find, tuple(panels))
+        REGISTRY[name] = part
+        return part
+
+    return enter
+
+
+def names() -> tuple[str, ...]:
+    """Names of all items, in the order of a report."""
+    return tuple(REGISTRY)

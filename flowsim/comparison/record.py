@@ -1,0 +1,341 @@
+"""A result, read as a run: what it measured, in which steps, and what it says of how it was made."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowsim.errors import FlowsimError
+from flowsim.model import schedules
+from flowsim.model.initial import Start
+from flowsim.model.schedules import Schedule
+from flowsim.model.temperature import AbstractTemperature
+from flowsim.records.load import load_result
+from flowsim.records.result import FLOW_TIME, Result, TrainingRecord
+
+Record = Result | str | os.PathLike[str]
+#: Unit rows (image, text) of pairs, (n, d) each.
+Rows = tuple[np.ndarray, np.ndarray]
+
+#: Series that depend on which pairs were observed.
+_OF_PAIRS = ("matched_fraction", "margin", "doubly_stochastic_defect")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What a record of training says of it; None where it says nothing."""
+
+    model: str | None
+    data: str | None
+    optimizer: str | None
+    steps: int | None
+    batch_size: int | None
+    clamp: tuple[float, float] | None
+
+    @staticmethod
+    def of(said: Mapping[str, Any]) -> "Training":
+        """From the entry of a record."""
+        model, data, optimizer = (str(said[k]) if said.get(k) else None for k in ("model", "data", "optimizer"))
+        batch, clamp = said.get("batch_size"), said.get("clamp")
+        return Training(
+            model,
+            data,
+            optimizer,
+            said.get("steps") or None,
+            None if batch is None else int(batch),
+            None if clamp is None else (float(clamp[0]), float(clamp[1])),
+        )
+
+    def __str__(self) -> str:
+        steps = None if self.steps is None else f"{self.steps} steps"
+        known = [word for word in (self.model, self.data, self.optimizer, steps) if word is not None]
+        return f"training ({', '.join(known)})" if known else "training"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a record says of how it was made; None where it says nothing."""
+
+    #: As it ran: with the clamp of the training.
+    schedule: Schedule | None
+    training: Training | None
+    training_pairs: int | None
+    #: Dimension of the embeddings.
+    dim: int | None
+    geometry: str
+    #: Of a descent in finite steps, with its learning rate.
+    optimizer: str | None
+    rate: float | None
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> "Settings":
+        """From the configuration of a record."""
+        flow, options, said = (config.get(k, {}) for k in ("flow", "options", "training"))
+        training = Training.of(said) if said else None
+        held, rate = config.get("schedule") or flow.get("schedule"), options.get("lr")
+        schedule = None
+        if held is not None:
+            schedule = _clamped(schedules.Schedule.from_json(json.dumps(held)), training)
+        pairs, dim = config.get("data", {}).get("training_pairs"), config.get("embed_dim")
+        return Settings(
+            schedule,
+            training,
+            None if pairs is None else int(pairs),
+            None if dim is None else int(dim),
+            flow.get("geometry", {}).get("kind", "flow"),
+            options.get("optimizer"),
+            rate if isinstance(rate, (int, float)) else None,
+        )
+
+    def __str__(self) -> str:
+        if self.training is not None:
+            return str(self.training)
+        how = "the flow" if self.optimizer is None else f"steps of {self.optimizer}"
+        return f"{how} on {self.geometry}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A result, read as a run: its gap over evaluations (T,), steps (T,) where they are known, and settings."""
+
+    result: Result
+    name: str
+    gap: np.ndarray
+    step: np.ndarray | None
+    settings: Settings
+
+    @staticmethod
+    def of(record: Record) -> "Run":
+        """From a result, or the path of one.
+
+        Args:
+            record: a result, or a path.
+
+        Returns:
+            The run.
+
+        Raises:
+            FlowsimError: for what is no result, a file that is none, or a result without a modality gap.
+        """
+        path = None
+        if isinstance(record, (str, os.PathLike)):
+            path = Path(record)
+            record = load_result(path)
+        if not isinstance(record, Result):
+            raise FlowsimError(
+                f"Expected a result or the path of one, but got {type(record).__name__}. "
+                "Use fs.simulate(...) or a saved run such as 'run.nc'."
+            )
+        gap = _series(record, "modality_gap")
+        if gap is None:
+            raise FlowsimError(
+                f"{'This result' if path is None else repr(str(path))} holds no modality gap, which a comparison is "
+                "about. Record `modality_gap`."
+            )
+        settings = Settings.of(record.config)
+        step = None
+        trained = record if isinstance(record, TrainingRecord) else None
+        if trained is not None and "step" in trained.coordinates:
+            step = np.asarray(trained.coordinates["step"], np.float64)
+        elif settings.optimizer is not None and settings.rate is not None:
+            step = np.round((record.time - record.time[0]) / settings.rate)
+        return Run(record, str(settings) if path is None else f"{path.name}: {settings}", gap, step, settings)
+
+    # --- clocks
+
+    @property
+    def time(self) -> np.ndarray:
+        """Times of the evaluations, (T,)."""
+        return self.result.time
+
+    @property
+    def clock(self) -> np.ndarray:
+        """The run's own clock, from 0 on, (T,)."""
+        return self.result.time - self.result.time[0]
+
+    @property
+    def clock_name(self) -> str:
+        """What the clock shows, in words."""
+        return self.result.clock
+
+    @property
+    def in_flow_time(self) -> bool:
+        """Whether the clock is the flow time of the embeddings; under plain SGD a network's is that of its weights."""
+        return self.result.clock == FLOW_TIME and self.settings.training is None
+
+    @property
+    def axis(self) -> np.ndarray:
+        """Steps where they are known, else the clock, (T,)."""
+        return self.clock if self.step is None else self.step
+
+    @property
+    def axis_name(self) -> str:
+        """What the axis shows, in words."""
+        return self.clock_name if self.step is None else "step"
+
+    @property
+    def axis_label(self) -> str:
+        """Label of the axis in a figure."""
+        return f"{self.clock_name} $t$" if self.step is None else "step"
+
+    @property
+    def axis_word(self) -> str:
+        """What goes before a place on the axis in a sentence."""
+        return "t =" if self.step is None else "step"
+
+    @property
+    def epoch(self) -> np.ndarray | None:
+        """Epochs of the evaluations, (T,)."""
+        return None if self.trained_record is None else self.trained_record.coordinates.get("epoch")
+
+    # --- series
+
+    @property
+    def trained_record(self) -> TrainingRecord | None:
+        """The record, if it is one of a training."""
+        return self.result if isinstance(self.result, TrainingRecord) else None
+
+    def series(self, name: str) -> np.ndarray | None:
+        """A series (T,); one about pairs only if it is of the pairs whose gap `gap` is."""
+        of_training = _key(self.result, "modality_gap") == "seen_modality_gap"
+        if name in _OF_PAIRS and (_key(self.result, name) == f"seen_{name}") != of_training:
+            return None
+        return _series(self.result, name)
+
+    @property
+    def beta(self) -> np.ndarray | None:
+        """Inverse temperature (T,), from whatever was recorded."""
+        beta, tau = self.series("inverse_temperature"), self.series("temperature")
+        if beta is None and tau is not None:
+            beta = 1 / tau
+        return None if beta is None or not np.any(beta > 0) else beta
+
+    @property
+    def log_tau(self) -> np.ndarray | None:
+        """ln τ (T,), NaN where the temperature is none."""
+        beta = self.beta
+        return None if beta is None else -np.log(np.where(beta > 0, beta, np.nan))
+
+    @property
+    def on_cones(self) -> bool:
+        """Whether the run was on parallel cones, whose height is recorded."""
+        return "log_gamma" in self.result.series
+
+    @property
+    def batch_gap(self) -> np.ndarray | None:
+        """Gap of each batch of a training, (steps,)."""
+        return None if self.trained_record is None else self.trained_record.training.get("train_modality_gap")
+
+    @property
+    def batch_temperature(self) -> np.ndarray | None:
+        """Temperature at each step of a training, (steps,)."""
+        return None if self.trained_record is None else self.trained_record.training.get("train_temperature")
+
+    # --- settings
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule as it ran."""
+        return self.settings.schedule
+
+    @property
+    def learnable(self) -> AbstractTemperature | None:
+        """The temperature's policy, if it is learned and laws are known for its parametrization."""
+        policy = None if self.schedule is None else self.schedule.temperature
+        parametrization = None if policy is None or not policy.learnable else policy.parametrization
+        return None if parametrization is None or parametrization.potential is None else policy
+
+    @property
+    def pairs(self) -> int | None:
+        """Candidates in the loss: the batch of a training, else all pairs."""
+        if self.settings.training is not None and self.settings.training.batch_size is not None:
+            return self.settings.training.batch_size
+        held = self._held()
+        for name in ("image", "similarity"):
+            if name in held:
+                return int(held[name].shape[-2])
+        return None
+
+    @property
+    def trained(self) -> int | None:
+        """Pairs that the run was about: those of its training set, else those that it holds; at least a batch."""
+        known = self.settings.training_pairs
+        if known is None:
+            held = self._held()
+            known = held["image"].shape[-2] if "image" in held else None
+        found = [int(count) for count in (known, self.pairs) if count is not None]
+        return max(found) if found else None
+
+    @property
+    def minibatches(self) -> str:
+        """In words, that each loss was of a part of the pairs; empty if it was of all."""
+        if self.pairs is None or self.trained is None or self.pairs >= self.trained:
+            return ""
+        return f"the run was trained on minibatches of {self.pairs} of {self.trained} pairs"
+
+    def not_simulated(self, pairs: int) -> str:
+        """In words, what of the run a flow of `pairs` pairs leaves out; empty if it has all of them in one loss."""
+        if self.minibatches:
+            return f"{self.minibatches}, which is not the flow of {pairs} of them"
+        if self.trained is not None and pairs < self.trained:
+            return f"only {pairs} of the run's {self.trained} pairs were simulated"
+        return ""
+
+    # --- embeddings
+
+    @property
+    def snapshot_time(self) -> np.ndarray:
+        """Times of the stored snapshots."""
+        return self.result.snapshot_time
+
+    @property
+    def dim(self) -> int | None:
+        """Dimension of the embeddings."""
+        if self.settings.dim is not None:
+            return self.settings.dim
+        for index in range(len(self.snapshot_time)):
+            rows = self.rows(index)
+            return None if rows is None else rows[0].shape[1]
+        return None
+
+    def rows(self, index: int) -> Rows | None:
+        """Unit rows of a stored snapshot."""
+        held = {**self.result.constants, **{k: v[index] for k, v in self.result.snapshots.items()}}
+        fields = {f.name for f in dataclasses.fields(Start)}
+        try:
+            image, text = Start(**{k: np.asarray(v) for k, v in held.items() if k in fields}).rows()
+        except FlowsimError:  # similarities, or inputs of encoders
+            return None
+        if image is None or text is None or not (np.isfinite(image).all() and np.isfinite(text).all()):
+            return None
+        return np.asarray(image, np.float64), np.asarray(text, np.float64)
+
+    def _held(self) -> dict[str, np.ndarray]:
+        """Arrays of all snapshots, and those that never change."""
+        return {**self.result.constants, **self.result.snapshots}
+
+
+def _clamped(schedule: Schedule, training: Training | None) -> Schedule:
+    """The schedule as it was trained: with the training's clamp where its learnable temperature has none."""
+    policy = schedule.temperature
+    if training is None or training.clamp is None or not policy.learnable or policy.bounds() is not None:
+        return schedule
+    return dataclasses.replace(schedule, temperature=policy.clamped_to(*training.clamp))
+
+
+def _key(result: Result, name: str) -> str | None:
+    """Under which name a series is held, that of training pairs first; None if it has no finite value."""
+    for key in (f"seen_{name}", name):
+        if key in result.series and np.isfinite(result.series[key]).any():
+            return key
+    return None
+
+
+def _series(result: Result, name: str) -> np.ndarray | None:
+    """A series over evaluations, of training pairs where there is one; None if it has no finite value."""
+    key = _key(result, name)
+    return None if key is None else np.asarray(result.series[key], np.float64)
