@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from flowsim.clip.data import Pairs, Resize, load, load_labelled
-from flowsim.clip.shapes import CLASSES, COLOURS, KINDS, PLACES, SHADES, SIZES, TEXTURES, Shapes
+from flowsim.clip.data.scenes import COLOURS, KINDS, PLACES, SHADES, SIZES, TEXTURES
+from flowsim.clip.data.shapes import CLASSES, Shapes
 from flowsim.errors import FlowsimError
 
 

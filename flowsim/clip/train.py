@@ -570,7 +570,7 @@ def _loaded(source: str, split: str | None, limit: int | None, stamp: Any) -> da
 
 def _stamp(source: str) -> Any:
     """What changes when the files of a source do: their times, as far as they are seen at once."""
-    if data.is_made(source):
+    if data.is_generated(source):
         return None
     path = Path(source)
     seen = [path, *(path / f"{name}.{kind}" for name in ("captions", "splits") for kind in ("tsv", "csv"))]
@@ -586,9 +586,9 @@ def _digests(settings: Training) -> dict[str, str]:
     found: dict[str, str] = {}
     train_pairs, held_out = _load(settings)
     for name, pairs in (("data", train_pairs), ("held_out_data", held_out)):
-        if not data.is_made(pairs.source):
+        if not data.is_generated(pairs.source):
             found[name] = pairs.digest()
-    if settings.labelled is not None and not data.is_made(settings.labelled):
+    if settings.labelled is not None and not data.is_generated(settings.labelled):
         found["labelled"] = evaluate.Labelled.of(settings.labelled).digest()
     for name, file in (("model", settings.model), ("pretrained", settings.pretrained)):
         if file is not None and Path(file).is_file():
@@ -599,7 +599,7 @@ def _digests(settings: Training) -> dict[str, str]:
 
 def _short(report: str, source: str) -> str:
     """A report that names its source without its folder, which differs from machine to machine."""
-    return report if data.is_made(source) else report.replace(source, Path(source).name)
+    return report if data.is_generated(source) else report.replace(source, Path(source).name)
 
 
 def _plain(settings: Training) -> dict[str, Any]:
@@ -608,7 +608,7 @@ def _plain(settings: Training) -> dict[str, Any]:
     config["clamp"] = None if settings.clamp is None else list(settings.clamp)
     del config["checkpoint_seconds"]  # changes nothing in the record
     for name in ("data", "held_out_data", "labelled", "model", "pretrained"):
-        if config[name] is not None and not data.is_made(config[name]):
+        if config[name] is not None and not data.is_generated(config[name]):
             config[name] = Path(config[name]).name
     return config
 

@@ -1,0 +1,81 @@
+"""Images that a reader has found, joined with the tables of captions and splits: the pairs of one split."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from flowsim.clip.data.classes import numbered
+from flowsim.clip.data.files import Bytes, Found
+from flowsim.clip.data.pairs import Pairs, Skips
+from flowsim.clip.data.splits import check_split, split_sizes
+from flowsim.clip.data.tables import Names, captions_in, splits_in
+from flowsim.errors import FlowsimError
+
+
+def joined(
+    spec: str, split: str | None, found: Sequence[Found], captions: Path | None, splits: Path | None, skips: Skips
+) -> Pairs:
+    """The pairs of one split, or of all images.
+
+    Args:
+        spec: the source, for messages.
+        split: name of the split; None for all.
+        found: images, with the captions that lie beside them.
+        captions: table of captions, which takes the place of those; None without.
+        splits: table of splits; None without.
+        skips: what was left out so far; grows.
+    """
+    names = Names(one.key for one in found)
+    assigned = splits_in(splits, names)
+    if split is not None:
+        check_split(spec, split, assigned, split_sizes(found, assigned))
+    written = (
+        None
+        if captions is None
+        else captions_in(captions, names, skips, lambda key: split is None or assigned.get(key, split) == split)
+    )
+    kept = _with_captions(found, split, assigned, written, skips)
+    if not kept:
+        raise _no_captions(spec, split, captions, skips)
+    labels, classes = numbered(kept, [one.label for one in found], skips)
+    return Pairs.of(
+        [one.key for one in kept], [one.captions for one in kept], opener([one.image for one in kept]),
+        source=spec, split=split, labels=labels, classes=classes, skips=skips,
+    )  # fmt: skip
+
+
+def opener(images: Sequence[Bytes]) -> Callable[[int], Image.Image]:
+    """A function that opens image i."""
+    return lambda i: Image.open(io.BytesIO(images[i].read()))
+
+
+def _with_captions(
+    found: Sequence[Found], split: str | None, assigned: Mapping[str, str],
+    written: Mapping[str, Sequence[str]] | None, skips: Skips,
+) -> list[Found]:  # fmt: skip
+    """The images of the split that have captions, with these."""
+    kept = []
+    for one in found:
+        if split is not None and assigned.get(one.key) != split:
+            if one.key not in assigned:
+                skips.add("image without split", one.key)
+            continue
+        texts = one.captions if written is None else tuple(written.get(one.key, ()))
+        if texts:
+            kept.append(one._replace(captions=texts))
+        else:
+            skips.add("image without caption", one.key)
+    return kept
+
+
+def _no_captions(spec: str, split: str | None, table: Path | None, skips: Skips) -> FlowsimError:
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in skips.counts.items())
+    part = "" if split is None else f" in split {split!r}"
+    cure = (
+        "Add captions.tsv with the columns filename and caption, or name a table with `captions`."
+        if table is None
+        else f"Check that the file names in {str(table)!r} are those of the images."
+    )
+    return FlowsimError(f"No image of {spec!r}{part} has a caption ({reasons}). {cure}")

@@ -1,0 +1,279 @@
+"""Images with their captions: what every reader returns, and what training and measuring use."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image
+
+from flowsim.clip.data.pixels import BROKEN, WORKERS, Resize, checked_size, in_threads, read_roughly, rgb, square
+from flowsim.errors import FlowsimError
+
+_NAMES_KEPT = 3  # names remembered of what was skipped, for each reason
+
+
+@dataclass
+class Skips:
+    """What was left out, by reason, with the first few names."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str) -> None:
+        """Count one more."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        kept = self.names.setdefault(reason, [])
+        if len(kept) < _NAMES_KEPT and name not in kept:
+            kept.append(name)
+
+    def examples(self) -> dict[str, tuple[str, ...]]:
+        """Reason -> the first few names."""
+        return {reason: tuple(names) for reason, names in self.names.items()}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairs:
+    """Images with their captions, in the order of the source; images are decoded when asked for.
+
+    - `keys`: file names of the images, or "train-000017" for shapes.
+    - `captions`: one or more of each image; none of labelled images that have none (`load_labelled`).
+    - `labels`: class of each image, by place in `classes`; None (and no classes) where the source has none.
+    - `skipped`: reason -> how many were left out; `examples`: the first few names of each.
+    - `source`, `split`: what was asked for.
+    - `mispaired`, `true_captions`: which images carry captions of another, and the right ones; only where known.
+
+    Readers make them with `Pairs.of`.
+    """
+
+    keys: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...]
+    labels: Int[np.ndarray, "n"] | None
+    classes: tuple[str, ...]
+    skipped: Mapping[str, int]
+    source: str
+    split: str | None
+    examples: Mapping[str, tuple[str, ...]]
+    mispaired: Bool[np.ndarray, "n"] | None
+    true_captions: tuple[tuple[str, ...], ...] | None
+    # Opens an image by its place in the source; `_places` holds the places of these pairs.
+    _open: Callable[[int], Image.Image]
+    _places: Int[np.ndarray, "n"]
+
+    @classmethod
+    def of(
+        cls,
+        keys: Sequence[str],
+        captions: Sequence[Sequence[str]],
+        open_image: Callable[[int], Image.Image],
+        *,
+        source: str,
+        split: str | None = None,
+        labels: Sequence[int] | np.ndarray | None = None,
+        classes: Sequence[str] = (),
+        skips: Skips | None = None,
+        mispaired: Bool[np.ndarray, "n"] | None = None,
+        true_captions: Sequence[Sequence[str]] | None = None,
+    ) -> "Pairs":
+        """Pairs from what a reader has found.
+
+        Args:
+            keys: n names, one for each image.
+            captions: of each image.
+            open_image: opens image i, 0 .. n − 1; called by several threads at once. Of what Pillow raises for a
+                damaged image, the pairs make a skip or a sentence.
+            source: what the user asked for.
+            split: the same.
+            labels: (n,) the class of each image, by place in `classes`; None without classes.
+            classes: names of the classes.
+            skips: what was left out.
+            mispaired: (n,) which images carry captions of another.
+            true_captions: the right ones.
+
+        Returns:
+            The pairs.
+
+        Raises:
+            FlowsimError: if there are none, or if the lengths are unequal.
+        """
+        n = len(keys)
+        if n == 0:
+            raise FlowsimError(f"{source!r} has no images. Give a source with at least one.")
+        for name, values in (("captions", captions), ("labels", labels)):
+            if values is not None and len(values) != n:
+                raise FlowsimError(f"There are {n} `keys`, but {len(values)} `{name}`. Give one for each image.")
+        skips = skips or Skips()
+        return cls(
+            keys=tuple(keys),
+            captions=tuple(tuple(texts) for texts in captions),
+            labels=None if labels is None else np.asarray(labels, np.int64),
+            classes=tuple(classes),
+            skipped=skips.counts,
+            source=source,
+            split=split,
+            examples=skips.examples(),
+            mispaired=mispaired,
+            true_captions=None if true_captions is None else tuple(tuple(texts) for texts in true_captions),
+            _open=open_image,
+            _places=np.arange(n),
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"<Pairs: {self.report()}>"
+
+    def report(self) -> str:
+        """One or two sentences: how many pairs from where, and what was skipped for which reason."""
+        counts = [len(c) for c in self.captions]
+        each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        split = "" if self.split is None else f", split {self.split!r}"
+        what = f"{each} caption{'s'[: max(counts) > 1]} each" if max(counts) else f"{len(self.classes)} classes"
+        text = f"{len(self):,} images from {self.source!r}{split}, {what}."
+        if self.mispaired is not None and self.mispaired.any():
+            text += f" Mispaired: {self.mispaired.sum():,}."
+        if not self.skipped:
+            return f"{text} Nothing was skipped."
+        reasons = []
+        for reason, count in self.skipped.items():
+            names = self.examples.get(reason, ())
+            more = ", ..." if count > len(names) else ""
+            reasons.append(f"{reason}: {count:,}" + (f" ({', '.join(names)}{more})" if names else ""))
+        return f"{text} Skipped: {'; '.join(reasons)}."
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell these pairs from others: names, captions and classes, in their order.
+
+        The pixels are not read for it.
+        """
+        labels = None if self.labels is None else [self.classes[k] for k in self.labels]
+        content = json.dumps([self.keys, self.captions, labels], ensure_ascii=False)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def image(self, i: int) -> Image.Image:
+        """Image i at its full size, RGB; transparent parts become white.
+
+        Raises `FlowsimError` with the name of an image that cannot be decoded.
+        """
+        (place,) = self._places[self._rows([i])]
+        return self._decode(int(place), rgb)
+
+    def pixels(
+        self, size: int, indices: Any = None, workers: int = WORKERS, resize: Resize = Resize()
+    ) -> UInt8[np.ndarray, "k size size 3"]:
+        """Images as squares.
+
+        Args:
+            size: pixels along each side.
+            indices: whole numbers, mask or slice; None for all.
+            workers: threads that decode.
+            resize: by default the shorter side is scaled to `size` (bicubic, antialiased), and the middle is kept.
+
+        Returns:
+            (k, size, size, 3) uint8.
+
+        Raises:
+            FlowsimError: with the name of an image that cannot be decoded; `decoded` and `checked` leave such images
+                out.
+        """
+        resize.checked()
+        places = self._places[self._rows(slice(None) if indices is None else indices)]
+        squares = np.empty((len(places), checked_size(size), size, 3), np.uint8)
+
+        def fill(row: int) -> None:
+            squares[row] = self._decode(int(places[row]), lambda image: square(image, size, resize))
+
+        in_threads(fill, len(places), workers)
+        return squares
+
+    def decoded(
+        self, size: int, workers: int = WORKERS, resize: Resize = Resize()
+    ) -> tuple["Pairs", UInt8[np.ndarray, "k size size 3"]]:
+        """The pairs whose images can be decoded, and their `pixels`; the others are counted as skipped."""
+        resize.checked()
+        squares = np.empty((len(self), checked_size(size), size, 3), np.uint8)
+
+        def keep(row: int, image: Image.Image) -> None:
+            squares[row] = square(image, size, resize)
+
+        good = self._good(keep, workers)
+        return (self, squares) if good.all() else (self._without(~good), squares[good])
+
+    def checked(self, workers: int = WORKERS) -> "Pairs":
+        """The pairs whose images can be decoded; the others are counted as skipped.
+
+        Reads every image to its end, at the lowest resolution that its format allows.
+        """
+        good = self._good(lambda row, image: read_roughly(image), workers)
+        return self if good.all() else self._without(~good)
+
+    def select(self, indices: Any) -> "Pairs":
+        """The pairs at `indices` (whole numbers, mask or slice), in that order."""
+        chosen = self._rows(indices)
+
+        def take(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(values[i] for i in chosen)
+
+        return dataclasses.replace(
+            self,
+            keys=take(self.keys),
+            captions=take(self.captions),
+            labels=None if self.labels is None else self.labels[chosen],
+            mispaired=None if self.mispaired is None else self.mispaired[chosen],
+            true_captions=None if self.true_captions is None else take(self.true_captions),
+            _places=self._places[chosen],
+        )
+
+    def _rows(self, indices: Any) -> Int[np.ndarray, "k"]:
+        wanted = indices if isinstance(indices, slice) else np.asarray(indices)
+        try:
+            rows = np.arange(len(self))[wanted]
+        except IndexError as error:
+            raise FlowsimError(f"Wrong indices for {len(self)} pairs: {error}.") from None
+        if rows.ndim != 1 or rows.size == 0:
+            raise FlowsimError("Indices of pairs must be a list, a mask or a slice that takes at least one.")
+        return rows
+
+    def _decode(self, place: int, use: Callable[[Image.Image], Any]) -> Any:
+        try:
+            with self._open(place) as image:
+                return use(image)
+        except BROKEN as error:
+            key = self.keys[int(np.flatnonzero(self._places == place)[0])]
+            raise FlowsimError(
+                f"Image {key!r} of {self.source!r} cannot be decoded ({error}). Repair or remove it, or leave broken "
+                "images out with `load(..., verify=True)`."
+            ) from None
+
+    def _good(self, use: Callable[[int, Image.Image], None], workers: int) -> Bool[np.ndarray, "n"]:
+        """Which images can be used by `use(row, image)`."""
+        good = np.zeros(len(self), bool)
+
+        def attempt(row: int) -> None:
+            try:
+                with self._open(int(self._places[row])) as image:
+                    use(row, image)
+                good[row] = True
+            except BROKEN:
+                pass
+
+        in_threads(attempt, len(self), workers)
+        return good
+
+    def _without(self, broken: Bool[np.ndarray, "n"]) -> "Pairs":
+        names = [self.keys[i] for i in np.flatnonzero(broken)]
+        if len(names) == len(self):
+            raise FlowsimError(
+                f"None of the {len(self):,} images of {self.source!r} can be decoded ({names[0]}, ...). "
+                "Check that they are whole, and of the kinds JPEG, PNG or WebP."
+            )
+        skips = Skips(dict(self.skipped), {k: list(v) for k, v in self.examples.items()})
+        for name in names:
+            skips.add("broken image", name)
+        kept = self.select(~broken)
+        return dataclasses.replace(kept, skipped=skips.counts, examples=skips.examples())

@@ -1,0 +1,50 @@
+"""Splits of a source: whether one exists, and what folders and shards say of split and class by their names."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from flowsim.clip.data.files import Found
+from flowsim.errors import FlowsimError, unknown_name
+
+#: Names of folders and shards that say a split: train, train-0003.tar, validation.
+_SPLIT_NAME = re.compile(r"(train|test|val)(ing|idation)?(?![a-z])")
+
+
+def split_sizes(found: Iterable[Found], assigned: Mapping[str, str]) -> Counter[str]:
+    """Images of each split."""
+    return Counter(assigned[one.key] for one in found if one.key in assigned)
+
+
+def check_split(spec: str, split: str, assigned: Mapping[str, str], sizes: Mapping[str, int]) -> None:
+    """Refuse a split that does not exist, or is empty; the message lists those that exist."""
+    if not assigned:
+        raise FlowsimError(
+            f"{spec!r} has no splits. Add splits.tsv with the columns filename and split, or do without: for training "
+            "with --held-out-data OTHER, or --set split=none --set held_out=none; in Python with split=None."
+        )
+    known = {name: sizes.get(name, 0) for name in assigned.values()}
+    existing = ", ".join(f"{name} ({count:,})" for name, count in sorted(known.items()))
+    if split not in known:
+        raise FlowsimError(f"{unknown_name('split', split, known)} Images of {spec!r}: {existing}.")
+    if not known[split]:
+        raise FlowsimError(f"Split {split!r} of {spec!r} is empty. Images: {existing}.")
+
+
+def split_and_class(one: Found, home: Path) -> tuple[str | None, str | None]:
+    """What folders and shards say of an image; the class is the first folder after the split's."""
+    folders = one.key.split("/")[:-1]
+    if one.image.size >= 0:  # within a shard
+        shard = os.path.relpath(one.image.path, home).split(os.sep)
+        inside = folders
+        for k in range(1, len(shard) + 1):  # names that several shards use begin with the shard's
+            if "/".join(folders[:k]) + ".tar" == "/".join(shard[-k:]):
+                inside = folders[k:]
+        folders = [*shard, *inside]
+    found = [_SPLIT_NAME.match(folder.lower()) for folder in folders]
+    at = next((k for k, match in enumerate(found) if match), None)
+    rest = [folder for folder in folders[0 if at is None else at + 1 :] if not folder.endswith(".tar")]
+    split = None if at is None or (match := found[at]) is None else match[1]
+    return split, rest[0] if rest else None
