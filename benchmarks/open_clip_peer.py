@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from open_clip_train.train import train_one_epoch
 
 from flowsim.clip import data, models
-from flowsim.clip import train as bridge
+from flowsim.clip import training as bridge
 from flowsim.clip.batches import crop, prepare
 from flowsim.clip.settings import Training, preset
 

@@ -116,7 +116,7 @@ def test_the_test_sees_every_way_to_import(tmp_path):
         "def f():\n    import flowsim.cli",
         "import flowsim\nflowsim.claims.run",
         "from flowsim import claims",
-        "import importlib\nimportlib.import_module('flowsim.clip.train')",
+        "import importlib\nimportlib.import_module('flowsim.clip.training')",
     )
     for way in ways:
         (tmp_path / "a.py").write_text(way)

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowsim.clip.data import Pairs, Resize, load, load_labelled
+from flowsim.clip.data import (
+    Pairs,
+    Resize,
+    evaluation_split,
+    is_generated,
+    load,
+    load_labelled,
+    register,
+    sources,
+)
 from flowsim.clip.data.scenes import COLOURS, KINDS, PLACES, SHADES, SIZES, TEXTURES
 from flowsim.clip.data.shapes import CLASSES, Shapes
 from flowsim.errors import FlowsimError
@@ -579,3 +588,69 @@ def test_shapes_are_pairs_as_any_others():
     assert pairs.image(0).size == (20, 20) and pairs.pixels(16).shape == (5, 16, 16, 3)
     assert len(pairs.checked()) == 5
     assert repr(pairs).startswith("<Pairs: 5 images from 'shapes: count=12")
+
+
+# Readers
+
+
+@pytest.fixture
+def grey(monkeypatch):
+    """A reader of "grey:COUNT", known for one test."""
+    monkeypatch.setattr(sources, "READERS", dict(sources.READERS))
+
+    def labelled(source, split):
+        return read(source, split, labels=[k % 2 for k in range(int(source[5:]))], classes=("even", "odd"))
+
+    @register("grey", lambda source: source.startswith("grey:"), describes="'grey:COUNT'", labelled=labelled)
+    def read(source, split, splits=None, **more):
+        count = int(source[5:])
+        return Pairs.of(
+            [f"{k}" for k in range(count)], [(f"number {k}", str(splits)) for k in range(count)],
+            lambda k: Image.new("RGB", (8, 8), (k, k, k)), source=source, split=split, **more,
+        )  # fmt: skip
+
+    return read
+
+
+def test_a_reader_of_another_kind_of_source(grey):
+    pairs = load("grey:5", "all", splits="some.tsv", limit=3)
+    assert pairs.split == "all" and len(pairs) == 3
+    assert pairs.captions[0][1] == "some.tsv"
+    np.testing.assert_array_equal(pairs.pixels(4)[:, 0, 0, 0], [int(key) for key in pairs.keys])
+    found = load_labelled("grey:5", "train")
+    assert found.labels.tolist() == [0, 1, 0, 1, 0] and found.classes == ("even", "odd")
+    assert not is_generated("grey:5") and is_generated("shapes:count=4")
+    with pytest.raises(FlowsimError, match=r"Argument `captions` does not go with 'grey:COUNT'.* give a folder"):
+        load("grey:5", captions="a.tsv")
+
+
+def test_messages_list_the_readers(grey, tmp_path):
+    with pytest.raises(FlowsimError, match=r"There is no 'gray:5'.*Data is a COCO .json, .*'shapes', or 'grey:COUNT'"):
+        load("gray:5")
+    with pytest.raises(FlowsimError, match=r"COCO .json, which has no classes. Give a folder.*, or 'grey:COUNT'"):
+        load_labelled(tmp_path / "a.json", "test")
+
+
+def test_the_last_reader_is_asked_first_and_a_name_can_be_taken_again(grey):
+    @register("mine", lambda source: source == "grey:2")
+    def mine(source, split):
+        return Pairs.of(["a"], [("mine",)], lambda k: Image.new("RGB", (8, 8)), source=source)
+
+    assert load("grey:2").captions == (("mine",),)
+    register("grey", lambda source: source.startswith("grey:"))(grey)
+    assert load("grey:2").captions[0][0] == "number 0"
+    assert sources.READERS["grey"].describes == "'grey'"
+    with pytest.raises(FlowsimError, match="its own reader 'shapes'"):
+        register("shapes", lambda source: False)
+
+
+def test_pairs_of_unequal_lengths_are_refused():
+    with pytest.raises(FlowsimError, match="2 `keys`, but 1 `captions`"):
+        Pairs.of(["a", "b"], [("x",)], Image.open, source="here")
+    with pytest.raises(FlowsimError, match="'here' has no images"):
+        Pairs.of([], [], Image.open, source="here")
+
+
+def test_which_split_is_evaluated(folder, tmp_path):
+    assert evaluation_split("shapes:count=9") == evaluation_split(str(folder)) == "test"
+    assert evaluation_split(str(tmp_path / "nowhere")) is None

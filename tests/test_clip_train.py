@@ -33,13 +33,15 @@ with warnings.catch_warnings():
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     from flowsim.clip import data as data_
-    from flowsim.clip import evaluate, figures, models
+    from flowsim.clip import embed, figures, models
     from flowsim.clip.contrast import Contrast
     from flowsim.clip.evaluate import measure
+    from flowsim.clip.learner import Learner
+    from flowsim.clip.session import synchronised
     from flowsim.clip.settings import PRESETS, Training, preset
-    from flowsim.clip.study import changes, early_changes, finished, report, study
+    from flowsim.clip.studies import changes, early_changes, finished, report, study
     from flowsim.clip.tables import Tables, rank_correlation, smoothed_loss
-    from flowsim.clip.train import _Run, _synchronised, train
+    from flowsim.clip.training import train
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch, torchvision and accelerate warn of each other
 
@@ -83,6 +85,13 @@ def test_the_record_has_the_form_of_a_simulation(baseline):
     assert [p.name for p in path.parent.iterdir()] == ["run.nc"]  # no checkpoint is left
     for name, values in record.series.items():
         np.testing.assert_array_equal(loaded.series[name], values)
+
+
+def test_functions_are_called_by_their_public_names():
+    """Also once the modules that hold them are loaded."""
+    for name in ("train", "study", "measure", "early_changes", "preset"):
+        for _ in range(2):
+            assert callable(getattr(fs.clip, name)), name
 
 
 def test_a_finished_run_is_not_trained_again_and_another_one_is_not_overwritten(baseline):
@@ -174,7 +183,7 @@ def test_causes_of_the_simulator_can_be_switched_on_in_training():
 _KILLED = """
 import os, signal, sys
 from flowsim.clip.settings import Training
-from flowsim.clip.train import train
+from flowsim.clip.training import train
 settings = Training(**{settings!r})
 def kill(numbers):
     if numbers["step"] == 4:
@@ -253,7 +262,7 @@ def test_accumulation_averages_losses_with_their_own_negatives():
 _SHARED = """
 import json, sys
 from flowsim.clip.settings import Training
-from flowsim.clip.train import train
+from flowsim.clip.training import train
 record = train(Training(**{settings!r}), "HS 1", cpu=True, progress=lambda n: print("heard", flush=True))
 import accelerate
 if accelerate.PartialState().is_main_process:
@@ -286,8 +295,8 @@ def test_two_processes_train_as_one(tmp_path):
 
 def test_batch_normalisation_is_shared_by_gpus_only():
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
-    assert type(_synchronised(module, "cpu")[1]) is torch.nn.BatchNorm2d
-    shared = _synchronised(module, "cuda")
+    assert type(synchronised(module, "cpu")[1]) is torch.nn.BatchNorm2d
+    shared = synchronised(module, "cuda")
     assert type(shared[1]) is torch.nn.SyncBatchNorm
     assert shared.state_dict().keys() == module.state_dict().keys()
 
@@ -330,15 +339,15 @@ def test_a_tag_brings_its_activation_normalisation_and_resizing(tmp_path, monkey
     image = np.random.default_rng(0).integers(0, 255, (40, 70, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
     (tmp_path / "captions.tsv").write_text("filename\tcaption\na.png\ta dog\n")
-    sample = evaluate.sample(data_.load(tmp_path), 1, built.tokenize, 32, built.resize)
-    ours = evaluate.embed_images(built, sample.pixels, "cpu")
+    sample = embed.sample(data_.load(tmp_path), 1, built.tokenize, 32, built.resize)
+    ours = embed.embed_images(built, sample.pixels, "cpu")
     images = {k: v for k, v in tag.items() if k != "quick_gelu"}
     pixels = image_transform_v2(PreprocessCfg(size=32, **images), is_train=False)(Image.fromarray(image))
     with torch.no_grad():
         wanted = theirs.eval().encode_image(pixels[None], normalize=True).numpy()
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
     plain = models.build("flowsim-vit-32", str(tmp_path / "tag.pt"), image_size=32)  # the same weights without the tag
-    assert abs(evaluate.embed_images(plain, sample.pixels, "cpu") - wanted).max() > 1e-3
+    assert abs(embed.embed_images(plain, sample.pixels, "cpu") - wanted).max() > 1e-3
     for name, quick in (("openai", True), ("laion2b_s34b_b79k", False)):
         monkeypatch.undo()
         assert bool(models._tag(name, "ViT-B-32").get("quick_gelu")) == quick
@@ -672,7 +681,7 @@ def test_a_full_disk_is_one_sentence_and_the_training_is_not_lost(tmp_path):
     assert found.coordinates["step"][-1] == settings.steps
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.nc"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "export", fail)
+        patch.setattr(Learner, "export", fail)
         with pytest.raises(OSError, match="gone"):
             train(settings, out=path, cpu=True, weights=tmp_path / "weights.pt")
     assert (tmp_path / "run.checkpoint.pt").exists()

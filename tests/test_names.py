@@ -12,7 +12,24 @@ import pytest
 import flowsim as fs
 
 #: Need the extra `clip`.
-WITH_TORCH = {f"flowsim.clip.{name}" for name in ("batches", "contrast", "evaluate", "models", "train")}
+WITH_TORCH = {
+    f"flowsim.clip.{name}"
+    for name in (
+        "batches",
+        "checkpoint",
+        "contrast",
+        "embed",
+        "evaluate",
+        "identity",
+        "labelled",
+        "learner",
+        "loop",
+        "models",
+        "record",
+        "session",
+        "training",
+    )
+}
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages(fs.__path__, "flowsim.")

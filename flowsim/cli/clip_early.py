@@ -25,11 +25,11 @@ class Early(SeveralOptions):
         settings = self.training()
         steps = self.steps or 10
         with bars(self.count) as heard:
-            records = bridge("study").early_changes(
+            records = bridge("studies").early_changes(
                 settings, self.out, self.count, steps, jobs=self.jobs, cpu=self.cpu, heard=heard
             )
         print(f"Change of the gap over the first steps, {len(records)} initialisations")
-        for name, changes in bridge("study").changes(records).items():
+        for name, changes in bridge("studies").changes(records).items():
             good = [c for c in changes if math.isfinite(c)]
             if not good:
                 print(f"  {name:<22} not finite in any")

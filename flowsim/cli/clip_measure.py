@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from flowsim.cli.clip_options import bridge
-from flowsim.cli.files import check_writable_file
+from flowsim.cli.files import check_writable_file, check_writable_folder
 from flowsim.cli.options import Flag, hint, number, text, whole
 from flowsim.cli.output import print_json, say
 
@@ -49,8 +49,11 @@ class Measure:
         """Measure, save, draw, print."""
         if self.out is not None:
             check_writable_file(Path(self.out), ".npz")
+        if self.figure is not None:
+            check_writable_folder(Path(self.figure).parent, "--figure")
+        split = self.split or bridge("data").evaluation_split(self.data)
         measured = bridge("evaluate").measure(
-            self.model, self.data, self.pretrained, split=self.split or _test_split(self.data), pairs=self.pairs,
+            self.model, self.data, self.pretrained, split=split, pairs=self.pairs,
             labelled=self.labelled, template=self.template, image_size=self.image_size, temperature=self.temperature,
             device="cpu" if self.cpu else None,
         )  # fmt: skip
@@ -68,10 +71,3 @@ class Measure:
             if path is not None:
                 say(f"Saved {path}.")
         return 0
-
-
-def _test_split(source: str) -> str | None:
-    """ "test" for sources that have splits."""
-    if source == "shapes" or source.startswith("shapes:"):
-        return "test"
-    return "test" if any((Path(source) / f"splits.{kind}").is_file() for kind in ("tsv", "csv")) else None

@@ -32,7 +32,7 @@ class Study(SeveralOptions):
     def run(self) -> int:
         """Train what is missing, then write and print the tables."""
         check_writable_folder(Path(self.out))
-        study = bridge("study")
+        study = bridge("studies")
         names = study.methods(self.methods)
         if self.tables:
             records = study.finished(self.out)
@@ -41,7 +41,7 @@ class Study(SeveralOptions):
             with bars(len(names) * self.seeds) as heard:
                 records = study.study(settings, self.out, names, self.seeds, jobs=self.jobs, cpu=self.cpu, heard=heard)
         tables = bridge("tables").Tables.of(records)
-        saved = bridge("study").report(records, self.out)
+        saved = bridge("studies").report(records, self.out)
         if self.json:
             print_json(tables.to_dict())
         else:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,8 +47,8 @@ class Train(TrainingOptions):
 
         schedule = schedules.load(self.schedule)
         settings = self.training(seed=self.seed)
-        train = bridge("train").train
-        first = os.environ.get("RANK", "0") == "0"
+        train = bridge("training").train
+        first = bridge("session").is_first_process()
         with bars() if first else contextlib.nullcontext(lines()) as heard:
             record = train(
                 settings, schedule, self.out, cpu=self.cpu, force=self.force, weights=self.weights,

@@ -3,10 +3,14 @@
     import flowsim as fs
     record = fs.clip.train(fs.clip.preset("smoke"), fs.schedules.get("TS S3"), "run.nc")
 
-- `settings`: what a training run is, and the presets; `data`, `shapes`: where pairs come from
+- `settings`: what a training run is, and the presets; `data`: where pairs come from
 - `models`: open_clip models, weights loaded safely; `contrast`: temperature, swaps and loss on features
-- `train`: the loop; `evaluate`: observables of a model
-- `study`: the paper's experiment; `tables`: its outcome beside the paper's
+- `training`: the public function; `learner`: one step; `loop`, `plan`, `record`, `checkpoint`: all steps of a run;
+  `identity`: which runs are the same; `session`: devices and processes
+- `embed`, `evaluate`, `labelled`: observables of a model
+- `studies`: the paper's experiment; `tables`, `figures`: its outcome beside the paper's
+
+Everything is loaded when first used: the data need no PyTorch.
 """
 
 import importlib
@@ -15,27 +19,31 @@ from typing import TYPE_CHECKING, Any
 from flowsim.errors import FlowsimError
 
 if TYPE_CHECKING:
+    from flowsim.clip import data, figures
     from flowsim.clip.evaluate import measure
     from flowsim.clip.settings import Training, preset
-    from flowsim.clip.study import study
+    from flowsim.clip.studies import early_changes, study
     from flowsim.clip.tables import Tables
-    from flowsim.clip.train import train
+    from flowsim.clip.training import train
 
+# No function is called as the module that holds it, which would take its place once that is loaded.
 _HOME = {
-    "Tables": "tables", "Training": "settings", "measure": "evaluate", "preset": "settings", "study": "study",
-    "train": "train",
+    "Tables": "tables", "Training": "settings", "early_changes": "studies", "measure": "evaluate",
+    "preset": "settings", "study": "studies", "train": "training",
 }  # fmt: skip
+_MODULES = ("data", "figures")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOME and name not in _MODULES:
         raise AttributeError(f"module 'flowsim.clip' has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(f"flowsim.clip.{_HOME[name]}"), name)
+        module = importlib.import_module(f"flowsim.clip.{_HOME.get(name, name)}")
     except ModuleNotFoundError as error:
         raise FlowsimError(
             f"The bridge to CLIP needs {error.name}, which is not installed. Use pip install 'flowsim[clip]'."
         ) from None
+    return module if name in _MODULES else getattr(module, name)
 
 
-__all__ = ["Tables", "Training", "measure", "preset", "study", "train"]
+__all__ = ["Tables", "Training", "data", "early_changes", "figures", "measure", "preset", "study", "train"]

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from flowsim import plot
 from flowsim.base.arrays import check
 from flowsim.clip.tables import Tables, completed, rank_correlation, smoothed_loss, split_name
-from flowsim.records.result import Result
+from flowsim.records.result import TrainingRecord
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,7 @@ _POINTS = 150
 _FIRST_STEP = 100
 
 
-def methods_numbers(records: Mapping[str, Result]) -> "xr.Dataset":
+def methods_numbers(records: Mapping[str, TrainingRecord]) -> "xr.Dataset":
     """Curves and final values of all methods over (method, seed), gaps at equal loss, and rank correlations."""
     import xarray as xr
 
@@ -197,7 +197,7 @@ def quality_figure(record: "xr.Dataset") -> Figure:
     return figure
 
 
-def gap_numbers(run: Result, early: Mapping[str, Result]) -> "xr.Dataset":
+def gap_numbers(run: TrainingRecord, early: Mapping[str, TrainingRecord]) -> "xr.Dataset":
     """Clouds of a run's snapshots, each on its own main axes, its gap, and the gaps of many beginnings."""
     import xarray as xr
 

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from flowsim.base.arrays import check
 from flowsim.base.files import reference_path
-from flowsim.records.result import Result
+from flowsim.records.result import TrainingRecord
 
 #: column -> (series of the record, or one of its `stats`; column of the paper's tables; factor to the paper's units)
 COLUMNS: dict[str, tuple[str, str | None, float]] = {
@@ -75,7 +75,7 @@ class Tables:
     left_out: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, records: Mapping[str, Result]) -> "Tables":
+    def of(cls, records: Mapping[str, TrainingRecord]) -> "Tables":
         """From the records of a study, by name; runs that did not complete are left out, and named.
 
         Raises `FlowsimError` if no run completed, or if they have unequal lengths.
@@ -220,7 +220,7 @@ class Tables:
         return self.markdown()
 
 
-def completed(records: Mapping[str, Result]) -> tuple[dict[str, Result], tuple[str, ...]]:
+def completed(records: Mapping[str, TrainingRecord]) -> tuple[dict[str, TrainingRecord], tuple[str, ...]]:
     """The records of runs that completed, and the names of the others with the reason: "TS S3, seed 0 (diverged)"."""
     others = tuple(f"{name} ({r.status.code.name.lower()})" for name, r in records.items() if not r.status.ok)
     return {name: r for name, r in records.items() if r.status.ok}, others
@@ -260,7 +260,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
-def smoothed_loss(record: Result, share: float = 0.02) -> np.ndarray:
+def smoothed_loss(record: TrainingRecord, share: float = 0.02) -> np.ndarray:
     """Training loss averaged over a window of `share` of the steps that ends at each step; NaN before the first."""
     loss = record.training["train_loss"]
     width = max(1, round(share * len(loss)))
@@ -269,7 +269,7 @@ def smoothed_loss(record: Result, share: float = 0.02) -> np.ndarray:
     return np.concatenate([np.full(width - 1, np.nan), means])
 
 
-def _when_loss(record: Result, level: float) -> dict[str, float]:
+def _when_loss(record: TrainingRecord, level: float) -> dict[str, float]:
     """Step at which the smoothed loss first reaches `level`, with gap and temperature interpolated there."""
     reached = np.flatnonzero(smoothed_loss(record) <= level)
     if not reached.size:

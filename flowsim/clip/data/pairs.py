@@ -146,6 +146,13 @@ class Pairs:
             reasons.append(f"{reason}: {count:,}" + (f" ({', '.join(names)}{more})" if names else ""))
         return f"{text} Skipped: {'; '.join(reasons)}."
 
+    def left_out(self) -> dict[str, dict[str, Any]]:
+        """Reason -> how many images were left out ("count"), and the first few of their names ("names")."""
+        return {
+            reason: {"count": count, "names": list(self.examples.get(reason, ()))}
+            for reason, count in self.skipped.items()
+        }
+
     def digest(self) -> str:
         """16 hexadecimal digits that tell these pairs from others: names, captions and classes, in their order.
 

@@ -1,9 +1,9 @@
 """The paper's experiment: every method from the same initial weights, batches and data, over several seeds.
 
-    flowsim clip study --preset laptop --data PHOTOS --methods all --seeds 3
+    records = fs.clip.study(fs.clip.preset("laptop").replace(data="photos"), "clip-runs", "short", seeds=3, jobs=2)
 
-Each run is a `train` of its own, in a process of its own, and resumes by itself; the study only starts what is
-missing and gathers the records. Seeds go first by method: after one seed of all methods there is a table.
+Each run is a separate `train`, in a separate process, and resumes by itself; the study only starts what is missing and
+gathers the records. All methods of one seed come before the next seed, so that there is a table early.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from flowsim.base import processes as _workers
+from flowsim.base import processes
 from flowsim.base.arrays import check
 from flowsim.base.files import write_atomically
 from flowsim.clip.settings import Training
@@ -20,7 +20,7 @@ from flowsim.model import schedules
 from flowsim.model.schedules import Schedule
 from flowsim.model.temperature import Fixed
 from flowsim.records.load import load_result, load_results, save_results
-from flowsim.records.result import Result
+from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
 
 #: The rows of the paper's table 2 and those around them that a short study needs.
@@ -63,15 +63,25 @@ def study(
     jobs: int = 1,
     cpu: bool = False,
     heard: Callable[[str, dict[str, float]], None] = lambda name, numbers: None,
-) -> dict[str, Result]:
-    """Train every method with every seed; records by name ("TS S3, seed 0").
+) -> dict[str, TrainingRecord]:
+    """Train every method with every seed.
 
-    - `out`: folder of the records, one file each, and of `runs.nc` with all of them.
-    - `seeds`: how many, from 0, or which. The seed sets weights, batches, crops and swaps alike for all methods.
-    - `jobs`: runs at the same time, each in its own process.
-    - `heard`: called with the run's name and its step, loss, temperature, modality_gap.
+    The same call goes on where it was stopped.
 
-    The same call goes on where it was stopped. Raises `FlowsimError` for bad input.
+    Args:
+        settings: of every run, except for the seed.
+        out: folder of the records, one file each, and of `runs.nc` with all of them.
+        names: "all" methods of the paper, the nine of a "short" study, or a list.
+        seeds: how many, from 0, or which. The seed sets weights, batches, crops and swaps alike for all methods.
+        jobs: runs at the same time, each in its own process.
+        cpu: use the CPU even if there is a GPU.
+        heard: called with the run's name and its step, loss, temperature, modality_gap.
+
+    Returns:
+        Records by name ("TS S3, seed 0").
+
+    Raises:
+        FlowsimError: for bad input.
     """
     folder, chosen = Path(out), methods(names)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -82,15 +92,15 @@ def study(
         (_train, (settings.replace(seed=seed), name, str(folder / file_name(name, seed)), cpu)) for name, seed in runs
     ]
     labels = [run_name(*run) for run in runs]
-    done: dict[str, Result] = {}
-    for index, result in _workers.run(calls, lambda name, numbers: heard(name, numbers), workers=jobs):
+    done: dict[str, TrainingRecord] = {}
+    for index, result in processes.run(calls, lambda name, numbers: heard(name, numbers), workers=jobs):
         done[labels[index]] = result
     records = {label: done[label] for label in labels}
     save_results(records, folder / "runs.nc")
     return records
 
 
-def report(records: Mapping[str, Result], out: str | os.PathLike[str]) -> list[Path]:
+def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -> list[Path]:
     """Write the tables (Markdown) and the figures of a study into its folder; the files.
 
     `methods`: gap and temperature of all methods over time and at equal loss. `quality`: retrieval (the paper's
@@ -133,15 +143,15 @@ def file_name(method: str, seed: int) -> str:
     return f"{method.replace(' ', '-')}.seed{seed}.nc"
 
 
-def _train(say: Callable[..., None], settings: Training, method: str, path: str, cpu: bool) -> Result:
-    """One run; in a process of its own."""
-    from flowsim.clip.train import train
+def _train(say: Callable[..., None], settings: Training, method: str, path: str, cpu: bool) -> TrainingRecord:
+    """One run, in its own process."""
+    from flowsim.clip.training import train
 
     name = run_name(method, settings.seed)
     return train(*setup(method, settings), path, cpu=cpu, progress=lambda numbers: say(name, numbers))
 
 
-def finished(out: str | os.PathLike[str]) -> dict[str, Result]:
+def finished(out: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
     """The records of a study's folder whose runs have ended, by name. Raises `FlowsimError` if there are none."""
     records = {}
     known = {file_name(name, 0).removesuffix("seed0.nc"): name for name in methods("all")}
@@ -158,12 +168,26 @@ def finished(out: str | os.PathLike[str]) -> dict[str, Result]:
 def early_changes(
     settings: Training, out: str | os.PathLike[str], count: int = 100, steps: int = 10, *, jobs: int = 1,
     cpu: bool = False, heard: Callable[[str, dict[str, float]], None] = lambda name, numbers: None,
-) -> dict[str, Result]:  # fmt: skip
-    """The first steps from many initialisations (the paper's Figure 4b); records by name ("seed 0").
+) -> dict[str, TrainingRecord]:  # fmt: skip
+    """The first steps from many initialisations (the paper's Figure 4b).
 
     Each run takes `steps` steps of the Baseline with its full learning rate, and is evaluated after every one.
-    Finished runs are kept in `out`/early.nc, in parts of ten, so that the same call goes on, also with another `count`.
-    Raises `FlowsimError` for bad input, and for a folder that holds other runs.
+    Finished runs are kept in `early.nc`, in parts of ten, so that the same call goes on, also with another `count`.
+
+    Args:
+        settings: of every run, except for the seed, the steps and the evaluations.
+        out: folder of `early.nc`.
+        count: initialisations: seeds from 0.
+        steps: of each.
+        jobs: parts at the same time, each in its own process.
+        cpu: use the CPU even if there is a GPU.
+        heard: called with the run's name and its step, loss, temperature, modality_gap.
+
+    Returns:
+        Records by name ("seed 0").
+
+    Raises:
+        FlowsimError: for bad input, and for a folder that holds other runs.
     """
     check(count >= 1, f"Argument `count` must be at least 1, but is {count}. Use e.g. 100.")
     check(jobs >= 1, f"Argument `jobs` must be at least 1, but is {jobs}. Use e.g. 2.")
@@ -173,15 +197,15 @@ def early_changes(
     )
     parts = [range(first, min(first + 10, count)) for first in range(0, count, 10)]
     calls = [(_early, (quick, list(part), str(folder / f"early.part{part[0]}.nc"), cpu)) for part in parts]
-    found: dict[int, dict[str, Result]] = {}
-    for index, records in _workers.run(calls, lambda name, numbers: heard(name, numbers), workers=jobs):
+    found: dict[int, dict[str, TrainingRecord]] = {}
+    for index, records in processes.run(calls, lambda name, numbers: heard(name, numbers), workers=jobs):
         found[index] = records
     records = {name: result for index in sorted(found) for name, result in found[index].items()}
     save_results(records, folder / "early.nc")
     return records
 
 
-def changes(records: Mapping[str, Result]) -> dict[str, list[float]]:
+def changes(records: Mapping[str, TrainingRecord]) -> dict[str, list[float]]:
     """Change of the gap of each beginning: of held-out pairs and of training pairs from the first to the last
     evaluation, and of the batches from the first step to the last."""
     found: dict[str, list[float]] = {}
@@ -194,8 +218,11 @@ def changes(records: Mapping[str, Result]) -> dict[str, list[float]]:
     return found
 
 
-def _early(say: Callable[..., None], settings: Training, seeds: list[int], path: str, cpu: bool) -> dict[str, Result]:
-    from flowsim.clip.train import same_run, train
+def _early(
+    say: Callable[..., None], settings: Training, seeds: list[int], path: str, cpu: bool
+) -> dict[str, TrainingRecord]:
+    from flowsim.clip.identity import same_run
+    from flowsim.clip.training import train
 
     schedule = schedules.get("Baseline")
     records = load_results(path) if Path(path).is_file() else {}

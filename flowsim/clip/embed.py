@@ -1,0 +1,91 @@
+"""Embeddings of a model on pairs, and every observable of `flowsim.observables` on them.
+
+The metrics are the simulator's own functions; here features only become arrays. Protocol: first caption of each
+image, whole images without augmentation, unit rows.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from flowsim import observables
+from flowsim.clip import models
+from flowsim.clip.batches import channels_first, crop
+from flowsim.clip.data import Pairs, Resize
+from flowsim.model.losses import InfoNCE
+from flowsim.model.pairing import Targets
+
+#: Images embedded at once.
+_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Pairs ready to be embedded: pixels (n, 3, s, s) uint8, tokens (n, context); `pairs` without broken images."""
+
+    pairs: Pairs
+    pixels: torch.Tensor
+    tokens: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def sample(pairs: Pairs, count: int, tokenize: Any, size: int, resize: Resize = Resize()) -> Sample:
+    """The first `count` pairs with their first captions; broken images are left out."""
+    chosen, pixels = pairs.select(slice(count)).decoded(size, resize=resize)
+    return Sample(chosen, channels_first(pixels), tokenize([captions[0] for captions in chosen.captions]))
+
+
+@torch.no_grad()
+def embed(model: models.Model, pairs: Sample, device: Any, autocast: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows (image, text), float64 (n, d). The model is put into evaluation mode and back."""
+    return embed_images(model, pairs.pixels, device, autocast), embed_texts(model, pairs.tokens, device, autocast)
+
+
+@torch.no_grad()
+def embed_images(model: models.Model, pixels: torch.Tensor, device: Any, autocast: Any = None) -> np.ndarray:
+    """Unit rows (n, d) of uint8 pixels (n, 3, s, s)."""
+    return _in_parts(
+        model, pixels, device, autocast, lambda x: model.module.encode_image(crop(x, None, model.mean, model.std))
+    )
+
+
+@torch.no_grad()
+def embed_texts(model: models.Model, tokens: torch.Tensor, device: Any, autocast: Any = None) -> np.ndarray:
+    """Unit rows (n, d) of token ids (n, context)."""
+    return _in_parts(model, tokens, device, autocast, model.module.encode_text)
+
+
+def _in_parts(model: models.Model, inputs: torch.Tensor, device: Any, autocast: Any, encode: Any) -> np.ndarray:
+    was_training = model.module.training
+    model.module.eval()
+    parts = []
+    for part in inputs.split(_BATCH):
+        with autocast() if autocast is not None else torch.autocast("cpu", enabled=False):
+            rows = encode(part.to(device))
+        parts.append(torch.nn.functional.normalize(rows.float(), dim=1).cpu().numpy())
+    model.module.train(was_training)
+    rows = np.concatenate(parts).astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def observe(image: np.ndarray, text: np.ndarray, inverse_temperature: float, which: str = "all") -> dict[str, float]:
+    """Observables by name of unit rows (n, d), and `loss`, the contrastive loss of all n pairs at β.
+
+    `which` is "all" or "gap" (only what costs no factorisation and little compiling).
+    """
+    loss = {"loss": contrastive_loss(image, text, inverse_temperature)}
+    if which == "gap":
+        return {"modality_gap": float(observables.modality_gap(image, text)), **loss}
+    report = observables.report(image, text, temperature=1.0 / inverse_temperature)
+    return {**report.values, **loss}
+
+
+def contrastive_loss(image: np.ndarray, text: np.ndarray, inverse_temperature: float) -> float:
+    """InfoNCE of all pairs at β, in double precision; its chance level is ln n."""
+    with jax.enable_x64(True):
+        return float(InfoNCE().value(jax.numpy.asarray(inverse_temperature * (image @ text.T)), Targets(None, None)))

@@ -1,0 +1,90 @@
+"""What makes two runs the same run: equal settings, on data, models and weights of equal content."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from flowsim.base.arrays import check
+from flowsim.base.paths import to_config
+from flowsim.clip import data
+from flowsim.clip.labelled import Labelled
+from flowsim.clip.pools import load_pools
+from flowsim.clip.settings import Training
+from flowsim.model.schedules import Schedule
+from flowsim.records.load import load_result
+from flowsim.records.result import TrainingRecord
+from flowsim.records.status import Status
+
+
+def configuration(settings: Training, schedule: Schedule) -> dict[str, Any]:
+    """What the record says of a run before its data are read; two runs that differ here are not the same."""
+    return {"kind": "training", "schedule": to_config(schedule), "training": _plain(settings)}
+
+
+def same_run(record: TrainingRecord, settings: Training, schedule: Schedule) -> bool:
+    """Whether a record is one of this run: the same settings, on the same data, model and weights by their content.
+
+    Records of earlier versions hold no digests; those are told by the names of their files.
+    """
+    config = json.loads(json.dumps(configuration(settings, schedule)))
+    if any(record.config.get(key) != value for key, value in config.items()):
+        return False
+    if not record.config.get("digests"):
+        return True
+    return same_configuration(record.config, {**record.config, "digests": digests(settings)})
+
+
+def same_configuration(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configurations are equal; a digest that only one of them has says nothing."""
+    a, b = one.get("digests", {}), other.get("digests", {})
+    rest = [{k: v for k, v in config.items() if k != "digests"} for config in (one, other)]
+    return rest[0] == rest[1] and all(a[name] == b[name] for name in a.keys() & b.keys())
+
+
+def ended_record(path: Path, settings: Training, schedule: Schedule) -> TrainingRecord | None:
+    """The record at `path` if its run has ended, None if it is to go on. Raises `FlowsimError` for another run's."""
+    found = load_result(path)
+    check(
+        same_run(found, settings, schedule),
+        f"{str(path)!r} holds another run. Choose another name or folder, or remove the file (train: --force).",
+    )
+    return None if found.status.code is Status.UNFINISHED else found
+
+
+def digests(settings: Training) -> dict[str, str]:
+    """Digits that tell the content of files from other files of the same name: data, model and weights.
+
+    Shapes and open_clip's own models are told by their names.
+    """
+    found: dict[str, str] = {}
+    training, held_out = load_pools(settings)
+    for name, pairs in (("data", training), ("held_out_data", held_out)):
+        if not data.is_generated(pairs.source):
+            found[name] = pairs.digest()
+    if settings.labelled is not None and not data.is_generated(settings.labelled):
+        found["labelled"] = Labelled.of(settings.labelled).digest()
+    for name, file in (("model", settings.model), ("pretrained", settings.pretrained)):
+        if file is not None and Path(file).is_file():
+            with open(file, "rb") as content:
+                found[name] = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+    return found
+
+
+def short_report(pairs: data.Pairs) -> str:
+    """The report of pairs with their source named without its folder, which differs from machine to machine."""
+    report, source = pairs.report(), pairs.source
+    return report if data.is_generated(source) else report.replace(source, Path(source).name)
+
+
+def _plain(settings: Training) -> dict[str, Any]:
+    """Settings for the record. Files are named without their folders, which differ from machine to machine."""
+    config = dataclasses.asdict(settings)
+    config["clamp"] = None if settings.clamp is None else list(settings.clamp)
+    del config["checkpoint_seconds"]  # changes nothing in the record
+    for name in ("data", "held_out_data", "labelled", "model", "pretrained"):
+        is_source = name not in ("model", "pretrained")
+        if config[name] is not None and not (is_source and data.is_generated(config[name])):
+            config[name] = Path(config[name]).name
+    return config

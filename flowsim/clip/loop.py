@@ -1,0 +1,180 @@
+"""The loop of a run: steps, evaluations, checkpoints, until the last step or a loss that is not finite."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flowsim.clip.checkpoint import Checkpoint
+from flowsim.clip.embed import Sample, embed, observe
+from flowsim.clip.labelled import Labelled, classify
+from flowsim.clip.learner import Learner
+from flowsim.clip.record import Log, Record
+from flowsim.records.result import TrainingRecord
+from flowsim.records.status import Status
+
+#: Losses are fetched from the device this often (steps): each fetch waits for it.
+_FETCH = 25
+
+Numbers = dict[str, float]
+
+
+@dataclasses.dataclass
+class Loop:
+    """A run that can be taken to its end.
+
+    - `learner`, `record`: the model, and what is known of it.
+    - `held_out`, `seen`: pairs that each evaluation embeds; `labelled`: images that judge the finished model.
+    - `path`: of the record, None if it is not stored; `checkpoint` beside it.
+    - `heard`: is told how far the run is, by the main process.
+    """
+
+    learner: Learner
+    record: Record
+    held_out: Sample
+    seen: Sample
+    labelled: Labelled | None
+    path: Path | None
+    heard: Callable[[Numbers], None]
+
+    def __post_init__(self) -> None:
+        self.session, self.plan, self.settings = self.record.session, self.record.plan, self.record.settings
+        self.checkpoint = None if self.path is None else Checkpoint(self.path)
+        self._pending: list[torch.Tensor] = []
+        self._saved = self._begin = 0.0
+        self._since = 0
+
+    def restore(self, force: bool = False) -> None:
+        """Go on from the checkpoint, if there is one; with `force` it is removed.
+
+        Raises `FlowsimError` if it is damaged or of another run.
+        """
+        if self.checkpoint is None:
+            return
+        if force:
+            self.checkpoint.remove()
+        state = self.checkpoint.read(self.record.config)
+        if state is not None:
+            self.learner.restore(state)
+            self.record.log, self.record.step = Log.of(state["log"]), state["step"]
+            self.record.seconds = state["seconds"]
+
+    def run(self, weights: Path | None = None) -> TrainingRecord:
+        """Train to the last step; the finished record. The weights of a completed run are exported before it."""
+        self._saved = time.monotonic()
+        self.learner.wrapped.train()
+        if self.record.step == 0 and not self.record.log.rows:
+            self._evaluate()
+        status = Status.COMPLETED
+        self._start_clock()
+        while self.record.step < self.plan.steps:
+            self._pending.append(self.learner.take_step(self.record.step))
+            self.record.step += 1
+            here = self.record.step in self.plan.evaluations or self.record.step == self.plan.steps
+            due = self._is_checkpoint_due()
+            if not (here or due or len(self._pending) == _FETCH):
+                continue
+            if not self._fetch() or (here and not self._evaluate()):
+                status = Status.DIVERGED
+                break
+            if due:
+                self._write_checkpoint()
+            self._start_clock()
+        return self._end(status, weights)
+
+    def _start_clock(self) -> None:
+        self._begin, self._since = time.perf_counter(), self.record.step
+
+    def _is_checkpoint_due(self) -> bool:
+        # The main process alone saves: clocks differ, and nobody may wait for another.
+        if not self.session.is_main or self.checkpoint is None:
+            return False
+        return time.monotonic() - self._saved > self.settings.checkpoint_seconds
+
+    def _fetch(self) -> bool:
+        """Take the values of the last steps from the device into the record; whether they are finite."""
+        record = self.record
+        values = torch.stack(self._pending).cpu().double().numpy()
+        self._pending.clear()
+        seconds = time.perf_counter() - self._begin
+        record.seconds["training"] += seconds
+        record.note_steps(values)
+        numbers = {
+            "step": record.step, "steps": self.plan.steps, "loss": float(values[-1, 0]),
+            "temperature": record.log.steps["train_temperature"][-1], "modality_gap": float(values[-1, 1]),
+            "images_per_second": (record.step - self._since) * record.pairs_per_step / max(seconds, 1e-9),
+        }  # fmt: skip
+        if self.session.is_main:
+            self.heard(numbers)
+        return bool(np.isfinite(values[:, :2]).all())
+
+    def _evaluate(self) -> bool:
+        """Observe the model now, on held-out pairs and on training pairs; the main process writes the record.
+
+        False, and nothing is noted, if its embeddings are not finite any more.
+        """
+        begin = time.perf_counter()
+        learner, record, device = self.learner, self.record, self.session.device
+        autocast = self.session.accelerator.autocast
+        held_out, seen = (embed(learner.model, pairs, device, autocast) for pairs in (self.held_out, self.seen))
+        if not all(np.isfinite(part).all() for part in (*held_out, *seen)):
+            return False
+        beta, raw = learner.temperature.value(record.step / self.plan.steps)
+        which = self.settings.observables
+        row = {
+            "step": record.step, "epoch": record.step / self.plan.per_epoch, "progress": record.step / self.plan.steps,
+            "temperature": 1.0 / beta, "inverse_temperature": beta, **({} if raw is None else {"raw_temperature": raw}),
+            **observe(*held_out, beta, which),
+            **{f"seen_{name}": value for name, value in observe(*seen, beta, which).items()},
+        }  # fmt: skip
+        record.log.add_row(row)
+        if record.step in self.plan.snapshots:
+            count = self.settings.snapshot_pairs
+            image, text = (rows[:count].astype(np.float32) for rows in seen)
+            known = {} if raw is None else {"raw_temperature": np.float64(raw)}
+            record.log.add_snapshot(record.step, {"image": image, "text": text, **known})
+        learner.wrapped.train()
+        record.seconds["evaluation"] += time.perf_counter() - begin
+        if self.session.is_main and self.path is not None:
+            record.result(Status.UNFINISHED).save(self.path)
+        self.session.accelerator.wait_for_everyone()
+        return True
+
+    def _write_checkpoint(self) -> None:
+        assert self.checkpoint is not None
+        record = self.record
+        state = {"step": record.step, "log": record.log.state(), "seconds": dict(record.seconds)}
+        self.checkpoint.write(record.config, {**self.learner.state(), **state})
+        self._saved = time.monotonic()
+
+    def _end(self, status: Status, weights: Path | None) -> TrainingRecord:
+        """The finished record; the main process writes it, and what belongs to it."""
+        if self.session.is_main and status is Status.COMPLETED:
+            self._finish(weights)
+        result = self.record.result(status)
+        if self.session.is_main and self.path is not None:
+            result.save(self.path)
+            assert self.checkpoint is not None
+            self.checkpoint.remove()
+        self.session.accelerator.wait_for_everyone()
+        return result
+
+    def _finish(self, weights: Path | None) -> None:
+        """What comes after the last step: accuracies on labelled images, and the weights."""
+        record = self.record
+        if self.checkpoint is not None and (self.labelled is not None or weights is not None):
+            self._write_checkpoint()  # if one of them fails, the training is not lost
+        if self.labelled is not None:
+            found = classify(self.learner.model, self.labelled, self.session.device)
+            record.accuracies = {"zero_shot": found.zero_shot}
+            if found.linear_probe is not None:
+                record.accuracies["linear_probe"] = found.linear_probe
+            record.config["labelled"] = {
+                "images": found.images, "classes": found.classes, "skipped": found.skipped,
+                "template": self.labelled.template,
+            }  # fmt: skip
+        if weights is not None:
+            self.learner.export(weights, record.step / self.plan.steps)

@@ -1,0 +1,37 @@
+"""The pairs of a run, for training and for evaluation; many short runs in one process share them."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from flowsim.base.arrays import check
+from flowsim.clip import data
+from flowsim.clip.settings import Training
+
+
+def load_pools(settings: Training) -> tuple[data.Pairs, data.Pairs]:
+    """Training pairs and held-out pairs; subsets are the same for every seed."""
+    training = _pairs(settings.data, settings.split, settings.limit)
+    held_out = _pairs(settings.held_out_data or settings.data, settings.held_out, settings.pairs)
+    for pairs, name in ((training, settings.split), (held_out, settings.held_out)):
+        check(len(pairs) >= 2, f"{pairs.source!r}, split {name!r}, has fewer than 2 pairs. Give more.")
+    return training, held_out
+
+
+def _pairs(source: str, split: str | None, limit: int | None) -> data.Pairs:
+    return _loaded(source, split, limit, _stamp(source))
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(source: str, split: str | None, limit: int | None, stamp: Any) -> data.Pairs:
+    return data.load(source, split, limit=limit)
+
+
+def _stamp(source: str) -> Any:
+    """What changes when the files of a source do: their times, as far as they are seen at once."""
+    if data.is_generated(source):
+        return None
+    path = Path(source)
+    seen = [path, *(path / f"{name}.{kind}" for name in ("captions", "splits") for kind in ("tsv", "csv"))]
+    times = tuple(p.stat().st_mtime_ns for p in seen if p.exists())
+    return times or object()  # a pattern: nothing is seen, and nothing is shared

@@ -1,0 +1,165 @@
+"""Where a run happens: processes, device and precision; threads; the lock of its record; and TensorBoard.
+
+Several processes share each batch, and its loss and gradient are those of the whole batch. So are the statistics of
+batch normalisation on GPUs; on CPUs, where PyTorch cannot share them, each process normalises its own part. Dropout is
+drawn by each process for itself.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import accelerate
+import filelock
+import numpy as np
+import open_clip
+import scipy.linalg  # noqa: F401  (the linear algebra that JAX calls; only what is loaded can be limited)
+import threadpoolctl
+import torch
+
+from flowsim.base.arrays import check
+from flowsim.base.files import write_atomically
+from flowsim.errors import FlowsimError
+
+
+@dataclass(frozen=True)
+class Session:
+    """The processes and devices of one run, by accelerate."""
+
+    accelerator: accelerate.Accelerator
+
+    @classmethod
+    def begin(cls, precision: str, cpu: bool) -> "Session":
+        """A session of "fp32" or "bf16", on a CPU if `cpu`."""
+        if "RANK" not in os.environ:
+            # accelerate keeps precision and device for the whole session; a second run may want others.
+            accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        return cls(accelerate.Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no"))
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self.accelerator.is_main_process
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.accelerator.process_index
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self.accelerator.num_processes
+
+    def memory(self) -> dict[str, float]:
+        """The largest memory of a GPU so far, in bytes."""
+        if self.device.type != "cuda":
+            return {}
+        return {"peak_memory_bytes": float(torch.cuda.max_memory_allocated(self.device))}
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what computes, and the device."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {
+            "flowsim": importlib.metadata.version("flowsim"), "torch": torch.__version__,
+            "open_clip": open_clip.__version__, "accelerate": accelerate.__version__, "device": name,
+        }  # fmt: skip
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of those that a launcher started; known before there is a session."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def synchronised(module: torch.nn.Module, device: str) -> torch.nn.Module:
+    """The module with batch normalisation over all processes; as it is on a CPU, where PyTorch has none."""
+    if device != "cuda":
+        return module
+    from timm.layers.norm_act import convert_sync_batchnorm  # also knows timm's own kind
+
+    return convert_sync_batchnorm(module)
+
+
+def seed_torch(seed: int, micro: int, rank: int) -> None:
+    """Seed what PyTorch draws in a micro-batch (dropout), apart from the seeds of batches and crops."""
+    state = np.random.SeedSequence((seed, 2, micro, rank)).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(state >> np.uint64(1)))
+
+
+@contextlib.contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Limit the threads of PyTorch, and those of the linear algebra that measures: waiting threads cost most."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpoolctl.threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before any time is spent; leaves nothing behind but its folder."""
+    check(not path.is_dir(), f"Cannot write {str(path)!r}: it is a folder. Choose the name of a file.")
+    write_atomically(path.with_name(f".{path.name}.probe"), lambda temporary: None).unlink()
+
+
+@contextlib.contextmanager
+def alone(path: Path | None) -> Iterator[None]:
+    """Refuse a record that cannot be written, or that another process is writing."""
+    if path is None or not is_first_process():
+        yield
+        return
+    check_writable(path)
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise FlowsimError(
+            f"{str(path)!r} is being written by another process. Wait for it, stop it, or choose another name."
+        ) from None
+    except OSError as error:
+        raise FlowsimError(
+            f"Cannot lock {str(path)!r}: {error.strerror or error}. Choose a folder whose file system has locks."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scalars(folder: str | None) -> Iterator[Callable[[dict[str, float]], None]]:
+    """A function that sends numbers to TensorBoard, or does nothing."""
+    if folder is None:
+        yield lambda numbers: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise FlowsimError("TensorBoard is not installed. Use pip install tensorboard, or leave it out.") from None
+    try:
+        writer = SummaryWriter(folder)
+    except OSError as error:
+        raise FlowsimError(
+            f"Cannot write to the folder {folder!r}: {error.strerror or error}. Choose another for TensorBoard."
+        ) from None
+    with writer:
+
+        def write(numbers: dict[str, float]) -> None:
+            for name in ("loss", "temperature", "modality_gap", "images_per_second"):
+                writer.add_scalar(name, numbers[name], int(numbers["step"]))
+
+        yield write

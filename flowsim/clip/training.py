@@ -1,0 +1,128 @@
+"""Training a CLIP model under a schedule, recorded as a `TrainingRecord`.
+
+Step k of a run depends on its settings, its seed and k alone, and everything else is in the checkpoint: a killed run
+goes on as if nothing had happened (bit by bit on a CPU).
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flowsim.base.arrays import check
+from flowsim.clip import models
+from flowsim.clip.batches import onto, prepare
+from flowsim.clip.data import Pairs
+from flowsim.clip.embed import Sample, sample
+from flowsim.clip.identity import configuration, digests, ended_record, short_report
+from flowsim.clip.labelled import Labelled
+from flowsim.clip.learner import Learner
+from flowsim.clip.loop import Loop
+from flowsim.clip.plan import Plan
+from flowsim.clip.pools import load_pools
+from flowsim.clip.record import Record
+from flowsim.clip.session import Session, alone, check_writable, is_first_process, limited_threads, scalars
+from flowsim.clip.settings import Training
+from flowsim.model.schedules import Schedule, as_schedule
+from flowsim.records.result import TrainingRecord
+
+
+def train(
+    settings: Training,
+    schedule: Schedule | str = "Baseline",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    cpu: bool = False,
+    force: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    tensorboard: str | None = None,
+    progress: Callable[[dict[str, float]], None] | None = None,
+) -> TrainingRecord:
+    """Train `settings.model` on `settings.data` under a schedule.
+
+    Args:
+        settings: what is trained on what, and how.
+        schedule: an object, a preset's name or a JSON file.
+        out: the record (.nc), written at every evaluation; None keeps it in memory. A checkpoint lies beside it until
+            the run is finished; the same call goes on from there, and returns the record of a finished run. A record
+            of another run is not overwritten.
+        cpu: use the CPU even if there is a GPU.
+        force: train again, over a record or a checkpoint that is there.
+        weights: file for the final weights of a run that completes, a state dict that open_clip loads.
+        tensorboard: folder for the numbers of `progress`.
+        progress: called with step, steps, loss, temperature, modality_gap and images_per_second, by the first process.
+
+    Returns:
+        The record. A loss that is not finite ends the run with status DIVERGED; the record holds what came before.
+
+    Raises:
+        FlowsimError: for bad input before any training, and where a file cannot be written; the record of the last
+            evaluation and the last checkpoint are then still there.
+    """
+    schedule = as_schedule(schedule)
+    path = None if out is None else Path(out)
+    if path is not None:
+        check(path.suffix == ".nc", f"Records end in .nc, but got {path.name!r}. Use e.g. run.nc.")
+        if path.is_file() and not force and (done := ended_record(path, settings, schedule)) is not None:
+            check(
+                weights is None or Path(weights).exists(),
+                f"{str(path)!r} is finished, and its weights were not kept. Use --force to train it again.",
+            )
+            return done
+    first = is_first_process()
+    if weights is not None and first:
+        check_writable(Path(weights))
+    with alone(path), limited_threads(settings.threads), scalars(tensorboard if first else None) as write:
+
+        def heard(numbers: dict[str, float]) -> None:
+            write(numbers)
+            if progress is not None:
+                progress(numbers)
+
+        loop = _prepared(settings, schedule, path, cpu, heard)
+        loop.restore(force)
+        return loop.run(None if weights is None else Path(weights))
+
+
+def _prepared(
+    settings: Training, schedule: Schedule, path: Path | None, cpu: bool, heard: Callable[[dict[str, float]], None]
+) -> Loop:
+    """The run before its first step: its model, its data and its record. Raises `FlowsimError` for bad input."""
+    session = Session.begin(settings.precision, cpu)
+    check(
+        settings.batch_size % session.processes == 0,
+        f"A batch of {settings.batch_size} pairs cannot be shared by {session.processes} processes. Use a multiple.",
+    )
+    model = models.build(settings.model, settings.pretrained, settings.image_size, settings.seed)
+    pool, held_out_pool = load_pools(settings)
+    labelled = Labelled.of(settings.labelled) if session.is_main and settings.labelled is not None else None
+    told_apart = digests(settings)
+    size, tokenize, resize = model.image_size, model.tokenize, model.resize
+    batches = prepare(pool, tokenize, size, settings, session.rank, session.processes, resize)
+    onto(batches, session.device)
+    plan = Plan.of(settings, len(batches.pairs))
+    seen = sample(batches.pairs, settings.pairs, tokenize, size, resize)
+    held_out = sample(held_out_pool, settings.pairs, tokenize, size, resize)
+    learner = Learner(settings, schedule, session, model, batches, plan)
+    config = {
+        **configuration(settings, schedule), **_facts(batches.pairs, seen, held_out), "steps": plan.steps,
+        "negatives": settings.batch_size - 1, "embed_dim": model.embed_dim, "digests": told_apart,
+    }  # fmt: skip
+    parameters = sum(p.numel() for p in learner.model.module.parameters())
+    record = Record(settings, schedule, plan, session, config, parameters)
+    return Loop(learner, record, held_out, seen, labelled, path, heard)
+
+
+def _facts(training: Pairs, seen: Sample, held_out: Sample) -> dict[str, Any]:
+    """What the record says of the data."""
+    return {
+        "evaluation": {
+            "pairs": len(held_out), "seen_pairs": len(seen), "captions": "first", "crop": "centre",
+            "retrieval_pool": len(held_out),
+        },
+        "data": {
+            "training_pairs": len(training), "report": short_report(training),
+            "held_out_report": short_report(held_out.pairs),
+            "skipped": dict(training.skipped), "held_out_skipped": dict(held_out.pairs.skipped),
+        },
+    }  # fmt: skip
