@@ -13,7 +13,7 @@ from flowsim.comparison.statistics import rms
 
 @dataclasses.dataclass(frozen=True)
 class Cones:
-    """Gap and temperature of parallel cones over `axis`, (T,) each, with a factor of time of their own."""
+    """Gap and temperature of parallel cones over `axis`, (T,) each, with a separate factor of time."""
 
     axis: np.ndarray
     gap: np.ndarray

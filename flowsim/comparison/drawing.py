@@ -43,7 +43,7 @@ def figure_of(panels: Sequence[tuple[str, Callable[[Axes], None]]]) -> Figure:
 def along_run(x: np.ndarray, label: str, ax: Axes) -> None:
     """The horizontal axis over evaluations `x` (T,).
 
-    Logarithmic from the first positive value on, where there are decades; that at 0 stands at the left edge.
+    Logarithmic from the first positive value on, where there are decades; a point at 0 is drawn at the left edge.
     """
     positive = x[x > 0]
     if positive.size > 1 and positive[-1] > 30 * positive[0]:

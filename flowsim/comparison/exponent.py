@@ -285,7 +285,7 @@ def _at_a_bound(run: Run, policy: AbstractTemperature) -> str:
 
 
 def _apart(x: np.ndarray, least: float) -> np.ndarray:
-    """Mask of the points that lie at least so far from the last one that was kept; the first is kept."""
+    """Mask of points (T,) at a distance of at least `least` from the last one kept; the first is kept."""
     kept = np.zeros(len(x), bool)
     last = -math.inf
     for i, value in enumerate(x):

@@ -168,7 +168,7 @@ def sentence(found: Events, order: Order) -> str:
 
 
 def draw(curves: Curves, ax: Axes) -> None:
-    """Gap and matched fraction, and on an axis of its own the defect."""
+    """Gap and matched fraction, and the defect on a second axis."""
     gap, defect = curves.gap, curves.defect
     ax.plot(curves.x, gap / np.nanmax(gap), color=RUN, label="gap / its peak")
     ax.plot(curves.x, curves.fraction, color=COLOURS["green"], ls=(0, (1, 1)), label="matched fraction")

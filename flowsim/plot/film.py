@@ -117,7 +117,7 @@ def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], li
         (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"], clip_on=False)
         dots.append((dot, name))
     flat = _rows(snapshots[0])[0].shape[1] != 3
-    # A place of its own: the best one would move with the dot.
+    # A fixed place: the best one would move with the dot.
     _explain(left, not flat, "lower left")
     right = figure.add_subplot(grid[2], projection=None if flat else "3d")
     if flat:
