@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from flowsim.base.arrays import PARTS, parts_of
 from flowsim.cli import clip_options, entry, flows
 from flowsim.cli.simulate import Simulate
 from flowsim.cli.values import parse_change, parse_over
+from flowsim.cli.words import in_options
 from flowsim.model.initial import AbstractRecipe
 from flowsim.records.status import Outcome
 
@@ -165,13 +167,13 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
         (["--set", 'schedule.swap={"kind": "HardSwop"}'], ["Did you mean 'HardSwap'"]),
         (["--preset", "HS 1", "--set", "schedule.swap.masks=2.5"], ["must be a whole number, but is '2.5'"]),
         (["--preset", "HS 1", "--set", "schedule.swap.fraction=2"], ["`fraction` must be at most 1"]),
-        (["--pairs", "1"], ["`pairs` must be a whole number of at least 2, but is 1"]),
-        (["--start", "uniform", "--dim", "1"], ["`dim` must be a whole number of at least 2, but is 1"]),
-        (["--height", "1.5"], ["`height` must lie between -1 and 1"]),
-        (["--height", "nan"], ["`height`"]),
+        (["--pairs", "1"], ["`--pairs` must be a whole number of at least 2, but is 1"]),
+        (["--start", "uniform", "--dim", "1"], ["`--dim` must be a whole number of at least 2, but is 1"]),
+        (["--height", "1.5"], ["`--height` must lie between -1 and 1"]),
+        (["--height", "nan"], ["`--height`"]),
         (["--dim", "3"], ["Start 'rings' has no option `--dim`. It takes --pairs, --height, --twist."]),
         (["--start", "mismatched", "--text-factors", "2"], ["no option `--text-factors`", "--fraction"]),
-        (["--start", "mismatched", "--fraction", "2"], ["`fraction` must be at most 1, but is 2"]),
+        (["--start", "mismatched", "--fraction", "2"], ["`--fraction` must be at most 1, but is 2"]),
         (["--start", "latents", "--factors", "2", "--text-factors", "3"], ["there are 2 factors"]),
         (["--embeddings", "missing.npy"], ["missing.npy does not exist"]),
         (["--embeddings", "pairs.npy", "--start", "rings"], ["exclude each other"]),
@@ -208,16 +210,16 @@ def test_simulate_refuses(refuses, pairs_file, arguments, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--t1", "0"], ["`t1` must be greater than 0, but is 0. Use"]),
-        (["--t1", "-5"], ["`t1` must be greater than 0, but is -5. Use"]),
-        (["--t1", "nan"], ["`t1` must be finite"]),
-        (["--t1", "inf"], ["`t1` must be finite"]),
-        (["--seed", "-1"], ["`seed` must be a whole number of at least 0"]),
-        (["--rtol", "0"], ["`rtol` must be positive"]),
-        (["--rtol", "nan"], ["`rtol` must be positive"]),
+        (["--t1", "0"], ["`--t1` must be greater than 0, but is 0. Use"]),
+        (["--t1", "-5"], ["`--t1` must be greater than 0, but is -5. Use"]),
+        (["--t1", "nan"], ["`--t1` must be finite"]),
+        (["--t1", "inf"], ["`--t1` must be finite"]),
+        (["--seed", "-1"], ["`--seed` must be a whole number of at least 0"]),
+        (["--rtol", "0"], ["`--rtol` must be positive"]),
+        (["--rtol", "nan"], ["`--rtol` must be positive"]),
         (["--geometry", "parallel", "--start", "uniform"], ["not two exact parallel cones"]),
         (["--geometry", "linear-encoders", "--start", "rings"], ["`LinearEncoders` needs inputs and weights"]),
-        (["--geometry", "mlp-encoders"], ["`MLPEncoders` has 2 layer(s)", "Give `hidden`, e.g. 32"]),
+        (["--geometry", "mlp-encoders"], ["`MLPEncoders` has 2 layer(s)", "Give `--hidden`, e.g. 32"]),
     ],
 )
 def test_simulate_refuses_numbers_out_of_range(refuses, arguments, says):
@@ -263,7 +265,7 @@ def test_simulate_prints_the_table_and_continues_a_run(saved, command):
 def test_resume_needs_a_later_time(saved, refuses):
     path, _ = saved
     refuses("simulate", "--resume", str(path), says=["needs the new last time. Add e.g. --t1"])
-    refuses("simulate", "--resume", str(path), "--t1", "5", says=["`t1` must be greater than 10, but is 5"])
+    refuses("simulate", "--resume", str(path), "--t1", "5", says=["`--t1` must be greater than 10, but is 5"])
 
 
 def test_what_a_resumed_run_brings_cannot_be_set(saved, refuses, command, monkeypatch):
@@ -524,9 +526,12 @@ def test_objects_of_over():
         (["--over", "seed=0:2", "--to", "runs.nc"], ["stored in a .zarr folder, but got 'runs.nc'"]),
         (["--over", "seed=0:2", "--to", "pairs.npy/r.zarr"], ["'pairs.npy' is a file", "with --to"]),
         (["--over", "seed=0:2", "--out", "runs.zarr"], ["takes a .nc file, but got 'runs.zarr'"]),
-        (["--over", "seed=0:2", "--to", "r.zarr", "--executor", "processes:0"], ["`executor` cannot be 'processes:0'"]),
-        (["--over", "seed=0:2", "--t1", "0"], ["`t1` must be greater than 0"]),
-        (["--over", "seed=0:2", "--geometry", "mlp-encoders", "--to", "r.zarr"], ["Give `hidden`, e.g. 32"]),
+        (
+            ["--over", "seed=0:2", "--to", "r.zarr", "--executor", "processes:0"],
+            ["`--executor` cannot be"],
+        ),
+        (["--over", "seed=0:2", "--t1", "0"], ["`--t1` must be greater than 0"]),
+        (["--over", "seed=0:2", "--geometry", "mlp-encoders", "--to", "r.zarr"], ["Give `--hidden`, e.g. 32"]),
     ],
 )
 @pytest.mark.usefixtures("pairs_file")
@@ -622,9 +627,9 @@ def test_measure_refuses_files(refuses, pairs_file, name, says):
 
 
 def test_measure_refuses_a_temperature(refuses, pairs_file):
-    refuses("measure", pairs_file, "--temperature", "-0.1", says=["`temperature` must be positive", "-0.1"])
+    refuses("measure", pairs_file, "--temperature", "-0.1", says=["`--temperature` must be positive", "-0.1"])
     refuses("measure", pairs_file, "--temperature", "hot", says=["`--temperature` must be a number"])
-    refuses("measure", pairs_file, "--captions-per-image", "0", says=["`captions_per_image`"])
+    refuses("measure", pairs_file, "--captions-per-image", "0", says=["`--captions-per-image`"])
 
 
 # --- claims and reproduce -------------------------------------------------------------------------------
@@ -663,6 +668,41 @@ def test_exit_code_and_json_of_claims(command, monkeypatch, verdict):
     found = json.loads(out, parse_constant=pytest.fail)
     assert [f["id"] for f in found] == ["a", "b"]
     assert found[0]["numbers"] == {"ratio": 2, "rate": None, "grid": [0, 1]}
+
+
+# --- the words of the command line -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "Argument `t1` must be positive, but is -1. Use e.g. t1=1e5.",
+            "Option `--t1` must be positive, but is -1. Use e.g. --t1 1e5.",
+        ),
+        ("Give `text_factors`, e.g. 4.", "Give `--text-factors`, e.g. 4."),
+        ("Train again with `force=True`.", "Train again with `--force`."),
+        ("Take all with `held_out=None`.", "Take all with `--set held_out=none`."),
+        ("Use `seed=3`, not `seed=None`.", "Use `--seed 3`, not no `--seed`."),
+        ("Run `fs.clip.study` first.", "Run `flowsim clip study` first."),
+        # Values that come from elsewhere, and words that are no options.
+        ("Argument `seed` must be positive. Use e.g. seed=1.", None),
+        ("Argument `init` must be positive.", None),
+        ("Setting `seed` of shapes must be positive.", None),
+        ("Use the geometry `Sphere`, or `fs.load`.", None),
+    ],
+)
+def test_arguments_become_options(said, words):
+    options = ["--t1", "--seed", "--force", "--text-factors"]
+    assert in_options(said, options, {"t1": -1.0}, ["held_out", "seed"]) == (said if words is None else words)
+
+
+def test_the_bridge_names_no_options():
+    """Its errors are for Python; the command line puts options in their place."""
+    for path in (Path(fs.__file__).parent / "clip").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.search(r"(^|[\\s`(])--[a-z]", node.value), (path, node.value)
 
 
 # --- the process ----------------------------------------------------------------------------------------

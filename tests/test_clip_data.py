@@ -101,7 +101,7 @@ def test_split_without_images_names_the_others(folder):
 
 def test_splits_are_asked_for_but_there_are_none(folder):
     (folder / "splits.tsv").unlink()
-    with pytest.raises(FlowsimError, match="has no splits. Add splits.tsv .* --set split=none --set held_out=none"):
+    with pytest.raises(FlowsimError, match="has no splits. Add splits.tsv .*`split=None`.*`held_out=None`"):
         load(folder, "train")
 
 

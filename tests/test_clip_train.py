@@ -613,8 +613,8 @@ def test_presets_are_described_and_reach_training():
         (["--data", "shapes:mispaird=0.1"], "mispaired"),
         (["--set", "warmpu=1"], "Did you mean 'warmup'"),
         (["--set", "augment=crop"], "Unknown augment 'crop'"),
-        (["--lr", "-1"], "`lr` must be positive"),
-        (["--batch-size", "2000"], "one step takes 2000"),
+        (["--lr", "-1"], "Option `--lr` must be positive"),
+        (["--batch-size", "2000"], "one step takes 2000. Use a smaller `--batch-size`."),
         (["--set", "image_size=4"], "cannot be built at 4 pixels"),
         (["--set", "held_out=tset"], "tset"),
         (["--pretrained", "laion"], "no pretrained tags"),
@@ -624,7 +624,7 @@ def test_presets_are_described_and_reach_training():
         (["--set", "seed=1"], "Use --seed"),
         (["--set", "labelled=nowhere/at/all"], "There is no 'nowhere/at/all'"),
         (["--weights", "."], "it is a folder"),
-        (["--tensorboard", "/dev/null/x"], "Choose another for TensorBoard"),
+        (["--tensorboard", "/dev/null/x"], "Choose another folder as `--tensorboard`"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
@@ -639,9 +639,12 @@ def test_bad_input_is_one_sentence(arguments, message, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["early", "--count", "0"], "`count` must be at least 1"),
-        (["measure", "--temperature", "0"], "`temperature` must be positive"),
-        (["measure", "--labelled", "shapes", "--template", "a photo"], "no place for the class"),
+        (["early", "--count", "0"], "Option `--count` must be at least 1"),
+        (["measure", "--temperature", "0"], "Option `--temperature` must be positive"),
+        (
+            ["measure", "--labelled", "shapes", "--template", "a photo"],
+            "`--template` has no place for the class",
+        ),
         (["measure", "--model", "odd.json"], "'odd.json' cannot be built"),
     ],
 )
@@ -654,6 +657,23 @@ def test_bad_input_of_other_commands_is_one_sentence(arguments, message, tmp_pat
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_cures_are_options_on_the_command_line(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments):
+        assert cli.main(["clip", *arguments]) == 2
+        return capsys.readouterr().err
+
+    (photos / "splits.tsv").unlink()
+    cure = "`--set split=none`; for training also with `--set held_out=none`, or with another `--held-out-data`"
+    assert cure in said("train", "--data", str(photos), "--cpu")
+    assert "Run `flowsim clip study` first" in said("study", "--tables")
+    settings = ["--data", "shapes:count=40,size=32", "--batch-size", "8", "--pairs", "8", "--set", "observables=gap"]
+    assert cli.main(["clip", "train", *settings, "--steps", "1", "--cpu"]) == 0
+    assert "replaces it with `--force`" in said("train", *settings, "--steps", "2", "--cpu")
+    assert "again with `--force`" in said("train", *settings, "--steps", "1", "--weights", "w.pt", "--cpu")
 
 
 def test_a_full_disk_is_one_sentence_and_the_training_is_not_lost(tmp_path):

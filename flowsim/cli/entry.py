@@ -5,20 +5,23 @@ each imports what it needs when it runs, so that help is fast.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from flowsim.cli.animate import Animate
 from flowsim.cli.claims import Claims
 from flowsim.cli.clip import CLIP_COMMANDS, Clip
+from flowsim.cli.clip_options import TrainingOptions
 from flowsim.cli.compare import Compare
 from flowsim.cli.measure import Measure
 from flowsim.cli.output import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, say
-from flowsim.cli.parsing import Command, parse
+from flowsim.cli.parsing import Command, options_of, parse
 from flowsim.cli.reproduce import Reproduce
 from flowsim.cli.simulate import Simulate
 from flowsim.cli.sweep import Sweep
+from flowsim.cli.words import given_options, in_options
 from flowsim.errors import FlowsimError
 
 COMMANDS: dict[str, type[Command]] = {
@@ -72,4 +75,17 @@ def _run(argv: Sequence[str]) -> int:
         command = parse(argv, prog, commands)
     except SystemExit as stop:  # help was printed
         return int(stop.code or 0)
-    return command.run()
+    try:
+        return command.run()
+    except FlowsimError as error:
+        options = options_of(argv[0], prog, commands)
+        raise FlowsimError(in_options(str(error), options, given_options(command), _settings(command))) from None
+
+
+def _settings(command: Command) -> Collection[str]:
+    """What `--set NAME=VALUE` of a command can name, if it sets training."""
+    if not isinstance(command, TrainingOptions):
+        return ()
+    from flowsim.clip.settings import Training
+
+    return [field.name for field in dataclasses.fields(Training)]

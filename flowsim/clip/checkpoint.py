@@ -38,7 +38,7 @@ class Checkpoint:
         check(
             same,
             f"The checkpoint {str(self.path)!r} belongs to a run with other settings. "
-            "Give those again, another --out, or --force.",
+            "Give those again, another `out`, or `force=True`.",
         )
         return state
 

@@ -60,7 +60,7 @@ class Measurement:
         }
 
     def save(self, path: str) -> Path:
-        """Write unit rows and numbers to an .npz file, which `flowsim measure` reads too."""
+        """Write unit rows and numbers to an .npz file, which `fs.observables.load_embeddings` reads."""
         check(path.endswith(".npz"), f"Embeddings are saved as .npz, but got {path!r}. Use e.g. rows.npz.")
 
         def write(temporary: str) -> None:

@@ -201,8 +201,8 @@ def gap_numbers(run: TrainingRecord, early: Mapping[str, TrainingRecord]) -> "xr
     """Clouds of a run's snapshots, each on its own main axes, its gap, and the gaps of many beginnings."""
     import xarray as xr
 
-    check("image" in run.snapshots, "This record holds no embeddings. Train with snapshot_pairs > 0.")
-    check(early, "There are no records of beginnings. Run flowsim clip early first.")
+    check("image" in run.snapshots, "This record holds no embeddings. Train with `snapshot_pairs` above 0.")
+    check(early, "There are no records of first steps. Run `fs.clip.early_changes` first.")
     clouds, shares = [], []
     for k in range(len(run.snapshot_time)):
         both = np.stack([run.snapshots["image"][k], run.snapshots["text"][k]]).astype(float)

@@ -48,7 +48,8 @@ def ended_record(path: Path, settings: Training, schedule: Schedule) -> Training
     found = load_result(path)
     check(
         same_run(found, settings, schedule),
-        f"{str(path)!r} holds another run. Choose another name or folder, or remove the file (train: --force).",
+        f"{str(path)!r} holds another run. Choose another name or folder, or remove the file. "
+        "`train` replaces it with `force=True`.",
     )
     return None if found.status.code is Status.UNFINISHED else found
 

@@ -25,7 +25,10 @@ class Labelled:
     @classmethod
     def of(cls, source: str, template: str = "a photo of a {}") -> "Labelled":
         """The splits train and test of a source; reads no image. Raises `FlowsimError` if it has no classes."""
-        check("{}" in template, f"The prompt {template!r} has no place for the class. Write e.g. 'a photo of a {{}}'.")
+        check(
+            "{}" in template,
+            f"Argument `template` has no place for the class, but is {template!r}. Use e.g. 'a photo of a {{}}'.",
+        )
         judge = load_labelled(source, "test")
         check(len(judge.classes) > 1, f"{source!r} has one class only. Give images of at least two.")
         try:

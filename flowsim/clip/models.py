@@ -63,7 +63,7 @@ def build(name: str, pretrained: str | None = None, image_size: int | None = Non
         except Exception as error:  # a wrong configuration fails in many ways
             raise FlowsimError(
                 f"The model {name!r} cannot be built at {image_size or 'its own'} pixels: {_first_line(error)}. "
-                "Check its configuration, and use an image size that its patches divide."
+                "Check its configuration, and use an `image_size` that its patches divide."
             ) from None
         if pretrained is not None:
             load_weights(module, pretrained, known, tag)

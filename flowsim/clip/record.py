@@ -1,4 +1,4 @@
-"""The record of a run as it grows: rows of evaluations, values of steps, embeddings; and the `TrainingRecord` made of them.
+"""The record of a run as it grows: rows of evaluations, values of steps, embeddings; and the result made of them.
 
 It has the simulator's form: one row per evaluation with every observable of N held-out pairs, and of N training pairs
 under `seen_...`; `time` is the sum of learning rates, which is flow time for plain SGD only.

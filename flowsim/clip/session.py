@@ -149,12 +149,14 @@ def scalars(folder: str | None) -> Iterator[Callable[[dict[str, float]], None]]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise FlowsimError("TensorBoard is not installed. Use pip install tensorboard, or leave it out.") from None
+        raise FlowsimError(
+            "TensorBoard is not installed. Use pip install tensorboard, or leave `tensorboard` out."
+        ) from None
     try:
         writer = SummaryWriter(folder)
     except OSError as error:
         raise FlowsimError(
-            f"Cannot write to the folder {folder!r}: {error.strerror or error}. Choose another for TensorBoard."
+            f"Cannot write to the folder {folder!r}: {error.strerror or error}. Choose another folder as `tensorboard`."
         ) from None
     with writer:
 

@@ -175,20 +175,20 @@ PRESETS: dict[str, tuple[Training, str]] = {
     ),
     "laptop": (
         Training(model="flowsim-vit-64", image_size=64, limit=2048, steps=3000, batch_size=64, threads=1),
-        "small ViT on 64-pixel photos, minutes on 2 CPU cores; give --data",
+        "small ViT on 64-pixel photos, minutes on 2 CPU cores; give `data`",
     ),
     "small-gpu": (
         Training(
             model="RN50", image_size=96, steps=10_000, batch_size=128, lr=5e-4, beta2=0.999, eps=1e-8, precision="bf16",
         ),
-        "ResNet-50 on 96-pixel photos, minutes on one GPU; give --data",
+        "ResNet-50 on 96-pixel photos, minutes on one GPU; give `data`",
     ),
     "paper": (
         Training(
             model="RN50", image_size=224, epochs=100, batch_size=1024, lr=5e-4, warmup=0.2, weight_decay=0.2,
             beta2=0.999, eps=1e-8, precision="bf16", evaluations=100,
         ),
-        "ResNet-50 on COCO, 100 epochs with 20 of warm-up, batch 1024; give --data",
+        "ResNet-50 on COCO, 100 epochs with 20 of warm-up, batch 1024; give `data`",
     ),
 }  # fmt: skip
 

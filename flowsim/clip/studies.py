@@ -161,7 +161,7 @@ def finished(out: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
         record = load_result(path) if stem in known and seed.isdigit() else None
         if record is not None and record.status.code is not Status.UNFINISHED:
             records[run_name(known[stem], int(seed))] = record
-    check(records, f"There are no finished records in {str(out)!r}. Run flowsim clip study first.")
+    check(records, f"There are no finished records in {str(out)!r}. Run `fs.clip.study` first.")
     return records
 
 
@@ -230,7 +230,7 @@ def _early(
         seed = name.removeprefix("seed ")
         check(
             seed.isdigit() and same_run(record, settings.replace(seed=int(seed)), schedule),
-            f"{path!r} holds other runs. Choose another --out, or remove the files early* there.",
+            f"{path!r} holds other runs. Choose another `out`, or remove the files early* there.",
         )
     missing = [seed for seed in seeds if f"seed {seed}" not in records]
     for seed in missing:

@@ -80,12 +80,12 @@ class Tables:
 
         Raises `FlowsimError` if no run completed, or if they have unequal lengths.
         """
-        check(records, "There are no records. Run flowsim clip study first.")
+        check(records, "There are no records. Run `fs.clip.study` first.")
         records, left_out = completed(records)
         check(
             records,
             f"No run completed: {', '.join(left_out)}. Go on with the study; if runs diverged, use a smaller "
-            "learning rate or a longer warm-up.",
+            "`lr` or a longer `warmup`.",
         )
         runs = {split_name(name): record for name, record in records.items()}
         methods = tuple(dict.fromkeys(method for method, _ in runs))

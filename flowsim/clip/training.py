@@ -66,7 +66,7 @@ def train(
         if path.is_file() and not force and (done := ended_record(path, settings, schedule)) is not None:
             check(
                 weights is None or Path(weights).exists(),
-                f"{str(path)!r} is finished, and its weights were not kept. Use --force to train it again.",
+                f"{str(path)!r} is finished, and its weights were not kept. Train it again with `force=True`.",
             )
             return done
     first = is_first_process()
@@ -91,7 +91,8 @@ def _prepared(
     session = Session.begin(settings.precision, cpu)
     check(
         settings.batch_size % session.processes == 0,
-        f"A batch of {settings.batch_size} pairs cannot be shared by {session.processes} processes. Use a multiple.",
+        f"A batch of {settings.batch_size} pairs cannot be shared by {session.processes} processes. "
+        f"Use a multiple of {session.processes} as `batch_size`.",
     )
     model = models.build(settings.model, settings.pretrained, settings.image_size, settings.seed)
     pool, held_out_pool = load_pools(settings)

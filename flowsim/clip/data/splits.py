@@ -22,8 +22,8 @@ def check_split(spec: str, split: str, assigned: Mapping[str, str], sizes: Mappi
     """Refuse a split that does not exist, or is empty; the message lists those that exist."""
     if not assigned:
         raise FlowsimError(
-            f"{spec!r} has no splits. Add splits.tsv with the columns filename and split, or do without: for training "
-            "with --held-out-data OTHER, or --set split=none --set held_out=none; in Python with split=None."
+            f"{spec!r} has no splits. Add splits.tsv with the columns filename and split, or take all of it with "
+            "`split=None`; for training also with `held_out=None`, or with another `held_out_data`."
         )
     known = {name: sizes.get(name, 0) for name in assigned.values()}
     existing = ", ".join(f"{name} ({count:,})" for name, count in sorted(known.items()))

@@ -1,0 +1,62 @@
+"""Messages of the library in the words of the command line.
+
+The library names the arguments of Python. Here "Argument `t1` must be ..." becomes "Option `--t1` must be ...", and
+cures such as `force=True` or `split=None` become options.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+#: Functions that a message may tell the user to call -> commands.
+_COMMANDS = {"fs.clip.study": "flowsim clip study", "fs.clip.early_changes": "flowsim clip early"}
+
+_ARGUMENT = re.compile(r"^Argument `(\w+)`")
+_EXAMPLE = re.compile(r"(?<=Use e\.g\. )(\w+)=(\S+?)(?=[.,:;]?(?:\s|$))")
+_NAME = re.compile(r"(?<!Argument )(?<!Setting )`([\w.]+)(?:=([^`]*))?`")
+
+
+def in_options(message: str, options: Collection[str], given: Mapping[str, Any], settings: Collection[str] = ()) -> str:
+    """The message with options in place of arguments.
+
+    Args:
+        message: of the library.
+        options: that the command has, e.g. "--t1".
+        given: values of the options that the user gave, by field: other arguments with a wrong value come from
+            elsewhere, e.g. from `--set`.
+        settings: names that `--set NAME=VALUE` of the command takes.
+    """
+
+    def flag(name: str) -> str | None:
+        found = "--" + name.replace("_", "-")
+        return found if found in options else None
+
+    def cure(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        option = flag(name)
+        if option is None:
+            if value is not None and name in settings:
+                return f"`--set {name}={value.lower() if value in ('None', 'True', 'False') else value}`"
+            return f"`{_COMMANDS.get(name, match[0][1:-1])}`"
+        if value is None or value == "True":
+            return f"`{option}`"
+        return f"no `{option}`" if value == "None" else f"`{option} {value}`"
+
+    def example(match: re.Match[str]) -> str:
+        option = flag(match[1])
+        return match[0] if option is None else f"{option} {match[2]}"
+
+    argument = _ARGUMENT.match(message)
+    if argument is not None:
+        option = flag(argument[1])
+        if option is None or argument[1] not in given:
+            return message
+        message = f"Option `{option}`{message[argument.end() :]}"
+    return _NAME.sub(cure, _EXAMPLE.sub(example, message))
+
+
+def given_options(command: Any) -> dict[str, Any]:
+    """The fields of a command that differ from their defaults, with their values."""
+    fields = [(field, getattr(command, field.name)) for field in dataclasses.fields(command)]
+    return {field.name: value for field, value in fields if value != field.default}
