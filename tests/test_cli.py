@@ -517,7 +517,7 @@ def test_objects_of_over():
         (["--over", "schedule.temperature.init=0.1,-1"], ["`temperature` must be positive, but is -1"]),
         (
             ["--over", "seed=0:2", "--over", "start.height=0.1", "--mode", "zip"],
-            ["seed 2, start.height 1. Give as many"],
+            ["seed 2, start.height 1. Give the same number"],
         ),
         (["--over", "noise=0.1,0.2"], ["'noise' belongs to LabelNoise", "use 'pairing.noise'", "--set pairing=LabelN"]),
         (["--over", "pairing.noise=0.1,0.2"], ["'pairing' is Matched, and 'noise' belongs to LabelNoise. Put that"]),

@@ -506,6 +506,11 @@ def test_a_study_is_reported_from_its_records(small_study, capsys):
         (folder / name).unlink()
 
 
+def test_runs_too_short_for_the_figure_of_the_gap_go_without_it(small_study, tmp_path):
+    early_changes(TINY, tmp_path, count=1, steps=1, cpu=True)
+    assert {path.stem for path in report(small_study[1], tmp_path)} == {"tables", "methods"}
+
+
 def test_runs_that_diverged_are_left_out_of_the_tables_and_named(small_study, tmp_path):
     _, records = small_study
     bad = train(dataclasses.replace(TINY, optimizer="sgd", lr=1e30, warmup=0.0, seed=1), "Baseline", cpu=True)

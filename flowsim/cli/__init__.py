@@ -1,6 +1,6 @@
 """The command line: `flowsim reproduce | claims | simulate | sweep | animate | compare | measure`, and `flowsim clip`.
 
-Each command has a file of its own.
+Each command has its own file.
 """
 
 from flowsim.cli.entry import main

@@ -113,7 +113,7 @@ class FlowOptions:
         return schedules.load(self.schedule)
 
     def _resumed(self, resume: str, schedule: "Schedule | None") -> "tuple[GradientFlow, Result]":
-        """A saved run, and its flow with the changes; `FlowsimError` for options of a start of its own."""
+        """A saved run, and its flow with the changes; `FlowsimError` for options of another start."""
         from flowsim.integrate.simulate import load
 
         given = [o for o in ("start", "embeddings", *START_OPTIONS) if getattr(self, o) is not None]

@@ -97,8 +97,8 @@ class Sweep(FlowOptions):
         if self.mode == "zip" and len({len(values) for values in over.values()}) > 1:
             counts = ", ".join(f"{path} {len(values)}" for path, values in over.items())
             raise FlowsimError(
-                f"With --mode zip all values need the same length, but there are: {counts}. Give as many of each, or "
-                "use --mode product for every combination."
+                f"With --mode zip all values need the same length, but there are: {counts}. Give the same number of "
+                "each, or use --mode product for every combination."
             )
         return over
 

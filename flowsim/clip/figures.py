@@ -197,8 +197,14 @@ def quality_figure(record: "xr.Dataset") -> Figure:
     return figure
 
 
+def shows_gap(run: TrainingRecord) -> bool:
+    """Whether a run has what `gap_figure` draws: three snapshots, and evaluations late enough for the slow closing."""
+    late = run.coordinates["step"] >= _FIRST_STEP
+    return "image" in run.snapshots and len(run.snapshot_time) == 3 and int(late.sum()) > 2
+
+
 def gap_numbers(run: TrainingRecord, early: Mapping[str, TrainingRecord]) -> "xr.Dataset":
-    """Clouds of a run's snapshots, each on its own main axes, its gap, and the gaps of many beginnings."""
+    """Clouds of a run's snapshots, each on its own main axes, its gap, and the gaps of first steps of many runs."""
     import xarray as xr
 
     check("image" in run.snapshots, "This record holds no embeddings. Train with `snapshot_pairs` above 0.")

@@ -14,7 +14,8 @@ def load_pools(settings: Training) -> tuple[data.Pairs, data.Pairs]:
     training = _pairs(settings.data, settings.split, settings.limit)
     held_out = _pairs(settings.held_out_data or settings.data, settings.held_out, settings.pairs)
     for pairs, name in ((training, settings.split), (held_out, settings.held_out)):
-        check(len(pairs) >= 2, f"{pairs.source!r}, split {name!r}, has fewer than 2 pairs. Give more.")
+        where = f"{pairs.source!r}" if name is None else f"{pairs.source!r}, split {name!r},"
+        check(len(pairs) >= 2, f"{where} has fewer than 2 pairs. Give more.")
     return training, held_out
 
 

@@ -106,7 +106,7 @@ def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -
     `methods`: gap and temperature of all methods over time and at equal loss. `quality`: retrieval (the paper's
     Figure 6) and, if the runs had `labelled`, zero-shot and linear-probe accuracy (Figure 7) against gap and
     uniformity; left out if the records hold none of them. `gap`: embeddings, slow closing and early changes (figures 1
-    and 4), if `early_changes` was run with the same folder.
+    and 4), if `early_changes` was run with the same folder, and the runs are longer than an epoch and 100 steps.
     """
     from flowsim import plot
     from flowsim.clip import figures
@@ -122,7 +122,7 @@ def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -
         if figures.qualities(numbers):
             drawn["quality"] = figures.quality_figure(numbers)
         first = next((r for name, r in records.items() if name.startswith("Baseline,") and r.status.ok), None)
-        if first is not None and "image" in first.snapshots and (folder / "early.nc").is_file():
+        if first is not None and figures.shows_gap(first) and (folder / "early.nc").is_file():
             numbers = figures.gap_numbers(first, load_results(folder / "early.nc"))
             drawn["gap"] = figures.gap_figure(numbers)
         for name, figure in drawn.items():

@@ -248,7 +248,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation
 
 
 def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means over the last axis of as many values as are there, drawn with replacement among them."""
+    """Means over the last axis of values drawn with replacement, as often as there are any (NaN: missing)."""
     missing = np.isnan(values)
     there = np.take_along_axis(values, np.argsort(missing, axis=-1, kind="stable"), -1)
     count = (~missing).sum(-1, keepdims=True)
