@@ -135,13 +135,17 @@ def test_generated_parts_are_current(generate, part):
     assert text == wanted, f"{path.name} is out of date. Run python docs/_site/generate.py."
 
 
-def test_every_public_module_has_a_page():
-    pages = {p.stem for p in (DOCS / "reference").glob("*.md")} - {"index"}
-    modules = {m.name for m in pkgutil.iter_modules(fs.__path__) if not m.name.startswith("_")}
-    # The command line documents itself.
-    assert pages == modules - {"cli"}
+def test_every_public_module_is_on_a_page():
+    pages = [p for p in (DOCS / "reference").glob("*.md") if p.stem != "index"]
+    listed = {name for p in pages for name in re.findall(r"^::: (\S+)", p.read_text(encoding="utf-8"), re.MULTILINE)}
+    modules = {info.name for info in pkgutil.walk_packages(fs.__path__, "flowsim.") if not info.ispkg}
+    # The command line documents itself; the bridge and the claims have pages of their own form.
+    inside = ("flowsim.cli", "flowsim.clip", "flowsim.claims", "flowsim.base", "flowsim.numerics", "flowsim._")
+    others = {"flowsim.__main__", "flowsim.provenance", "flowsim.integrate.sweep.grid"}
+    assert {name for name in modules if not name.startswith(inside)} - others <= listed
+    assert all(importlib.util.find_spec(name) for name in listed if not name.startswith("flowsim.clip."))
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert all(f"reference/{page}.md" in nav for page in pages)
+    assert all(f"reference/{page.name}" in nav for page in pages)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.relative_to(ROOT).as_posix())

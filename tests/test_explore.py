@@ -204,7 +204,7 @@ def test_a_picture_of_other_settings_is_marked_while_it_waits(changes, sign, mon
         seen.append((message.value, stage._dom_classes, picture.value))
         return fs.simulate(*args, **options)
 
-    monkeypatch.setattr(sys.modules["flowsim.explore"], "simulate", simulate)
+    monkeypatch.setattr(sys.modules["flowsim.explorer.explorer"], "simulate", simulate)
     old = picture.value
     explorer.set(**changes)
     assert seen == [(f"<i>{sign}</i>", ("flowsim-waits",), old)]
@@ -223,7 +223,7 @@ def test_the_mark_goes_when_a_run_breaks_off(explorer, monkeypatch):
     def broken(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["flowsim.explore"], "simulate", broken)
+    monkeypatch.setattr(sys.modules["flowsim.explorer.explorer"], "simulate", broken)
     with pytest.raises(KeyboardInterrupt):
         explorer.set(height=0.5)
     assert stage._dom_classes == ()
@@ -360,7 +360,7 @@ def test_the_window_says_that_it_waits(explorer, monkeypatch):
         seen.append((sign.get_text(), picture.get_alpha()))
         return fs.simulate(*args, **options)
 
-    monkeypatch.setattr(sys.modules["flowsim.explore"], "simulate", simulate)
+    monkeypatch.setattr(sys.modules["flowsim.explorer.explorer"], "simulate", simulate)
     explorer.set(pairs=7).set(height=0.5)
     assert seen == [("compiling ...", 0.3), ("solving ...", 0.3)]
     assert (sign.get_text(), picture.get_alpha()) == ("", 1.0)

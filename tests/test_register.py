@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flowsim.integrate.chain import STATE_OBSERVABLES
 
 import flowsim as fs
 from flowsim import observables as obs
 from flowsim.errors import FlowsimError
+from flowsim.integrate.observe import STATE_OBSERVABLES
 from flowsim.observables import large, reports
 from flowsim.observables.table import OWN
 

@@ -224,9 +224,10 @@ def test_nothing_n_by_n_is_formed():
     flow = fs.GradientFlow(pairing=fs.FrozenMispairing(0.5))
     state = flow.initial_state(fs.initial.uniform(n, 3).draw(0))
     from flowsim.integrate.observe import observe_state
+    from flowsim.observables.table import entries
 
     def everything(state):
-        return flow.vector_field(0.0, state), observe_state(flow, 0.0, state, 1.0, OBSERVED)
+        return flow.vector_field(0.0, state), observe_state(flow, 0.0, state, 1.0, entries(OBSERVED))
 
     memory = jax.jit(everything).lower(state).compile().memory_analysis()
     text = str(jax.make_jaxpr(lambda s: flow.vector_field(0.0, s))(state))

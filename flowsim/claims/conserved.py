@@ -54,7 +54,7 @@ def _conserved(kinds: list[Any], system: System, quick: bool, quick_horizon: flo
                 # The first entry is the configured start, not the first measured state.
                 log_gamma = np.concatenate([[np.log(gamma0)], values(run, "log_gamma")])
                 beta = np.concatenate([[1 / tau0], positive(values(run, "inverse_temperature"))])
-                residual = theory.conserved_residual(log_gamma, beta, kind.name, scale, ratio)
+                residual = theory.conserved_residual(log_gamma, beta, kind.potential, scale, ratio)
                 suffix = f"_s{scale:g}" if len(kinds) > 1 else ""
                 residuals[f"residual_r{ratio:g}{suffix}{name}"] = largest(residual)
                 moved.append(np.ptp(log_gamma))

@@ -40,7 +40,7 @@ def _closed_form(system: System, quick: bool) -> Numbers:
                 run = _run(system, kind, ratio, start)
                 scale = float(getattr(kind, "scale", 1.0))
                 wanted = theory.reduced_trajectory(
-                    run.time, float(np.log(GAMMA0)), 1 / TAU0, margin, PAIRS, kind.name, scale, ratio
+                    run.time, float(np.log(GAMMA0)), 1 / TAU0, margin, PAIRS, kind.potential, scale, ratio
                 )
                 errors.append(largest(values(run, "log_gamma") / wanted[0] - 1))
                 errors.append(largest(values(run, "inverse_temperature") / wanted[1] - 1))
@@ -76,7 +76,7 @@ def _identity_law(system: System, quick: bool) -> Numbers:
                 run = _run(system, kind, ratio, start)
                 ratios = values(run, "log_gamma")[-9:].reshape(3, 3)[:, 1] / LOG_TIMES**2
                 coefficient = limit(1 / LOG_TIMES, ratios)
-                name = f"{kind.name}_r{ratio:g}{at}"
+                name = f"{kind.potential}_r{ratio:g}{at}"
                 found |= {f"ratio_at_400_{name}": ratios[-1], f"coefficient_{name}": coefficient}
                 errors.append(coefficient / float(theory.identity_law_coefficient(margin, ratio)) - 1)
     return {"largest_relative_error": largest(errors), **found}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from flowsim.errors import FlowsimError
-from flowsim.explorer import CONTROLS, Control, Explorer, presets
+from flowsim.explorer.choice import CONTROLS, Control, presets
+from flowsim.explorer.explorer import Explorer
 
 _DESCRIPTION = {"description_width": "150px"}
 #: What the box of presets shows when the controls are set to none of them.
@@ -145,7 +146,7 @@ def window(explorer: Explorer) -> Any:
     """Show the explorer in a window of matplotlib; returns its figure, which holds the widgets."""
     import matplotlib.pyplot as plt
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.widgets import Button, RadioButtons, Slider
+    from matplotlib.widgets import Slider
 
     figure = plt.figure("flowsim", figsize=(14, 7))
     stage = figure.add_axes((0.31, 0.08, 0.69, 0.92))
@@ -157,7 +158,6 @@ def window(explorer: Explorer) -> Any:
     kept: dict[str, Any] = {}
     values: dict[str, list[Any]] = {"preset": [_OWN, *presets()]}
     sliders = [c for c in CONTROLS if c.kind != "choice"]
-    choices = [c for c in CONTROLS if c.kind == "choice"]
 
     def put(name: str, value: Any) -> None:
         """A slider on one of its values; what is moved along it is their number."""
@@ -214,8 +214,22 @@ def window(explorer: Explorer) -> Any:
         place = (0.125, 0.96 - height * i, 0.13, 0.025)
         slider(control.name, place, control.label, values[control.name].index(value))
         kept[control.name].on_changed(functools.partial(moved, control))
-    bottom = 0.96 - height * (len(sliders) + 1)
-    for i, control in enumerate(choices):
+    _add_choices(figure, explorer, kept, 0.96 - height * (len(sliders) + 1), moved)
+    _add_time_and_buttons(figure, explorer, kept)
+    told("")
+    explorer.watchers.append(told)
+    figure.flowsim_widgets = kept  # pyright: ignore  (widgets without a reference stop answering)
+    figure.show()
+    return figure
+
+
+def _add_choices(
+    figure: Any, explorer: Explorer, kept: dict[str, Any], bottom: float, moved: Callable[[Control, Any], None]
+) -> None:
+    """A column of radio buttons for every choice, below the sliders."""
+    from matplotlib.widgets import RadioButtons
+
+    for i, control in enumerate(c for c in CONTROLS if c.kind == "choice"):
         ax = figure.add_axes((0.01 + 0.1 * i, 0.12, 0.095, bottom - 0.16))
         ax.set_title(control.label, fontsize=8)
         active = control.options.index(getattr(explorer.choice, control.name))
@@ -224,6 +238,12 @@ def window(explorer: Explorer) -> Any:
             text.set_fontsize(7)
         radio.on_clicked(functools.partial(moved, control))
         kept[control.name] = radio
+
+
+def _add_time_and_buttons(figure: Any, explorer: Explorer, kept: dict[str, Any]) -> None:
+    """The slider of the time that is shown, and the buttons."""
+    from matplotlib.widgets import Button, Slider
+
     last = len(explorer.result.snapshot_time) - 1
     kept["time"] = Slider(figure.add_axes((0.38, 0.03, 0.45, 0.03)), "time", 0, last, valinit=explorer.frame, valstep=1)
     kept["time"].valtext.set_visible(False)
@@ -232,11 +252,6 @@ def window(explorer: Explorer) -> Any:
     kept["save"].on_clicked(lambda _: explorer.save("explorer.png"))
     kept["code"] = Button(figure.add_axes((0.02, 0.02, 0.12, 0.045)), "print as code")
     kept["code"].on_clicked(lambda _: print(explorer.code()))
-    told("")
-    explorer.watchers.append(told)
-    figure.flowsim_widgets = kept  # pyright: ignore  (widgets without a reference stop answering)
-    figure.show()
-    return figure
 
 
 def _silently(widget: Any, move: Callable[[Any], None], value: Any) -> None:
