@@ -65,7 +65,9 @@ class Curve:
         good = np.isfinite(self.gap) & np.isfinite(self.log_tau)
         x = np.log1p(self.s[good] / self.s[1])
         at = np.log1p(np.asarray(s) / self.s[1])
-        gap, log_tau = (PchipInterpolator(x, y[good], extrapolate=False)(at) for y in (self.gap, self.log_tau))
+        # Slopes of a gap that falls below the smallest number divide by zero; they are 0.
+        with np.errstate(over="ignore"):
+            gap, log_tau = (PchipInterpolator(x, y[good], extrapolate=False)(at) for y in (self.gap, self.log_tau))
         return gap, log_tau
 
 
