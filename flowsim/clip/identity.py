@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowsim.base.arrays import check
 from flowsim.base.paths import to_config
 from flowsim.clip import data
 from flowsim.clip.labelled import Labelled
 from flowsim.clip.pools import load_pools
 from flowsim.clip.settings import Training
+from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
 from flowsim.records.load import load_result
 from flowsim.records.result import TrainingRecord
@@ -46,11 +46,11 @@ def same_configuration(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def ended_record(path: Path, settings: Training, schedule: Schedule) -> TrainingRecord | None:
     """The record at `path` if its run has ended, None if it is to go on. Raises `FlowsimError` for another run's."""
     found = load_result(path)
-    check(
-        same_run(found, settings, schedule),
-        f"{str(path)!r} holds another run. Choose another name or folder, or remove the file. "
-        "`train` replaces it with `force=True`.",
-    )
+    if not isinstance(found, TrainingRecord) or not same_run(found, settings, schedule):
+        raise FlowsimError(
+            f"{str(path)!r} holds another run. Choose another name or folder, or remove the file. "
+            "`train` replaces it with `force=True`."
+        )
     return None if found.status.code is Status.UNFINISHED else found
 
 

@@ -19,7 +19,7 @@ from flowsim.errors import unknown_name
 from flowsim.model import schedules
 from flowsim.model.schedules import Schedule
 from flowsim.model.temperature import Fixed
-from flowsim.records.load import load_result, load_results, save_results
+from flowsim.records.load import load_result, load_trainings, save_results
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
 
@@ -123,7 +123,7 @@ def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -
             drawn["quality"] = figures.quality_figure(numbers)
         first = next((r for name, r in records.items() if name.startswith("Baseline,") and r.status.ok), None)
         if first is not None and figures.shows_gap(first) and (folder / "early.nc").is_file():
-            numbers = figures.gap_numbers(first, load_results(folder / "early.nc"))
+            numbers = figures.gap_numbers(first, load_trainings(folder / "early.nc"))
             drawn["gap"] = figures.gap_figure(numbers)
         for name, figure in drawn.items():
             for kind in ("png", "pdf"):
@@ -225,7 +225,7 @@ def _early(
     from flowsim.clip.training import train
 
     schedule = schedules.get("Baseline")
-    records = load_results(path) if Path(path).is_file() else {}
+    records = load_trainings(path) if Path(path).is_file() else {}
     for name, record in records.items():
         seed = name.removeprefix("seed ")
         check(

@@ -271,9 +271,10 @@ def _selected(run: Run, policy: AbstractTemperature) -> Selected:
 
 def _at_a_bound(run: Run, policy: AbstractTemperature) -> str:
     """In words, how often the temperature was at a bound of its clamp, at an evaluation or a step; empty if never."""
-    if policy.clamp is None:
+    clamp: tuple[Any, Any] | None = policy.clamp
+    if clamp is None:
         return ""
-    low, high = (float(tau) for tau in policy.clamp)
+    low, high = (float(tau) for tau in clamp)
     beta = run.beta
     assert beta is not None
     for word, values in (("evaluations", 1 / beta), ("steps", run.batch_temperature)):

@@ -207,11 +207,9 @@ def _advance(
         rate = rates[jnp.minimum(k - first, rates.shape[0] - 1)]
         # Ratios of learning rates scale the step: scaling the gradient would do nothing to Adam.
         position = jax.tree.map(lambda x, u: x + rate * rates_of.position * u, unknowns.position, updates.position)  # pyright: ignore
-        raw = (
-            None
-            if unknowns.raw_temperature is None
-            else unknowns.raw_temperature + rate * rates_of.raw * updates.raw_temperature
-        )  # pyright: ignore
+        raw = unknowns.raw_temperature
+        if raw is not None:
+            raw = raw + rate * rates_of.raw * updates.raw_temperature  # pyright: ignore
         bias = None if unknowns.bias is None else unknowns.bias + rate * rates_of.bias * updates.bias  # pyright: ignore
         unknowns = Unknowns(flow.geometry.retract(position), _clamped(flow, raw), bias)
         here_left = _outside(flow, dataclasses.replace(state, unknowns=unknowns))

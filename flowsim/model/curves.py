@@ -172,7 +172,7 @@ def from_function(function: Any, steps: int | None = None, name: str | None = No
     if not callable(function):
         raise FlowsimError(f"Expected a function of progress, but got {shown(function)}. Use e.g. lambda u: 0.07 + u.")
     if name is None:
-        name = getattr(function, "__qualname__", type(function).__name__)
+        name = str(getattr(function, "__qualname__", type(function).__name__))
         if "<" in name:  # a lambda, or a function inside another
             code = getattr(function, "__code__", None)
             cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]

@@ -88,7 +88,7 @@ def register(
             normalise=normalise, traceable=traceable,
         )  # fmt: skip
     check(callable(function), f"Only a function can be an observable, but got {shown(function)}.")
-    name = getattr(function, "__name__", "") if name is None else name
+    name = str(getattr(function, "__name__", "")) if name is None else name
     _check_name(name)
     first_line = (inspect.getdoc(function) or "").partition("\n")[0]
     made = Observable(

@@ -73,6 +73,16 @@ def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = Non
     return {name: result_of(dataset, path) for name, dataset in datasets.items()}
 
 
+def load_trainings(path: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
+    """`load_results` for records of training. Raises `FlowsimError` if one is none."""
+    found = {}
+    for name, result in load_results(path).items():
+        if not isinstance(result, TrainingRecord):
+            raise FlowsimError(f"{name!r} in {str(path)!r} is no record of training. Give a file of `fs.clip.study`.")
+        found[name] = result
+    return found
+
+
 def load_any(path: str | os.PathLike[str]) -> dict[str, Result]:
     """The results in a file by name: those of `save_results`, or the one of `Result.save`, named by its path."""
     check_file(path)
