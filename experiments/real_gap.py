@@ -25,7 +25,7 @@ RECORDS = Path(__file__).parent / "reference"
 def compute(quick: bool, progress) -> xr.Dataset:
     run = fs.load_results(RECORDS / "clip_laptop.nc", [RUN])[RUN]
     count = (QUICK if quick else FULL)["early"]
-    return figures.gap_numbers(run, fs.load_results(RECORDS / "clip_early.nc", [f"seed {k}" for k in range(count)]))
+    return figures.gap_numbers(run, fs.load_results(RECORDS / "clip_early.nc", [f"seed {k}" for k in range(count)]))  # pyright: ignore[reportArgumentType]
 
 
 def plot(record: xr.Dataset) -> Figure:

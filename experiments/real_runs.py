@@ -21,7 +21,7 @@ RECORDS = Path(__file__).parent / "reference"
 
 
 def compute(quick: bool, progress) -> xr.Dataset:
-    return figures.methods_numbers(fs.load_results(RECORDS / FULL["records"]))
+    return figures.methods_numbers(fs.load_results(RECORDS / FULL["records"]))  # pyright: ignore[reportArgumentType]
 
 
 def plot(record: xr.Dataset) -> Figure:

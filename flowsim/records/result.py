@@ -137,6 +137,14 @@ class Result:
     def _ipython_key_completions_(self) -> list[str]:
         return self.names
 
+    @property
+    def flow(self) -> GradientFlow:
+        """The flow of the run. Raises `FlowsimError` for a record of training, which has none."""
+        raise FlowsimError(
+            "This result has no flow: it is a record of training. For a simulation from its embeddings use "
+            "fs.compare(record), or fs.simulate(flow, record.at(t).start, t1=...) with a flow of yours."
+        )
+
     def _snapshot(self, index: int) -> Snapshot:
         t = float(self.snapshot_time[index])
         get = {**self.constants, **{k: np.asarray(v[index]) for k, v in self.snapshots.items()}}
@@ -320,14 +328,6 @@ class TrainingRecord(Result):
     @property
     def _columns(self) -> dict[str, np.ndarray]:
         return self.series | self.training
-
-    @property
-    def flow(self) -> GradientFlow:
-        """A training has no flow; this raises `FlowsimError` and says what to use."""
-        raise FlowsimError(
-            "This result has no flow: it is a record of training. For a simulation from its embeddings use "
-            "fs.compare(record), or fs.simulate(flow, record.at(t).start, t1=...) with a flow of yours."
-        )
 
     def _more(self) -> tuple[dict[str, Any], dict[str, Any]]:
         coords: dict[str, Any] = {name: ("time", values) for name, values in self.coordinates.items()}
