@@ -5,6 +5,8 @@ from flowsim import plot as plot
 from flowsim import theory as theory
 from flowsim.comparison import Comparison as Comparison
 from flowsim.comparison import compare as compare
+from flowsim.conformance import Conformance as Conformance
+from flowsim.conformance import check as check
 from flowsim.errors import FlowsimError as FlowsimError
 from flowsim.explorer import explore as explore
 from flowsim.integrate.descend import descend as descend

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "numerics": {"base"},
     "model": {"base", "numerics"},
     "observables": {"base", "numerics"},
+    "conformance": {"base", "model", "observables"},
     "records": {"base", "model", "observables"},
     "theory": {"base", "model", "records"},
     "plot": {"base", "observables", "records", "theory"},
@@ -32,8 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "claims": {"base", "numerics", "model", "observables", "records", "theory", "integrate"},
     "clip": {"base", "model", "observables", "records", "plot"},
     "reproduce": {"base", "provenance", "records", "plot", "integrate", "claims"},
-    "cli": {"base", "model", "observables", "records", "plot", "integrate", "comparison", "claims", "explorer", "clip",
-            "reproduce"},
+    "cli": {"base", "model", "observables", "conformance", "records", "plot", "integrate", "comparison", "claims",
+            "explorer", "clip", "reproduce"},
     "__main__": {"cli"},
 }  # fmt: skip
 #: The top level names everything; it is no room. The experiments come last and use the top level.

@@ -107,7 +107,7 @@ def test_version(command):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], ["Give a command: reproduce, claims, simulate, sweep, animate, compare, measure, clip."]),
+        ([], ["Give a command: reproduce, claims, simulate, sweep, animate, compare, measure, check, clip."]),
         (["simulat"], ["Unknown command 'simulat'. Did you mean 'simulate'"]),
         (["--quick", "reproduce"], ["'--quick' stands before the command"]),
         (["simulate", "--sed", "1"], ["Unknown option of simulate '--sed'. Did you mean '--seed'"]),

@@ -62,7 +62,7 @@ def test_modules_list_what_they_define(name):
         assert getattr(value, "__module__", "flowsim").startswith("flowsim") or not isinstance(value, type)
     # Neither imports nor what annotations need.
     assert not {"np", "jax", "jnp", "eqx", "Any", "Callable", "Path", "check", "annotations"} & set(listed) - own or (
-        name == "flowsim.model.extend"
+        name in ("flowsim.model.extend", "flowsim.conformance")
     )
 
 

@@ -1,4 +1,5 @@
-"""The command line: `flowsim reproduce | claims | simulate | sweep | animate | compare | measure`, and `flowsim clip`.
+"""The command line: `flowsim reproduce | claims | simulate | sweep | animate | compare | measure | check`, and
+`flowsim clip`.
 
 Each command has its own file.
 """

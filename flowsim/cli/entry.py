@@ -11,6 +11,7 @@ import sys
 from collections.abc import Collection, Sequence
 
 from flowsim.cli.animate import Animate
+from flowsim.cli.check import Check
 from flowsim.cli.claims import Claims
 from flowsim.cli.clip import CLIP_COMMANDS, Clip
 from flowsim.cli.clip_options import TrainingOptions
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type[Command]] = {
     "animate": Animate,
     "compare": Compare,
     "measure": Measure,
+    "check": Check,
     "clip": Clip,
 }
 

@@ -1,0 +1,6 @@
+"""Checks of parts that you write: `fs.check(part)` runs everything that flowsim expects of a part of its kind."""
+
+from flowsim.conformance.report import Conformance, Finding
+from flowsim.conformance.run import check
+
+__all__ = ["Conformance", "Finding", "check"]

@@ -1,0 +1,92 @@
+"""Numbers that checks compare: equal to the last bit, close, of the right type; and derivatives by differences."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from flowsim.base.arrays import to_device
+from flowsim.conformance.suite import require
+
+#: Largest relative difference between two ways of computing the same in double precision.
+CLOSE = 1e-9
+#: The same for differences in place of derivatives.
+NEAR = 1e-6
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two trees hold the same arrays, to the last bit."""
+    a, b = jax.tree.leaves(first), jax.tree.leaves(second)
+    return len(a) == len(b) and all(_bits(x) == _bits(y) for x, y in zip(a, b, strict=True))
+
+
+def _bits(leaf: Any) -> Any:
+    array = np.asarray(leaf)
+    return array.dtype, array.shape, array.tobytes()
+
+
+def difference(found: Any, wanted: Any) -> float:
+    """Largest difference between two trees, relative to the largest wanted number; infinity for other shapes or NaN."""
+    a, b = (_arrays(tree) for tree in (found, wanted))
+    if [x.shape for x in a] != [y.shape for y in b]:
+        return np.inf
+    if not any(y.size for y in b):
+        return 0.0
+    scale = max(np.abs(y).max(initial=0.0) for y in b)
+    apart = max(np.abs(x - y).max(initial=0.0) for x, y in zip(a, b, strict=True))
+    if not np.isfinite(apart):
+        return np.inf
+    return float(apart / scale) if scale > 0 else float(apart)
+
+
+def _arrays(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+
+
+def finite(tree: Any) -> bool:
+    """Whether all numbers of a tree are finite."""
+    return all(np.isfinite(array).all() for array in _arrays(tree))
+
+
+def shapes(tree: Any) -> list[tuple[int, ...]]:
+    """The shapes of all arrays of a tree."""
+    return [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def slope_error(function: Callable[[float], Any], x: float, claimed: float) -> float:
+    """Relative difference between a derivative and differences of the function, at the best of some step sizes."""
+    best = np.inf
+    for step in np.maximum(abs(x), 1e-3) * np.logspace(-5, -1, 5):
+        f = [float(function(x + k * step)) for k in (-2, -1, 1, 2)]
+        slope = (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * step)
+        error = abs(slope - claimed) / max(abs(slope), abs(claimed), 1e-12)
+        best = min(best, error) if np.isfinite(error) else best
+    return float(best)
+
+
+def compiled(function: Callable[..., Any], part: Any, *arguments: Any, dtype: Any = np.float64) -> Any:
+    """What `function(part, *arguments)` gives inside a compiled program, as in a run.
+
+    Functions of a module are compiled once for all checks that call them with arguments of the same form.
+    """
+    return eqx.filter_jit(function)(*to_device((part, *arguments), dtype))
+
+
+def keeps_dtype(method: str, function: Callable[..., Any], part: Any, *arguments: Any) -> str:
+    """Pass if compiled `function(part, *arguments)` has the type of its arguments, in single and double precision."""
+    for dtype in (np.float32, np.float64):
+        found = _dtypes(jax.tree.leaves(compiled(function, part, *arguments, dtype=dtype)))
+        wrong = ", ".join(sorted(found - {np.dtype(dtype).name}))
+        require(
+            not wrong,
+            f"{method} must keep {np.dtype(dtype).name} in a compiled program, but {wrong} comes out. Constants of "
+            "NumPy promote: use Python numbers, or fields with converter=fs.extend.number.",
+        )
+    return f"Compiled, single and double precision stay what they are in {method}."
+
+
+def _dtypes(leaves: Iterable[Any]) -> set[str]:
+    """Names of the types; Python numbers take that of what they meet."""
+    return {leaf.dtype.name for leaf in leaves if hasattr(leaf, "dtype")}

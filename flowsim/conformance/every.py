@@ -1,0 +1,123 @@
+"""What every part must do: be written and read, be shown, hold its numbers as leaves, run, and give the same again."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from flowsim.base import paths
+from flowsim.base.arrays import Described, is_concrete, to_device
+from flowsim.conformance.compare import same
+from flowsim.conformance.suite import Check, Suite, fail, require
+from flowsim.errors import FlowsimError
+
+
+def checks_of(suite: Suite) -> list[Check]:
+    """All checks of a suite: those of every part, then those of the kind."""
+    of_modules = [Check("json", round_trip), Check("repr", shown), Check("numbers", numbers)]
+    return [
+        *(of_modules if issubclass(suite.base, Described) else []),
+        Check("runs", lambda part: runs(suite, part)),
+        Check("pure", lambda part: pure(suite, part), ("runs",)),
+        *suite.checks,
+    ]
+
+
+def round_trip(part: Any) -> str:
+    """JSON that `from_config` reads back to an equal object."""
+    name = type(part).__name__
+    back = paths.from_config(json.loads(json.dumps(paths.to_config(part))))
+    require(
+        type(back) is type(part),
+        f"`{name}` read back from JSON is another class of this name. Give your class a name of its own.",
+    )
+    require(
+        bool(eqx.tree_equal(back, part)),
+        f"`{name}` must come back from JSON as it was, {part!r}, but is {back!r}. Let its fields be numbers, texts, "
+        "tuples and parts, and its converters take what they return.",
+    )
+    return "JSON gives an equal object back."
+
+
+def shown(part: Any) -> str:
+    """A text for sessions and messages."""
+    text = repr(part)
+    return f"It is shown as {text}."
+
+
+def numbers(part: Any) -> str:
+    """Numbers can change without a new program."""
+    traces = 0
+
+    @eqx.filter_jit
+    def use(part: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return jax.tree.leaves(eqx.filter(part, eqx.is_array))
+
+    changed, static = [], []
+    for path, value in number_fields(part):
+        if (other := _with_another(part, path, value)) is not None:
+            use(to_device(part))
+            before = traces
+            use(to_device(other))
+            (static if traces > before else changed).append(path)
+    listed = ", ".join(f"`{path}`" for path in static or changed)
+    if static:
+        fail(
+            f"Changing {listed} compiles all programs again. Declare numbers with "
+            "eqx.field(converter=fs.extend.number), and whole numbers that are sizes with eqx.field(static=True)."
+        )
+    return f"Changing {listed} compiles nothing again." if listed else "It has no numbers to change."
+
+
+def number_fields(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, number) of all numbers in a part, other than sizes (static whole numbers)."""
+    for field in dataclasses.fields(part):
+        if field.init:
+            value = getattr(part, field.name)
+            if not (field.metadata.get("static") and isinstance(value, int)):
+                yield from _numbers_in(value, prefix + field.name)
+
+
+def _numbers_in(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Described):
+        yield from number_fields(value, path + ".")
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _numbers_in(item, f"{path}.{i}")
+    elif is_concrete(value) and not isinstance(value, bool):
+        yield path, value
+
+
+def _with_another(part: Any, path: str, value: Any) -> Any:
+    """The part with another number at a path; None if it accepts none of those tried."""
+    old = float(value)
+    near = [old * 0.999, old * 1.001, old + 1e-3, old - 1e-3]
+    for new in [int(old) + 1, int(old) - 1] if isinstance(value, (int, np.integer)) else near:
+        if new != old:
+            try:
+                return paths.replace(part, {path: new})
+            except FlowsimError:
+                continue
+    return None
+
+
+def runs(suite: Suite, part: Any) -> str:
+    """Its methods can be called."""
+    suite.use(part)
+    return f"{suite.inside} can be called."
+
+
+def pure(suite: Suite, part: Any) -> str:
+    """The same values from the same arguments."""
+    require(
+        same(suite.use(part), suite.use(part)),
+        f"{suite.inside} must give the same values for the same arguments, but two calls differ. Keep nothing between "
+        "calls, and take randomness from the key or seed that is given.",
+    )
+    return f"{suite.inside}: two calls give the same values, to the last bit."

@@ -1,0 +1,160 @@
+"""Checks of geometries: the velocity under a force descends, keeps the constraints, and is that of a gradient flow."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from flowsim.conformance.compare import CLOSE, compiled, difference, finite, keeps_dtype, shapes
+from flowsim.conformance.geometry import SUITE, placed, project
+from flowsim.conformance.suite import require
+from flowsim.model.geometry import AbstractGeometry
+from flowsim.model.losses import InfoNCE
+from flowsim.model.pairing import Targets
+
+_BETA = 5.0
+
+
+def _force(pairs: int, seed: int) -> Array:
+    """A force on the similarities, F = −∂L/∂S."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((pairs, pairs)))
+
+
+def _dot(first: Any, second: Any) -> float:
+    leaves = zip(*map(jax.tree.leaves, (first, second)), strict=True)
+    return float(sum(np.sum(np.asarray(a) * np.asarray(b)) for a, b in leaves))
+
+
+def _velocity(geometry: AbstractGeometry, position: Any, constants: Any, force: Any) -> Any:
+    return geometry.velocity(position, constants, force)
+
+
+def _from_rows(geometry: AbstractGeometry, position: Any, constants: Any, force: Any) -> Any:
+    rows = geometry.rows(position, constants)
+    if rows is None:
+        return None
+    image, text = (jnp.asarray(x) for x in rows)
+    return geometry.velocity_from_rows(position, constants, force @ text, force.T @ image)
+
+
+def _gradient(geometry: AbstractGeometry, position: Any, constants: Any, force: Any) -> Any:
+    """Gradient of ⟨F, S⟩ in the coordinates."""
+    return jax.grad(lambda x: jnp.sum(force * geometry.similarity(x, constants)))(position)
+
+
+def _rates(geometry: AbstractGeometry, position: Any, constants: Any) -> tuple[Array, Array]:
+    """Rates of change of the loss of InfoNCE, and of the similarity of pairs, along the velocity."""
+
+    def measured(x: Any) -> tuple[Array, Any]:
+        similarity = jnp.asarray(geometry.similarity(x, constants))
+        return InfoNCE().value(_BETA * similarity, Targets()), geometry.pair_similarity(x, constants)
+
+    similarity = jnp.asarray(geometry.similarity(position, constants))
+    force = -_BETA * InfoNCE().gradient(_BETA * similarity, Targets())
+    return jax.jvp(measured, (position,), (geometry.velocity(position, constants, force),))[1]
+
+
+@SUITE.check("velocity", "similarity")
+def velocity(geometry: AbstractGeometry) -> str:
+    start, position, constants = placed(geometry)
+    found = compiled(_velocity, geometry, position, constants, _force(start.pairs, 0))
+    require(
+        jax.tree.structure(found) == jax.tree.structure(position) and shapes(found) == shapes(position),
+        "`velocity` must give what `place` gives as a position, with the same shapes, but gives "
+        f"{type(found).__name__} with {shapes(found)} for {type(position).__name__} with {shapes(position)}.",
+    )
+    require(finite(found), "`velocity` must be finite, but is not.")
+    return "`velocity` has the form of the position."
+
+
+@SUITE.check("velocity_from_rows", "velocity")
+def velocity_from_rows(geometry: AbstractGeometry) -> str | None:
+    start, position, constants = placed(geometry)
+    force = _force(start.pairs, 0)
+    found = compiled(_from_rows, geometry, position, constants, force)
+    if found is None:
+        return None
+    apart = difference(found, compiled(_velocity, geometry, position, constants, force))
+    require(
+        apart < CLOSE,
+        "`velocity_from_rows` must give the velocity of the forces F Y and Fᵀ X on the rows, that of `velocity` for F, "
+        f"but differs by {apart:.2g} (relative).",
+    )
+    return "`velocity` and `velocity_from_rows` agree."
+
+
+@SUITE.check("descent", "velocity")
+def descent(geometry: AbstractGeometry) -> str:
+    rates = [float(compiled(_rates, geometry, *placed(geometry, seed)[1:])[0]) for seed in range(3)]
+    require(
+        max(rates) <= CLOSE,
+        f"`velocity` must not increase the loss, but the loss of InfoNCE grows at the rate {max(rates):.3g}. The force "
+        "is −∂L/∂S: the velocity follows it.",
+    )
+    if not any(rates):
+        return "`velocity` does not change the loss."
+    return f"The loss of InfoNCE falls along `velocity`, at the rates {', '.join(f'{-rate:.3g}' for rate in rates)}."
+
+
+@SUITE.check("gradient flow", "velocity")
+def gradient_flow(geometry: AbstractGeometry) -> str:
+    start, position, constants = placed(geometry)
+    forces = [_force(start.pairs, seed) for seed in (1, 2)]
+    velocities, gradients = (
+        [compiled(function, geometry, position, constants, force) for force in forces]
+        for function in (_velocity, _gradient)
+    )
+    # v = G⁻¹ g with a symmetric metric G.
+    first, second = _dot(gradients[1], velocities[0]), _dot(gradients[0], velocities[1])
+    size = max(np.sqrt(_dot(g, g) * _dot(v, v)) for g in gradients for v in velocities)
+    require(
+        abs(first - second) <= CLOSE * size,
+        "`velocity` must be that of a gradient flow in some metric, ⟨∇a, v(b)⟩ = ⟨∇b, v(a)⟩ for any two forces, but "
+        f"these are {first:.6g} and {second:.6g}. Follow the gradient of the similarity in your coordinates.",
+    )
+    apart = difference(velocities[0], compiled(project, geometry, position, gradients[0]))
+    if apart < CLOSE:
+        return "`velocity` is minus the gradient in the coordinates, projected."
+    return "`velocity` is that of a gradient flow, in another metric than the Euclidean one of the coordinates."
+
+
+@SUITE.check("tangent", "constraints", "velocity")
+def tangent(geometry: AbstractGeometry) -> str:
+    start, position, constants = placed(geometry)
+    found = compiled(_velocity, geometry, position, constants, _force(start.pairs, 0))
+    apart = difference(compiled(project, geometry, position, found), found)
+    require(
+        apart < CLOSE,
+        f"`velocity` must keep the constraints, but `project` changes it by {apart:.2g} (relative). Project it.",
+    )
+    return "`velocity` keeps the constraints: `project` leaves it as it is."
+
+
+@SUITE.check("frozen_directions", "velocity")
+def frozen_directions(geometry: AbstractGeometry) -> str:
+    _, position, constants = placed(geometry)
+    largest = float(np.abs(compiled(_rates, geometry, position, constants)[1]).max())
+    require(
+        largest < CLOSE or not geometry.frozen_directions,
+        "`frozen_directions` says that directions within the cones are constants, but `pair_similarity` changes at the "
+        f"rate {largest:.3g}. Set it to False.",
+    )
+    return f"`frozen_directions` is {geometry.frozen_directions}."
+
+
+@SUITE.check("rate")
+def rate(geometry: AbstractGeometry) -> str:
+    found = np.asarray(geometry.rate)
+    require(
+        found.ndim == 0 and np.isfinite(found) and found > 0,
+        f"`rate` must be one positive number, but is {geometry.rate}. Use 1.0.",
+    )
+    return f"`rate` is {float(found):g}."
+
+
+@SUITE.check("velocity dtype", "velocity")
+def velocity_dtype(geometry: AbstractGeometry) -> str:
+    start, position, constants = placed(geometry)
+    return keeps_dtype("`velocity`", _velocity, geometry, position, constants, _force(start.pairs, 0))

@@ -1,0 +1,90 @@
+"""Checks of observables: entries of the table, or plain functions of image and text rows."""
+
+import contextlib
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowsim.conformance.compare import CLOSE, difference
+from flowsim.conformance.suite import Suite, require
+from flowsim.model.initial import Uniform
+from flowsim.observables.observable import Observable
+from flowsim.observables.table import REGISTRY
+
+_TAU = 0.07
+
+
+def _rows() -> tuple[np.ndarray, np.ndarray]:
+    return Uniform(16, 8).draw(3).rows()
+
+
+def _call(observable: Observable, image: Any, text: Any) -> Any:
+    return observable(image, text, _TAU)
+
+
+SUITE = Suite("observable", Observable, lambda observable: _call(observable, *_rows()), "Its function")
+
+
+@SUITE.check("number")
+def number(observable: Observable) -> str:
+    found = np.asarray(_call(observable, *_rows()))
+    require(
+        found.ndim == 0 and found.dtype.kind in "fiu" and np.isfinite(found),
+        f"The function must give one finite number for random rows, but gives {found!r}. Average over rows.",
+    )
+    return f"Random rows have {float(found):.6g}."
+
+
+@SUITE.check("arrays", "number")
+def arrays(observable: Observable) -> str:
+    apart = difference(_call(observable, *map(jnp.asarray, _rows())), _call(observable, *_rows()))
+    require(apart < CLOSE, f"Arrays of JAX must give the same as those of NumPy, but differ by {apart:.2g} (relative).")
+    return "Arrays of NumPy and JAX give the same."
+
+
+@SUITE.check("jit", "number")
+def jit(observable: Observable) -> str:
+    if not observable.traceable:
+        return "`traceable` is False: it is measured after a run, not on the way."
+    found = jax.jit(lambda x, y: _call(observable, x, y))(*_rows())
+    apart = difference(found, _call(observable, *_rows()))
+    require(apart < CLOSE, f"`traceable` is True, but compiled the function differs by {apart:.2g} (relative).")
+    return "Compiled, the function gives the same."
+
+
+@SUITE.check("rotation", "number")
+def rotation(observable: Observable) -> str:
+    image, text = _rows()
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((image.shape[1],) * 2))[0]
+    return _told(observable, "a rotation of both modalities", image @ turn, text @ turn)
+
+
+@SUITE.check("permutation", "number")
+def permutation(observable: Observable) -> str:
+    order = np.random.default_rng(1).permutation(16)
+    return _told(observable, "another order of the pairs", *(rows[order] for rows in _rows()))
+
+
+def _told(observable: Observable, change: str, image: Any, text: Any) -> str:
+    apart = difference(_call(observable, image, text), _call(observable, *_rows()))
+    return f"Under {change} it {'stays the same' if apart < CLOSE else f'changes by {apart:.2g} (relative)'}."
+
+
+def from_function(function: Any) -> Observable:
+    """A function as an observable: as it was registered, or else with the temperature if it takes that, and traceable
+    if it can be compiled."""
+    known = next((entry for entry in REGISTRY.values() if entry.function is function), None)
+    if known is not None:
+        return known
+    name, more = getattr(function, "__name__", type(function).__name__), False
+    with contextlib.suppress(ValueError, TypeError):  # of some built-in functions
+        more = "temperature" in inspect.signature(function).parameters
+    try:
+        jax.eval_shape(function, *_rows(), **({"temperature": _TAU} if more else {}))
+        traceable = True
+    except Exception:  # of somebody else's function; what it raises by itself is told by the checks
+        traceable = False
+    return Observable(name, function, "", name, needs_temperature=more, traceable=traceable, normalise=True)
