@@ -28,17 +28,25 @@ def _bits(leaf: Any) -> Any:
 
 
 def difference(found: Any, wanted: Any) -> float:
-    """Largest difference between two trees, relative to the largest wanted number; infinity for other shapes or NaN."""
+    """Largest difference between two trees, relative to the largest wanted number.
+
+    Infinity for other shapes, and where one is infinite or NaN and the other is not.
+    """
     a, b = (_arrays(tree) for tree in (found, wanted))
     if [x.shape for x in a] != [y.shape for y in b]:
         return np.inf
     if not any(y.size for y in b):
         return 0.0
-    scale = max(np.abs(y).max(initial=0.0) for y in b)
-    apart = max(np.abs(x - y).max(initial=0.0) for x, y in zip(a, b, strict=True))
+    apart = max(_apart(x, y) for x, y in zip(a, b, strict=True))
+    scale = max(np.abs(y[np.isfinite(y)]).max(initial=0.0) for y in b)
     if not np.isfinite(apart):
         return np.inf
-    return float(apart / scale) if scale > 0 else float(apart)
+    return apart / float(scale) if scale > 0 else apart
+
+
+def _apart(found: np.ndarray, wanted: np.ndarray) -> float:
+    alike = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+    return float(np.where(alike, 0.0, np.abs(found - wanted)).max(initial=0.0))
 
 
 def _arrays(tree: Any) -> list[np.ndarray]:

@@ -35,11 +35,11 @@ def round_trip(part: Any) -> str:
         type(back) is type(part),
         f"`{name}` read back from JSON is another class of this name. Give your class a name of its own.",
     )
-    require(
-        bool(eqx.tree_equal(back, part)),
-        f"`{name}` must come back from JSON as it was, {part!r}, but is {back!r}. Let its fields be numbers, texts, "
-        "tuples and parts, and its converters take what they return.",
-    )
+    if not bool(eqx.tree_equal(back, part)):
+        fail(
+            f"`{name}` must come back from JSON as it was, {part!r}, but is {back!r}. Let its fields be numbers, "
+            "texts, tuples and parts, and its converters take what they return."
+        )
     return "JSON gives an equal object back."
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from flowsim.base.arrays import Described
+from flowsim.errors import FlowsimError
 
 _TRACED = (
     "Numbers are not known yet while a program is compiled: use jax.numpy (or xp = fs.extend.namespace(x)) for NumPy, "
@@ -23,8 +24,10 @@ _CURES: tuple[tuple[type[BaseException], str], ...] = (
 def explained(error: BaseException, function: Any = None) -> str:
     """One sentence about an exception that came out of a part, or out of an observable's `function`."""
     where = _place(error, getattr(function, "__code__", None))
+    if not where and isinstance(error, FlowsimError):
+        return str(error)  # a sentence of flowsim's about the part
     said = " ".join(str(error).partition("\n")[0].split())
-    text = f"{where} raised {type(error).__name__}" + (f": {said}" if said else "")
+    text = f"{where or 'A call of it'} raised {type(error).__name__}" + (f": {said}" if said else "")
     cure = next((cure for kind, cure in _CURES if isinstance(error, kind)), "")
     if "truth value of an array" in text:
         cure = "Use np.where or xp.where(condition, a, b) instead of `if`."
@@ -32,11 +35,11 @@ def explained(error: BaseException, function: Any = None) -> str:
 
 
 def _place(error: BaseException, code: Any) -> str:
-    """The deepest method of a part on the way to the error; a user's before one of flowsim's."""
+    """The deepest method of a part on the way to the error, a user's before one of flowsim's; empty without one."""
     found, ours = "", ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
-        if isinstance(owner, Described):
+        if isinstance(owner, Described) and not frame.f_globals.get("__name__", "").startswith(("equinox.", "jax.")):
             name = f"`{type(owner).__name__}.{frame.f_code.co_name}` (line {line})"
             if type(owner).__module__.startswith("flowsim."):
                 ours = name
@@ -44,4 +47,4 @@ def _place(error: BaseException, code: Any) -> str:
                 found = name
         elif frame.f_code is code:
             found = f"`{frame.f_code.co_name}` (line {line})"
-    return found or ours or "A call of it"
+    return found or ours

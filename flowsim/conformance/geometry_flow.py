@@ -154,7 +154,7 @@ def rate(geometry: AbstractGeometry) -> str:
     return f"`rate` is {float(found):g}."
 
 
-@SUITE.check("velocity dtype", "velocity")
+@SUITE.check("velocity dtype", "velocity", "dtype")
 def velocity_dtype(geometry: AbstractGeometry) -> str:
     start, position, constants = placed(geometry)
     return keeps_dtype("`velocity`", _velocity, geometry, position, constants, _force(start.pairs, 0))

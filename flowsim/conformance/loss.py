@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowsim.conformance.compare import CLOSE, compiled, difference, keeps_dtype, shapes
+from flowsim.conformance.compare import CLOSE, compiled, difference, finite, keeps_dtype, shapes
 from flowsim.conformance.suite import Suite, require
 from flowsim.model.losses import AbstractLoss
 from flowsim.model.pairing import Clusters, FrozenMispairing, LabelNoise, Targets
@@ -61,10 +61,12 @@ def jit(loss: AbstractLoss) -> str:
 @SUITE.check("shapes", "jit")
 def has_shapes(loss: AbstractLoss) -> str:
     for n in (_FEWEST, _PAIRS):
-        value, gradient = map(np.shape, compiled(_both, loss, logits_of(n), Targets()))
+        found = compiled(_both, loss, logits_of(n), Targets())
+        require(finite(found), f"`value` and `gradient` must be finite, but are not with {n} pairs.")
+        value, gradient = map(np.shape, found)
         require(value == (), f"`value` must be one number, but has shape {value} with {n} pairs. Add everything up.")
         require(gradient == (n, n), f"`gradient` must have the shape of the logits, but has {gradient} with {n} pairs.")
-    return "`value` is one number, and `gradient` has the shape of the logits."
+    return "`value` is one finite number, and `gradient` has the shape of the logits."
 
 
 @SUITE.check("gradient", "shapes")

@@ -22,7 +22,8 @@ def _rows() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _call(observable: Observable, image: Any, text: Any) -> Any:
-    return observable(image, text, _TAU)
+    """The value for unit rows, which need no scaling before."""
+    return observable.function(image, text, **({"temperature": _TAU} if observable.needs_temperature else {}))
 
 
 SUITE = Suite("observable", Observable, lambda observable: _call(observable, *_rows()), "Its function")
@@ -33,7 +34,8 @@ def number(observable: Observable) -> str:
     found = np.asarray(_call(observable, *_rows()))
     require(
         found.ndim == 0 and found.dtype.kind in "fiu" and np.isfinite(found),
-        f"The function must give one finite number for random rows, but gives {found!r}. Average over rows.",
+        "The function must give one finite number for random rows, but gives "
+        + (f"{found}." if found.ndim == 0 else f"an array of shape {found.shape}. Return e.g. its mean."),
     )
     return f"Random rows have {float(found):.6g}."
 

@@ -42,9 +42,11 @@ def jit(loss: AbstractRowLoss) -> str:
 @SUITE.check("shape", "jit")
 def shape(loss: AbstractRowLoss) -> str:
     for n in (2, 6):
-        found = np.shape(compiled(_value, loss, *_rows(n), Targets()))
-        require(found == (), f"`value` must be one number, but has shape {found} with {n} pairs. Add everything up.")
-    return "`value` is one number."
+        found = compiled(_value, loss, *_rows(n), Targets())
+        shape = np.shape(found)
+        require(shape == (), f"`value` must be one number, but has shape {shape} with {n} pairs. Add everything up.")
+        require(finite(found), f"`value` must be finite, but is {float(found)} with {n} pairs.")
+    return "`value` is one finite number."
 
 
 @SUITE.check("gradient", "shape")

@@ -100,7 +100,7 @@ def one(swap: AbstractSwap) -> str:
     return "`apply` changes nothing where w = 1."
 
 
-@SUITE.check("twice", "weights")
+@SUITE.check("twice", "weights", "one")
 def twice(swap: AbstractSwap) -> str | None:
     found = _weights(swap)
     if found is None or not bool(((found == 0) | (found == 1)).all()):
