@@ -72,7 +72,7 @@ def numbers(part: Any) -> str:
             f"Changing {listed} compiles all programs again. Declare numbers with "
             "eqx.field(converter=fs.extend.number), and whole numbers that are sizes with eqx.field(static=True)."
         )
-    return f"Changing {listed} compiles nothing again." if listed else "It has no numbers to change."
+    return f"Changing {listed} compiles nothing." if listed else "It has no numbers to change."
 
 
 def number_fields(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
