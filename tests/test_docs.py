@@ -139,8 +139,8 @@ def test_every_public_module_is_on_a_page():
     pages = [p for p in (DOCS / "reference").glob("*.md") if p.stem != "index"]
     listed = {name for p in pages for name in re.findall(r"^::: (\S+)", p.read_text(encoding="utf-8"), re.MULTILINE)}
     modules = {info.name for info in pkgutil.walk_packages(fs.__path__, "flowsim.") if not info.ispkg}
-    # The command line documents itself; the bridge and the claims have pages of their own form, and what each check does
-    # is told by its findings.
+    # The command line documents itself; the bridge and the claims have pages of their own form; findings tell what each
+    # check of a part does.
     inside = (
         "flowsim.cli", "flowsim.clip", "flowsim.claims", "flowsim.conformance", "flowsim.base", "flowsim.numerics",
         "flowsim._",

@@ -92,7 +92,8 @@ def _imported(home: str) -> ModuleType:
     except FlowsimError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's module raises
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == Path(home)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename).resolve() == Path(home).resolve()]
         where = f" (line {lines[-1]})" if lines else ""
         said = str(error).rstrip(".")
         raise FlowsimError(f"{home!r} cannot be imported: {type(error).__name__}{where}: {said}.") from None

@@ -120,12 +120,12 @@ def initial_raw(policy: AbstractTemperature) -> str:
             f"`initial_raw` must give None where `learnable` is False, but gives {raw}. Set learnable = True.",
         )
         return "`learnable` is False: the flow moves nothing."
-    found = None if raw is None else np.asarray(raw)
+    found = np.asarray(np.nan if raw is None else raw, np.float64)
     require(
-        found is not None and found.ndim == 0 and np.isfinite(found),
+        found.ndim == 0 and np.isfinite(found),
         f"`initial_raw` must give one finite number where `learnable` is True, but gives {raw}. Return ν at the start.",
     )
-    return f"`initial_raw` gives ν = {float(raw):.6g}, where β = {float(policy.inverse_temperature(0.0, raw)):.6g}."
+    return f"`initial_raw` gives ν = {float(found):.6g}, where β = {float(policy.inverse_temperature(0.0, raw)):.6g}."
 
 
 def _near(raw: float) -> np.ndarray:
