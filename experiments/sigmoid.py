@@ -2,7 +2,7 @@
 
 M = β(S − b) with b locked, β rising along a schedule. A margin m about the middle of the cosines of pairs and
 non-pairs is feasible up to a line; where d ≥ n the flow reaches it, in the double-constant family
-x = (δw, √(1−δ²)), y = (δw, −√(1−δ²)), whose gap is 2√(1−δ²). Wrong pairs that are drawn anew after every h of flow
+x = (δw, √(1−δ²)), y = (δw, −√(1−δ²)), whose gap is 2√(1−δ²). Wrong pairs that are redrawn after every h of flow
 time tend to the flow of the expected targets. Sources: arXiv 2509.18552 (bias, line, family); re-pairing derived
 here. Beyond Yaras et al. 2025, whose loss is InfoNCE.
 """

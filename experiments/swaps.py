@@ -1,7 +1,7 @@
 """Swapping features between the modalities: gap by kind and fraction, convergence in masks, order of all methods.
 
 HardSwap (HS) exchanges entries or rows, SoftSwap (SS) mixes entries, in a fraction p of training; in continuous
-time a swap acts on the loss, averaged over K masks or with one mask at a time, drawn anew after every h of flow
+time a swap acts on the loss, averaged over K masks or with one mask at a time, redrawn after every h of flow
 time. Source: Yaras et al. 2025, section 4, Tables 2-5; the continuous-time form is derived here.
 """
 
@@ -77,7 +77,7 @@ def _convergence(start, sizes: dict, progress) -> dict:
         return runs["modality_gap"].to_numpy()[..., -1]
 
     wanted = gaps([fs.HardSwap(0.5, by="entry", masks=sizes["many"])], 1)[0, 0]
-    # A single mask that is drawn anew only later shares the program of those that are.
+    # A single mask that is redrawn only later shares the program of those that are.
     later = {k: 2 * SHORT if k == 1 else None for k in counts}
     fixed = gaps([fs.HardSwap(0.5, by="entry", masks=k, redraw=later[k]) for k in counts], draws)
     redrawn = gaps([fs.HardSwap(0.5, by="entry", masks=1, redraw=h) for h in intervals], draws)

@@ -1,4 +1,4 @@
-"""Masks and targets that are drawn anew: the piecewise flow, its limit, and its clock."""
+"""Masks and targets that are redrawn: the piecewise flow, its limit, and its clock."""
 
 from typing import Any, ClassVar
 
@@ -94,7 +94,7 @@ def test_output_times_do_not_change_the_draws():
 
 
 def test_what_has_no_interval_keeps_its_first_draw():
-    """Swap drawn anew, mispairing frozen: the targets of all intervals are those of the first."""
+    """Swap redrawn, mispairing frozen: the targets of all intervals are those of the first."""
     pairing = fs.FrozenMispairing(0.5)
     with jax.enable_x64(True):
         flow = flow_with(0.25, masks=2).replace(pairing=pairing)

@@ -39,4 +39,4 @@ def reference_path(name: str) -> Path:
     for folder in (package / "_experiments", package.parent / "experiments"):
         if (path := folder / "reference" / name).is_file():
             return path
-    raise FlowsimError(f"The reference numbers {name!r} are missing. Install flowsim anew, or use a checkout.")
+    raise FlowsimError(f"The reference numbers {name!r} are missing. Reinstall flowsim, or use a checkout.")

@@ -237,7 +237,7 @@ CLAIMS = [
     ),
     Claim(
         id="frozen-mispairing",
-        statement="A permutation of the texts that is frozen for ever is the problem of right pairs with other names: "
+        statement="A permutation of the texts that never changes is the problem of right pairs with other names: "
         "gap and loss are those of the renamed start. From random cones the gap ends below its start and, in the mean, "
         "within 10 % of that of right pairs; the loss falls below 5e-3 while the margin over the true pairs is "
         "negative.",

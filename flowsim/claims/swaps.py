@@ -342,7 +342,7 @@ CLAIMS = [
     ),
     Claim(
         id="swap-redraw",
-        statement="The gap under one mask at a time, drawn anew after every h of flow time, tends to that of the "
+        statement="The gap under one mask at a time, redrawn after every h of flow time, tends to that of the "
         "averaged flow like √h: order 0.3 to 0.75 in h.",
         source="averaging; measured here",
         assumptions=f"{AT}; HS by entry, p = 0.5, h = 1 .. 1/64 (quick: 1/16), gap at t = 4, 32 draws (quick: 8)",

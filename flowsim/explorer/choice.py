@@ -15,7 +15,7 @@ from flowsim.model.geometry import Parallel, Sphere
 from flowsim.model.pairing import LabelNoise, Matched
 from flowsim.model.schedules import Schedule
 
-#: Output times of a run: as many for every choice, so that one program serves all.
+#: Number of output times of a run: the same for every choice, so that one program serves all.
 POINTS = 121
 _FIRST = 1e-2
 

@@ -161,7 +161,7 @@ def _restored(fresh: Any, memory: tuple[np.ndarray, ...], label: str) -> Any:
     check(
         [np.shape(x) for x in leaves] == [np.shape(x) for x in memory],
         f"This run holds no state for the optimizer {label!r} as it is now. Use the optimizer of the run, or begin "
-        "anew from `result.final.start`.",
+        "a new one from `result.final.start`.",
     )
     return jax.tree.unflatten(tree, [jnp.asarray(old, new.dtype) for old, new in zip(memory, leaves, strict=True)])
 

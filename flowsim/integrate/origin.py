@@ -64,7 +64,7 @@ def origin_of(flow: GradientFlow, start: Any, seed: int, horizon: float | None, 
     if in_steps and "optimizer" in options:
         check(
             "step" in options,
-            "This run was saved without its optimizer's state and cannot be continued. Begin anew from "
+            "This run was saved without its optimizer's state and cannot be continued. Start from "
             "`result.final.start`.",
         )
         taken = Before(options["optimizer"], start.memory, options["step"], options["schedule_steps"])

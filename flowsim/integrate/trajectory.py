@@ -171,7 +171,7 @@ class Trajectory:
         elif finished:
             self._explicit_steps = 0
         elif self._method == "explicit" and spent > 0 and self._explicit_steps < self._explicit_budget:
-            pass  # made room for others
+            pass  # yielded to the other runs of the batch
         elif free and self._method == "explicit":
             self._method = self._stiff
         elif free and self._method == "stabilised":

@@ -107,7 +107,7 @@ _FUNCTIONS: Registry[Callable[[Any], Any]] = Registry("function of progress")
 
 
 class FromFunction(AbstractTemperature):
-    """τ(u) as a function of one's choice; `fs.temperature.from_function` makes one and registers the function.
+    """τ(u) given by a Python function; `fs.temperature.from_function` makes one and registers the function.
 
     Args:
         function: The name of the registered function.

@@ -115,7 +115,7 @@ class GradientFlow(Described):
 
     @property
     def redraw(self) -> Any:
-        """Flow time after which masks or targets are drawn anew; None for never.
+        """Flow time after which masks or targets are redrawn; None for never.
 
         Raises `FlowsimError` if swap and pairing name different intervals.
         """

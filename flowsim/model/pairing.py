@@ -111,7 +111,7 @@ class LabelNoise(AbstractPairing):
 
 
 class FrozenMispairing(AbstractPairing):
-    """A random `fraction` of the images has, for ever, another image's text as its target (a cyclic shift).
+    """A random `fraction` of the images has another image's text as its target throughout (a cyclic shift).
 
     The fraction is rounded to whole pairs; a single one has no other to exchange with and stays right.
     """
@@ -136,7 +136,7 @@ class FreshRepairing(AbstractPairing):
 
     The loss is linear in the targets, so the small-step limit is the flow of the expected targets: label
     noise p = (m − 1)/n for m = fraction·n permuted pairs (`redraw=None`). With `redraw` one permutation acts
-    at a time and is drawn anew after that much flow time; it tends to the same flow as the interval shrinks.
+    at a time and is redrawn after that much flow time; it tends to the same flow as the interval shrinks.
     """
 
     fraction: Any = eqx.field(converter=number, default=0.25)

@@ -7,7 +7,7 @@ training is the flow of
     (1 − p) L(X, Y) + p E_w[ L(X', Y') ],    X' = wX + (1 − w)Y,  Y' = (1 − w)X + wY,
 
 with random weights w. The expectation is a sample average over `masks` draws, so that the vector field is
-deterministic: fixed for the whole run (averaged flow), or drawn anew after every `redraw` of flow time
+deterministic: fixed for the whole run (averaged flow), or redrawn after every `redraw` of flow time
 (piecewise flow), which tends to the same flow as the interval shrinks. A discrete run draws in every step.
 Source: Yaras et al. 2025, section 5; continuous-time form derived here.
 """

@@ -2,7 +2,7 @@
 
 diffrax looks at events at the ends of steps alone, and explicit methods of high order take long steps: a quantity may
 become negative and positive again within one. `StopAtCrossings` looks inside. It knows value and slope at both ends
-of every step, hence the cubic through them. Where the cubic comes near zero inside, the step is taken anew with its
+of every step, hence the cubic through them. Where the cubic comes near zero inside, the step is repeated with its
 end at the minimum; where the value at the end is negative, with its end at the zero. So the solve ends at the end of
 a real step that lies on the zero, not on an interpolant, and no root finder is needed.
 """

@@ -71,7 +71,7 @@ def pair_means(image: Rows, text: Rows) -> PairMeans:
 def factor(rows: Rows, mean: np.ndarray) -> np.ndarray:
     """R (k, d), k ≤ d, of X − mean = QR: it has the singular values of the centred rows.
 
-    R of the rows so far is stacked on the next block and factored anew. Unlike those of XᵀX, its small singular values
+    R of the rows so far is stacked on the next block and factored again. Unlike those of XᵀX, its small singular values
     are right to rounding of the largest one, not to its square root.
     """
     found = np.zeros((0, len(mean)))
