@@ -6,7 +6,7 @@ import pytest
 
 from flowsim.base.processes import compile_quickly
 from flowsim.numerics import make_room
-from flowsim.observables.table import OWN, REGISTRY
+from flowsim.observables.table import REGISTRY
 
 # Tests compile much and run little.
 compile_quickly()
@@ -37,5 +37,5 @@ def pytest_runtest_setup() -> None:
 
 def pytest_runtest_teardown() -> None:
     # Observables that a test or a page registered.
-    for name in REGISTRY.keys() - OWN:
-        del REGISTRY[name]
+    for name in [name for name in REGISTRY if not REGISTRY.is_ours(name)]:
+        REGISTRY.remove(name)

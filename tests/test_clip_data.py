@@ -594,9 +594,8 @@ def test_shapes_are_pairs_as_any_others():
 
 
 @pytest.fixture
-def grey(monkeypatch):
+def grey():
     """A reader of "grey:COUNT", known for one test."""
-    monkeypatch.setattr(sources, "READERS", dict(sources.READERS))
 
     def labelled(source, split):
         return read(source, split, labels=[k % 2 for k in range(int(source[5:]))], classes=("even", "odd"))
@@ -609,7 +608,9 @@ def grey(monkeypatch):
             lambda k: Image.new("RGB", (8, 8), (k, k, k)), source=source, split=split, **more,
         )  # fmt: skip
 
-    return read
+    yield read
+    for name in [name for name in sources.READERS if not sources.READERS.is_ours(name)]:
+        sources.READERS.remove(name)
 
 
 def test_a_reader_of_another_kind_of_source(grey):
@@ -640,8 +641,8 @@ def test_the_last_reader_is_asked_first_and_a_name_can_be_taken_again(grey):
     register("grey", lambda source: source.startswith("grey:"))(grey)
     assert load("grey:2").captions[0][0] == "number 0"
     assert sources.READERS["grey"].describes == "'grey'"
-    with pytest.raises(FlowsimError, match="its own reader 'shapes'"):
-        register("shapes", lambda source: False)
+    with pytest.raises(FlowsimError, match="already has a reader named 'shapes'"):
+        register("shapes", lambda source: False)(grey)
 
 
 def test_pairs_of_unequal_lengths_are_refused():

@@ -1,7 +1,7 @@
 """Registries: what has a name that files, the command line and users can write, in order of definition."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from flowsim.errors import FlowsimError, unknown_name
 
@@ -11,8 +11,8 @@ T = TypeVar("T")
 class Registry(Mapping[str, T], Generic[T]):
     """Things of one kind by name.
 
-    A name that flowsim uses itself is protected. A user's own entry gives way to a new one of the same name, as when
-    a cell of a notebook runs again.
+    A name that flowsim uses itself is protected. A user's own entry gives way to a new one of the same name, which then
+    comes last, as when a cell of a notebook runs again.
 
     Args:
         kind: What an entry is, in one word: "observable", "claim".
@@ -42,14 +42,17 @@ class Registry(Mapping[str, T], Generic[T]):
             raise FlowsimError(f"flowsim already has a {self.kind} named {name!r}. Choose another name.")
         if ours:
             self._ours.add(name)
+        self._entries.pop(name, None)
         self._entries[name] = entry
         return entry
 
-    def get_or_raise(self, name: Any) -> T:
-        """The entry `name`. Raises `FlowsimError` with the nearest names if there is none."""
-        if not isinstance(name, str) or name not in self._entries:
+    def remove(self, name: str) -> None:
+        """Forget an entry of a user. Raises `FlowsimError` for unknown names and for flowsim's own."""
+        if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
-        return self._entries[name]
+        if name in self._ours:
+            raise FlowsimError(f"The {self.kind} {name!r} belongs to flowsim and cannot be removed.")
+        del self._entries[name]
 
     def is_ours(self, name: str) -> bool:
         """Whether flowsim defines the entry `name`, and not a user."""

@@ -6,6 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from matplotlib.axes import Axes
 
+from flowsim.base.registry import Registry
 from flowsim.comparison.record import Run
 
 Verdict = Literal["agrees", "disagrees", "cannot tell"]
@@ -86,7 +87,7 @@ class Part(Generic[C]):
 
 
 #: Name -> item, in the order of a report.
-REGISTRY: dict[str, Part[Any]] = {}
+REGISTRY: Registry[Part[Any]] = Registry("item")
 
 
 def register(
@@ -102,12 +103,13 @@ def register(
 
     Returns:
         A decorator of the function, which takes the run and other initialisations of it. It may raise `CannotTell`.
+
+    Raises:
+        FlowsimError: for the name of one of flowsim's own items.
     """
 
     def enter(find: Callable[[Sequence[Run]], Finding[C]]) -> Part[C]:
-        part = Part(name, title, criterion, find, tuple(panels))
-        REGISTRY[name] = part
-        return part
+        return REGISTRY.add(name, Part(name, title, criterion, find, tuple(panels)), find.__module__)
 
     return enter
 

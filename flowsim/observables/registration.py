@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flowsim.base.arrays import check, shown
 from flowsim.errors import FlowsimError
 from flowsim.observables.observable import Observable
-from flowsim.observables.table import OWN, REGISTRY, TAKEN, TAKEN_BEGINNINGS
+from flowsim.observables.table import REGISTRY, TAKEN, TAKEN_BEGINNINGS
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -98,7 +98,7 @@ def register(
     )  # fmt: skip
     if traceable:
         _check_traceable(made)
-    REGISTRY[name] = made
+    REGISTRY.add(name, made, getattr(function, "__module__", None) or "")
     return function
 
 
@@ -108,7 +108,7 @@ def _check_name(name: Any) -> None:
         f"The name of an observable must be a Python name, but is {shown(name)}. Pass `name`, e.g. 'largest_distance'.",
     )
     check(
-        name not in OWN and name not in TAKEN and not name.startswith(TAKEN_BEGINNINGS),
+        not REGISTRY.is_ours(name) and name not in TAKEN and not name.startswith(TAKEN_BEGINNINGS),
         f"flowsim uses the name {name!r} itself. Pass another `name`.",
     )
 

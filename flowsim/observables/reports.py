@@ -30,7 +30,7 @@ from flowsim.observables.metric import to_host
 from flowsim.observables.observable import evaluate, measure
 from flowsim.observables.retrieval import last_ranks, retrieval_ranks
 from flowsim.observables.separability import linear_separability
-from flowsim.observables.table import OWN, RECALLS, REGISTRY, names
+from flowsim.observables.table import RECALLS, REGISTRY, names
 
 #: Up to so many rows a report is one compiled program, with rows held in float64.
 AT_ONCE = 2_000
@@ -159,7 +159,7 @@ def report(
     check_captions(n, m, c)
     values, reasons = dict.fromkeys(wanted, math.nan), _inapplicable(wanted, n, m, c, tau is not None)
     named = tuple(name for name in wanted if name not in reasons)
-    own = tuple(name for name in named if name in OWN)
+    own = tuple(name for name in named if REGISTRY.is_ours(name))
     tell = progress or (lambda step: None)
     if max(n, m) <= AT_ONCE:
         values |= _measure_at_once(own, arrays, tau, c, seed)
@@ -170,7 +170,7 @@ def report(
         values |= found
         reasons |= left_out
     for name in named:
-        if name not in OWN:
+        if not REGISTRY.is_ours(name):
             tell(name)
             values[name] = measure(REGISTRY[name], **arrays, temperature=tau)
     for name in named:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+from flowsim.base.registry import Registry
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.observables import gap, matching, separability, spread
 from flowsim.observables.observable import Observable
@@ -103,9 +104,9 @@ _OF_STEPS = (
 )
 
 #: All observables by name: those of rows in the order of a report, then those of states and of steps.
-REGISTRY: dict[str, Observable] = {o.name: o for o in (*_OF_ROWS, *_OF_STATES, *_OF_STEPS)}
-#: Names that users cannot give to observables of their own.
-OWN: frozenset[str] = frozenset(REGISTRY)
+REGISTRY: Registry[Observable] = Registry("observable")
+for _one in (*_OF_ROWS, *_OF_STATES, *_OF_STEPS):
+    REGISTRY.add(_one.name, _one, __name__)
 #: Other names and beginnings of names in files of results and sweeps.
 TAKEN = frozenset(
     ["time", "step", "steps", "epoch", "progress", "train_step", "snapshot_time", "status", "stopped_at", "method",

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from flowsim.base.registry import Registry
 from flowsim.clip.data.pairs import Pairs
 from flowsim.clip.data.tables import beside
 from flowsim.errors import FlowsimError
@@ -54,10 +55,8 @@ class Reader:
         return tuple(name for name in _TABLES if name in parameters)
 
 
-#: flowsim's own readers, whose names cannot be taken.
-_OWN = ("coco", "folder", "shapes")
 #: Readers by name; those that were registered last are asked first.
-READERS: dict[str, Reader] = {}
+READERS: Registry[Reader] = Registry("reader")
 
 
 def register(
@@ -102,12 +101,10 @@ def register(
         >>> data.load("grey:3").captions
         (('number 0',), ('number 1',), ('number 2',))
     """
-    if name in _OWN and name in READERS:
-        raise FlowsimError(f"flowsim has its own reader {name!r}. Give yours another name.")
 
     def add(read: _Read) -> _Read:
-        READERS.pop(name, None)  # so that it comes last
-        READERS[name] = Reader(name, recognizes, describes or repr(name), read, labelled, tuple(splits), generated)
+        reader = Reader(name, recognizes, describes or repr(name), read, labelled, tuple(splits), generated)
+        READERS.add(name, reader, read.__module__)
         return read
 
     return add
@@ -228,7 +225,7 @@ def evaluation_split(source: str) -> str | None:
 
 
 def _find(source: str) -> Reader | None:
-    return next((reader for reader in reversed(READERS.values()) if reader.recognizes(source)), None)
+    return next((reader for reader in reversed(list(READERS.values())) if reader.recognizes(source)), None)
 
 
 def _either(kinds: Sequence[str]) -> str:
