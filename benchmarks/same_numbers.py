@@ -24,6 +24,8 @@ import flowsim as fs
 #: Today's names of what an older revision calls differently; `compare` reads both.
 RENAMED: dict[str, str] = {
     "series raw": "series raw_temperature", "snapshot raw": "snapshot raw_temperature", "raw": "raw_temperature",
+    # On parallel cones only; the old name is now that of the rows.
+    "series margin": "series direction_margin",
 }  # fmt: skip
 #: Runs that differ on purpose, and why.
 EXPLAINED: dict[str, str] = {
@@ -272,12 +274,18 @@ def record(path: str, only: str | None) -> None:
     print(f"{len(found)} runs")
 
 
+def renamed(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both runs under today's names, without what the older revision did not have under a name that it used."""
+    moved = {key: RENAMED[key] for key in old if RENAMED.get(key) in new and RENAMED[key] not in old}
+    return {moved.get(key, key): value for key, value in old.items()}, {k: v for k, v in new.items() if k not in moved}
+
+
 def compare(before: str, after: str) -> int:
     old, new = (json.loads(Path(path).read_text(encoding="utf-8")) for path in (before, after))
     different = 0
     for name in sorted(old.keys() & new.keys()):
-        first = {RENAMED.get(key, key): value for key, value in old[name].items()}
-        unlike = sorted(k for k in first.keys() | new[name].keys() if first.get(k, 0) != new[name].get(k, 0))
+        first, now = renamed(old[name], new[name])
+        unlike = sorted(k for k in first.keys() | now.keys() if first.get(k, 0) != now.get(k, 0))
         if unlike:
             different += name not in EXPLAINED
             print(f"{name}: {', '.join(unlike)} {EXPLAINED.get(name, 'DIFFERENT')}")

@@ -24,7 +24,7 @@ PAIRS, DIM, GAMMA0 = 16, 8, 0.3
 HEIGHTS = (0.3, 0.05)
 #: The short time of panel (b), and the range of panel (a).
 EARLY, T_FIRST, T_LAST = 0.3, 1e2, 1e100
-OBSERVABLES = ("modality_gap", "temperature", "margin")
+OBSERVABLES = ("modality_gap", "temperature", "direction_margin")
 
 
 def compute(quick: bool, progress) -> xr.Dataset:
@@ -42,7 +42,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
         result = fs.simulate(parallel, matched, ts=late, seed=SEED + k, **options)
         closing["parallel"].append(result.series["modality_gap"])
         # γ = γ0 (β0/β)² e^{(γ² − γ0²)/2} and β → ln(t)/α.
-        alpha, beta0 = result.series["margin"][-1], 1 / result.series["temperature"][0]
+        alpha, beta0 = result.series["direction_margin"][-1], 1 / result.series["temperature"][0]
         prefactors.append(2 * GAMMA0 * (alpha * beta0) ** 2 * np.exp(-(GAMMA0**2) / 2))
         random = fs.initial.cones(PAIRS, DIM, GAMMA0)
         result = fs.simulate(fs.GradientFlow(), random, ts=late, seed=SEED + k, **options)

@@ -8,7 +8,7 @@ from flowsim.model.temperature import Exp, Fixed, Identity, Learnable, ScaledExp
 
 #: Two images, whose mean similarity to the other text is that of a simplex, though they are none.
 OPPOSED = np.array([[1.0, 0.0], [np.cos(2.0), np.sin(2.0)]])
-NAMES = ("modality_gap", "log_gamma", "inverse_temperature", "loss", "margin")
+NAMES = ("modality_gap", "log_gamma", "inverse_temperature", "loss", "margin", "direction_margin")
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,40 @@ def test_an_interrupted_write_leaves_the_old_file(result, tmp_path, monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
 
 
+def test_one_name_is_one_observable_on_every_geometry(result, cones):
+    """`margin` and `matched_fraction` of runs are those of reports, also on cones; theirs of directions are apart."""
+    names = ["gamma", "margin", "direction_margin", "matched_fraction", "direction_matched_fraction"]
+    flow, start = fs.GradientFlow(fs.Reduced()), fs.initial.simplex(5, 0.4)
+    reduced = fs.simulate(flow, start, t1=5.0, observables=names)
+    for run in (result, cones, reduced):
+        for snapshot in (run._snapshot(0), run.final):
+            report = fs.observables.report(snapshot.image, snapshot.text, only=["margin", "matched_fraction"])
+            assert snapshot["margin"] == pytest.approx(report["margin"], abs=1e-12)
+            assert snapshot["matched_fraction"] == report["matched_fraction"]
+    for run in (cones, reduced):
+        start = run.final.start
+        assert run.final["direction_margin"] == pytest.approx(fs.observables.margin(start.image, start.text), abs=1e-12)
+        np.testing.assert_allclose(
+            run.series["margin"], (1 - run.series["gamma"] ** 2) * run.series["direction_margin"], atol=1e-12
+        )
+    np.testing.assert_array_equal(reduced.series["matched_fraction"], reduced.series["direction_matched_fraction"])
+    assert np.abs(cones.series["margin"] - cones.series["direction_margin"]).max() > 0.01
+    assert not {"direction_margin", "direction_matched_fraction"} & result.series.keys()
+    assert cones["direction_margin"].attrs["long_name"] == r"direction margin $\alpha_H$"
+
+
+def test_older_files_call_the_margin_of_directions_margin(result, cones, tmp_path):
+    for run in (result, cones):
+        older = run.to_xarray().assign_attrs(schema_version=1)
+        if run is cones:
+            older = older.drop_vars("margin")
+            older = older.rename(direction_margin="margin")
+        older.to_netcdf(tmp_path / "older.nc", engine="h5netcdf")
+        loaded, now = fs.load(tmp_path / "older.nc"), "direction_margin" if run is cones else "margin"
+        np.testing.assert_array_equal(loaded.series[now], run.series[now])
+        assert ("margin" in loaded.series) == (run is result)
+
+
 def test_files_that_are_not_ours(result, tmp_path):
     with pytest.raises(fs.FlowsimError, match="There is no file"):
         fs.load(tmp_path / "missing.nc")

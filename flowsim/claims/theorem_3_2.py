@@ -18,7 +18,7 @@ PRINTED_FROM = 0.4
 
 
 def _runs(system: System, quick: bool) -> list[dict[str, Any]]:
-    """γ, margin and both bounds along matched runs that start just inside the theorem's assumption."""
+    """γ, margin of the directions and both bounds along matched runs just inside the assumption of the theorem."""
     runs = []
     for seed in range(2 if quick else 8):
         for gamma0 in GAMMAS:
@@ -37,7 +37,7 @@ def _runs(system: System, quick: bool) -> list[dict[str, Any]]:
             runs.append(
                 {
                     "assumption": bool(theory.theorem_3_2_assumption(gamma0, beta0, alpha, 8).holds),
-                    "margin_kept": float(np.min(values(run, "margin")) - alpha),
+                    "margin_kept": float(np.min(values(run, "direction_margin")) - alpha),
                     "ratio": gamma / bounds["corrected"],
                     "printed": np.asarray(gamma / bounds["printed"])[later],
                     "at_start": gamma[0] / np.asarray(bounds["printed"])[0],

@@ -63,13 +63,12 @@ def fit_cones(run: Run, window: Window, clock: np.ndarray) -> Cones | None:
 
 def _margin(run: Run, pairs: int, last_gap: float) -> float:
     """Margin of the directions within the cones."""
-    seen = run.series("margin")
+    of_directions = run.series("direction_margin")
+    seen = run.series("margin") if of_directions is None else of_directions
     if seen is None or not seen[-1] > 0.05:
         return pairs / (pairs - 1)
-    if run.on_cones:  # which record it like that
-        return float(seen[-1])
-    # Elsewhere the height takes its part.
-    return float(seen[-1]) / max(1 - last_gap**2 / 4, 0.05)
+    # The margin of the rows is 1 − γ² times that of the directions.
+    return float(seen[-1]) / (1.0 if of_directions is not None else max(1 - last_gap**2 / 4, 0.05))
 
 
 def _curve(run: Run, gamma: float, beta: float, margin: float, pairs: int) -> Curve | None:

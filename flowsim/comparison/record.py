@@ -221,11 +221,6 @@ class Run:
         return None if beta is None else -np.log(np.where(beta > 0, beta, np.nan))
 
     @property
-    def on_cones(self) -> bool:
-        """Whether the run was on parallel cones, whose height is recorded."""
-        return "log_gamma" in self.result.series
-
-    @property
     def batch_gap(self) -> np.ndarray | None:
         """Gap of each batch of a training, (steps,)."""
         return None if self.trained_record is None else self.trained_record.training.get("train_modality_gap")

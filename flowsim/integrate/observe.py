@@ -26,13 +26,13 @@ STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any]
     "log_gamma": lambda f, t, s, b, h: _log_gamma(f, s),
     "loss": lambda f, t, s, b, h: f.loss_value(t, s, h),
     "margin": lambda f, t, s, b, h: obs.margin(*f.rows(s), normalise=False) if f.is_tiled(s)
-    else obs.margin(similarity=_pair_similarity(f, s)),
+    else obs.margin(similarity=_similarity(f, s)),
     "matched_fraction": lambda f, t, s, b, h: obs.matched_fraction(*f.rows(s), normalise=False) if f.is_tiled(s)
-    else obs.matched_fraction(similarity=_pair_similarity(f, s)),
+    else obs.matched_fraction(similarity=_similarity(f, s)),
+    "direction_margin": lambda f, t, s, b, h: _of_directions(obs.margin, f, s),
+    "direction_matched_fraction": lambda f, t, s, b, h: _of_directions(obs.matched_fraction, f, s),
     "doubly_stochastic_defect": lambda f, t, s, b, h: obs.doubly_stochastic_defect(*f.rows(s), 1 / b, normalise=False)
-    if f.is_tiled(s) else obs.doubly_stochastic_defect(
-        logits=b * f.geometry.similarity(s.unknowns.position, s.constants)
-    ),
+    if f.is_tiled(s) else obs.doubly_stochastic_defect(logits=b * _similarity(f, s)),
 }  # fmt: skip
 
 
@@ -46,8 +46,15 @@ def _gamma(flow: GradientFlow, state: State) -> Array | None:
     return None if log_gamma is None else state.constants.sign * jnp.exp(log_gamma)
 
 
-def _pair_similarity(flow: GradientFlow, state: State) -> Array:
-    return jnp.asarray(flow.geometry.pair_similarity(state.unknowns.position, state.constants))
+def _similarity(flow: GradientFlow, state: State) -> Array:
+    return jnp.asarray(flow.geometry.similarity(state.unknowns.position, state.constants))
+
+
+def _of_directions(metric: Callable[..., Any], flow: GradientFlow, state: State) -> Any:
+    """A metric of Z, the similarity of the directions within parallel cones; None where there are no cones."""
+    if not flow.geometry.has_gamma:
+        return None
+    return metric(similarity=jnp.asarray(flow.geometry.pair_similarity(state.unknowns.position, state.constants)))
 
 
 def observe_state(

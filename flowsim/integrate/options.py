@@ -23,6 +23,7 @@ DEFAULT_OBSERVABLES = (
     "loss",
     "margin",
     "matched_fraction",
+    "direction_margin",
     "doubly_stochastic_defect",
 )
 

@@ -25,7 +25,8 @@ def margin(
 
     Sample: all n(n−1) non-pairs, in blocks of rows. Similarities that agree to rounding are ties, of margin 0. Range:
     [−2, 2] for unit rows, real otherwise; the pairs are perfectly matched when it is positive. Parallel cones
-    [√(1−γ²) h, ±γ] have 1 − γ² times the margin of their directions h, which the theory uses: pass h for that one.
+    [√(1−γ²) h, ±γ] have 1 − γ² times the margin of their directions h, which the theory uses: pass h for that one. Runs
+    hold it as `direction_margin`.
     Source: Yaras et al., CPAL 2025.
 
     Args:

@@ -87,6 +87,7 @@ def _step(name: str, label: str, description: str) -> Observable:
     return Observable(name, _elsewhere, "", description, of="step", label=label)
 
 
+# fmt: off
 _OF_STATES = (
     _state("temperature", r"\tau", "temperature of the softmax"),
     _state("inverse_temperature", r"\beta", "inverse temperature"),
@@ -95,7 +96,12 @@ _OF_STATES = (
     _state("gamma", r"\gamma", "signed cone height", r"cone height $\gamma$"),
     _state("log_gamma", r"\ln|\gamma|", "logarithm of the absolute cone height", r"$\ln|\gamma|$"),
     _state("loss", r"\mathcal{L}", "loss that the flow descends"),
+    _state("direction_margin", r"\alpha_H",
+           "`margin` of the directions in parallel cones, of Z = H_X H_Yᵀ: that of the theory, margin/(1 − γ²)"),
+    _state("direction_matched_fraction", r"f_H",
+           "`matched_fraction` of the directions in parallel cones, of Z = H_X H_Yᵀ", "matched fraction of directions"),
 )
+# fmt: on
 _OF_STEPS = (
     _step("train_loss", r"training loss $\mathcal{L}$", "loss of the batch of each step"),
     _step("train_temperature", r"temperature $\tau$", "temperature in each step"),

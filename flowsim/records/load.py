@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 #: Names of variables in files of older versions.
 _FORMER = {"raw": "raw_temperature", "snapshot_raw": "snapshot_raw_temperature"}
+#: Before version 2 these were, on parallel cones, of the directions.
+_FORMER_ON_CONES = {"margin": "direction_margin", "matched_fraction": "direction_matched_fraction"}
+_OF_CONES = ("gamma", "log_gamma", "snapshot_gamma", "constant_gamma")
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:
@@ -106,8 +109,10 @@ def result_of(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
     missing = {"config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
     check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
     series, snapshots, constants, reasons, training, memory = {}, {}, {}, {}, {}, {}
+    on_cones = any(name in dataset for name in _OF_CONES)
+    former = _FORMER | (_FORMER_ON_CONES if version < 2 and on_cones else {})
     for key, variable in dataset.data_vars.items():
-        name = _FORMER.get(str(key), str(key))
+        name = former.get(str(key), str(key))
         if name.startswith("snapshot_"):
             snapshots[name.removeprefix("snapshot_")] = variable.to_numpy()
         elif name.startswith("constant_"):

@@ -25,7 +25,7 @@ from flowsim.records.status import Outcome
 if TYPE_CHECKING:
     import xarray as xr
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FLOW_TIME = "flow time"
 SUM_OF_RATES = "sum of learning rates"
 

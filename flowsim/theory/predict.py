@@ -151,7 +151,8 @@ def _series(cones: Start, frozen: _Frozen, log_gamma: np.ndarray, beta: np.ndarr
         gap = np.sqrt((1 - gamma**2) * centres + 4 * gamma**2)
     return {
         "modality_gap": gap, "temperature": 1 / beta, "inverse_temperature": beta, "gamma": gamma,
-        "log_gamma": log_gamma, "loss": loss, "margin": np.full(len(beta), margin),
+        "log_gamma": log_gamma, "loss": loss, "margin": -np.expm1(2 * log_gamma) * margin,
+        "direction_margin": np.full(len(beta), margin),
     }  # fmt: skip
 
 

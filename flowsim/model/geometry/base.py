@@ -66,7 +66,7 @@ class AbstractGeometry(Described):
 
     @abc.abstractmethod
     def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
-        """The similarity whose margin counts: S, or Z without γ for parallel cones."""
+        """Z, the similarity of the directions within parallel cones; S where there are no cones."""
 
     @abc.abstractmethod
     def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
