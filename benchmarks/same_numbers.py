@@ -25,7 +25,7 @@ import flowsim as fs
 RENAMED: dict[str, str] = {
     "series raw": "series raw_temperature", "snapshot raw": "snapshot raw_temperature", "raw": "raw_temperature",
     # On parallel cones only; the old name is now that of the rows.
-    "series margin": "series direction_margin",
+    "series margin": "series direction_margin", "margin": "direction_margin",
 }  # fmt: skip
 #: Runs that differ on purpose, and why.
 EXPLAINED: dict[str, str] = {
