@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import flowsim as fs
 from flowsim import theory
+from flowsim.progress import Progress, track
 
 SEED = 0
 FULL = {"points": 481, "rings": [2, 5, 8], "free_rows": True, "log10_t1": 100}
@@ -29,7 +30,7 @@ ALIGNED = 0.1
 OBSERVABLES = ("modality_gap", "temperature", "inverse_temperature", "log_gamma", "loss", "margin")
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     ts = np.concatenate([[0.0], np.geomspace(1e-2, 10.0 ** sizes["log10_t1"], sizes["points"] - 1)])
     jobs = [("Reduced", PAIRS, s, r) for s, r in LAWS]
@@ -40,7 +41,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     slopes, laws, residuals, log_gammas, angles = [], [], [], [], []
     late = ts > np.exp(1.0)
     log_time = np.log(ts[late])
-    for geometry, pairs, scale, ratio in progress(jobs, "integrating"):
+    for geometry, pairs, scale, ratio in track(jobs, progress, "integrating"):
         result = _run(geometry, pairs, scale, ratio, ts)
         if geometry == "Sphere":
             log_gamma = np.log(result.series["modality_gap"] / 2)

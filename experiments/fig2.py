@@ -13,6 +13,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import flowsim as fs
+from flowsim.progress import Progress, track
 
 SEED = 0
 FULL = {"points": 600}
@@ -26,7 +27,7 @@ REFERENCE = Path(__file__).parent / "reference"
 CURVES = {"modality_gap": "fig2_delta.csv", "temperature": "fig2_tau.csv"}
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     digitised = {name: np.loadtxt(REFERENCE / f, delimiter=",", skiprows=1) for name, f in CURVES.items()}
     # The first digitised points lie up to 1e-4 before t = 0, within the width of the paper's lines.
@@ -36,7 +37,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     ts = np.unique(np.concatenate([SHOWN, grid, around, *times.values()]))
     (result,) = [
         fs.simulate(fs.GradientFlow(), start, ts=ts, snapshots=ts, seed=SEED)
-        for start in progress([fs.initial.rings()], "integrating")
+        for start in track([fs.initial.rings()], progress, "integrating")
     ]
 
     record = xr.Dataset(coords={"time": ts, "shown": list(SHOWN)})

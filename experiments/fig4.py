@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import flowsim as fs
 from flowsim import theory
+from flowsim.progress import Progress, track
 
 SEED = 0
 FULL = {"starts": 100, "seeds": 3}
@@ -27,7 +28,7 @@ EARLY, T_FIRST, T_LAST = 0.3, 1e2, 1e100
 OBSERVABLES = ("modality_gap", "temperature", "direction_margin")
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     # Both panels use 161 times: the compiled solve is shared.
     late = np.concatenate([[0.0], np.exp(np.geomspace(np.log(T_FIRST), np.log(T_LAST), 160))])
@@ -37,7 +38,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     parallel = fs.GradientFlow(geometry=fs.Parallel())
     closing = {"parallel": [], "sphere": []}
     prefactors = []
-    for k in progress(range(sizes["seeds"]), "slow closure"):
+    for k in track(range(sizes["seeds"]), progress, "slow closure"):
         matched = fs.initial.matched(PAIRS, DIM - 1, GAMMA0)
         result = fs.simulate(parallel, matched, ts=late, seed=SEED + k, **options)
         closing["parallel"].append(result.series["modality_gap"])
@@ -49,7 +50,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
         closing["sphere"].append(result.series["modality_gap"])
     jobs = [(i, k) for i in range(len(HEIGHTS)) for k in range(sizes["starts"])]
     change = np.empty((len(HEIGHTS), sizes["starts"]))
-    for i, k in progress(jobs, "early enlargement"):
+    for i, k in track(jobs, progress, "early enlargement"):
         start = fs.initial.cones(PAIRS, DIM, HEIGHTS[i])
         gap = fs.simulate(fs.GradientFlow(), start, ts=early, seed=SEED + k, **options).series["modality_gap"]
         change[i, k] = gap[-1] - gap[0]

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import flowsim as fs
+from flowsim.progress import Progress
 
 SEED = 0
 FULL = {
@@ -44,14 +45,14 @@ TEMPERATURES = (0.2, 0.07, 0.02, 0.01)
 LOOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     seeds = range(SEED, SEED + sizes["seeds"])
     ts = np.concatenate([[0.0], np.geomspace(1e-2, T1, sizes["points"])])
     runs = fs.sweep(
         fs.GradientFlow(), fs.initial.mismatched(PAIRS, DIM - 1, GAMMA0),
         {"start.fraction": sizes["fractions"], "seed": seeds}, ts=ts, observables=("modality_gap",),
-        track=progress, **LOOSE,
+        progress=progress, **LOOSE,
     )  # fmt: skip
     gap = runs["modality_gap"].to_numpy()
     above = gap > gap[..., :1] + 1e-6
@@ -65,7 +66,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     return record.assign(_encoders(seeds if quick else seeds[:8], sizes["shared"], progress))
 
 
-def _repaired(sizes: dict, progress) -> dict:
+def _repaired(sizes: dict, progress: Progress) -> dict:
     times = np.concatenate([[0.0], np.geomspace(1e-2, sizes["t1"], 60)])
     seeds = range(SEED, SEED + sizes["repaired_seeds"])
     found = {}
@@ -78,7 +79,7 @@ def _repaired(sizes: dict, progress) -> dict:
         over = {"pairing.fraction": REPAIRED, "start.height": HEIGHTS, "seed": seeds}
         runs = fs.sweep(
             flow, fs.initial.cones(sizes["repaired_pairs"], DIM, GAMMA0), over, ts=times, method=method,
-            observables=("modality_gap",), track=progress, **LOOSE,
+            observables=("modality_gap",), progress=progress, **LOOSE,
         )  # fmt: skip
         found[f"{name}_gap"] = xr.DataArray(
             runs["modality_gap"].to_numpy().mean(axis=2),
@@ -88,7 +89,7 @@ def _repaired(sizes: dict, progress) -> dict:
     return found
 
 
-def _encoders(seeds, shared: list[int], progress) -> dict:
+def _encoders(seeds, shared: list[int], progress: Progress) -> dict:
     """Last gap and loss of linear encoders: over the temperature with equal inputs, and over shared factors."""
     recipe = fs.initial.latents(PAIRS, factors=8, dim=DIM)
     starts = [recipe.draw(seed) for seed in seeds]

@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import flowsim as fs
+from flowsim.progress import Progress
 
 SEED = 0
 FULL = {"temperatures": 40, "noises": 40, "seeds": 8, "law_pairs": [8, 16, 64], "t1": 1e4, "law_t1": 1e5, "chunk": 128}
@@ -27,7 +28,7 @@ NORMS = ("mean_pair_cosine", "image_centre_norm", "text_centre_norm")
 OBSERVABLES = ("modality_gap", *NORMS)
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     temperatures = np.linspace(0.05, 0.7, sizes["temperatures"])
     noises = np.geomspace(0.01, 0.5, sizes["noises"])
@@ -57,7 +58,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     return record.assign(_law(sizes["law_pairs"], sizes["law_t1"], progress))
 
 
-def _law(all_pairs: list[int], t1: float, progress) -> dict:
+def _law(all_pairs: list[int], t1: float, progress: Progress) -> dict:
     """The logit gap β·m of uniform starts over its prediction b*, and the gap, at the last time."""
     shape = (len(all_pairs), len(LAW_BETAS), len(LAW_NOISES))
     logit_gap, gap, wanted = np.empty(shape), np.empty(shape), np.empty(shape)
@@ -65,7 +66,7 @@ def _law(all_pairs: list[int], t1: float, progress) -> dict:
         flow = fs.GradientFlow(schedule=fs.temperature.Fixed(0.1), pairing=fs.LabelNoise(0.1))
         runs = fs.sweep(
             flow, fs.initial.uniform(n, n), {"schedule.temperature.tau": 1 / LAW_BETAS, "pairing.noise": LAW_NOISES},
-            ts=[0.0, t1], seed=SEED, observables=OBSERVABLES, track=progress, **LAW_OPTIONS,
+            ts=[0.0, t1], seed=SEED, observables=OBSERVABLES, progress=progress, **LAW_OPTIONS,
         )  # fmt: skip
         last = runs.to_xarray().isel(time=-1)
         pair, image, text = (last[name].to_numpy() for name in NORMS)

@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator
 
 import flowsim as fs
 from flowsim.claims.retrieval import held_out_recall, split_latents
+from flowsim.progress import Progress, track
 
 SEED = 0
 FULL = {
@@ -29,13 +30,13 @@ LR, MOMENTUM = 1e-3, 0.9
 NAMES = ("sgd", "momentum", "adam", "adamw")
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     flow, rings = fs.GradientFlow(), fs.initial.rings()
     cones = fs.initial.cones(sizes["pairs"], sizes["dim"], 0.3)
     columns: dict[str, xr.DataArray] = {}
     for start, label in ((rings, "rings"), (cones, "cones")):
-        for name in progress(NAMES, f"steps from {label}"):
+        for name in track(NAMES, progress, f"steps from {label}"):
             run = fs.descend(flow, start, optimizer=name, lr=LR, steps=sizes["steps"], seed=SEED)
             columns[f"{label}_{name}"] = run["modality_gap"].rename(time="lr_sum").drop_attrs()
         run = fs.simulate(flow, start, ts=columns[f"{label}_sgd"]["lr_sum"].to_numpy(), seed=SEED, snapshots=[0.0])
@@ -44,7 +45,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     outputs = columns["cones_flow"].size
     rates = sizes["rates"]
     errors = np.empty((2, len(rates), sizes["seeds"]))
-    for seed in progress(range(sizes["seeds"]), "order in the learning rate"):
+    for seed in track(range(sizes["seeds"]), progress, "order in the learning rate"):
         wanted = fs.simulate(flow, cones, ts=np.linspace(0.0, 10.0, outputs), seed=seed, snapshots=[0.0])
         wanted = wanted["modality_gap"].to_numpy()[-1]
         for i, lr in enumerate(rates):
@@ -59,11 +60,11 @@ def compute(quick: bool, progress) -> xr.Dataset:
     return record
 
 
-def _retrieval(sizes: dict, progress) -> dict[str, xr.DataArray]:
+def _retrieval(sizes: dict, progress: Progress) -> dict[str, xr.DataArray]:
     temperatures = np.geomspace(0.02, 2.0, sizes["temperatures"])
     seeds = range(sizes["retrieval_seeds"])
     recall, gap = (np.empty((len(temperatures), len(seeds))) for _ in range(2))
-    for i in progress(range(len(temperatures)), "retrieval"):
+    for i in track(range(len(temperatures)), progress, "retrieval"):
         policy = fs.temperature.Fixed(temperatures[i])
         flow = fs.GradientFlow(fs.LinearEncoders(), policy, pairing=fs.FrozenMispairing(0.3))
         for seed in seeds:

@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import flowsim as fs
+from flowsim.progress import Progress, track
 
 SEED = 0
 FULL = {"temperatures": 13, "heights": 11, "seeds": 2}
@@ -21,13 +22,13 @@ OBSERVABLES = ("modality_gap", "temperature", "margin")
 TS = np.concatenate([[0.0], np.geomspace(1e-3, T1, 160)])
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     temperatures = np.geomspace(0.01, 1.0, sizes["temperatures"])
     heights = np.linspace(0.03, 0.9, sizes["heights"])
     shape = (len(STARTS), len(heights), len(temperatures), sizes["seeds"])
     first, peak, final = (np.empty(shape) for _ in range(3))
-    for index in progress(list(np.ndindex(shape)), "integrating"):
+    for index in track(list(np.ndindex(shape)), progress, "integrating"):
         kind, j, i, seed = index
         flow = fs.GradientFlow(schedule=fs.temperature.Learnable(init=temperatures[i]))
         if STARTS[kind] == "matched":

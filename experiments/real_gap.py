@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 import flowsim as fs
 from flowsim.clip import figures
+from flowsim.progress import Progress
 
 SEED = 0
 RUN = "Baseline, seed 0"
@@ -22,7 +23,7 @@ QUICK = {"early": 10}
 RECORDS = Path(__file__).parent / "reference"
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     run = fs.load_results(RECORDS / "clip_laptop.nc", [RUN])[RUN]
     count = (QUICK if quick else FULL)["early"]
     return figures.gap_numbers(run, fs.load_results(RECORDS / "clip_early.nc", [f"seed {k}" for k in range(count)]))  # pyright: ignore[reportArgumentType]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import flowsim as fs
 from flowsim.clip import figures
+from flowsim.progress import Progress
 
 SEED = 0
 FULL = {"records": "clip_laptop.nc"}
@@ -20,7 +21,7 @@ QUICK = FULL
 RECORDS = Path(__file__).parent / "reference"
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     return figures.methods_numbers(fs.load_results(RECORDS / FULL["records"]))  # pyright: ignore[reportArgumentType]
 
 

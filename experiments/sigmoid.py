@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 import flowsim as fs
 from flowsim.claims.sigmoid import BIASES, PUBLISHED_MARGINS, largest_margin
+from flowsim.progress import Progress, track
 
 SEED = 0
 FULL = {
@@ -27,18 +28,18 @@ HOT, COLD = 0.3, 0.005
 REPAIRED_DIM, FRACTION, BETA, SHORT = 8, 0.5, 10.0, 4.0
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     record = _locked(sizes["dims"], sizes["biases"], range(SEED, SEED + sizes["seeds"]), progress)
     return record.assign(_redrawn(sizes, progress))
 
 
-def _locked(dims: list[int], count: int, seeds: range, progress) -> xr.Dataset:
+def _locked(dims: list[int], count: int, seeds: range, progress: Progress) -> xr.Dataset:
     """Smallest cosine of a pair, largest of a non-pair, and the gap at the end."""
     biases = np.linspace(-1.0, 1.0, count)
     found = {name: np.empty((len(dims), count, len(seeds))) for name in ("pair", "other", "gap")}
     wrong = ~np.eye(PAIRS, dtype=bool)
-    for i, j, k in progress(list(np.ndindex(found["gap"].shape)), "locked biases"):
+    for i, j, k in track(list(np.ndindex(found["gap"].shape)), progress, "locked biases"):
         loss = fs.Sigmoid(bias=biases[j], bias_rate=None, relative_bias=True)
         run = fs.simulate(
             fs.GradientFlow(schedule=fs.temperature.Linear(HOT, COLD), loss=loss),
@@ -61,7 +62,7 @@ def _middle(record: xr.Dataset) -> xr.DataArray:
     return (record["pair"] + record["other"]) / 2
 
 
-def _redrawn(sizes: dict, progress) -> dict:
+def _redrawn(sizes: dict, progress: Progress) -> dict:
     """Deviation of the gap at t = 4 from the flow of the expected targets, by loss and interval."""
     error = np.empty((len(sizes["losses"]), len(sizes["intervals"])))
     for i, name in enumerate(sizes["losses"]):

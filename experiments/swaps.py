@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 import flowsim as fs
 from flowsim.claims.swaps import rank_correlation
+from flowsim.progress import Progress
 
 SEED = 0
 FULL = {
@@ -37,7 +38,7 @@ BARE = "No normalization"
 FEW = ("Baseline", "SLRT 0.1", "FLT 1e-2", "FLT 2e-2", "FLT 4e-2", "FLT 7e-2", "HS 1e-3", "HS 1e-2", "HS 1e-1", "HS 1")
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     start = fs.initial.cones(PAIRS, DIM, GAMMA0, random_basis=True)
     seeds = range(SEED, SEED + sizes["seeds"])
@@ -47,7 +48,7 @@ def compute(quick: bool, progress) -> xr.Dataset:
     return record.assign(_order(start, sizes, seeds, progress))
 
 
-def _kinds(start, sizes: dict, seeds, quick: bool, progress) -> xr.Dataset:
+def _kinds(start, sizes: dict, seeds, quick: bool, progress: Progress) -> xr.Dataset:
     fractions, masks = sizes["fractions"], sizes["masks"]
     swaps = {"none": fs.NoSwap()}
     swaps |= {f"entry {p:g}": fs.HardSwap(p, by="entry", masks=masks) for p in fractions}
@@ -56,7 +57,7 @@ def _kinds(start, sizes: dict, seeds, quick: bool, progress) -> xr.Dataset:
         swaps |= {f"{r} {p:g}": fs.SoftSwap(p, reading=r, masks=masks) for r in ("old", "updated") for p in (0.05, 1.0)}
     schedules = [fs.Schedule(swap=swap) for swap in swaps.values()]
     over = {"schedule": schedules, "seed": seeds}
-    runs = fs.sweep(fs.GradientFlow(), start, over, ts=TIMES, track=progress, **OPTIONS)
+    runs = fs.sweep(fs.GradientFlow(), start, over, ts=TIMES, progress=progress, **OPTIONS)
     record = xr.Dataset(coords={"swap": list(swaps), "seed": list(seeds), "time": TIMES})
     record["gap"] = (("swap", "seed", "time"), runs["modality_gap"].to_numpy())
     final = record["gap"][..., -1]
@@ -67,13 +68,13 @@ def _kinds(start, sizes: dict, seeds, quick: bool, progress) -> xr.Dataset:
     return record
 
 
-def _convergence(start, sizes: dict, progress) -> dict:
+def _convergence(start, sizes: dict, progress: Progress) -> dict:
     """Deviation of the gap at t = 4 from the flow of many masks: fewer masks, or one that changes."""
     draws, counts, intervals = sizes["draws"], sizes["counts"], sizes["intervals"]
 
     def gaps(swaps: list, count: int) -> np.ndarray:
         over = {"schedule": [fs.Schedule(swap=swap) for swap in swaps], "seed": range(SEED, SEED + count)}
-        runs = fs.sweep(fs.GradientFlow(), start, over, ts=TIMES * SHORT / T1, track=progress, **OPTIONS)
+        runs = fs.sweep(fs.GradientFlow(), start, over, ts=TIMES * SHORT / T1, progress=progress, **OPTIONS)
         return runs["modality_gap"].to_numpy()[..., -1]
 
     wanted = gaps([fs.HardSwap(0.5, by="entry", masks=sizes["many"])], 1)[0, 0]
@@ -91,7 +92,7 @@ def _convergence(start, sizes: dict, progress) -> dict:
     }
 
 
-def _order(start, sizes: dict, seeds, progress) -> dict:
+def _order(start, sizes: dict, seeds, progress: Progress) -> dict:
     with (Path(__file__).parent / "reference" / "tables.csv").open(encoding="utf-8", newline="") as file:
         printed = {row["method"]: float(row["modality_gap"]) for row in csv.DictReader(file)}
     names = [n for n in printed if sizes["methods"] == "all" or n in FEW]

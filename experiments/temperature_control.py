@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 import flowsim as fs
+from flowsim.progress import Progress, track
 
 SEED = 0
 FULL = {"seeds": 3, "presets": [n for n in fs.schedules.names() if not fs.schedules.get(n).swap.active]}
@@ -25,13 +26,13 @@ OBSERVABLES = ("modality_gap", "temperature", "margin")
 TS = np.unique(np.concatenate([[0.0], np.geomspace(1e-3, T1, 120), np.linspace(0.0, T1, 122)[1:]]))
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     presets, seeds = sizes["presets"], sizes["seeds"]
     start = fs.initial.cones(PAIRS, DIM, GAMMA0)
     series = {name: np.empty((len(presets), seeds, len(TS))) for name in OBSERVABLES}
     status = np.empty((len(presets), seeds), dtype=object)
-    for i, k in progress([(i, k) for i in range(len(presets)) for k in range(seeds)], "integrating"):
+    for i, k in track([(i, k) for i in range(len(presets)) for k in range(seeds)], progress, "integrating"):
         flow = fs.GradientFlow.from_preset(presets[i])
         result = fs.simulate(flow, start, ts=TS, observables=OBSERVABLES, snapshots=[0.0], seed=SEED + k)
         status[i, k] = result.status.code.name

@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 import flowsim as fs
 from flowsim import observables, theory
+from flowsim.progress import Progress, track
 
 SEED = 0
 FULL = {"pairs": [8, 32, 128, 512], "dims": [3, 64], "draws": 64}
@@ -27,13 +28,13 @@ HEIGHTS = np.geomspace(0.005, 0.6, 13)
 MANY = 128
 
 
-def compute(quick: bool, progress) -> xr.Dataset:
+def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
     dims, pairs = sizes["dims"], sizes["pairs"]
     speeds = np.empty((len(dims), len(pairs), 2, sizes["draws"]))
     positive = np.full((len(dims), len(pairs), len(HEIGHTS), 2), np.nan)
     jobs = [(i, j) for i in range(len(dims)) for j in range(len(pairs))]
-    for i, j in progress(jobs, "Monte Carlo"):
+    for i, j in track(jobs, progress, "Monte Carlo"):
         measure = _speeds(pairs[j], dims[i], sizes["draws"])
         speeds[i, j] = measure(GAMMA0)
         if pairs[j] > MANY:

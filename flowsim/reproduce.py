@@ -4,8 +4,8 @@ An experiment is a module `experiments/NAME.py` with
 
 - a docstring: what the figure shows, and its source;
 - `SEED`, and `FULL` and `QUICK`: the sizes of the two variants, plain data (never tolerances);
-- `compute(quick, progress) -> xarray.Dataset`: the numbers. `progress(jobs, text)` yields the jobs and
-  reports how far they are;
+- `compute(quick, progress) -> xarray.Dataset`: the numbers; it calls `progress` (`flowsim.progress`), most simply
+  by `for job in track(jobs, progress, "integrating")`;
 - `plot(record) -> matplotlib.figure.Figure`: the figure, from the record alone.
 
 The record of an experiment lies in OUT/records/NAME.nc, its figures in OUT/NAME.png and OUT/NAME.pdf. A
@@ -19,30 +19,24 @@ import hashlib
 import importlib.util
 import json
 import subprocess
-import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 import flowsim
-from flowsim.base import processes as _workers
-from flowsim.base.files import write_atomically
+from flowsim.base import processes
+from flowsim.base.files import check_writable, write_text
 from flowsim.base.sources import computing_hash, drawing_hash, write_stamp
 from flowsim.errors import FlowsimError, unknown_name
+from flowsim.progress import Progress
 from flowsim.provenance import versions
 from flowsim.records.netcdf import read_netcdf, write_netcdf
 
@@ -58,19 +52,6 @@ _SECONDS = {
 }  # fmt: skip
 #: The weight of these numbers against what is seen, as seconds of work done.
 _PRIOR = 60.0
-
-Job = TypeVar("Job")
-
-
-class Tracker(Protocol):
-    """Yields the jobs one by one and reports how far they are; `text` names the stage."""
-
-    def __call__(self, jobs: Collection[Job], text: str = "") -> Iterable[Job]: ...
-
-
-def silent(jobs: Collection[Job], text: str = "") -> Iterable[Job]:
-    """A tracker that reports nothing."""
-    return jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +142,7 @@ def run(
             raise unknown_name("experiment", name, known)
     chosen = list(dict.fromkeys(names or known))
     out = Path(out) if out is not None else DEFAULT_OUT / ("quick" if quick else "full")
-    _check_writable(out)
+    check_writable(out / "records", "Choose another folder with --out.")
     measured = not names if claims is None else claims
     screen = _Screen(console, chosen, measured)
     with screen.bars:
@@ -197,24 +178,17 @@ def _reproduce(
     for name in reused:
         draw(name, 0.0)
     calls = [(_compute, (n, folder, quick, stamps[n], _record_path(out, n))) for n in missing]
-    for index, seconds in _workers.run(calls, screen.heard, quick):
+    for index, seconds in processes.run(calls, lambda i: partial(screen.show, missing[i]), quick):
         draw(missing[index], seconds)
     return tuple(done[name] for name in names)
 
 
-def _compute(say: _workers.Say, name: str, folder: Path, quick: bool, stamp: dict[str, Any], path: Path) -> float:
+def _compute(progress: Progress, name: str, folder: Path, quick: bool, stamp: dict[str, Any], path: Path) -> float:
     """Compute one experiment and write its record; the seconds it took."""
     begin = time.perf_counter()
     module = _load(name, folder)
-    say(name, "computing", 0, None)
-
-    def tracker(jobs: Collection[Job], text: str = "") -> Iterator[Job]:
-        say(name, text, 0, len(jobs))
-        for count, job in enumerate(jobs, start=1):
-            yield job
-            say(name, text, count, len(jobs))
-
-    record = module.compute(quick, tracker)
+    progress("computing", 0, None)
+    record = module.compute(quick, progress)
     seconds = time.perf_counter() - begin
     record.attrs.update(
         stamp,
@@ -242,17 +216,6 @@ def _draw(module: ModuleType, record: Any, out: Path, facts: dict[str, Any]) -> 
         files = tuple(plot.save(figure, str(out / f"{facts['experiment']}.{kind}"), stamp) for kind in ("png", "pdf"))
     plt.close(figure)
     return files
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        (out / "records").mkdir(parents=True, exist_ok=True)
-        for place in (out, out / "records"):
-            tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        raise FlowsimError(
-            f"Cannot write to the folder {str(out)!r}: {error.strerror or error}. Choose another with --out."
-        ) from None
 
 
 # --- modules and records ------------------------------------------------------------------------------
@@ -350,7 +313,7 @@ class _Screen:
         self.count = 0
         self.tasks: dict[str, TaskID] = {}
         # Invisible where the console is not a terminal.
-        self.bars = Progress(
+        self.bars = Bars(
             SpinnerColumn(),
             TextColumn("[bold]{task.fields[name]}"),
             TextColumn("{task.description}"),
@@ -365,15 +328,15 @@ class _Screen:
         """Figures that need no computing."""
         self.total -= sum(self.left.pop(name) for name in names)
 
-    def heard(self, name: str, text: str, completed: int, total: int | None) -> None:
-        """How far a figure, or the claims, are."""
+    def show(self, name: str, text: str, done: int, total: int | None, /, **numbers: float) -> None:
+        """The progress of a figure, or of the claims."""
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task("computing", total=None, name=name)
             if not self.console.is_terminal:
                 self._say(f"{name}: computing")
-        self.bars.update(self.tasks[name], description=text, completed=completed, total=total)
+        self.bars.update(self.tasks[name], description=text, completed=done, total=total)
         if name == "claims" and total:  # figures have several stages, claims one
-            self.left[name] = _SECONDS[name] * (1 - completed / total)
+            self.left[name] = _SECONDS[name] * (1 - done / total)
         self.bars.update(self.all, description=self.time_left())
 
     def finished(self, item: Figures) -> None:
@@ -422,14 +385,12 @@ def _run_claims(quick: bool, out: Path, screen: _Screen) -> tuple[dict[str, Any]
     """Measure all claims (the cheap ones if `quick`) and write OUT/claims.json."""
     from flowsim import claims
 
-    screen.heard("claims", "measuring", 0, None)
-    only = claims.CHEAP if quick else None
-    found = claims.run_all(
-        quick, lambda claim, done, total: screen.heard("claims", claim, done, total), only=only, processes=True
-    )
+    progress = partial(screen.show, "claims")
+    progress("measuring", 0, None)
+    only = [name for name in claims.names() if claims.get(name).cheap] if quick else None
+    found = claims.run_all(quick, progress, only=only, processes=True)
     verdicts = tuple(v.to_dict() for v in found)
-    text = json.dumps(verdicts, indent=2) + "\n"
-    write_atomically(out / "claims.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+    write_text(out / "claims.json", json.dumps(verdicts, indent=2) + "\n")
     return verdicts
 
 

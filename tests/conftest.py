@@ -1,5 +1,7 @@
 """Strict numerics for the whole suite: no silent promotion, no silent broadcasting, no warnings."""
 
+import sys
+
 import hypothesis
 import jax
 import pytest
@@ -36,6 +38,8 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    # Observables that a test or a page registered.
-    for name in [name for name in REGISTRY if not REGISTRY.is_ours(name)]:
-        REGISTRY.remove(name)
+    # Observables and claims that a test or a page registered.
+    claims = sys.modules.get("flowsim.claims.registry")
+    for registry in [REGISTRY, *([claims.REGISTRY] if claims else [])]:
+        for name in [name for name in registry if not registry.is_ours(name)]:
+            registry.remove(name)

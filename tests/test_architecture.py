@@ -11,30 +11,31 @@ from pathlib import Path
 import pytest
 
 import flowsim as fs
-from flowsim.base.arrays import PARTS
+from flowsim.base.modules import PARTS
 
 PACKAGE = Path(fs.__file__).parent
 
 #: Rooms from left to right -> those that they may import. Everything may import `errors`.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "base": set(),
+    "progress": set(),
+    "base": {"progress"},
     "provenance": set(),
     "numerics": {"base"},
     "model": {"base", "numerics"},
-    "observables": {"base", "numerics"},
+    "observables": {"progress", "base", "numerics"},
     "conformance": {"base", "model", "observables"},
     "records": {"base", "model", "observables"},
     "theory": {"base", "model", "records"},
     "plot": {"base", "observables", "records", "theory"},
-    "integrate": {"base", "provenance", "numerics", "model", "observables", "records", "theory"},
+    "integrate": {"progress", "base", "provenance", "numerics", "model", "observables", "records", "theory"},
     "comparison": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
     "explorer": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
-    "claims": {"base", "numerics", "model", "observables", "records", "theory", "integrate"},
-    "clip": {"base", "model", "observables", "records", "plot"},
-    "reproduce": {"base", "provenance", "records", "plot", "integrate", "claims"},
-    "cli": {"base", "model", "observables", "conformance", "records", "plot", "integrate", "comparison", "claims",
-            "explorer", "clip", "reproduce"},
+    "claims": {"progress", "base", "numerics", "model", "observables", "records", "theory", "integrate"},
+    "clip": {"progress", "base", "model", "observables", "records", "plot"},
+    "reproduce": {"progress", "base", "provenance", "records", "plot", "integrate", "claims"},
+    "cli": {"progress", "base", "model", "observables", "conformance", "records", "plot", "integrate", "comparison",
+            "claims", "explorer", "clip", "reproduce"},
     "__main__": {"cli"},
 }  # fmt: skip
 #: The top level names everything; it is no room. The experiments come last and use the top level.

@@ -23,7 +23,7 @@ NAMES = fs.claims.names()
 #: Claims about swaps, pairs, other losses and the like have wrong models of their own.
 BEYOND = set(BREAKS).union(*(turned for turned, _ in MISTAKEN.values()))
 OWN = set(NAMES) - BEYOND
-CHEAP = set(fs.claims.CHEAP)
+CHEAP = {name for name in NAMES if fs.claims.get(name).cheap}
 QUICK = [name for name in NAMES if name in CHEAP]
 FEARED = (
     "lost factor 2 in the gradient", "temperature multiplied", "one loss direction", "flipped sign of ν",

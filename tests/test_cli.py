@@ -17,7 +17,7 @@ import pytest
 
 import flowsim as fs
 from flowsim import cli
-from flowsim.base.arrays import PARTS, parts_of
+from flowsim.base.modules import PARTS, parts_of
 from flowsim.cli import clip_options, entry, flows
 from flowsim.cli.simulate import Simulate
 from flowsim.cli.values import parse_change, parse_over

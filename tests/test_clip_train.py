@@ -185,8 +185,8 @@ import os, signal, sys
 from flowsim.clip.settings import Training
 from flowsim.clip.training import train
 settings = Training(**{settings!r})
-def kill(numbers):
-    if numbers["step"] == 4:
+def kill(text, done, total, **numbers):
+    if done == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 train(settings, "HS 1e-1", sys.argv[1], cpu=True, progress=kill)
 """
@@ -222,8 +222,8 @@ def test_a_model_with_dropout_goes_on_to_the_same_record(tmp_path):
     (tmp_path / "vit-dropout.json").write_text(json.dumps(config))
     settings = dataclasses.replace(TINY, model=str(tmp_path / "vit-dropout.json"), checkpoint_seconds=0.0)
 
-    def stop(numbers):
-        if numbers["step"] == TINY.steps:
+    def stop(text, done, total, **numbers):
+        if done == TINY.steps:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -263,7 +263,7 @@ _SHARED = """
 import json, sys
 from flowsim.clip.settings import Training
 from flowsim.clip.training import train
-record = train(Training(**{settings!r}), "HS 1", cpu=True, progress=lambda n: print("heard", flush=True))
+record = train(Training(**{settings!r}), "HS 1", cpu=True, progress=lambda *told, **numbers: print("heard", flush=True))
 import accelerate
 if accelerate.PartialState().is_main_process:
     print(json.dumps([record.training["train_loss"].tolist(), record.training["train_modality_gap"].tolist()]))
@@ -273,7 +273,7 @@ if accelerate.PartialState().is_main_process:
 def _heard(settings, schedule):
     """What a run says on its way."""
     said = []
-    train(settings, schedule, cpu=True, progress=said.append)
+    train(settings, schedule, cpu=True, progress=lambda *told, **numbers: said.append(told))
     return said
 
 
@@ -687,8 +687,8 @@ def test_a_full_disk_is_one_sentence_and_the_training_is_not_lost(tmp_path):
     path, before = tmp_path / "run.nc", resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    def fill(numbers):
-        if numbers["step"] == settings.steps:  # records fit, weights do not
+    def fill(text, done, total, **numbers):
+        if done == settings.steps:  # records fit, weights do not
             resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
 
     try:
@@ -711,7 +711,13 @@ def test_a_full_disk_is_one_sentence_and_the_training_is_not_lost(tmp_path):
             train(settings, out=path, cpu=True, weights=tmp_path / "weights.pt")
     assert (tmp_path / "run.checkpoint.pt").exists()
     said = []
-    done = train(settings, out=path, cpu=True, weights=tmp_path / "weights.pt", progress=said.append)
+    done = train(
+        settings,
+        out=path,
+        cpu=True,
+        weights=tmp_path / "weights.pt",
+        progress=lambda *told, **numbers: said.append(told),
+    )
     assert done.status.ok and said == []  # only the weights were missing
     assert (tmp_path / "weights.pt").stat().st_size > 300_000
     assert not (tmp_path / "run.checkpoint.pt").exists()

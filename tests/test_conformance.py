@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import flowsim as fs
-from flowsim.base.arrays import PARTS, parts_of
+from flowsim.base.modules import PARTS, parts_of
 from flowsim.conformance.run import SUITES
 from flowsim.observables.observable import Observable
 

@@ -90,7 +90,9 @@ def test_examples_of_docstrings(name, elsewhere):
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     report = io.StringIO()
-    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+    # What an example defines belongs to a user, not to the module.
+    examples = doctest.DocTestFinder(exclude_empty=True).find(module, name, extraglobs={"__name__": "__main__"})
+    for test in examples:
         runner.run(test, out=report.write, clear_globs=True)
     assert not runner.failures, report.getvalue()
 

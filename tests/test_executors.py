@@ -31,12 +31,11 @@ SESSION = """
 import sys
 import flowsim as fs
 if __name__ == "__main__":
-    def track(pieces, text):
-        for piece in pieces:
-            yield piece
+    def progress(text, done, total):
+        if done:
             print("chunk", flush=True)
     fs.sweep(fs.GradientFlow(fs.Parallel()), fs.initial.matched(8, 2), {"seed": range(80)}, ts=[0.0, 0.05, 0.2],
-             chunk=2, to=sys.argv[1], executor=sys.argv[2] if len(sys.argv) > 2 else None, track=track)
+             chunk=2, to=sys.argv[1], executor=sys.argv[2] if len(sys.argv) > 2 else None, progress=progress)
 """
 
 
@@ -233,14 +232,12 @@ def test_a_worker_killed_in_mid_sweep_changes_nothing(tmp_path):
     folder, killed = tmp_path / "runs.zarr", set()
     with cluster(2) as (host, address):
 
-        def track(pieces, text):
-            for index, piece in enumerate(pieces):
-                if index in (2, 6):
-                    print("kill", file=host.stdin, flush=True)
-                    killed.add(int(host.stdout.readline()))
-                yield piece
+        def progress(text, done, total):
+            if done in (2, 6):
+                print("kill", file=host.stdin, flush=True)
+                killed.add(int(host.stdout.readline()))
 
-        runs = fs.sweep(FLOW, START, **MANY, executor=address, to=folder, track=track)
+        runs = fs.sweep(FLOW, START, **MANY, executor=address, to=folder, progress=progress)
     assert len(killed) == 2
     assert_identical(runs, fs.sweep(FLOW, START, **MANY))
     xr.testing.assert_equal(fs.sweep(FLOW, START, **MANY, to=folder).dataset, runs.dataset)
@@ -251,14 +248,12 @@ def test_a_killed_scheduler_gets_one_sentence_and_the_same_call_goes_on(tmp_path
     folder = tmp_path / "runs.zarr"
     with cluster(1) as (host, address):
 
-        def track(pieces, text):
-            for index, piece in enumerate(pieces):
-                if index == 3:
-                    host.send_signal(signal.SIGKILL)
-                yield piece
+        def progress(text, done, total):
+            if done == 3:
+                host.send_signal(signal.SIGKILL)
 
         with pytest.raises(fs.FlowsimError, match="workers were lost before the end"):
-            fs.sweep(FLOW, START, **MANY, executor=address, to=folder, track=track)
+            fs.sweep(FLOW, START, **MANY, executor=address, to=folder, progress=progress)
     assert_identical(fs.sweep(FLOW, START, **MANY, to=folder), fs.sweep(FLOW, START, **MANY))
 
 

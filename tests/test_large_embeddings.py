@@ -161,9 +161,9 @@ def test_only_what_is_asked_for():
 @pytest.mark.usefixtures("in_blocks")
 def test_progress_names_the_steps():
     said = []
-    obs.report(IMAGE, TEXT, only=["matched_fraction"], progress=said.append)
-    assert said[0] == "matched_fraction"
-    assert "image to text, query 16 of 60" in said
+    obs.report(IMAGE, TEXT, only=["matched_fraction"], progress=lambda *told: said.append(told))
+    assert said[0] == ("matched_fraction", 0, None)
+    assert ("image to text, queries", 16, 60) in said
 
 
 def test_measure_takes_names(tmp_path, capsys):

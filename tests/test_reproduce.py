@@ -32,6 +32,7 @@ from pathlib import Path
 
 import xarray as xr
 from matplotlib.figure import Figure
+from flowsim.progress import track
 
 SEED = 3
 FULL = {"points": 5}
@@ -44,7 +45,7 @@ def compute(quick, progress):
     if (Path(__file__).parent / "fail-NAME").exists():
         raise KeyboardInterrupt
     points = (QUICK if quick else FULL)["points"]
-    return xr.Dataset({"y": ("x", [float(i) for i in progress(range(points), "counting")])})
+    return xr.Dataset({"y": ("x", [float(i) for i in track(range(points), progress, "counting")])})
 
 
 def plot(record):
@@ -333,7 +334,7 @@ def test_the_time_left_counts_claims() -> None:
     screen = reproduce._Screen(quiet(), ["fig2", "noise"], claims=True)
     screen.skip(["fig2", "noise"])
     assert screen.time_left() == "about 3 min left"
-    screen.heard("claims", "lemma-3.1", 50, 59)
+    screen.show("claims", "lemma-3.1", 50, 59)
     assert screen.time_left() == "about 10 s left"
 
 

@@ -221,9 +221,9 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(computed, tmp_path, monke
             fs.sweep(FLOW, MATCHED, over, **options)
     assert computed == [0, 1, 2]
     tracked = []
-    runs = fs.sweep(FLOW, MATCHED, over, **options, track=lambda jobs, text: tracked.append((len(jobs), text)) or jobs)
+    runs = fs.sweep(FLOW, MATCHED, over, **options, progress=lambda *told: tracked.append(told))
     assert computed == list(range(8))
-    assert tracked == [(2, "sweeping")]
+    assert tracked == [("sweeping", 0, 2), ("sweeping", 1, 2), ("sweeping", 2, 2)]
     np.testing.assert_array_equal(runs["loss"], np.arange(8)[:, None] + np.asarray(TIMES))
     again = fs.sweep(FLOW, MATCHED, over, **options)
     assert len(computed) == 8

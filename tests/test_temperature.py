@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flowsim import FlowsimError
-from flowsim.base.arrays import tracing
+from flowsim.base.modules import tracing
 from flowsim.model.temperature import (
     AbstractTemperature,
     Cosine,

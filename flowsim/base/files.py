@@ -33,6 +33,36 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[str], Any]) 
     return path
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file in one step, as UTF-8; raises as `write_atomically`."""
+    return write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def check_writable(folder: str | os.PathLike[str], cure: str = "Choose a folder that you may write to.") -> None:
+    """Refuse a folder in which no file can be written, before any time is spent on the content.
+
+    Folders that are missing are not made, and nothing is left behind.
+
+    Args:
+        folder: Where files will be written.
+        cure: The last sentence of the error.
+
+    Raises:
+        FlowsimError: If the folder, or the first one above it that exists, takes no files.
+    """
+    existing = Path(folder)
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    reason = f"{str(existing)!r} is a file, not a folder"
+    if existing.is_dir():
+        try:
+            tempfile.TemporaryFile(dir=existing).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+    raise FlowsimError(f"Cannot write to {str(folder)!r}: {reason}. {cure}")
+
+
 def reference_path(name: str) -> Path:
     """A file of reference numbers, from the installed package or from a checkout."""
     package = Path(__file__).parents[1]

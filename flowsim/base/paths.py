@@ -13,7 +13,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from flowsim.base.arrays import PARTS, parts_of, shown
+from flowsim.base.checks import shown
+from flowsim.base.modules import PARTS, parts_of
 from flowsim.errors import FlowsimError, unknown_name
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any
 
 from flowsim.errors import FlowsimError
+from flowsim.progress import Progress
 
 #: Processes that work at the same time.
 WORKERS = 2
@@ -18,8 +19,6 @@ WORKERS = 2
 #: Seconds between two looks at whether the parent process still lives.
 _LOOK = 1.0
 
-#: What a call may do with its first argument: report how far it is. Raises `Stopped` once the work is called off.
-Say = Callable[..., None]
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
@@ -42,27 +41,37 @@ def compile_quickly() -> None:
 
 
 def run(
-    calls: Sequence[Call], heard: Callable[..., None], quick: bool = False, workers: int = WORKERS
+    calls: Sequence[Call], progress_of: Callable[[int], Progress], quick: bool = False, workers: int = WORKERS
 ) -> Iterator[tuple[int, Any]]:
-    """(index, result) of each call `function(say, *arguments)` as they finish; `heard` gets what they say.
+    """Run calls `function(progress, *arguments)` in several processes.
 
-    A single call runs in this process. Calls start in order; functions must be importable by name. An error in
-    one calls off the others at their next `say`. `quick`: the processes `compile_quickly`.
+    A single call runs in this process. Calls start in order. An error in one stops the others the next time that they
+    report progress, where `Stopped` is raised in them.
+
+    Args:
+        calls: Functions, which must be importable by name, and their arguments.
+        progress_of: Gives the progress that shows how far the call of an index is.
+        quick: Whether the processes `compile_quickly`.
+        workers: Processes at the same time.
+
+    Yields:
+        (index, result) of each call as it finishes.
     """
     if len(calls) < 2:
         for index, (function, arguments) in enumerate(calls):
-            yield index, function(heard, *arguments)
+            yield index, function(progress_of(index), *arguments)
         return
     context = multiprocessing.get_context("spawn")
     channel, stop = context.SimpleQueue(), context.Event()
     with ProcessPoolExecutor(workers, context, _begin, (channel, stop, quick)) as pool:
-        futures = {pool.submit(_work, function, arguments): i for i, (function, arguments) in enumerate(calls)}
+        futures = {pool.submit(_work, i, function, arguments): i for i, (function, arguments) in enumerate(calls)}
         waiting = set(futures)
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
                 while not channel.empty():
-                    heard(*channel.get())
+                    index, told, numbers = channel.get()
+                    progress_of(index)(*told, **numbers)
                 for future in done:
                     yield futures[future], future.result()
         except BaseException:
@@ -94,14 +103,14 @@ def _begin(channel: Any, stop: Any, quick: bool) -> None:
         compile_quickly()
 
 
-def _work(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    def say(*message: Any) -> None:
+def _work(index: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def progress(*told: Any, **numbers: float) -> None:
         if _stop.is_set():
             raise Stopped
-        _channel.put(message)
+        _channel.put((index, told, numbers))
 
     try:
-        return function(say, *arguments)
+        return function(progress, *arguments)
     except FlowsimError as error:
         # Some carry results that do not travel between processes.
         raise FlowsimError(str(error)) from None

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 #: Package files that show numbers, or hand out work, but do not make numbers.
 PRESENTATION = (
     "plot/", "cli/", "reproduce.py", "comparison/", "claims/", "explorer/", "clip/", "model/extend.py",
-    "_experiments/", "base/notice.py", "base/sources.py", "base/processes.py",
+    "_experiments/", "base/html.py", "base/notice.py", "base/sources.py", "base/processes.py", "progress.py",
 )  # fmt: skip
 #: Folders and files with the drawing that experiments share.
 DRAWING = ("plot", "clip/figures.py")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowsim.base.arrays import check, check_number, host_array, is_real, shown
+from flowsim.base.checks import check, check_number, host_array, is_real, shown
 from flowsim.errors import FlowsimError
 
 #: Output points, 0 included, when only `t1` is given: a fixed number, so that `t1` never recompiles.

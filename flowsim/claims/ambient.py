@@ -10,6 +10,7 @@ from jaxtyping import Float
 from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import field, gap_force, largest, plain_loss
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Sphere
 from flowsim.model.losses import AbstractLoss
@@ -117,7 +118,7 @@ def _projection(system: System, quick: bool) -> Numbers:
     }
 
 
-CLAIMS = [
+register(
     Claim(
         id="ambient-force",
         statement="The ambient force on a common shift of all image rows is −βYᵀ(∇ℓᵀ1), on all text rows −βXᵀ(∇ℓ1). "
@@ -145,4 +146,4 @@ CLAIMS = [
         at_most={"largest_relative_error": 1e-9, "largest_ambient_force": 1e-12},
         at_least={"smallest_speed": 1e-6},
     ),
-]
+)

@@ -1,7 +1,6 @@
 """What a claim is, how it is judged, and the system that it is measured on."""
 
 import dataclasses
-import html
 import json
 import math
 import textwrap
@@ -12,7 +11,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
+from flowsim.base.html import table
 from flowsim.errors import unknown_name
 from flowsim.integrate.descend import descend
 from flowsim.integrate.simulate import simulate
@@ -89,6 +89,7 @@ class Claim:
     - `expected`: "fails" for a statement of the paper that does not hold as printed, or one that is not
       claimed for this flow; the statement is then given as it reads, and the numbers show by how much it
       fails.
+    - `cheap`: whether `flowsim reproduce --quick` measures it too: claims that need few compiled programs.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Claim:
     assumptions: str
     measure: Callable[[System, bool], Mapping[str, Any]]
     expected: Expected = "holds"
+    cheap: bool = False
     at_most: Mapping[str, float] = dataclasses.field(default_factory=dict)
     at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -258,11 +260,7 @@ class Table:
         return "\n".join([*lines, self._summary()])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{c}</th>" for c in ("claim", "verdict", "expected", "statement", "numbers"))
-        body = ""
-        for v in self.verdicts:
-            cells = (v.id, v.verdict, v.expected, v.statement, v.key_numbers())
-            columns = [f"<td style='text-align:left'>{html.escape(c)}</td>" for c in cells]
-            style = "" if v.as_expected else " style='background:#fdd'"
-            body += f"<tr{style}>{''.join(columns)}</tr>"
-        return f"<table><caption>{self._summary()}</caption><tr>{head}</tr>{body}</table>"
+        rows = [(v.id, v.verdict, v.expected, v.statement, v.key_numbers()) for v in self.verdicts]
+        surprises = [index for index, v in enumerate(self.verdicts) if not v.as_expected]
+        head = ("claim", "verdict", "expected", "statement", "numbers")
+        return table(rows, head, self._summary(), marked=surprises)

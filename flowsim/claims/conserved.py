@@ -7,6 +7,7 @@ import numpy as np
 from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, positive, slope, values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Parallel
 from flowsim.model.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
@@ -84,6 +85,7 @@ def _power(system: System, quick: bool) -> Numbers:
 def _claim(name: str, kinds: list[Any], formula: str, quick_horizon: float = 1e30) -> Claim:
     return Claim(
         id=f"conserved-{name}",
+        cheap=name == "exp",
         statement=f"Along parallel cones with a learnable temperature, {formula} is constant, from matched and "
         "from mismatched directions, while γ changes by a factor e or more.",
         source="Yaras et al. 2025, Lemma 3.1, generalised here",
@@ -96,9 +98,10 @@ def _claim(name: str, kinds: list[Any], formula: str, quick_horizon: float = 1e3
     )
 
 
-CLAIMS = [
+register(
     Claim(
         id="lemma-3.1",
+        cheap=True,
         statement="β(t) = β0 √(γ0/γ) exp((γ² − γ0²)/4) along parallel cones with β = exp(ν), r = 1, while γ falls to "
         "less than a tenth.",
         source="Yaras et al. 2025, Lemma 3.1",
@@ -119,4 +122,4 @@ CLAIMS = [
         measure=_power,
         at_most={"largest_relative_error": 1e-8},
     ),
-]
+)

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import field, largest, margin, placed, values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Parallel, Sphere
 from flowsim.model.temperature import Learnable
@@ -174,9 +175,10 @@ def _presets(system: System, quick: bool) -> Numbers:
     }
 
 
-CLAIMS = [
+register(
     Claim(
         id="enlarge-then-close",
+        cheap=True,
         statement="From mismatched starts the cone height rises to a single peak while the pairs are still "
         "mismatched, and falls from there on: when they match it is below half of its first value, and later it "
         "closes.",
@@ -198,6 +200,7 @@ CLAIMS = [
     ),
     Claim(
         id="gap-moves-with-temperature",
+        cheap=True,
         statement="Along parallel cones temperature and cone height rise and fall together: both are driven by g.",
         source="Yaras et al. 2025, section 3",
         assumptions="`Parallel`, runs of `enlarge-then-close`; steps in which either changes by less than 1e-7 do not "
@@ -208,6 +211,7 @@ CLAIMS = [
     ),
     Claim(
         id="force-sign",
+        cheap=True,
         statement="The height of identical pairs falls (g > 0) and that of independent pairs at τ = 0.07 rises (g < 0) "
         "in more than 99.9 % of draws, but not of necessity: there are mismatched pairs with g > 0. The temperature "
         "goes the way of the height in all draws.",
@@ -249,4 +253,4 @@ CLAIMS = [
         at_most={"largest_ratio_of_smaller": 0.9, "largest_distance_of_near": 0.25},
         at_least={"smallest_ratio_of_larger": 1.1},
     ),
-]
+)

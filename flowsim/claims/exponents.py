@@ -7,6 +7,7 @@ import numpy as np
 from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, limit, slow_limit, values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Reduced
 from flowsim.model.temperature import Exp, Identity, Learnable, ScaledExp, Softplus
@@ -86,7 +87,7 @@ _AT = f"`Reduced`, n = {PAIRS}, γ0 = τ0 = 0.5, t from 0 to e^400"
 _ORTHONORMAL_AT = "orthonormal pairs (α = 1)"
 _BOTH_AT = f"orthonormal pairs (α = 1) and a simplex (α = {PAIRS}/{PAIRS - 1})"
 
-CLAIMS = [
+register(
     Claim(
         id="closed-form",
         statement="Frozen directions of constant margin have a closed form, one quadrature for ln γ(t) and β(t); the "
@@ -116,4 +117,4 @@ CLAIMS = [
         measure=_identity_law,
         at_most={"largest_relative_error": 0.01},
     ),
-]
+)

@@ -8,6 +8,7 @@ from flowsim import theory
 from flowsim.base.files import reference_path
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, positive, slope, slow_limit, values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Sphere
 from flowsim.model.temperature import Exp, Learnable, ScaledExp
@@ -154,9 +155,10 @@ def _exponent_on_rings(system: System, quick: bool) -> Numbers:
     return {"largest_relative_error": largest(errors), **found}
 
 
-CLAIMS = [
+register(
     Claim(
         id="figure-2",
+        cheap=True,
         statement="Two pentagons, one twisted by −144° against the other, on the free sphere give the "
         "paper's "
         "Figure 2: gap and temperature at every digitised point, peak, matching and final values.",
@@ -173,6 +175,7 @@ CLAIMS = [
     ),
     Claim(
         id="lemma-3.1-on-figure-2",
+        cheap=True,
         statement="β √γ exp(−γ²/4), the quantity of Lemma 3.1, is constant along Figure 2.",
         source="Yaras et al. 2025, Lemma 3.1, applied to the flow of Figure 2",
         assumptions="`Sphere`, Figure 2's start, γ = Δ/2, t from 0 to 1e5; fails because the lemma is about "
@@ -184,6 +187,7 @@ CLAIMS = [
     ),
     Claim(
         id="rings-conserve",
+        cheap=True,
         statement="On the free sphere two regular rings conserve βΔⁿ, so that ln β falls with slope −n against ln Δ; "
         "the quantity of Lemma 3.1 changes by 40 % or more.",
         source="derived here",
@@ -195,6 +199,7 @@ CLAIMS = [
     ),
     Claim(
         id="rings-exponent",
+        cheap=True,
         statement="On the free sphere the gap of two regular rings closes like (ln t)^(−ks²/(rn)) within 1 % of the "
         "exponent: for s = r = k = 1 it is 1/n, where parallel cones have 2.",
         source="derived here",
@@ -204,4 +209,4 @@ CLAIMS = [
         measure=_exponent_on_rings,
         at_most={"largest_relative_error": 0.01},
     ),
-]
+)

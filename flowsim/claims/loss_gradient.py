@@ -9,6 +9,7 @@ import numpy as np
 
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import field, largest, placed, plain_loss, relative
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Parallel, Reduced, Sphere
 from flowsim.model.losses import AbstractLoss
@@ -209,9 +210,10 @@ def _symmetries(system: System, quick: bool) -> Numbers:
     }
 
 
-CLAIMS = [
+register(
     Claim(
         id="loss-gradient",
+        cheap=True,
         statement="The gradient of the symmetric contrastive loss is ∇ℓ(M) = (rowsoftmax(M) + "
         "colsoftmax(M))/2n "
         "− I/n: it agrees with automatic and finite differences of the plain log-sum-exp expression, and loss and "
@@ -228,6 +230,7 @@ CLAIMS = [
     ),
     Claim(
         id="field-is-gradient",
+        cheap=True,
         statement="The vector field is minus the gradient of the loss in every coordinate: rows (projected "
         "on "
         "the sphere), cone height γ and raw temperature ν (times r), for `Sphere`, `Parallel` and `Reduced`, and for "
@@ -250,6 +253,7 @@ CLAIMS = [
     ),
     Claim(
         id="symmetries",
+        cheap=True,
         statement="The vector field, and with it the flow, commutes with the exchange of the modalities, with "
         "permutations of the pairs and with rotations.",
         source="the loss depends on rows through Z alone, symmetrically; measured here",
@@ -257,4 +261,4 @@ CLAIMS = [
         measure=_symmetries,
         at_most={"exchange_error": 1e-11, "permutation_error": 1e-11, "rotation_error": 1e-11},
     ),
-]
+)

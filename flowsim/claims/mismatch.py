@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, placed
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.flow import GradientFlow
 from flowsim.model.geometry import Sphere
@@ -198,7 +199,7 @@ def _imbalance(system: System, quick: bool) -> Numbers:
 _REPAIRED_AT = f"`Sphere`, cones, n = {REPAIRED_PAIRS}, d = {DIM}, fixed β = {BETA:g}, fractions 0, 0.25, 0.5"
 _LATENTS_AT = "`LinearEncoders`, independent weights, n = 16, 8 factors, d = 8"
 
-CLAIMS = [
+register(
     Claim(
         id="mismatch-enlarges",
         statement="The gap of matched cones does not rise; it does if some texts have changed places at the start, in "
@@ -277,4 +278,4 @@ CLAIMS = [
         measure=_imbalance,
         at_least={"smallest_ratio_of_losses": 1.2},
     ),
-]
+)

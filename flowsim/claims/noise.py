@@ -5,6 +5,7 @@ import numpy as np
 from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Sphere
 from flowsim.model.pairing import LabelNoise
@@ -81,7 +82,7 @@ def _bound(system: System, quick: bool) -> Numbers:
     }
 
 
-CLAIMS = [
+register(
     Claim(
         id="noise-law",
         statement="With label noise p at fixed β free rows in n dimensions settle at β·m = ln[(1−p)(n−1)/p], m the "
@@ -106,4 +107,4 @@ CLAIMS = [
             "random_starts_largest_share_of_bound": 0.99,
         },
     ),
-]
+)

@@ -7,6 +7,7 @@ import optax
 
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest, slope, values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Sphere
 from flowsim.model.rules import AdamLimit
@@ -113,7 +114,7 @@ def _conserved(system: System, quick: bool) -> Numbers:
 
 _START = "`Sphere`, random cones, n = 16, d = 8, γ0 = 0.3, τ0 = 0.07, learnable exp"
 
-CLAIMS = [
+register(
     Claim(
         id="sgd-is-the-flow",
         statement="Plain SGD is Euler's method for the flow with dt = lr: its gap at a fixed time converges with "
@@ -179,4 +180,4 @@ CLAIMS = [
         at_most={"largest_spread_of_adam": 0.1},
         expected="fails",
     ),
-]
+)

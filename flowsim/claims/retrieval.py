@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from flowsim import observables
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry.encoders import LinearEncoders
 from flowsim.model.initial import Start
@@ -64,7 +65,7 @@ def _inverted_u(system: System, quick: bool) -> Numbers:
     }
 
 
-CLAIMS = [
+register(
     Claim(
         id="retrieval-inverted-u",
         statement="With noisy pairs the gap tends to be smaller at a higher fixed temperature, but retrieval of "
@@ -81,4 +82,4 @@ CLAIMS = [
             "largest_rise_after_best": 0.01,
         },
     ),
-]
+)

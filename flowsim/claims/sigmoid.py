@@ -6,6 +6,7 @@ import numpy as np
 
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import largest
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Sphere
 from flowsim.model.losses import Sigmoid
@@ -90,7 +91,7 @@ _AT = (
     "bias b = −1, −0.556, −0.111, 0.333, 0.778, 4 seeds (quick: 1)"
 )
 
-CLAIMS = [
+register(
     Claim(
         id="siglip-feasible",
         statement="At a locked relative bias b > −1 the loss falls below 1e-2 and pairs and non-pairs keep a margin m "
@@ -118,4 +119,4 @@ CLAIMS = [
         at_most={"largest_deviation_of_first_four": 0.02, "largest_error_of_family_gap": 1e-3},
         at_least={"smallest_deviation_of_fifth": 0.05},
     ),
-]
+)

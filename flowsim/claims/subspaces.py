@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from flowsim.claims.base import Claim, Numbers, System
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Subspaces
 from flowsim.model.initial import Start
@@ -89,7 +90,7 @@ def _about_the_axes(system: System, quick: bool) -> Numbers:
 _AT = "`Subspaces`, hyperplanes at φ = 20, 45, 70 degrees, n = 16, d = 8, τ = 0.05, t = 1e3, 8 seeds (quick: 2)"
 _CONES = "cones of height 0.6 about the axes orthogonal to the hyperplanes' intersection"
 
-CLAIMS = [
+register(
     Claim(
         id="subspace-angle-mirrored",
         statement="In hyperplanes at angle φ the centres of random cones about the axes turn towards this angle: of "
@@ -114,4 +115,4 @@ CLAIMS = [
         at_most={"largest_error_in_degrees": 5.0},
         expected="fails",
     ),
-]
+)

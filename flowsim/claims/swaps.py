@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from flowsim.base.files import reference_path
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import gap, placed, plain_loss, slope
+from flowsim.claims.registry import register
 from flowsim.model import initial, schedules
 from flowsim.model.geometry import Unnormalized
 from flowsim.model.initial import Start
@@ -316,7 +317,7 @@ def _table_2(system: System, quick: bool) -> Numbers:
     return _order(names, system, quick)
 
 
-CLAIMS = [
+register(
     Claim(
         id="swap-average",
         statement="A swap acts on the loss, not on the state: the field of K masks agrees with minus the gradient of "
@@ -394,4 +395,4 @@ CLAIMS = [
         at_least={"rank_correlation": 0.9},
         expected="fails",
     ),
-]
+)

@@ -8,6 +8,7 @@ from scipy.integrate import quad
 from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import gap_force, largest, margin, values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Reduced
 from flowsim.model.pairing import LabelNoise
@@ -94,7 +95,7 @@ def _noise(system: System, quick: bool) -> Numbers:
     }
 
 
-CLAIMS = [
+register(
     Claim(
         id="fixed-temperature",
         statement="On frozen directions at fixed temperature the gap is exponential in time, d ln γ/dt = −2βg(β): it "
@@ -131,4 +132,4 @@ CLAIMS = [
             "largest_gamma_above_critical": 1e-6,
         },
     ),
-]
+)

@@ -8,6 +8,7 @@ from flowsim import theory
 from flowsim.claims import measures
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import values
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Parallel
 from flowsim.model.temperature import Learnable
@@ -87,9 +88,10 @@ _ASSUMPTIONS = (
     "admitted, α = initial margin (monitored: the margin never falls below it), t from 0 to 1e30, 8 seeds (quick: 2)"
 )
 
-CLAIMS = [
+register(
     Claim(
         id="theorem-3.2",
+        cheap=True,
         statement="Δ/2 ≥ γ(t) ≥ c4²/ln(c3 c4 t + e^{c4/√γ0})² in every run: matched pairs close the gap no faster than "
         "1/log(t)². At t = 1e30 γ is within a factor 200 of the bound.",
         source="Yaras et al. 2025, Theorem 3.2, with the constants that its proof yields",
@@ -105,6 +107,7 @@ CLAIMS = [
     ),
     Claim(
         id="theorem-3.2-as-printed",
+        cheap=True,
         statement="γ(t) ≥ c2/ln(c3 t + e^{c4/√γ0})² for t ≥ 0.4: the bound with its constants as printed.",
         source="Yaras et al. 2025, Theorem 3.2",
         assumptions=_ASSUMPTIONS,
@@ -112,4 +115,4 @@ CLAIMS = [
         at_least={"smallest_ratio_to_bound": 1 - 1e-9},
         expected="fails",
     ),
-]
+)

@@ -11,6 +11,7 @@ import numpy as np
 from flowsim import theory
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.measures import gap, largest, placed
+from flowsim.claims.registry import register
 from flowsim.model import initial
 from flowsim.model.geometry import Parallel
 from flowsim.model.temperature import Learnable
@@ -135,9 +136,10 @@ def _fraction(hits: np.ndarray, finite: np.ndarray) -> float:
 _DRAWS = "rows uniform on the sphere, `Parallel`; β0 = 14.3"
 _SIZES = "(n, d) = (16, 3), (128, 3), (16, 64), (128, 16) (quick: the first), 400 draws each (quick: 50)"
 
-CLAIMS = [
+register(
     Claim(
         id="theorem-3.3-height",
+        cheap=True,
         statement="For random pairs the cone height opens at first: dγ/dt(0) > 0 in every one of 6,400 draws.",
         source="Yaras et al. 2025, Theorem 3.3 (what its proof bounds)",
         assumptions=f"{_DRAWS} and 50, γ0 = 0.02, 0.3, {_SIZES}",
@@ -146,6 +148,7 @@ CLAIMS = [
     ),
     Claim(
         id="theorem-3.3-gap",
+        cheap=True,
         statement="For random pairs the gap opens at first: dΔ/dt(0) > 0 in every draw.",
         source="Yaras et al. 2025, Theorem 3.3, read without its probability",
         assumptions=f"{_DRAWS}, γ0 = 0.02, 0.3, {_SIZES}; fails where γ0 is not far above 1/√(2n)",
@@ -155,6 +158,7 @@ CLAIMS = [
     ),
     Claim(
         id="theorem-3.3-deduction",
+        cheap=True,
         statement="dΔ/dt(0) < 2 dγ/dt(0) in every one of 3,200 draws: the proof bounds the latter and infers the "
         "former from Δ ≥ 2γ, which is no deduction.",
         source="Yaras et al. 2025, proof of Theorem 3.3",
@@ -164,6 +168,7 @@ CLAIMS = [
     ),
     Claim(
         id="theorem-3.3-bound",
+        cheap=True,
         statement="Where the finite-n bound is positive and proved, dΔ/dt(0) exceeds it; at β0 = 14.3 it is negative "
         "and not proved, and says nothing. For many pairs 2 dγ/dt(0) is 4β0γ0 I_{ρ+1}(a)/I_ρ(a) within 5 %.",
         source="Yaras et al. 2025, Theorem 3.3",
@@ -178,4 +183,4 @@ CLAIMS = [
             "largest_error_of_limit": 0.05,
         },
     ),
-]
+)

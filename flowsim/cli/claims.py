@@ -30,8 +30,8 @@ class Claims:
             if name not in known:
                 raise unknown_name("claim", name, known)
         chosen = list(self.names) or list(known)
-        with progress("Claims", len(chosen)) as step:
-            verdicts = claims.run_all(self.quick, lambda name, done, total: step(name), only=chosen, processes=True)
+        with progress("Claims") as shown:
+            verdicts = claims.run_all(self.quick, shown, only=chosen, processes=True)
         if self.json:
             print_json([v.to_dict() for v in verdicts])
         else:

@@ -24,9 +24,9 @@ class Early(SeveralOptions):
         check_writable_folder(Path(self.out))
         settings = self.training()
         steps = self.steps or 10
-        with bars(self.count) as heard:
+        with bars(runs=self.count) as progress:
             records = bridge("studies").early_changes(
-                settings, self.out, self.count, steps, jobs=self.jobs, cpu=self.cpu, heard=heard
+                settings, self.out, self.count, steps, jobs=self.jobs, cpu=self.cpu, progress=progress
             )
         print(f"Change of the gap over the first steps, {len(records)} initialisations")
         for name, changes in bridge("studies").changes(records).items():

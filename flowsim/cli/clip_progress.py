@@ -2,54 +2,60 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flowsim.cli.output import say
+from flowsim.progress import Progress
 
 
 @contextlib.contextmanager
-def bars(runs: int = 1) -> Iterator[Callable[[str, dict[str, float]], None]]:
-    """Progress bars on stderr, one for each run at work; a line now and then where that is no terminal."""
+def bars(name: str | None = None, runs: int = 1) -> Iterator[Progress]:
+    """Progress bars on stderr, one for each run at work; a line now and then where that is no terminal.
+
+    `name`: of a single run; those of a study come with theirs.
+    """
     if not sys.stderr.isatty():
-        yield lines()
+        yield lines(name)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
         whole = bars.add_task("runs", total=runs, numbers="") if runs > 1 else None
 
-        def heard(name: str, numbers: dict[str, float]) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=numbers["steps"], numbers="")
-            bars.update(tasks[name], completed=numbers["step"], numbers=_numbers(numbers))
-            if numbers["step"] == numbers["steps"] and whole is not None:
+        def show(text: str, done: int, total: int | None, /, **numbers: float) -> None:
+            run = name or text
+            if run not in tasks:
+                tasks[run] = bars.add_task(run, total=total, numbers="")
+            bars.update(tasks[run], completed=done, numbers=_numbers(numbers))
+            if done == total and whole is not None:
                 bars.advance(whole)
-                bars.remove_task(tasks[name])
+                bars.remove_task(tasks[run])
 
-        yield heard
+        yield show
 
 
-def lines() -> Callable[[str, dict[str, float]], None]:
+def lines(name: str | None = None) -> Progress:
     """A line on stderr for each tenth of a run."""
     said: dict[str, int] = {}
 
-    def heard(name: str, numbers: dict[str, float]) -> None:
-        tenth = int(10 * numbers["step"] / numbers["steps"])
-        if said.get(name) != tenth:
-            said[name] = tenth
-            say(f"{name}: step {numbers['step']:.0f} of {numbers['steps']:.0f}, {_numbers(numbers)}")
+    def show(text: str, done: int, total: int | None, /, **numbers: float) -> None:
+        run, tenth = name or text, 10 * done // (total or 1)
+        if said.get(run) != tenth:
+            said[run] = tenth
+            say(f"{run}: step {done} of {total}, {_numbers(numbers)}")
 
-    return heard
+    return show
 
 
-def _numbers(numbers: dict[str, float]) -> str:
+def _numbers(numbers: Mapping[str, float]) -> str:
     return (
         f"loss {numbers['loss']:.3f}, τ {numbers['temperature']:.4f}, gap {numbers['modality_gap']:.3f}, "
         f"{numbers['images_per_second']:.0f} images/s"

@@ -38,8 +38,10 @@ class Study(SeveralOptions):
             records = study.finished(self.out)
         else:
             settings = self.training()
-            with bars(len(names) * self.seeds) as heard:
-                records = study.study(settings, self.out, names, self.seeds, jobs=self.jobs, cpu=self.cpu, heard=heard)
+            with bars(runs=len(names) * self.seeds) as progress:
+                records = study.study(
+                    settings, self.out, names, self.seeds, jobs=self.jobs, cpu=self.cpu, progress=progress
+                )
         tables = bridge("tables").Tables.of(records)
         saved = bridge("studies").report(records, self.out)
         if self.json:

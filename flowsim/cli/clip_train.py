@@ -49,10 +49,10 @@ class Train(TrainingOptions):
         settings = self.training(seed=self.seed)
         train = bridge("training").train
         first = bridge("session").is_first_process()
-        with bars() if first else contextlib.nullcontext(lines()) as heard:
+        with bars(self.schedule) if first else contextlib.nullcontext(lines(self.schedule)) as progress:
             record = train(
                 settings, schedule, self.out, cpu=self.cpu, force=self.force, weights=self.weights,
-                tensorboard=self.tensorboard, progress=lambda numbers: heard(self.schedule, numbers),
+                tensorboard=self.tensorboard, progress=progress,
             )  # fmt: skip
         return self._end(record) if first else 0
 

@@ -1,10 +1,10 @@
 """Files that commands write and read: whether an output can be written, found before any time is spent."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowsim.base.files import check_writable
 from flowsim.errors import FlowsimError, unknown_name
 
 if TYPE_CHECKING:
@@ -13,20 +13,7 @@ if TYPE_CHECKING:
 
 def check_writable_folder(folder: Path, option: str = "--out") -> None:
     """Refuse a folder in which nothing can be written; leaves nothing behind."""
-    from flowsim.base.files import write_atomically
-
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    reason = f"{str(existing)!r} is a file, not a folder"
-    if existing.is_dir():
-        try:
-            write_atomically(existing / f".flowsim-{os.getpid()}", lambda temporary: None).unlink()
-            return
-        except FlowsimError as error:
-            # The system's own words, without the cure for users of Python.
-            reason = getattr(error.__context__, "strerror", None) or str(error)
-    raise FlowsimError(f"Cannot write to {str(folder)!r}: {reason}. Choose another folder with {option}.")
+    check_writable(folder, f"Choose another folder with {option}.")
 
 
 def check_writable_file(path: Path, suffix: str) -> None:

@@ -87,7 +87,7 @@ class FlowOptions:
 
     def flow_and_start(self, resume: str | None = None) -> "tuple[GradientFlow, Start | AbstractRecipe | Result]":
         """What is integrated: a flow and its start, or a saved run that goes on."""
-        from flowsim.base.arrays import PARTS
+        from flowsim.base.modules import PARTS
         from flowsim.model import schedules
         from flowsim.model.flow import GradientFlow
 

@@ -35,9 +35,9 @@ class Measure:
 
         only = None if self.only is None else [name.strip() for name in self.only.split(",")]
         image, text = observables.open_embeddings(self.file[0])
-        with progress("Measuring") as step:
+        with progress("Measuring") as shown:
             report = observables.report(
-                image, text, self.temperature, self.captions_per_image, only=only, exact=self.exact, progress=step
+                image, text, self.temperature, self.captions_per_image, only=only, exact=self.exact, progress=shown
             )
         print(report.to_json() if self.json else report)
         return 0

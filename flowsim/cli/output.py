@@ -4,8 +4,10 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from flowsim.progress import Progress, silent
 
 if TYPE_CHECKING:
     from flowsim.records.result import Result
@@ -66,34 +68,32 @@ def summary(result: "Result") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """A spinner (or bar, with `total`) on stderr if that is a terminal; yields a function that steps.
+def progress(title: str) -> Iterator[Progress]:
+    """A spinner on stderr if that is a terminal, and a bar once a total is known; yields what moves them.
 
-    It also says when a program is compiled, which a first run spends most of its time on.
+    It also shows when a program is compiled, which takes most of the time of a first run.
     """
     if not sys.stderr.isatty():
-        yield lambda name: None
+        yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
     from flowsim.base import notice
 
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
-    if total is not None:
-        columns[2:2] = [BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        begun, doing = False, title
+    spinner, counted = (SpinnerColumn(), TextColumn("{task.description}")), (BarColumn(), MofNCompleteColumn())
+    with Bars(*spinner, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bars:
+        task, doing = bars.add_task(title, total=None), title
 
-        def step(name: str) -> None:
-            nonlocal begun, doing
-            doing = f"{title}: {name}"
-            bar.update(task, description=doing, advance=1 if begun else 0)
-            begun = True
+        def show(text: str, done: int, total: int | None, /, **numbers: float) -> None:
+            nonlocal doing
+            doing = f"{title}: {text}"
+            bars.columns = (*spinner, *(counted if total else ()), TimeElapsedColumn())
+            bars.update(task, description=doing, completed=done, total=total)
 
         def compiles(yes: bool) -> None:
-            bar.update(task, description=f"{doing} (compiling ...)" if yes else doing)
+            bars.update(task, description=f"{doing} (compiling ...)" if yes else doing)
 
         with notice.watch(compiles):
-            yield step
+            yield show

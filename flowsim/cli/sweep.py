@@ -1,9 +1,7 @@
 """`flowsim sweep`: one flow for many values and seeds."""
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,14 +52,7 @@ class Sweep(FlowOptions):
 
         flow, start = self.flow_and_start()
         over = self._values(flow, start)
-        with contextlib.ExitStack() as stack:
-
-            def track(chunks: Collection[Any], text: str) -> Iterator[Any]:
-                step = stack.enter_context(progress(text.capitalize(), len(chunks)))
-                for index, chunk in enumerate(chunks):
-                    step(f"chunk {index + 1} of {len(chunks)}")
-                    yield chunk
-
+        with progress("Sweep") as shown:
             runs = sweep(
                 flow,
                 start,  # pyright: ignore[reportArgumentType]
@@ -73,7 +64,7 @@ class Sweep(FlowOptions):
                 rtol=self.rtol,
                 method=self.method,  # pyright: ignore[reportArgumentType]
                 executor=self.executor,
-                track=track,
+                progress=shown,
             )
         if self.out is not None:
             runs.save(self.out)

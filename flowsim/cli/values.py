@@ -125,7 +125,7 @@ def _value_at(owner: Any, path: str, text: str) -> Any:
 
 def _object_at(owner: Any, path: str, value: Any) -> Any:
     """`value`, or the object that it names, if that may stand at the path."""
-    from flowsim.base.arrays import parts_of
+    from flowsim.base.modules import parts_of
 
     kinds = _kinds_at(owner, path)
     alike = parts_of(kinds)
@@ -183,7 +183,7 @@ def _parse_value(text: str) -> Any:
 
 def _expected(owner: Any, path: str, old: Any) -> str:
     """What may stand at a path, in words."""
-    from flowsim.base.arrays import parts_of
+    from flowsim.base.modules import parts_of
 
     if dataclasses.is_dataclass(old):
         return f"one of {', '.join(parts_of(_kinds_at(owner, path)))}"

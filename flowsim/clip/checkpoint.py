@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.base.files import write_atomically
 from flowsim.clip.identity import same_configuration
 from flowsim.errors import FlowsimError

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flowsim import observables
-from flowsim.base.arrays import check, check_number
+from flowsim.base.checks import check, check_number
 from flowsim.base.files import write_atomically
 from flowsim.clip import data as data_
 from flowsim.clip import models

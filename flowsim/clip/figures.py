@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from flowsim import plot
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.clip.tables import Tables, completed, rank_correlation, smoothed_loss, split_name
 from flowsim.records.result import TrainingRecord
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.clip import models
 from flowsim.clip.batches import channels_first
 from flowsim.clip.data import Pairs, load_labelled

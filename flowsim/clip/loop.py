@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from flowsim.clip.embed import Sample, embed, observe
 from flowsim.clip.labelled import Labelled, classify
 from flowsim.clip.learner import Learner
 from flowsim.clip.record import Log, Record
+from flowsim.progress import Progress
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
 
@@ -29,7 +29,7 @@ class Loop:
     - `learner`, `record`: the model, and what is known of it.
     - `held_out`, `seen`: pairs that each evaluation embeds; `labelled`: images that judge the finished model.
     - `path`: of the record, None if it is not stored; `checkpoint` beside it.
-    - `heard`: is told how far the run is, by the main process.
+    - `progress`: is called by the main process.
     """
 
     learner: Learner
@@ -38,7 +38,7 @@ class Loop:
     seen: Sample
     labelled: Labelled | None
     path: Path | None
-    heard: Callable[[Numbers], None]
+    progress: Progress
 
     def __post_init__(self) -> None:
         self.session, self.plan, self.settings = self.record.session, self.record.plan, self.record.settings
@@ -102,13 +102,16 @@ class Loop:
         seconds = time.perf_counter() - self._begin
         record.seconds["training"] += seconds
         record.note_steps(values)
-        numbers = {
-            "step": record.step, "steps": self.plan.steps, "loss": float(values[-1, 0]),
-            "temperature": record.log.steps["train_temperature"][-1], "modality_gap": float(values[-1, 1]),
-            "images_per_second": (record.step - self._since) * record.pairs_per_step / max(seconds, 1e-9),
-        }  # fmt: skip
         if self.session.is_main:
-            self.heard(numbers)
+            self.progress(
+                "training",
+                record.step,
+                self.plan.steps,
+                loss=float(values[-1, 0]),
+                temperature=record.log.steps["train_temperature"][-1],
+                modality_gap=float(values[-1, 1]),
+                images_per_second=(record.step - self._since) * record.pairs_per_step / max(seconds, 1e-9),
+            )
         return bool(np.isfinite(values[:, :2]).all())
 
     def _evaluate(self) -> bool:

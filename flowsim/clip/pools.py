@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.clip import data
 from flowsim.clip.settings import Training
 

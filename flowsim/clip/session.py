@@ -8,7 +8,7 @@ drawn by each process for itself.
 import contextlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,10 @@ import scipy.linalg  # noqa: F401  (the linear algebra that JAX calls; only what
 import threadpoolctl
 import torch
 
-from flowsim.base.arrays import check
-from flowsim.base.files import write_atomically
+from flowsim.base.checks import check
+from flowsim.base.files import check_writable
 from flowsim.errors import FlowsimError
+from flowsim.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,11 @@ def limited_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a file that cannot be written, before any time is spent; leaves nothing behind but its folder."""
+def check_writable_file(path: Path) -> None:
+    """Refuse a file that cannot be written, before any time is spent."""
     check(not path.is_dir(), f"Cannot write {str(path)!r}: it is a folder. Choose the name of a file.")
-    write_atomically(path.with_name(f".{path.name}.probe"), lambda temporary: None).unlink()
+    check_writable(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -121,7 +123,7 @@ def alone(path: Path | None) -> Iterator[None]:
     if path is None or not is_first_process():
         yield
         return
-    check_writable(path)
+    check_writable_file(path)
     lock = filelock.FileLock(path.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
@@ -141,10 +143,10 @@ def alone(path: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def scalars(folder: str | None) -> Iterator[Callable[[dict[str, float]], None]]:
-    """A function that sends numbers to TensorBoard, or does nothing."""
+def scalars(folder: str | None) -> Iterator[Progress]:
+    """A progress that sends its numbers to TensorBoard, or does nothing."""
     if folder is None:
-        yield lambda numbers: None
+        yield silent
         return
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -152,16 +154,11 @@ def scalars(folder: str | None) -> Iterator[Callable[[dict[str, float]], None]]:
         raise FlowsimError(
             "TensorBoard is not installed. Use pip install tensorboard, or leave `tensorboard` out."
         ) from None
-    try:
-        writer = SummaryWriter(folder)
-    except OSError as error:
-        raise FlowsimError(
-            f"Cannot write to the folder {folder!r}: {error.strerror or error}. Choose another folder as `tensorboard`."
-        ) from None
-    with writer:
+    check_writable(folder, "Choose another folder as `tensorboard`.")
+    with SummaryWriter(folder) as writer:
 
-        def write(numbers: dict[str, float]) -> None:
-            for name in ("loss", "temperature", "modality_gap", "images_per_second"):
-                writer.add_scalar(name, numbers[name], int(numbers["step"]))
+        def write(text: str, done: int, total: int | None, /, **numbers: float) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, done)
 
         yield write

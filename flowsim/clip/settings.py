@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
-from flowsim.base.arrays import check, check_number
+from flowsim.base.checks import check, check_number
 from flowsim.errors import unknown_name
 
 _CHOICES = {

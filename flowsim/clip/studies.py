@@ -8,17 +8,18 @@ gathers the records. All methods of one seed come before the next seed, so that 
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowsim.base import processes
-from flowsim.base.arrays import check
-from flowsim.base.files import write_atomically
+from flowsim.base.checks import check
+from flowsim.base.files import write_text
 from flowsim.clip.settings import Training
 from flowsim.errors import unknown_name
 from flowsim.model import schedules
 from flowsim.model.schedules import Schedule
 from flowsim.model.temperature import Fixed
+from flowsim.progress import Progress, silent
 from flowsim.records.load import load_result, load_trainings, save_results
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
@@ -62,7 +63,7 @@ def study(
     *,
     jobs: int = 1,
     cpu: bool = False,
-    heard: Callable[[str, dict[str, float]], None] = lambda name, numbers: None,
+    progress: Progress = silent,
 ) -> dict[str, TrainingRecord]:
     """Train every method with every seed.
 
@@ -75,7 +76,7 @@ def study(
         seeds: how many, from 0, or which. The seed sets weights, batches, crops and swaps alike for all methods.
         jobs: runs at the same time, each in its own process.
         cpu: use the CPU even if there is a GPU.
-        heard: called with the run's name and its step, loss, temperature, modality_gap.
+        progress: called with the run's name, its step, the number of steps, and the numbers of `fs.clip.train`.
 
     Returns:
         Records by name ("TS S3, seed 0").
@@ -93,7 +94,7 @@ def study(
     ]
     labels = [run_name(*run) for run in runs]
     done: dict[str, TrainingRecord] = {}
-    for index, result in processes.run(calls, lambda name, numbers: heard(name, numbers), workers=jobs):
+    for index, result in processes.run(calls, lambda index: progress, workers=jobs):
         done[labels[index]] = result
     records = {label: done[label] for label in labels}
     save_results(records, folder / "runs.nc")
@@ -114,7 +115,7 @@ def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -
 
     folder = Path(out)
     text = Tables.of(records).markdown()
-    files = [write_atomically(folder / "tables.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))]
+    files = [write_text(folder / "tables.md", text)]
     drawn = {}
     with plot.paper_style():
         numbers = figures.methods_numbers(records)
@@ -143,12 +144,17 @@ def file_name(method: str, seed: int) -> str:
     return f"{method.replace(' ', '-')}.seed{seed}.nc"
 
 
-def _train(say: Callable[..., None], settings: Training, method: str, path: str, cpu: bool) -> TrainingRecord:
+def _train(progress: Progress, settings: Training, method: str, path: str, cpu: bool) -> TrainingRecord:
     """One run, in its own process."""
     from flowsim.clip.training import train
 
-    name = run_name(method, settings.seed)
-    return train(*setup(method, settings), path, cpu=cpu, progress=lambda numbers: say(name, numbers))
+    named = _named(run_name(method, settings.seed), progress)
+    return train(*setup(method, settings), path, cpu=cpu, progress=named)
+
+
+def _named(name: str, progress: Progress) -> Progress:
+    """The progress of one run among several, under its name."""
+    return lambda text, done, total, /, **numbers: progress(name, done, total, **numbers)
 
 
 def finished(out: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
@@ -167,7 +173,7 @@ def finished(out: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
 
 def early_changes(
     settings: Training, out: str | os.PathLike[str], count: int = 100, steps: int = 10, *, jobs: int = 1,
-    cpu: bool = False, heard: Callable[[str, dict[str, float]], None] = lambda name, numbers: None,
+    cpu: bool = False, progress: Progress = silent,
 ) -> dict[str, TrainingRecord]:  # fmt: skip
     """The first steps from many initialisations (the paper's Figure 4b).
 
@@ -181,7 +187,7 @@ def early_changes(
         steps: of each.
         jobs: parts at the same time, each in its own process.
         cpu: use the CPU even if there is a GPU.
-        heard: called with the run's name and its step, loss, temperature, modality_gap.
+        progress: called with the run's name, its step, the number of steps, and the numbers of `fs.clip.train`.
 
     Returns:
         Records by name ("seed 0").
@@ -198,7 +204,7 @@ def early_changes(
     parts = [range(first, min(first + 10, count)) for first in range(0, count, 10)]
     calls = [(_early, (quick, list(part), str(folder / f"early.part{part[0]}.nc"), cpu)) for part in parts]
     found: dict[int, dict[str, TrainingRecord]] = {}
-    for index, records in processes.run(calls, lambda name, numbers: heard(name, numbers), workers=jobs):
+    for index, records in processes.run(calls, lambda index: progress, workers=jobs):
         found[index] = records
     records = {name: result for index in sorted(found) for name, result in found[index].items()}
     save_results(records, folder / "early.nc")
@@ -218,9 +224,7 @@ def changes(records: Mapping[str, TrainingRecord]) -> dict[str, list[float]]:
     return found
 
 
-def _early(
-    say: Callable[..., None], settings: Training, seeds: list[int], path: str, cpu: bool
-) -> dict[str, TrainingRecord]:
+def _early(progress: Progress, settings: Training, seeds: list[int], path: str, cpu: bool) -> dict[str, TrainingRecord]:
     from flowsim.clip.identity import same_run
     from flowsim.clip.training import train
 
@@ -235,9 +239,7 @@ def _early(
     missing = [seed for seed in seeds if f"seed {seed}" not in records]
     for seed in missing:
         name = f"seed {seed}"
-        records[name] = train(
-            settings.replace(seed=seed), schedule, cpu=cpu, progress=lambda n, name=name: say(name, n)
-        )
+        records[name] = train(settings.replace(seed=seed), schedule, cpu=cpu, progress=_named(name, progress))
     if missing:
         save_results(records, path)
     return {f"seed {seed}": records[f"seed {seed}"] for seed in seeds}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.base.files import reference_path
 from flowsim.records.result import TrainingRecord
 

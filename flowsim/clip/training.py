@@ -5,11 +5,10 @@ goes on as if nothing had happened (bit by bit on a CPU).
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.clip import models
 from flowsim.clip.batches import onto, prepare
 from flowsim.clip.data import Pairs
@@ -21,9 +20,10 @@ from flowsim.clip.loop import Loop
 from flowsim.clip.plan import Plan
 from flowsim.clip.pools import load_pools
 from flowsim.clip.record import Record
-from flowsim.clip.session import Session, alone, check_writable, is_first_process, limited_threads, scalars
+from flowsim.clip.session import Session, alone, check_writable_file, is_first_process, limited_threads, scalars
 from flowsim.clip.settings import Training
 from flowsim.model.schedules import Schedule, as_schedule
+from flowsim.progress import Progress, silent
 from flowsim.records.result import TrainingRecord
 
 
@@ -36,7 +36,7 @@ def train(
     force: bool = False,
     weights: str | os.PathLike[str] | None = None,
     tensorboard: str | None = None,
-    progress: Callable[[dict[str, float]], None] | None = None,
+    progress: Progress = silent,
 ) -> TrainingRecord:
     """Train `settings.model` on `settings.data` under a schedule.
 
@@ -50,7 +50,8 @@ def train(
         force: train again, over a record or a checkpoint that is there.
         weights: file for the final weights of a run that completes, a state dict that open_clip loads.
         tensorboard: folder for the numbers of `progress`.
-        progress: called with step, steps, loss, temperature, modality_gap and images_per_second, by the first process.
+        progress: called by the first process, as `progress("training", step, steps, loss=..., temperature=...,
+            modality_gap=..., images_per_second=...)`.
 
     Returns:
         The record. A loss that is not finite ends the run with status DIVERGED; the record holds what came before.
@@ -71,22 +72,19 @@ def train(
             return done
     first = is_first_process()
     if weights is not None and first:
-        check_writable(Path(weights))
+        check_writable_file(Path(weights))
     with alone(path), limited_threads(settings.threads), scalars(tensorboard if first else None) as write:
 
-        def heard(numbers: dict[str, float]) -> None:
-            write(numbers)
-            if progress is not None:
-                progress(numbers)
+        def both(text: str, done: int, total: int | None, /, **numbers: float) -> None:
+            write(text, done, total, **numbers)
+            progress(text, done, total, **numbers)
 
-        loop = _prepared(settings, schedule, path, cpu, heard)
+        loop = _prepared(settings, schedule, path, cpu, both)
         loop.restore(force)
         return loop.run(None if weights is None else Path(weights))
 
 
-def _prepared(
-    settings: Training, schedule: Schedule, path: Path | None, cpu: bool, heard: Callable[[dict[str, float]], None]
-) -> Loop:
+def _prepared(settings: Training, schedule: Schedule, path: Path | None, cpu: bool, progress: Progress) -> Loop:
     """The run before its first step: its model, its data and its record. Raises `FlowsimError` for bad input."""
     session = Session.begin(settings.precision, cpu)
     check(
@@ -111,7 +109,7 @@ def _prepared(
     }  # fmt: skip
     parameters = sum(p.numel() for p in learner.model.module.parameters())
     record = Record(settings, schedule, plan, session, config, parameters)
-    return Loop(learner, record, held_out, seen, labelled, path, heard)
+    return Loop(learner, record, held_out, seen, labelled, path, progress)
 
 
 def _facts(training: Pairs, seen: Sample, held_out: Sample) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`compare`, and what it returns."""
 
 import dataclasses
-import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.base.files import write_atomically
+from flowsim.base.html import table
 from flowsim.comparison.drawing import figure_of
 from flowsim.comparison.item import Item, Verdict
 from flowsim.comparison.items import REGISTRY, names
@@ -87,12 +87,8 @@ class Comparison:
         return "\n".join([self._title, *lines])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in ((item.name, item.verdict, item.sentence) for item in self.items.values())
-        )
-        head = "<tr><th>item</th><th>verdict</th><th>in words</th></tr>"
-        return f"<table><caption>{html.escape(self._title)}</caption>{head}{rows}</table>"
+        rows = [(item.name, item.verdict, item.sentence) for item in self.items.values()]
+        return table(rows, ("item", "verdict", "in words"), self._title)
 
 
 def compare(record: Record, *more: Record, parts: Sequence[str] | None = None) -> Comparison:

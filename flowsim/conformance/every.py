@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from flowsim.base import paths
-from flowsim.base.arrays import Described, is_concrete, to_device
+from flowsim.base.arrays import to_device
+from flowsim.base.checks import is_concrete
+from flowsim.base.modules import Described
 from flowsim.conformance.compare import same
 from flowsim.conformance.suite import Check, Suite, fail, require
 

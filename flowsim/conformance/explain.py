@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from flowsim.base.arrays import Described
+from flowsim.base.modules import Described
 from flowsim.errors import FlowsimError
 
 _TRACED = (

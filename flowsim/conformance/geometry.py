@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsim.base.arrays import parts_of, to_device, to_numpy
+from flowsim.base.arrays import to_device, to_numpy
+from flowsim.base.modules import parts_of
 from flowsim.conformance.compare import CLOSE, compiled, difference, finite, keeps_dtype, shapes
 from flowsim.conformance.suite import Suite, fail, require
 from flowsim.conformance.temperature import exits_are_positive

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from flowsim.base.arrays import parts_of
+from flowsim.base.modules import parts_of
 from flowsim.conformance.compare import CLOSE, difference, finite, same
 from flowsim.conformance.suite import Suite, fail, require
 from flowsim.model.geometry import AbstractGeometry

@@ -3,6 +3,8 @@
 import html
 from dataclasses import dataclass
 
+from flowsim.base.html import table
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -63,8 +65,6 @@ class Conformance:
         return "\n".join([self._title, *lines, *([self._note] if self._note else [])])
 
     def _repr_html_(self) -> str:
-        cells = [[f"<td style='text-align:left'>{html.escape(c)}</td>" for c in row] for row in self._rows()]
-        rows = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-        head = "<tr><th></th><th>check</th><th>finding</th></tr>"
-        note = f"<p>{html.escape(self._note)}</p>" if self._note else ""
-        return f"<table><caption>{html.escape(self._title)}</caption>{head}{rows}</table>{note}"
+        failed = [index for index, finding in enumerate(self.findings) if not finding.passed]
+        found = table(self._rows(), ("", "check", "finding"), self._title, marked=failed)
+        return found + (f"<p>{html.escape(self._note)}</p>" if self._note else "")

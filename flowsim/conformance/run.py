@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from flowsim.base import notice
-from flowsim.base.arrays import shown
+from flowsim.base.checks import shown
 from flowsim.conformance import (
     geometry_flow,
     loss,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.base.paths import to_config
 from flowsim.errors import unknown_name
 from flowsim.model import initial, schedules, swaps, temperature

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flowsim import plot, theory
-from flowsim.base.arrays import check
-from flowsim.base.files import write_atomically
+from flowsim.base.checks import check
+from flowsim.base.files import write_text
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.explorer.choice import CONTROLS, Choice, presets
 from flowsim.explorer.picture import Picture
@@ -98,7 +98,7 @@ class Explorer:
         if path.endswith(".nc"):
             return self.result.save(path)
         if path.endswith(".py"):
-            return write_atomically(path, lambda temporary: Path(temporary).write_text(self.code() + "\n", "utf-8"))
+            return write_text(path, self.code() + "\n")
         plot.save(self.figure, path)
         return Path(path)
 

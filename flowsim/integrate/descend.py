@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flowsim.base.arrays import to_device, to_numpy, tracing
+from flowsim.base.arrays import to_device, to_numpy
+from flowsim.base.modules import tracing
 from flowsim.integrate.assemble import assemble
 from flowsim.integrate.descent import run
 from flowsim.integrate.observe import observe

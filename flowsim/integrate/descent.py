@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flowsim.base.arrays import check, check_number, check_whole, to_numpy
+from flowsim.base.arrays import to_numpy
+from flowsim.base.checks import check, check_number, check_whole
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.integrate.observe import SavedStates
 from flowsim.integrate.origin import Origin

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowsim import observables as obs
-from flowsim.base.arrays import bundle
+from flowsim.base.modules import bundle
 from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.observables.observable import Observable, inside_trace
 from flowsim.observables.table import entries

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from flowsim import observables as obs
-from flowsim.base.arrays import check, check_number
+from flowsim.base.checks import check, check_number
 from flowsim.errors import unknown_name
 from flowsim.integrate.methods import METHODS, Method
 from flowsim.model.flow import GradientFlow

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.base.paths import to_config
 from flowsim.errors import FlowsimError
 from flowsim.model.flow import GradientFlow, as_start

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowsim.base.arrays import bundle
+from flowsim.base.modules import bundle
 from flowsim.integrate.methods import norm, solver_of
 from flowsim.integrate.observe import observe_state
 from flowsim.model.flow import GradientFlow, State, Unknowns

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsim.base import notice
-from flowsim.base.arrays import LARGE, check, to_device
+from flowsim.base.arrays import LARGE, to_device
+from flowsim.base.checks import check
 from flowsim.integrate.origin import Origin
 from flowsim.model.flow import GradientFlow, State
 from flowsim.numerics import make_room, store_programs, tiled

@@ -16,7 +16,9 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowsim.base.arrays import check, to_device, to_numpy, tracing
+from flowsim.base.arrays import to_device, to_numpy
+from flowsim.base.checks import check
+from flowsim.base.modules import tracing
 from flowsim.base.times import output_times
 from flowsim.integrate.assemble import assemble, diagnose
 from flowsim.integrate.methods import Method

@@ -10,17 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowsim.base.arrays import (
-    check,
-    check_flag,
-    check_fraction,
-    check_number,
-    is_concrete,
-    namespace,
-    number,
-    plain,
-    shown,
-)
+from flowsim.base.arrays import namespace, number, plain
+from flowsim.base.checks import check, check_flag, check_fraction, check_number, is_concrete, shown
 from flowsim.base.registry import Registry
 from flowsim.errors import FlowsimError
 from flowsim.model.policy import AbstractTemperature, check_temperature

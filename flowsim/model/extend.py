@@ -7,6 +7,8 @@ A class is known by its name from its definition on, in files, paths and on the 
 registered. The how-to pages add a temperature policy, a loss and a geometry.
 """
 
-from flowsim.base.arrays import bundle, check, check_number, namespace, number
+from flowsim.base.arrays import namespace, number
+from flowsim.base.checks import check, check_number
+from flowsim.base.modules import bundle
 
 __all__ = ["bundle", "check", "check_number", "namespace", "number"]

@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowsim.base import paths
-from flowsim.base.arrays import LARGE, Described, Numeric, bundle, check, optional_number, to_device
+from flowsim.base.arrays import LARGE, Numeric, optional_number, to_device
+from flowsim.base.checks import check
+from flowsim.base.modules import Described, bundle
 from flowsim.errors import FlowsimError
 from flowsim.model import schedules
 from flowsim.model.geometry import AbstractGeometry, Sphere

@@ -17,17 +17,9 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from flowsim.base.arrays import (
-    Described,
-    check,
-    check_flag,
-    check_fraction,
-    check_number,
-    check_whole,
-    number,
-    optional_number,
-    plain,
-)
+from flowsim.base.arrays import number, optional_number, plain
+from flowsim.base.checks import check, check_flag, check_fraction, check_number, check_whole
+from flowsim.base.modules import Described
 from flowsim.model.start import Start, check_gamma, from_arrays, from_similarity
 
 FIGURE_2_HEIGHT = (math.sqrt(5) - 1) / 4

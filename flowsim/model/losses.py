@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Bool, Float
 
-from flowsim.base.arrays import Described, check_choice, check_flag, check_number, number, optional_number, plain
+from flowsim.base.arrays import number, optional_number, plain
+from flowsim.base.checks import check_choice, check_flag, check_number
+from flowsim.base.modules import Described
 from flowsim.model.pairing import Targets
 from flowsim.numerics.cases import exponential_limit, fast_if
 

@@ -12,19 +12,9 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array, Float, Int
 
-from flowsim.base.arrays import (
-    LARGE,
-    Described,
-    bundle,
-    check,
-    check_fraction,
-    check_redraw,
-    check_whole,
-    is_concrete,
-    number,
-    optional_number,
-    plain,
-)
+from flowsim.base.arrays import LARGE, number, optional_number, plain
+from flowsim.base.checks import check, check_fraction, check_redraw, check_whole, is_concrete
+from flowsim.base.modules import Described, bundle
 
 
 @bundle

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 
-from flowsim.base.arrays import Described, check_number, namespace, number
+from flowsim.base.arrays import namespace, number
+from flowsim.base.checks import check_number
+from flowsim.base.modules import Described
 
 
 class AbstractParametrization(Described):

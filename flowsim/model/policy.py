@@ -3,7 +3,8 @@
 import abc
 from typing import Any, ClassVar
 
-from flowsim.base.arrays import Described, check, check_number, is_concrete
+from flowsim.base.checks import check, check_number, is_concrete
+from flowsim.base.modules import Described
 
 
 class AbstractTemperature(Described):

@@ -7,7 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from flowsim.base.arrays import Described, Numeric, check_number, number
+from flowsim.base.arrays import Numeric, number
+from flowsim.base.checks import check_number
+from flowsim.base.modules import Described
 
 
 class AbstractRule(Described):

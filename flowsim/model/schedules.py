@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowsim.base.arrays import Described, check, check_choice, shown
+from flowsim.base.checks import check, check_choice, shown
+from flowsim.base.modules import Described
 from flowsim.base.paths import from_config, to_config
 from flowsim.errors import FlowsimError
 from flowsim.model.swaps import AbstractSwap, HardSwap, NoSwap, SoftSwap

@@ -6,17 +6,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from flowsim.base.arrays import (
-    bundle,
-    check,
-    check_number,
-    host_array,
-    is_concrete,
-    is_real,
-    moderate,
-    number,
-    optional_number,
-)
+from flowsim.base.arrays import moderate, number, optional_number
+from flowsim.base.checks import check, check_number, host_array, is_concrete, is_real
+from flowsim.base.modules import bundle
 from flowsim.errors import FlowsimError
 
 

@@ -21,16 +21,9 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar, AbstractVar
 from jaxtyping import Array
 
-from flowsim.base.arrays import (
-    Described,
-    check_choice,
-    check_fraction,
-    check_redraw,
-    check_whole,
-    number,
-    optional_number,
-    plain,
-)
+from flowsim.base.arrays import number, optional_number, plain
+from flowsim.base.checks import check_choice, check_fraction, check_redraw, check_whole
+from flowsim.base.modules import Described
 
 
 class AbstractSwap(Described):

@@ -14,14 +14,8 @@ from typing import Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from flowsim.base.arrays import (
-    check,
-    check_number,
-    is_concrete,
-    namespace,
-    number,
-    shown,
-)
+from flowsim.base.arrays import namespace, number
+from flowsim.base.checks import check, check_number, is_concrete, shown
 from flowsim.model.curves import FromFunction, Piecewise, from_function, piecewise
 from flowsim.model.parametrizations import AbstractParametrization, Exp, Identity, ScaledExp, Softplus
 from flowsim.model.policy import AbstractTemperature, check_temperature

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.numerics.cases import exponential_limit, fast_if
 
 #: The one axis of a mesh of devices: pairs are divided along it.

@@ -5,18 +5,17 @@ What `flowsim.observables` needs of large embedding sets; the formulas of the me
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from flowsim.base.arrays import moderate
+from flowsim.progress import Progress
 
 #: Rows converted at once, and queries compared with them at once: 64 MiB of similarities.
 BLOCK = 4096
 QUERIES = 2048
-
-_Progress = Callable[[str], None]
 
 
 class Rows:
@@ -109,7 +108,7 @@ def neighbours(
     first: np.ndarray,
     count: int,
     ties: float,
-    progress: _Progress,
+    progress: Progress,
 ) -> Neighbours:
     """Compare the chosen queries with all other rows; those from `first` on, `count` in number, are their own.
 
@@ -119,7 +118,7 @@ def neighbours(
     step = max(1, min(QUERIES, QUERIES * 8 // count))
     for at in range(0, len(chosen), step):
         if len(chosen) > step:
-            progress(f"query {at:,} of {len(chosen):,}")
+            progress("queries", at, len(chosen))
         parts.append(_neighbours(queries[chosen[at : at + step]], others, first[at : at + step], count, ties))
     return Neighbours(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
@@ -145,15 +144,15 @@ def _neighbours(queries: np.ndarray, others: Rows, first: np.ndarray, count: int
     return own, other, rank, kernel / (len(others) - count)
 
 
-def softmax_defect(image: Rows, text: Rows, beta: float, progress: _Progress) -> float:
+def softmax_defect(image: Rows, text: Rows, beta: float, progress: Progress) -> float:
     """max(max_j |Σ_i P_ij − 1|, max_i |Σ_j Q_ij − 1|), P and Q the row and column softmax of βZ."""
-    progress("softmax of images")
+    progress("softmax of images", 0, 4)
     of_images = _log_norms(image, text, beta)
-    progress("softmax of texts")
+    progress("softmax of texts", 1, 4)
     of_texts = _log_norms(text, image, beta)
-    progress("sums of columns")
+    progress("sums of columns", 2, 4)
     columns = _softmax_sums(text, image, beta, of_images)
-    progress("sums of rows")
+    progress("sums of rows", 3, 4)
     rows = _softmax_sums(image, text, beta, of_texts)
     return float(max(np.abs(columns - 1).max(), np.abs(rows - 1).max()))
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.base.arrays import check_whole, host_array, is_real, moderate
+from flowsim.base.arrays import moderate
+from flowsim.base.checks import check_whole, host_array, is_real
 from flowsim.errors import FlowsimError
 from flowsim.observables import blocks
 

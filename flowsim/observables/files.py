@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from flowsim.base.arrays import shown
+from flowsim.base.checks import shown
 from flowsim.errors import FlowsimError
 from flowsim.observables.checks import check_blocks, check_shapes, real_array
 

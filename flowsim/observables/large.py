@@ -18,6 +18,7 @@ from flowsim.observables.rows import EPS64, TIES
 from flowsim.observables.separability import linear_separability
 from flowsim.observables.spread import distance_to_uniform, rank_of_centred
 from flowsim.observables.table import RECALLS
+from flowsim.progress import Progress
 
 #: Up to so many rows a report compares all rows with all others.
 EXACT = 20_000
@@ -40,7 +41,7 @@ class Large:
         captions: int,
         seed: int,
         exact: bool,
-        progress: Callable[[str], None],
+        progress: Progress,
     ):
         self.rows = {name: blocks.Rows(array) for name, array in arrays.items()}
         self.captions, self.seed, self.exact, self.progress = captions, seed, exact, progress
@@ -52,7 +53,7 @@ class Large:
         values, samples, reasons = {}, {}, {}
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             for name in names:
-                self.progress(name)
+                self.progress(name, 0, None)
                 if name in RECALLS:
                     k, direction = RECALLS[name]
                     values[name], sample = self._fraction(getattr(self._pairs, direction).rank <= k, direction)
@@ -102,7 +103,7 @@ class Large:
     def _compare(self, queries: str, others: str, chosen: np.ndarray, first: np.ndarray, count: int) -> Any:
         return blocks.neighbours(
             self.rows[queries], chosen, self.rows[others], first, count, TIES * EPS64,
-            lambda step: self.progress(f"{queries} to {others}, {step}"),
+            lambda text, done, total, /, **numbers: self.progress(f"{queries} to {others}, {text}", done, total),
         )  # fmt: skip
 
     @functools.cached_property

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from flowsim.base.arrays import check_flag
+from flowsim.base.checks import check_flag
 from flowsim.errors import FlowsimError
 from flowsim.observables.checks import check_count, check_shapes, check_values, moderate_rows
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.observables import blocks
 from flowsim.observables.checks import moderate_rows
 from flowsim.observables.rows import unit

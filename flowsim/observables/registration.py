@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 import jax
 import jax.numpy as jnp
 
-from flowsim.base.arrays import check, shown
+from flowsim.base.checks import check, shown
 from flowsim.errors import FlowsimError
 from flowsim.observables.observable import Observable
 from flowsim.observables.table import REGISTRY, TAKEN, TAKEN_BEGINNINGS

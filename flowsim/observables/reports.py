@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
-from flowsim.base.arrays import check_choice, shown
+from flowsim.base.checks import check_choice, shown
+from flowsim.base.html import table
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.observables import large
 from flowsim.observables.blocks import Sample
@@ -31,6 +31,7 @@ from flowsim.observables.observable import evaluate, measure
 from flowsim.observables.retrieval import last_ranks, retrieval_ranks
 from flowsim.observables.separability import linear_separability
 from flowsim.observables.table import RECALLS, REGISTRY, names
+from flowsim.progress import Progress, silent
 
 #: Up to so many rows a report is one compiled program, with rows held in float64.
 AT_ONCE = 2_000
@@ -88,10 +89,7 @@ class Report:
         return "\n".join([f"Report: {self._title}", *lines])
 
     def _repr_html_(self) -> str:
-        cells = [[f"<td style='text-align:left'>{html.escape(c)}</td>" for c in row] for row in self._table()]
-        rows = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-        head = "<tr><th>metric</th><th>value</th><th>meaning</th></tr>"
-        return f"<table><caption>{html.escape(self._title)}</caption>{head}{rows}</table>"
+        return table(self._table(), ("metric", "value", "meaning"), self._title)
 
     def to_json(self) -> str:
         """Strict JSON: a missing value is null, and its reason is under `reasons`."""
@@ -109,7 +107,7 @@ def report(
     *,
     only: Collection[str] | None = None,
     exact: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = silent,
 ) -> Report:
     """Every metric for two embedding sets, with a reason for each that does not apply.
 
@@ -160,18 +158,17 @@ def report(
     values, reasons = dict.fromkeys(wanted, math.nan), _inapplicable(wanted, n, m, c, tau is not None)
     named = tuple(name for name in wanted if name not in reasons)
     own = tuple(name for name in named if REGISTRY.is_ours(name))
-    tell = progress or (lambda step: None)
     if max(n, m) <= AT_ONCE:
         values |= _measure_at_once(own, arrays, tau, c, seed)
         samples = {}
     else:
-        rows = large.Large(arrays, c, seed, exact or max(n, m) <= large.EXACT, tell)
+        rows = large.Large(arrays, c, seed, exact or max(n, m) <= large.EXACT, progress)
         found, samples, left_out = rows.measure(own, tau)
         values |= found
         reasons |= left_out
     for name in named:
         if not REGISTRY.is_ours(name):
-            tell(name)
+            progress(name, 0, None)
             values[name] = measure(REGISTRY[name], **arrays, temperature=tau)
     for name in named:
         if math.isnan(values[name]) and name not in reasons:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from flowsim import observables
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.errors import FlowsimError
 from flowsim.plot.style import COLOURS, IMAGE_COLOUR, TEXT_COLOUR, _axes, paper_style
 from flowsim.records.result import Snapshot

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib import animation
 from matplotlib.figure import Figure
 
-from flowsim.base.arrays import check
-from flowsim.base.files import write_atomically
+from flowsim.base.checks import check
+from flowsim.base.files import write_atomically, write_text
 from flowsim.base.sources import drawing_hash, write_stamp
 from flowsim.plot.embeddings import _cosines, _rows, similarity, sphere
 from flowsim.plot.overview import _explain
@@ -69,7 +69,7 @@ def animate(result: Result, path: str, fps: int = 20, frames: int | None = None)
         film = animation.FuncAnimation(figure, show, frames=len(times), interval=1000 / fps)
         if kind == "html":
             text = _offline(film.to_jshtml(fps=fps))
-            return write_atomically(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
+            return write_text(path, text)
         stamp = write_stamp({"config": result.config, "drawn_by": drawing_hash("animate")})
         writer = _Gif(fps, stamp) if kind == "gif" else animation.FFMpegWriter(fps)
 

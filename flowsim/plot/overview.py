@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.errors import FlowsimError
 from flowsim.plot.embeddings import sphere
 from flowsim.plot.series import gap, series, temperature

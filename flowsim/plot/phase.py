@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import ArrayLike
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.errors import unknown_name
 from flowsim.plot.style import _axes, label
 

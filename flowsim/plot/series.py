@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from flowsim import theory
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.plot.style import _COLOUR_OF, COLOURS, MATCHED_COLOUR, TIME_LABEL, _axes, _check_recorded, label
 from flowsim.records.result import Result
 

@@ -13,7 +13,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.base.files import write_atomically
 from flowsim.errors import unknown_name
 from flowsim.observables.table import entry

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.base.files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.records.netcdf import check_file, holds_several, read_netcdf

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.base.files import write_atomically
 from flowsim.errors import FlowsimError
 

@@ -5,7 +5,6 @@ what a training of CLIP records.
 """
 
 import dataclasses
-import html
 import json
 import os
 from collections.abc import Callable
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
+from flowsim.base.html import table
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import Start
@@ -265,14 +265,7 @@ class Result:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        facts = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>"
-            f"{html.escape(v)}</td></tr>"
-            for k, v in self._facts()
-        )
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows())
-        head = "".join(f"<th>{c}</th>" for c in ("observable", "first", "last", "range"))
-        return f"<table>{facts}</table><table><tr>{head}</tr>{body}</table>"
+        return table(self._facts(), names=True) + table(self._rows(), ("observable", "first", "last", "range"))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowsim.base.arrays import check_whole
+from flowsim.base.checks import check_whole
 from flowsim.base.times import output_times
 from flowsim.errors import FlowsimError
 from flowsim.model.flow import GradientFlow, as_start

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from flowsim.base import paths
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.errors import FlowsimError
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import AbstractRecipe, Start

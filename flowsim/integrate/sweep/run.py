@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flowsim.base import notice, paths
-from flowsim.base.arrays import check, tracing
+from flowsim.base.checks import check
+from flowsim.base.modules import tracing
 from flowsim.base.times import output_times
 from flowsim.errors import unknown_name
 from flowsim.integrate.methods import Method
@@ -44,6 +45,7 @@ from flowsim.model.flow import GradientFlow, as_start
 from flowsim.model.initial import AbstractRecipe, Start
 from flowsim.numerics import make_room, store_programs
 from flowsim.observables.table import entry
+from flowsim.progress import Progress, silent, track
 from flowsim.provenance import versions
 from flowsim.records.netcdf import read_netcdf, write_netcdf
 from flowsim.records.status import Status
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SCHEMA_VERSION = 1
-Track = Callable[[Collection[Any], str], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +94,7 @@ class SweepResult:
         return write_netcdf(self.dataset, path)
 
     def _repr_html_(self) -> str:
-        text = repr(self).replace("<", "&lt;").replace(chr(10), "<br>")
-        return f"<p>{text}</p>{self.dataset._repr_html_()}"
+        return f"<p>{html.escape(repr(self))}</p>{self.dataset._repr_html_()}"
 
     def __repr__(self) -> str:
         sizes = " x ".join(f"{n} {d}" for d, n in self.dataset.sizes.items())
@@ -123,7 +123,7 @@ def sweep(
     chunk: int = CHUNK,
     workers: int | None = None,
     executor: "Executor | Client | str | None" = None,
-    track: Track | None = None,
+    progress: Progress = silent,
 ) -> SweepResult:
     """Simulate `flow` for every combination of the values in `over` (`mode="zip"`: for values side by side).
 
@@ -177,7 +177,7 @@ def sweep(
     store = Store(Path(to), len(jobs), times, observables, settings) if to is not None else None
     begin = time.perf_counter()
     with notice.compiling():
-        found = _run(jobs, times, horizon_, options, chunk, workers, executor, track, store)
+        found = _run(jobs, times, horizon_, options, chunk, workers, executor, progress, store)
     attrs = {
         "kind": "flowsim sweep", "schema_version": SCHEMA_VERSION, "config": json.dumps(settings),
         "versions": json.dumps(versions()), "seconds": time.perf_counter() - begin,
@@ -202,7 +202,7 @@ def load_sweep(path: str | os.PathLike[str]) -> SweepResult:
 
 def _run(
     jobs: list[Job], ts: np.ndarray, horizon: float, options: Options, chunk: int, workers: int | None,
-    executor: Any, track: Track | None, store: "Store | None",
+    executor: Any, progress: Progress, store: "Store | None",
 ) -> dict[str, np.ndarray]:  # fmt: skip
     check(chunk >= 1, f"Argument `chunk` must be at least 1, but is {chunk}. Use e.g. {CHUNK}.")
     found = Found(len(jobs), len(ts), options.observables) if store is None else store.found
@@ -221,7 +221,7 @@ def _run(
         calls = [([jobs[i] for i in piece], ts, horizon, options, expected, stop) for piece in pieces]
         finished = executors.completed(pool, _work, calls)
         try:
-            for _ in pieces if track is None else track(pieces, "sweeping"):
+            for _ in track(pieces, progress, "sweeping"):
                 index, values = next(finished)
                 found.put(pieces[index], values)
                 if store is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowsim.base.arrays import check
+from flowsim.base.checks import check
 from flowsim.errors import FlowsimError
 from flowsim.records.status import Status
 

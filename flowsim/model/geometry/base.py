@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float
 
-from flowsim.base.arrays import Described, Numeric, bundle
+from flowsim.base.arrays import Numeric
+from flowsim.base.modules import Described, bundle
 from flowsim.model.initial import Start
 
 #: Trees of arrays, another one for each geometry.

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowsim.base.arrays import Numeric, bundle, check
+from flowsim.base.arrays import Numeric
+from flowsim.base.checks import check
+from flowsim.base.modules import bundle
 from flowsim.model.geometry.base import AbstractRowGeometry, Constants, Position, normalise
 from flowsim.model.initial import Start
 

@@ -6,7 +6,9 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowsim.base.arrays import Numeric, bundle, check, check_number, is_concrete, number
+from flowsim.base.arrays import Numeric, number
+from flowsim.base.checks import check, check_number, is_concrete
+from flowsim.base.modules import bundle
 from flowsim.model.geometry.base import (
     AbstractRowGeometry,
     Constants,
