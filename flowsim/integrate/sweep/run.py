@@ -9,6 +9,7 @@ batches the segments that they ask for, so that easy runs do not wait for hard o
 """
 
 import dataclasses
+import html
 import json
 import os
 import threading
