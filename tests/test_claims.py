@@ -130,6 +130,29 @@ def test_unknown_claim_has_a_hint():
         fs.claims.run("lema-3.1")
 
 
+def own(name: str = "own", number: float = 1.0) -> Claim:
+    return Claim(name, "X.", "here", "none", lambda s, q: {"x": number}, at_most={"x": 1.0})
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_claim_of_a_user_is_one_of_the_table(processes):
+    fs.claims.register(own(number=2.0))
+    fs.claims.register(own())  # a cell of a notebook that ran again
+    told = []
+    asked = ["own", "theorem-3.3-height", "loss-gradient"]
+    found = fs.claims.run_all(True, lambda *told_: told.append(told_), only=asked, processes=processes)
+    assert [v.id for v in found] == ["loss-gradient", "theorem-3.3-height", "own"]
+    assert all(v.as_expected for v in found)
+    assert fs.claims.names()[-1] == "own"
+    assert {name for name, _, _ in told} == set(asked)
+    assert [(done, total) for _, done, total in told] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_flowsims_claims_are_protected():
+    with pytest.raises(fs.FlowsimError, match=r"flowsim already has a claim named 'lemma-3\.1'"):
+        fs.claims.register(own("lemma-3.1"))
+
+
 def _claim(number: float, expected: str) -> Verdict:
     claim = Claim("x", "X.", "here", "none", lambda s, q: {"x": number}, expected, at_most={"x": 1.0})
     return claim.run()
