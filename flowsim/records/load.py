@@ -46,7 +46,7 @@ def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) ->
     path = Path(path)
     check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. runs.nc.")
     for name in results:
-        check(name and "/" not in name, f"A name of a result must not be empty or hold '/', but is {name!r}.")
+        check(name and "/" not in name, f"Names of results must not be empty or contain '/', but one is {name!r}.")
 
     def write(temporary: str) -> None:
         for index, (name, result) in enumerate(results.items()):
@@ -101,7 +101,9 @@ def load_trainings(path: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
     found = {}
     for name, result in load_results(path).items():
         if not isinstance(result, TrainingRecord):
-            raise FlowsimError(f"{name!r} in {str(path)!r} is no record of training. Give a file of `fs.clip.study`.")
+            raise FlowsimError(
+                f"{name!r} in {str(path)!r} is not a record of training. Give a file of `fs.clip.study`."
+            )
         found[name] = result
     return found
 
