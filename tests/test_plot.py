@@ -338,7 +338,7 @@ FIELD = xr.DataArray(np.ones((4, 5)), {"y": np.arange(4.0), "x": np.arange(5.0)}
         (FIELD.to_dataset(), "x", "y", None, r'got Dataset. Use e.g. runs\["modality_gap"\]'),
         (FIELD.astype(str), "x", "y", None, "got DataArray of <U"),
         (FIELD, "x", "x", None, "Both axes are 'x'. Give two dimensions of 'y', 'x'"),
-        (FIELD.assign_coords(x=list("abcde")), "x", "y", None, "'x' holds names"),
+        (FIELD.assign_coords(x=list("abcde")), "x", "y", None, "'x' does not hold numbers"),
         (FIELD, "x", "y", FIELD["y"] + 1, "is a function of 'y', but must give y over 'x'"),
         (FIELD, "x", "y", FIELD, "is a function of 'y', 'x', but"),
         (FIELD, "x", "y", [1.0, 2.0], r"shape \(2,\), but 'x' has 5 values"),
