@@ -164,7 +164,7 @@ def measure(run: Run) -> Measured:
     prediction = _predict(seen)
     predicted = _held(prediction.fit.gap)
     if not np.isfinite(predicted).all():
-        raise CannotTell("The simulation ended before the run did, whatever the factor of time.")
+        raise CannotTell("The simulation ended before the run for every factor of time.")
     gap, rest = seen.window.gap, ~seen.early
     constant, line = _baselines(seen)
     return Measured(

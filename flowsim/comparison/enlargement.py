@@ -228,9 +228,9 @@ def _theorem_3_3(run: Run, gap: float, beta: float, rates: Sequence[float]) -> T
     """Theorem 3.3 at a gap and an inverse temperature, or why it cannot be evaluated."""
     pairs, dim, gamma = run.pairs, run.dim, gap / 2
     if not beta > 0:
-        return "the run does not hold its temperature"
+        return "the run does not record its temperature"
     if pairs is None or dim is None:
-        return "the run does not say how many pairs and dimensions it has"
+        return "the run does not record its numbers of pairs and dimensions"
     if not 0 < gamma < 1 or dim < 3:
         return "it needs a gap between 0 and 2, in three dimensions or more"
     # Directions within the cones have one dimension less than the embeddings.

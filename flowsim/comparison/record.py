@@ -208,7 +208,7 @@ class Run:
 
     @property
     def beta(self) -> np.ndarray | None:
-        """Inverse temperature (T,), from whatever was recorded."""
+        """Inverse temperature (T,), recorded or from the temperature; None if there is no positive value."""
         beta, tau = self.series("inverse_temperature"), self.series("temperature")
         if beta is None and tau is not None:
             beta = 1 / tau
@@ -315,7 +315,7 @@ class Run:
 
 
 def _clamped(schedule: Schedule, training: Training | None) -> Schedule:
-    """The schedule as it was trained: with the training's clamp where its learnable temperature has none."""
+    """The schedule with the clamp of the training, if its learnable temperature has none."""
     policy = schedule.temperature
     if training is None or training.clamp is None or not policy.learnable or policy.bounds() is not None:
         return schedule
@@ -323,7 +323,7 @@ def _clamped(schedule: Schedule, training: Training | None) -> Schedule:
 
 
 def _key(result: Result, name: str) -> str | None:
-    """Under which name a series is held, that of training pairs first; None if it has no finite value."""
+    """The name under which a series is stored, that of training pairs first; None if it has no finite value."""
     for key in (f"seen_{name}", name):
         if key in result.series and np.isfinite(result.series[key]).any():
             return key
@@ -331,6 +331,6 @@ def _key(result: Result, name: str) -> str | None:
 
 
 def _series(result: Result, name: str) -> np.ndarray | None:
-    """A series over evaluations, of training pairs where there is one; None if it has no finite value."""
+    """A series over evaluations, of training pairs if recorded; None if it has no finite value."""
     key = _key(result, name)
     return None if key is None else np.asarray(result.series[key], np.float64)

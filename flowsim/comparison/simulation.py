@@ -154,7 +154,7 @@ def measure(run: Run) -> Measured:
     used = np.ones(len(clock), bool)
     fit = fit_factor(flow.at, clock, gap, log_tau if compared else None, used, flow.steady, flow.last)
     if not np.isfinite(fit.gap).all():
-        raise CannotTell("The simulation ended before the run did, whatever the factor of time.")
+        raise CannotTell("The simulation ended before the run for every factor of time.")
     relative_gap = rms(fit.gap - gap) / float(np.std(gap))
     relative_log_tau = None
     if compared and log_tau is not None:

@@ -131,7 +131,7 @@ def _check_result(result: Any) -> None:
     """Raise `FlowsimError` if this is not a `Result`."""
     check(
         isinstance(result, Result),
-        f"Expected a Result, but got {type(result).__name__}. Use what fs.simulate(...) or fs.load(...) returns.",
+        f"Expected a Result, but got {type(result).__name__}. Use the result of fs.simulate(...) or fs.load(...).",
     )
 
 

@@ -115,6 +115,7 @@ def load_any(path: str | os.PathLike[str]) -> dict[str, Result]:
 
 
 def result_of(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
+    """The result in a dataset, with variables of older versions renamed; `path` is named in errors."""
     kind = dataset.attrs.get("kind")
     if kind != "flowsim result":
         cure = "Give a file written by `Result.save`."

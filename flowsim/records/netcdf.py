@@ -34,6 +34,7 @@ def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
 
 
 def check_file(path: Any) -> None:
+    """Raise `FlowsimError` if this is not the path of a file."""
     check(
         isinstance(path, (str, os.PathLike)),
         f"Expected the path of a saved result, but got {type(path).__name__}. Use e.g. fs.load('run.nc').",
