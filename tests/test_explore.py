@@ -316,7 +316,7 @@ def test_exports(explorer, tmp_path):
 
 
 def test_without_a_display_there_is_a_sentence():
-    with pytest.raises(fs.FlowsimError, match="no display to explore on"):
+    with pytest.raises(fs.FlowsimError, match="no display for the explorer"):
         fs.explore()
 
 

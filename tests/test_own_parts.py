@@ -111,7 +111,7 @@ def test_a_learnable_policy_moves_like_the_built_in_one(rule):
     ours, own = (fs.simulate(fs.GradientFlow(schedule=p, rule=rule), START, t1=2.0)
                  for p in (fs.temperature.Learnable(), TrainedLog()))  # fmt: skip
     np.testing.assert_allclose(own.series["temperature"], ours.series["temperature"], rtol=1e-7)
-    with pytest.raises(fs.FlowsimError, match="TrainedLog cannot go on from this run: it does not define `raw_of`"):
+    with pytest.raises(fs.FlowsimError, match="TrainedLog cannot continue this run: it does not define `raw_of`"):
         fs.simulate(fs.GradientFlow(schedule=TrainedLog()), ours, t1=4.0)
 
 

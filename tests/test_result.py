@@ -145,7 +145,7 @@ WRONG_KINDS = {
     "fs.initial.cones(dim='8')": "at least 3, but is the text '8'",
     "fs.initial.latents(factors='4')": "at least 1, but is the text '4'",
     "fs.plot.gap(run, 3)": "`ax` must be one matplotlib Axes, but is int",
-    "fs.plot.overview(run, plt.subplots()[1])": "Give a list of as many Axes",
+    "fs.plot.overview(run, plt.subplots()[1])": "Give a list of 4 Axes",
     "fs.plot.phase_diagram(run, 'a', 'b')": "Expected one variable of a sweep, but got Simulation",
 }
 

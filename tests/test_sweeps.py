@@ -275,7 +275,7 @@ def test_a_chunk_that_was_called_off_computes_nothing(monkeypatch):
 def test_a_folder_holds_one_sweep(computed, tmp_path, flow, start, over, options):
     folder = tmp_path / "runs.zarr"
     fs.sweep(FLOW, MATCHED, {"seed": [0, 1]}, ts=TIMES, to=folder)
-    with pytest.raises(fs.FlowsimError, match="holds another sweep. Give the settings it was made with, or another"):
+    with pytest.raises(fs.FlowsimError, match="holds another sweep. Use the settings it was made with, or another"):
         fs.sweep(flow, start, over, **({"ts": TIMES, "to": folder} | options))
     assert computed == [0, 1]
 

@@ -1,4 +1,4 @@
-"""Calibration: a factor of time from the first part of a run predicts the rest."""
+"""Calibration: does a factor of time fitted to the first part of a run predict the rest?"""
 
 import dataclasses
 import math
@@ -18,14 +18,14 @@ from flowsim.comparison.statistics import rms
 from flowsim.comparison.words import between, percent, short, undecided
 from flowsim.plot import COLOURS, label
 
-#: Part of a run that is seen.
+#: Fraction of a run that is fitted ("seen").
 SEEN = 0.2
-#: Label noise that is tried where a factor of time alone does not describe what is seen.
+#: Levels of label noise that are tried if a factor of time alone does not describe the seen part.
 NOISE_LEVELS = (0.01, 0.03, 0.1, 0.3)
-#: Pairs that it is tried with.
+#: Number of pairs for these trials.
 _NOISY_PAIRS = 32
-#: Error of a prediction over that of the better baseline, and over the spread, up to which it agrees; and over the
-#: noise, up to which it never disagrees.
+#: Upper limits of the error for agreement, relative to the better baseline and to the spread; and relative to the
+#: noise, below which there is no disagreement.
 _BEATS, _PREDICTS, _NOISY = 0.8, 0.5, 1.5
 
 CRITERION = (
@@ -41,7 +41,7 @@ CRITERION = (
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Gap, prediction and baselines over `x`, (T,) each; `rest` masks what was not seen."""
+    """Gap, prediction and baselines over `x`, (T,) each; `rest` is the mask of the predicted part."""
 
     x: np.ndarray
     label: str
@@ -53,13 +53,13 @@ class Curves:
 
     @property
     def seen_until(self) -> float:
-        """The last place that was seen."""
+        """The last position that was seen."""
         return float(self.x[~self.rest][-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a simulation is fitted to: the evaluations of a run, and the mask (T,) of those that are seen."""
+    """The evaluations of a run, and the mask (T,) of those to which a simulation is fitted."""
 
     run: Run
     rows: Rows
@@ -68,13 +68,13 @@ class Seen:
 
     @property
     def clock(self) -> np.ndarray:
-        """Their times, from 0 on, (T,)."""
+        """Times of the evaluations, starting at 0, (T,)."""
         return self.window.time - self.window.time[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The best flow, with its factor of time and label noise (0 without)."""
+    """The best flow, with its factor of time and its label noise."""
 
     flow: ScaledFlow
     fit: Fit
@@ -86,7 +86,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A prediction beside two baselines, (T,) each, with rms errors over what was not seen."""
+    """A prediction and two baselines, (T,) each, with their rms errors over the rest."""
 
     seen: Seen
     prediction: Prediction
@@ -96,28 +96,28 @@ class Measured:
     error: float
     error_of_constant: float
     error_of_line: float
-    #: Standard deviation of the gap over what was not seen, and its noise.
+    #: Standard deviation and noise of the gap over the rest.
     spread: float
     noise_of_gap: float
 
     @property
     def ratio(self) -> float:
-        """Error over that of the better baseline."""
+        """Error relative to that of the better baseline."""
         return self.error / max(min(self.error_of_constant, self.error_of_line), 1e-300)
 
     @property
     def relative(self) -> float:
-        """Error over the spread."""
+        """Error relative to the spread."""
         return self.error / max(self.spread, 1e-300)
 
     @property
     def pairs(self) -> int:
-        """Pairs that were simulated."""
+        """Number of simulated pairs."""
         rows = len(self.seen.rows[0])
         return min(rows, _NOISY_PAIRS) if self.prediction.noise else rows
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         fit, prediction = self.prediction.fit, self.prediction
         return {
             "pairs": self.pairs, "seen": SEEN,
@@ -130,7 +130,7 @@ class Measured:
         }  # fmt: skip
 
     def sentence(self) -> str:
-        """What was found, without a verdict."""
+        """The finding in words, without a verdict."""
         fit, noise, ratio = self.prediction.fit, self.prediction.noise, self.ratio
         within = "" if fit.interval is None else f" ({between(fit.interval)})"
         extra = f" and label noise {noise:g}" if noise else ""
@@ -145,7 +145,7 @@ class Measured:
         )
 
     def curves(self) -> Curves:
-        """For the panel."""
+        """Data of the panel."""
         window = self.seen.window
         return Curves(
             window.axis,
@@ -159,12 +159,12 @@ class Measured:
 
 
 def measure(run: Run) -> Measured:
-    """Predict the rest of a run from its first part. Raises `CannotTell`."""
+    """Predict the rest of a run from its first part; raises `CannotTell`."""
     seen = _seen(run)
     prediction = _predict(seen)
     predicted = _held(prediction.fit.gap)
     if not np.isfinite(predicted).all():
-        raise CannotTell("The simulation ended before the run did, whatever the factor of time.")
+        raise CannotTell("The simulation ended before the run for every factor of time.")
     gap, rest = seen.window.gap, ~seen.early
     constant, line = _baselines(seen)
     return Measured(
@@ -182,7 +182,7 @@ def measure(run: Run) -> Measured:
 
 
 def judge(found: Measured) -> tuple[Verdict, str]:
-    """The verdict, and the reason why there is none; empty if there is one or the numbers lie between the limits."""
+    """The verdict, and the reason if data is missing for one, else ""."""
     missing = found.seen.run.not_simulated(found.pairs)
     if not missing and found.prediction.flow.cut(found.prediction.fit.factor * float(found.seen.clock[-1])):
         missing = "the simulation stopped before the run did, while its gap still moved"
@@ -196,7 +196,7 @@ def judge(found: Measured) -> tuple[Verdict, str]:
 
 
 def draw(curves: Curves, ax: Axes) -> None:
-    """The run, its prediction and the baselines; shaded where it was seen."""
+    """Draw the run, its prediction and the baselines, with the fitted part shaded."""
     x, rest = curves.x, curves.rest
     ax.axvspan(x[0], curves.seen_until, color="#E4E4E4", lw=0, zorder=0, label="seen by the fit")
     dots(x, curves.gap, ax)
@@ -220,9 +220,9 @@ def calibration(runs: Sequence[Run]) -> Finding[Curves]:
 
 
 def _seen(run: Run) -> Seen:
-    """The evaluations of a run, and which are seen; raises `CannotTell` if they show too little."""
+    """The evaluations of a run, and which are seen; raises `CannotTell` if there are too few."""
     if run.schedule is None:
-        raise CannotTell("The run does not say its schedule, so that nothing can be simulated from it.")
+        raise CannotTell("The run does not record its schedule, so that nothing can be simulated from it.")
     if not len(run.snapshot_time) or run.snapshot_time[0] != run.time[0]:
         raise CannotTell("The run holds no embeddings from its start.")
     rows = chosen_rows(run, 0)
@@ -245,7 +245,7 @@ def _seen(run: Run) -> Seen:
 
 
 def _predict(seen: Seen) -> Prediction:
-    """Fit the factor of time to what is seen, and label noise where that alone does not do."""
+    """Fit the factor of time to the seen part, and label noise if that is not enough."""
     run, rows, clock, gap, early = seen.run, seen.rows, seen.clock, seen.window.gap, seen.early
     log_tau = seen.window.log_tau
     compared = run.learnable is not None and log_tau is not None and np.ptp(log_tau[early]) > LOG_TAU_MOVED
@@ -255,7 +255,7 @@ def _predict(seen: Seen) -> Prediction:
     fit = fit_factor(flow.at, clock, gap, used_tau, early, flow.steady, flow.last)
     tried = fit.cost > 0.01 and flow.steady and not schedule.swap.active  # rms above a tenth of the spread
     if tried:
-        # Stiff, hence with fewer pairs; noise must halve the misfit of the same pairs without any.
+        # Stiff, hence with fewer pairs. Noise must halve the misfit of the same pairs without noise.
         fewer = (rows[0][:_NOISY_PAIRS], rows[1][:_NOISY_PAIRS])
         fits, flows = {}, {}
         for level in (0.0, *NOISE_LEVELS):
@@ -268,7 +268,7 @@ def _predict(seen: Seen) -> Prediction:
 
 
 def _baselines(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-    """The last gap that is seen, and a line in log t through the later part of what is seen; (T,) each."""
+    """The last seen gap, and a line in log t through the later part of the seen gap; (T,) each."""
     axis, gap, early = seen.window.axis, seen.window.gap, seen.early
     last = int(np.flatnonzero(early)[-1])
     late = early & (axis >= SEEN * axis[-1] / 10) & (axis > 0)
@@ -278,6 +278,6 @@ def _baselines(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _held(values: np.ndarray) -> np.ndarray:
-    """The last value, held to the end."""
+    """The values, with the last finite one held to the end."""
     good = np.flatnonzero(np.isfinite(values))
     return np.where(np.arange(len(values)) > good[-1], values[good[-1]], values)

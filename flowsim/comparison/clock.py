@@ -10,17 +10,17 @@ import numpy as np
 from flowsim.comparison.record import Run
 from flowsim.comparison.statistics import Deviations
 
-#: Last time of a trajectory that serves every factor: later ones are expensive and show nothing new.
+#: Last time of a trajectory that serves every factor; later times are expensive and show nothing new.
 LAST = 1e8
-#: Times of such a trajectory.
+#: Number of times of such a trajectory.
 GRID = 257
 
-#: Gap and ln τ, (T,) each, at times factor × clock, from the factor and the clock (T,).
+#: Maps a factor and a clock (T,) to gap and ln τ at the times factor × clock, (T,) each.
 Trajectory = Callable[[float, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def grid(last: float = LAST) -> np.ndarray:
-    """Times (257,) of a trajectory until `last`: 0, then even in log t."""
+    """Times (257,) of a trajectory until `last`: 0, then log-spaced."""
     return np.concatenate([[0.0], np.geomspace(1e-3, last, GRID - 1)])
 
 
@@ -29,10 +29,10 @@ class Window:
     """Evaluations of a run that a trajectory is compared with; (T,) each.
 
     Attributes:
-        axis: their places in a figure.
-        time: what a simulation's time is proportional to.
-        gap: the gap.
-        log_tau: ln τ, if it was recorded.
+        axis: Their positions on the axis of a figure.
+        time: Times that are proportional to those of a simulation.
+        gap: The gap.
+        log_tau: ln τ, None if it was not recorded.
     """
 
     axis: np.ndarray
@@ -42,7 +42,7 @@ class Window:
 
     @staticmethod
     def of(run: Run, first: int = 0) -> "Window":
-        """The evaluations from `first` on that have a gap (and a temperature) and move the clock."""
+        """The evaluations from `first` on that have a gap (and a temperature) and advance the clock."""
         time, log_tau = time_axis(run), run.log_tau
         good = np.arange(len(run.gap)) >= first
         good &= np.isfinite(run.gap) & (True if log_tau is None else np.isfinite(log_tau))
@@ -52,7 +52,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Gap and ln τ of one trajectory over its own time s; NaN beyond the last time it reached."""
+    """Gap and ln τ of one trajectory over its own time s; NaN after the last time it reached."""
 
     s: np.ndarray
     gap: np.ndarray
@@ -65,7 +65,7 @@ class Curve:
         good = np.isfinite(self.gap) & np.isfinite(self.log_tau)
         x = np.log1p(self.s[good] / self.s[1])
         at = np.log1p(np.asarray(s) / self.s[1])
-        # Slopes of a gap that falls below the smallest number divide by zero; they are 0.
+        # Slopes of a gap that underflows divide by zero and are 0.
         with np.errstate(over="ignore"):
             gap, log_tau = (PchipInterpolator(x, y[good], extrapolate=False)(at) for y in (self.gap, self.log_tau))
         return gap, log_tau
@@ -73,7 +73,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A factor of time with its interval (None for schedules in progress), the curves, and the misfit."""
+    """A factor of time with its interval (None if not computed), the curves, and the misfit."""
 
     factor: float
     interval: list[float] | None
@@ -93,17 +93,17 @@ def fit_factor(
 ) -> Fit:
     """The factor of time that brings a trajectory closest to a run.
 
-    Closest: mean square of the deviations in the gap (and in ln τ, where it is given), each relative to its own
-    spread at the evaluations used.
+    It minimises the mean square of the deviations in the gap (and in ln τ, if given), each relative to its own spread
+    at the evaluations used.
 
     Args:
-        at: the trajectory.
-        clock: of the run, from 0 on, (T,).
-        gap: of the run, (T,).
+        at: The trajectory.
+        clock: Clock of the run, starting at 0, (T,).
+        gap: Gap of the run, (T,).
         log_tau: ln τ of the run, (T,), if it is to be fitted too.
-        used: mask (T,) of the evaluations that count.
-        cheap: whether the trajectory costs nothing: many factors are tried, and the best one has an interval.
-        last: the last time of a cheap trajectory.
+        used: Mask (T,) of the evaluations that count.
+        cheap: Whether the trajectory is cheap; many factors are then tried, and the best one has an interval.
+        last: Last time of a cheap trajectory.
 
     Returns:
         The factor, with the trajectory at all times of the clock.
@@ -136,9 +136,9 @@ def fit_factor(
 
 
 def _interval(at: Trajectory, best: float, clock: np.ndarray, shown: Sequence[tuple[np.ndarray, float]]) -> list[float]:
-    """95 % interval of a factor whose logarithm is best at `best`; `shown`: series of the run, and their spreads.
+    """95 % interval of a factor whose best logarithm is `best`; `shown`: series of the run with their spreads.
 
-    Linear in ln(factor) near the best. Errors of gap and ln τ may go together, hence the sum of their widths.
+    Linearised in ln(factor) at the best. Errors of gap and ln τ may be correlated, hence the sum of their widths.
     """
     before, here, after = (at(math.exp(best + step), clock) for step in (-1e-2, 0.0, 1e-2))
     series = []
@@ -153,6 +153,6 @@ def _interval(at: Trajectory, best: float, clock: np.ndarray, shown: Sequence[tu
 
 
 def time_axis(run: Run) -> np.ndarray:
-    """What a simulation's time is proportional to, (T,): the clock, or progress for schedules that run in it."""
+    """Times that are proportional to those of a simulation, (T,): the clock, or steps for schedules in progress."""
     in_progress = run.schedule is not None and not run.schedule.temperature.autonomous
     return run.axis if in_progress else run.clock

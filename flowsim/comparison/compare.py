@@ -1,4 +1,4 @@
-"""`compare`, and what it returns."""
+"""`compare` and its result."""
 
 import dataclasses
 import os
@@ -21,13 +21,18 @@ from flowsim.plot import paper_style
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-    """What `compare` found: `items` by name, and the `records` that they are about, in words."""
+    """The result of `compare`; `comparison["matching"]` is an item.
+
+    Attributes:
+        records: A description of each run.
+        items: Name -> item, in the order of the report.
+    """
 
     records: tuple[str, ...]
     items: dict[str, Item]
 
     def __getitem__(self, name: str) -> Item:
-        """An item by name; an unknown name raises `FlowsimError`."""
+        """An item by name; raises `FlowsimError` for an unknown one."""
         if name not in self.items:
             raise unknown_name("item", name, self.items)
         return self.items[name]
@@ -37,7 +42,7 @@ class Comparison:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """Verdict of every item."""
+        """Name -> verdict of every item."""
         return {name: item.verdict for name, item in self.items.items()}
 
     @property
@@ -47,31 +52,31 @@ class Comparison:
         return f"Comparison of {self.records[0]}{more}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Records and items as plain data; what could not be had is NaN or None."""
+        """Records and items as plain data; missing numbers are NaN or None."""
         return {"records": list(self.records), "items": [item.to_dict() for item in self.items.values()]}
 
     def plot(self) -> Figure:
-        """Closed form, simulation and training, one panel for each item that has something to show.
+        """Draw run, simulation and closed forms, with one or more panels for each item that has curves.
 
         Returns:
             The figure.
 
         Raises:
-            FlowsimError: if no item has anything to show.
+            FlowsimError: If no item has anything to draw.
         """
         return figure_of([panel for name, item in self.items.items() for panel in REGISTRY[name].drawings(item)])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the figure, atomically.
+        """Write the figure atomically.
 
         Args:
-            path: its file, .png, .pdf or .svg.
+            path: File to write, .png, .pdf or .svg.
 
         Returns:
             The path.
 
         Raises:
-            FlowsimError: for another ending, or if the file cannot be written.
+            FlowsimError: If the path has another ending, no item has anything to draw, or the file cannot be written.
         """
         path = Path(path)
         check(
@@ -92,35 +97,35 @@ class Comparison:
 
 
 def compare(record: Record, *more: Record, parts: Sequence[str] | None = None) -> Comparison:
-    """Compare a run with the simulation and with the closed forms.
+    """Compare a run with the simulated flow and with closed forms.
 
     The items:
 
-    - `simulation`: the flow on `Sphere` from the run's own rows (a batch, at most 128 pairs; after the first epoch if
-      that snapshot is there, else the first) with the run's schedule. Clocks differ, so that one factor of time is
-      fitted; it also draws the closed form of parallel cones, from the peak of the gap. The flow of a part of the
-      pairs is shown without a verdict: that of minibatches, or of a run with more pairs.
-    - `exponent`: d ln Δ/d ln β by least squares, beside −2s²/r (parallel cones; of the conserved quantity ln γ −
-      γ²/2 with γ = Δ/2) and −s²/(r n) (free sphere, doubly stochastic; n pairs in each loss, hence not for
-      minibatches).
-    - `slow_closing`: Δ against −1/log(t)², t in steps and on the run's clock.
-    - `enlargement`: the change of the gap over the first ten steps, over at least six records, beside Theorem 3.3.
-    - `matching`: when pairs become matched, how far the softmaxes are from doubly stochastic, and whether the gap
-      closes after that.
-    - `calibration`: a factor of time (and label noise, if that alone does not do) from the first 20 % of the run,
-      which predicts the rest; beside a constant and a straight line in log t.
+    - `simulation`: Does the run follow the flow on `Sphere` from its own rows with its schedule? The rows are a batch
+      of at most 128 pairs, from the snapshot after the first epoch if there is one, else from the first. As clocks
+      differ, one factor of time is fitted. The closed form of parallel cones is drawn from the peak of the gap. If
+      only a part of the pairs is simulated (minibatches, or too many pairs), there is no verdict.
+    - `exponent`: The slope d ln Δ/d ln β by least squares, compared with −2s²/r (parallel cones; fitted to their
+      conserved quantity ln γ − γ²/2 with γ = Δ/2) and −s²/(r n) (free sphere, doubly stochastic softmaxes; n pairs in
+      each loss, hence not for minibatches).
+    - `slow_closing`: Δ as a function of −1/log(t)², with t in steps and on the clock of the run.
+    - `enlargement`: The change of the gap over the first ten steps in at least six records, compared with Theorem 3.3.
+    - `matching`: When pairs become matched, how far the softmaxes are from doubly stochastic, and whether the gap
+      closes afterwards.
+    - `calibration`: A factor of time (with label noise, if that is not enough) fitted to the first 20 % of the run,
+      whose prediction of the rest is compared with a constant and a straight line in log t.
 
     Args:
-        record: a record of training or a simulated `Result`, or the path of one (.nc). It needs `modality_gap`
-            over time.
-        *more: other initialisations of the same run, which `enlargement` alone uses.
-        parts: names of the items wanted; default all.
+        record: A record of training, a simulation, or the path of one (.nc). It needs `modality_gap` over time.
+        *more: The same run from other initialisations, used only by `enlargement`.
+        parts: Names of the items. Default: all.
 
     Returns:
         The items by name, with verdicts and a figure.
 
     Raises:
-        FlowsimError: for what is no result, a file that is none, a run without a modality gap, or an unknown item.
+        FlowsimError: If a record is not a result, a file cannot be read, a run has no modality gap, or an item is
+            unknown.
 
     Examples:
         >>> import flowsim as fs

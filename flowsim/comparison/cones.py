@@ -1,4 +1,4 @@
-"""The closed form of parallel cones, from the peak of a run's gap on."""
+"""The closed form of parallel cones, starting at the peak of a run's gap."""
 
 import dataclasses
 import math
@@ -13,27 +13,30 @@ from flowsim.comparison.statistics import rms
 
 @dataclasses.dataclass(frozen=True)
 class Cones:
-    """Gap and temperature of parallel cones over `axis`, (T,) each, with a separate factor of time."""
+    """Gap and temperature of parallel cones over `axis`, (T,) each, with their own factor of time."""
 
     axis: np.ndarray
     gap: np.ndarray
     tau: np.ndarray
     margin: float
     factor: float
-    #: Deviation of the gap from the run's, and that over the run's spread.
+    #: Rms deviation from the gap of the run, and relative to the spread of that gap.
     rms_gap: float
     relative_gap: float
 
 
 def fit_cones(run: Run, window: Window, clock: np.ndarray) -> Cones | None:
-    """Parallel cones from the peak of the gap on; None where there is no closed form, or too little of the run.
+    """Fit parallel cones to the run from the peak of its gap on.
 
-    Their directions are frozen, with the run's last margin if that is positive, else that of a simplex.
+    Their directions are frozen, with the last margin of the run if it is above 0.05, else with that of a simplex.
 
     Args:
-        run: the run.
-        window: its evaluations that are compared.
-        clock: their times, (T,).
+        run: The run.
+        window: Its evaluations to compare with.
+        clock: Their times, (T,).
+
+    Returns:
+        The cones; None if there is no closed form or too little of the run.
     """
     gap, log_tau, pairs = window.gap, window.log_tau, run.pairs
     peak = int(np.argmax(gap))
@@ -72,12 +75,12 @@ def _margin(run: Run, pairs: int, last_gap: float) -> float:
 
 
 def _curve(run: Run, gamma: float, beta: float, margin: float, pairs: int) -> Curve | None:
-    """The closed form from (γ, β) over its own time, under the run's temperature policy; None if there is none."""
+    """The closed form from (γ, β) over its own time, with the run's temperature policy; None if there is none."""
     policy = None if run.schedule is None else run.schedule.temperature
     s = grid()
     if run.learnable is not None:
         parametrization, ratio = run.learnable.parametrization, float(run.learnable.lr_ratio)
-        assert parametrization is not None and parametrization.potential is not None, "`Run.learnable` has looked"
+        assert parametrization is not None and parametrization.potential is not None, "checked by `Run.learnable`"
         name, scale = parametrization.potential, float(parametrization.scale)
         if ratio <= 0:
             return None

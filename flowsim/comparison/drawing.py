@@ -1,4 +1,4 @@
-"""Axes, colours and signs that the panels of a comparison share, and the figure that holds them."""
+"""Axes and colours that the panels of a comparison share, and the figure that holds them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,19 +17,13 @@ RUN, SIMULATED, CLOSED = COLOURS["blue"], COLOURS["vermilion"], COLOURS["black"]
 
 
 def figure_of(panels: Sequence[tuple[str, Callable[[Axes], None]]]) -> Figure:
-    """One figure with all panels, lettered.
-
-    Args:
-        panels: title and drawing of each.
-
-    Returns:
-        The figure.
+    """One figure with all panels, lettered; `panels` are pairs of title and drawing function.
 
     Raises:
-        FlowsimError: if there are no panels.
+        FlowsimError: If there are no panels.
     """
     if not panels:
-        raise FlowsimError("This comparison has nothing to draw: no item could tell anything. Read its sentences.")
+        raise FlowsimError("This comparison has nothing to draw: no item could be evaluated. Read their sentences.")
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = plt.figure(figsize=(PAGE if columns == 2 else COLUMN, 2.35 * rows + 0.1), layout="constrained")
@@ -41,9 +35,9 @@ def figure_of(panels: Sequence[tuple[str, Callable[[Axes], None]]]) -> Figure:
 
 
 def along_run(x: np.ndarray, label: str, ax: Axes) -> None:
-    """The horizontal axis over evaluations `x` (T,).
+    """Set up the horizontal axis for evaluations at `x` (T,).
 
-    Logarithmic from the first positive value on, where there are decades; a point at 0 is drawn at the left edge.
+    It is logarithmic from the first positive value on if they span decades; a point at 0 is drawn at the left edge.
     """
     positive = x[x > 0]
     if positive.size > 1 and positive[-1] > 30 * positive[0]:
@@ -55,7 +49,7 @@ def along_run(x: np.ndarray, label: str, ax: Axes) -> None:
 
 
 def dots(x: np.ndarray, y: np.ndarray, ax: Axes) -> None:
-    """The run as dots, few enough (even in log x, where that is the axis) to leave lines visible."""
+    """Draw the run as dots that are evenly spaced on the axis and few enough to leave lines visible."""
     order = np.argsort(x)
     logs = np.log(np.maximum(x[order], x[x > 0].min())) if ax.get_xscale() == "log" else x[order]
     room = np.round((logs - logs[0]) / max(float(np.ptp(logs)), 1e-300) * 50)
@@ -69,7 +63,7 @@ def signed(value: float) -> str:
 
 
 def plain_ticks(axis: Any) -> None:
-    """Few plain numbers on a logarithmic axis of less than two decades, where powers of ten say little."""
+    """Use a few plain numbers as ticks on a logarithmic axis of less than two decades."""
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high > 6 * low else (1, 1.5, 2, 3, 4, 5, 7)))

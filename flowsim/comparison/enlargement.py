@@ -1,4 +1,4 @@
-"""Early enlargement: does the gap grow over the first steps, as it does in Theorem 3.3?"""
+"""Early enlargement: does the gap grow over the first steps, as in Theorem 3.3?"""
 
 import dataclasses
 import math
@@ -19,8 +19,8 @@ from flowsim.plot import COLOURS
 
 #: Steps that count as early.
 EARLY = 10
-#: Initialisations that a verdict needs: fewer, and not even growth in all of them would have an interval (Clopper and
-#: Pearson) above 1/2.
+#: Initialisations that a verdict needs: with fewer, even growth in all of them would not have a Clopper-Pearson
+#: interval above 1/2.
 INITIALISATIONS = 6
 
 CRITERION = (
@@ -42,23 +42,23 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Theorem:
-    """Theorem 3.3 at the runs' mean gap and temperature, for pairs and dimensions of the directions."""
+    """Theorem 3.3 at the runs' mean gap and temperature; `dim` is the dimension of the directions."""
 
     beta0: float
     gamma0: float
     pairs: int
     dim: int
     found: theory.Theorem33Bound
-    #: Growth of the gap per unit of flow time; None if the clock shows something else.
+    #: Growth of the gap per unit of flow time; None if the clock is not flow time.
     measured_rate: float | None
 
     @property
     def vacuous(self) -> bool:
-        """Whether the bound at finite n says nothing."""
+        """Whether the bound at finite n is trivial."""
         return bool(self.found.bound <= 0)
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         return {
             "beta0": self.beta0, "gamma0": self.gamma0, "pairs": self.pairs, "dim": self.dim,
             "limit": float(self.found.limit), "bound": float(self.found.bound), "proved": bool(self.found.proved),
@@ -66,7 +66,7 @@ class Theorem:
         }  # fmt: skip
 
     def words(self) -> str:
-        """Within a sentence."""
+        """The theorem as part of a sentence."""
         measured = "only its sign can be compared, because the clock is not flow time"
         if self.measured_rate is not None:
             measured = f"{short(self.measured_rate)} was measured"
@@ -86,25 +86,25 @@ class Early:
     beta: list[float]
     #: Change of the gap per unit of the run's clock, up to the first evaluation.
     rate: list[float]
-    #: Records that equal one of these.
+    #: Number of records that equal one of these.
     equal: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """How often the gap grew and shrank, and by how much; `theorem` is a reason where it cannot be evaluated."""
+    """How often the gap grew and shrank, and by how much; `theorem` is a reason if it cannot be evaluated."""
 
     early: Early
     grew: int
     shrank: int
     mean: float
-    #: Half the width of the interval of the mean; inf for one initialisation.
+    #: Half width of the interval of the mean; inf for one initialisation.
     half: float
     theorem: Theorem | str
 
     @property
     def count(self) -> int:
-        """Different initialisations."""
+        """Number of different initialisations."""
         return len(self.early.change)
 
     @property
@@ -113,7 +113,7 @@ class Measured:
         return [self.mean - self.half, self.mean + self.half] if self.count > 1 else None
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         theorem = self.theorem
         return {
             "records": self.count, "equal_records": self.early.equal, "grew": self.grew, "shrank": self.shrank,
@@ -124,7 +124,7 @@ class Measured:
         }  # fmt: skip
 
     def sentence(self) -> str:
-        """What was found."""
+        """The finding in words."""
         said = f"The gap grew in {self.grew} of {self.count} initialisations, by {short(self.mean)} on average"
         said += "" if self.mean_interval is None else f" ({between(self.mean_interval)})"
         if isinstance(self.theorem, str):
@@ -138,12 +138,12 @@ class Measured:
         return said + "."
 
     def curves(self) -> Curves | None:
-        """For the panel; a histogram needs more than two."""
+        """Data of the panel; a histogram needs more than two initialisations."""
         return Curves(self.early.change, self.mean) if self.count > 2 else None
 
 
 def measure(runs: Sequence[Run]) -> Measured:
-    """Count growth and shrinking over the first steps. Raises `CannotTell`."""
+    """Count growth and shrinking over the first steps; raises `CannotTell`."""
     from scipy.stats import t as student
 
     early = _first_steps(runs)
@@ -154,7 +154,7 @@ def measure(runs: Sequence[Run]) -> Measured:
 
 
 def judge(found: Measured) -> Verdict:
-    """By the intervals of both the fraction and the mean."""
+    """The verdict, by the intervals of the fraction and the mean."""
     if found.count < INITIALISATIONS:
         return "cannot tell"
     if _clopper_pearson(found.grew, found.count)[0] > 0.5 and found.mean - found.half > 0:
@@ -165,7 +165,7 @@ def judge(found: Measured) -> Verdict:
 
 
 def draw(curves: Curves, ax: Axes) -> None:
-    """A histogram of the changes."""
+    """Draw a histogram of the changes."""
     ax.hist(curves.changes, bins=min(10, max(3, len(curves.changes) // 2)), color=RUN, alpha=0.8, rwidth=0.92)
     ax.axvline(0, color=COLOURS["grey"], lw=1, ls=":", label="no change")
     ax.axvline(curves.mean, color=SIMULATED, label=f"mean {signed(curves.mean)}")
@@ -228,9 +228,9 @@ def _theorem_3_3(run: Run, gap: float, beta: float, rates: Sequence[float]) -> T
     """Theorem 3.3 at a gap and an inverse temperature, or why it cannot be evaluated."""
     pairs, dim, gamma = run.pairs, run.dim, gap / 2
     if not beta > 0:
-        return "the run does not hold its temperature"
+        return "the run does not record its temperature"
     if pairs is None or dim is None:
-        return "the run does not say how many pairs and dimensions it has"
+        return "the run does not record its numbers of pairs and dimensions"
     if not 0 < gamma < 1 or dim < 3:
         return "it needs a gap between 0 and 2, in three dimensions or more"
     # Directions within the cones have one dimension less than the embeddings.

@@ -1,4 +1,4 @@
-"""The power of the inverse temperature that the gap follows, beside those of parallel cones and of the sphere."""
+"""The power of the inverse temperature that the gap follows, compared with parallel cones and the free sphere."""
 
 import dataclasses
 import math
@@ -20,9 +20,9 @@ from flowsim.plot import COLOURS, label
 
 #: Factor by which β must change.
 _BETA_FACTOR = 1.5
-#: Part of all evaluations that must have a gap and a temperature, because a law is about the whole run.
+#: Fraction of evaluations that must have a gap and a temperature, because a law is about the whole run.
 _WHOLE = 0.9
-#: Part of a law's exponent within which a fit agrees with it.
+#: Relative deviation from a law's exponent up to which a fit agrees.
 _SAME_POWER = 0.2
 
 CRITERION = (
@@ -39,17 +39,17 @@ LawName = Literal["parallel", "sphere"]
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A law's exponent, and the fit that it is compared with."""
+    """The exponent of a law, and the fit to compare with."""
 
     prediction: float
     fit: Slope
     line: Line
-    #: Whether the law is about this run.
+    #: Whether the law applies to this run.
     judged: bool = True
 
     @property
     def verdict(self) -> Verdict:
-        """By the interval of the fit."""
+        """The verdict, by the interval of the fit."""
         if not self.judged:
             return "cannot tell"
         low, high = sorted((self.prediction * (1 - _SAME_POWER), self.prediction * (1 + _SAME_POWER)))
@@ -60,11 +60,11 @@ class Law:
 
     @property
     def words(self) -> str:
-        """The verdict within a sentence."""
+        """The verdict as part of a sentence."""
         return {"agrees": "met", "disagrees": "not met", "cannot tell": "undecided"}[self.verdict]
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         return {
             "prediction": self.prediction, "fit": self.fit.slope, "interval": self.fit.interval, "r2": self.fit.r2,
             "bend": self.line.bend, "bend_p": self.line.p, "verdict": self.verdict,
@@ -86,7 +86,7 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """Evaluations with a temperature that differs, (T,) each, and the range of ln β."""
+    """Evaluations at different temperatures, (T,) each, and the range of ln β."""
 
     log_gamma: np.ndarray
     beta: np.ndarray
@@ -111,7 +111,7 @@ class Measured:
         return _potential(self.policy) == "exp"
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         return {
             "exponent": self.fit.slope, "interval": self.fit.interval, "r2": self.fit.r2,
             "against": "ln β" if self.exponential else "F(β)", "log_beta_range": self.span,
@@ -122,7 +122,7 @@ class Measured:
         }  # fmt: skip
 
     def sentence(self) -> str:
-        """What was found."""
+        """The finding in words."""
         parallel, minibatches = self.laws["parallel"], self.run.minibatches
         said = (
             f"The gap goes as the power {short(self.fit.slope)} ({between(self.fit.interval)}) of "
@@ -138,7 +138,7 @@ class Measured:
         return said + "."
 
     def curves(self) -> Curves:
-        """For the panel."""
+        """Data of the panel."""
         return Curves(
             self.x,
             2 * np.exp(self.y),
@@ -151,11 +151,11 @@ class Measured:
 
 
 def measure(run: Run) -> Measured:
-    """Fit the power of the gap, and of the conserved quantity of parallel cones. Raises `CannotTell`."""
+    """Fit the power of the gap, and of the conserved quantity of parallel cones; raises `CannotTell`."""
     policy = _policy(run)
     selected = _selected(run, policy)
     scale, ratio, name = _scale(policy), float(policy.lr_ratio), _potential(policy)
-    # ln β for exponential parametrizations; else F(β), which takes its place in both laws.
+    # ln β for exponential parametrizations; for others F(β), which replaces it in both laws.
     x = np.asarray(theory.potential(selected.beta, name, scale)) / scale**2
     y = selected.log_gamma
     with np.errstate(under="ignore"):
@@ -170,13 +170,13 @@ def measure(run: Run) -> Measured:
 
 
 def judge(found: Measured) -> Verdict:
-    """By the verdicts of the laws."""
+    """The verdict, by those of the laws."""
     verdicts = [law.verdict for law in found.laws.values()]
     return "agrees" if "agrees" in verdicts else "disagrees" if verdicts == ["disagrees"] * 2 else "cannot tell"
 
 
 def draw(curves: Curves, ax: Axes) -> None:
-    """The gap over the temperature, its fit, and the slopes of the laws."""
+    """Draw the gap over the temperature, its fit, and the slopes of the laws."""
     x, gap = curves.x, curves.gap
     at = np.exp(x) if curves.exponential else x
     order = np.argsort(at)
@@ -184,7 +184,7 @@ def draw(curves: Curves, ax: Axes) -> None:
         ax.set_xscale("log")
     dots(at, gap, ax)
     ax.plot(at[order], curves.fit[order], color=RUN, lw=1, label=f"fit: {signed(curves.exponent)}")
-    # The laws say a slope, not a level: they pass through the middle of the run.
+    # The laws predict a slope, not a level, so they are drawn through the middle of the run.
     centre, level = float(np.mean(x)), float(np.mean(np.log(gap)))
     low, high = np.log(gap.min()), np.log(gap.max())
     margin = 0.25 * max(high - low, 0.2)
@@ -213,15 +213,15 @@ def exponent(runs: Sequence[Run]) -> Finding[Curves]:
 
 
 def _policy(run: Run) -> AbstractTemperature:
-    """The policy of a learned temperature; raises `CannotTell` for others."""
+    """The policy of a learned temperature; raises `CannotTell` for other policies."""
     if run.schedule is None:
-        raise CannotTell("The run does not say its schedule, so that no law can be chosen.")
+        raise CannotTell("The run does not record its schedule, so that no law can be chosen.")
     policy = run.learnable
     if policy is None:
         kind = type(run.schedule.temperature).__name__
         raise CannotTell(f"The temperature was not learned ({kind}): no law ties it to the gap.")
     if run.beta is None:
-        raise CannotTell("The run does not hold its temperature.")
+        raise CannotTell("The run does not record its temperature.")
     if float(policy.lr_ratio) <= 0:
         raise CannotTell("The temperature had a learning rate of 0.")
     return policy
@@ -229,7 +229,7 @@ def _policy(run: Run) -> AbstractTemperature:
 
 def _scale(policy: AbstractTemperature) -> float:
     """s of β = exp(ν/s); 1 for other parametrizations."""
-    assert policy.parametrization is not None, "`Run.learnable` has looked"
+    assert policy.parametrization is not None, "checked by `Run.learnable`"
     return float(policy.parametrization.scale)
 
 
@@ -240,7 +240,7 @@ def _potential(policy: AbstractTemperature) -> str:
 
 
 def _selected(run: Run, policy: AbstractTemperature) -> Selected:
-    """The evaluations to fit; raises `CannotTell` if they say nothing about a law."""
+    """The evaluations to fit; raises `CannotTell` if they cannot test a law."""
     beta, log_gamma = run.beta, run.series("log_gamma")
     assert beta is not None
     if log_gamma is None:
@@ -253,7 +253,7 @@ def _selected(run: Run, policy: AbstractTemperature) -> Selected:
             "needed.",
         )
     if stopped := _at_a_bound(run, policy):
-        raise CannotTell(f"The clamp held the temperature in {stopped}: what a free temperature would do is not seen.")
+        raise CannotTell(f"The clamp held the temperature in {stopped}, so that a free temperature is not observed.")
     log_beta = np.log(beta[good])
     span = float(np.ptp(log_beta))
     if span < math.log(_BETA_FACTOR):
@@ -262,7 +262,7 @@ def _selected(run: Run, policy: AbstractTemperature) -> Selected:
             "least that shows a power.",
             log_beta_range=span,
         )
-    # Where β rests there is nothing to fit, however often it was evaluated there.
+    # Where β rests, repeated evaluations carry no information on the slope.
     good[good] = _apart(log_beta, span / 128)
     if good.sum() < LINE_POINTS:
         raise CannotTell(f"Only {int(good.sum())} evaluations differ in the temperature; {LINE_POINTS} are needed.")
@@ -270,7 +270,7 @@ def _selected(run: Run, policy: AbstractTemperature) -> Selected:
 
 
 def _at_a_bound(run: Run, policy: AbstractTemperature) -> str:
-    """In words, how often the temperature was at a bound of its clamp, at an evaluation or a step; empty if never."""
+    """How often the temperature was at a bound of its clamp, in words; empty if never."""
     clamp: tuple[Any, Any] | None = policy.clamp
     if clamp is None:
         return ""
@@ -286,7 +286,7 @@ def _at_a_bound(run: Run, policy: AbstractTemperature) -> str:
 
 
 def _apart(x: np.ndarray, least: float) -> np.ndarray:
-    """Mask of points (T,) at a distance of at least `least` from the last one kept; the first is kept."""
+    """Mask of points (T,) that are at least `least` from the last one kept; the first is kept."""
     kept = np.zeros(len(x), bool)
     last = -math.inf
     for i, value in enumerate(x):

@@ -12,9 +12,9 @@ from flowsim.model.initial import from_arrays
 from flowsim.model.pairing import LabelNoise, Matched
 from flowsim.model.schedules import Schedule
 
-#: Pairs that a simulation starts from at most: twice as many rows.
+#: Most pairs of a simulation.
 MAX_PAIRS = 128
-#: Last times at fixed temperature and with label noise: with an equilibrium the flow is stiff.
+#: Last times at fixed temperature and with label noise, where the flow becomes stiff at its equilibrium.
 _LAST_FIXED, _LAST_NOISY = 1e6, 1e4
 
 
@@ -22,16 +22,16 @@ class ScaledFlow:
     """The flow on `Sphere` from given rows, as a function of the factor between its time and the run's clock.
 
     Attributes:
-        steady: whether one simulation serves every factor. A schedule that runs in progress makes each another flow.
-        last: the last time of that simulation.
-        curve: that simulation, if there is one.
+        steady: Whether one simulation serves every factor. With a schedule in progress each factor is another flow.
+        last: Last time of that simulation.
+        curve: That simulation, None if not `steady`.
     """
 
     def __init__(self, rows: Rows, schedule: Schedule, noise: float | None = None) -> None:
         self.start = from_arrays(*_compressed(*rows))
         pairing = Matched() if noise is None else LabelNoise(noise)
-        # Explicit: where the flow rests it is stiff, and all that matters has happened. 2000 steps, as a simulation
-        # takes by itself, share its compiled program; with many pairs they would take minutes.
+        # Explicit, because the flow becomes stiff only at rest, when nothing more happens. 2000 steps, the default of a
+        # simulation, reuse its compiled program; with many pairs they would take minutes.
         self._steps = 2000 if noise is None and self.start.pairs <= 32 else 400
         self.flow = GradientFlow(schedule=schedule, pairing=pairing)
         self.steady = schedule.temperature.autonomous
@@ -42,7 +42,7 @@ class ScaledFlow:
             self.curve = self._run(grid(self.last))
 
     def cut(self, last: float) -> bool:
-        """Whether the simulation stopped about where the run ends, at time `last`, and the gap still moved there."""
+        """Whether the simulation stopped before or near time `last`, the end of the run, while its gap still moved."""
         if self.curve is None:
             return False
         reached = np.flatnonzero(np.isfinite(self.curve.gap))
@@ -68,7 +68,7 @@ class ScaledFlow:
 
 
 def _compressed(image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows in a basis of their span, which the flow never leaves; the same if that is no smaller."""
+    """The rows in a basis of their span, which the flow never leaves; unchanged if that is not smaller."""
     stacked = np.concatenate([image, text])
     if stacked.shape[1] <= len(stacked):
         return image, text
@@ -77,19 +77,19 @@ def _compressed(image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def schedule_from(run: Run, index: int) -> Schedule:
-    """The run's schedule, its learnable temperature started where the run was at that evaluation."""
+    """The run's schedule, with a learnable temperature started at its value at that evaluation."""
     assert run.schedule is not None
     policy, beta = run.learnable, run.beta
     if policy is None or beta is None or not beta[index] > 0:
         return run.schedule
     tau = 1 / beta[index]
-    if policy.clamp is not None:  # a rounded clamp would refuse the value it led to
+    if policy.clamp is not None:  # a rounded clamp could exclude the value
         tau = min(max(tau, float(policy.clamp[0])), float(policy.clamp[1]))
     return dataclasses.replace(run.schedule, temperature=policy.starting_at(tau))
 
 
 def chosen_rows(run: Run, index: int) -> Rows | None:
-    """As many rows of a snapshot as a batch has, at most `MAX_PAIRS` (fewer under swaps, which average over masks)."""
+    """A batch of rows of a snapshot, at most `MAX_PAIRS` (16 with swaps, which average over masks); None if too few."""
     rows = run.rows(index)
     if rows is None:
         return None
@@ -97,7 +97,7 @@ def chosen_rows(run: Run, index: int) -> Rows | None:
     count = min(len(rows[0]), run.pairs or MAX_PAIRS, most)
     if count < 2:
         return None
-    # Rows of a record may be sorted by source: take some at random, always the same.
+    # Rows of a record may be sorted by source, so choose at random, with a fixed seed.
     chosen = np.arange(count)
     if count < len(rows[0]):
         chosen = np.sort(np.random.default_rng(0).permutation(len(rows[0]))[:count])

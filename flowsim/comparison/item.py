@@ -1,4 +1,4 @@
-"""What an item of a comparison is, and the registry of all items."""
+"""Items of a comparison, and their registry."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,17 @@ C = TypeVar("C")
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One comparison: `verdict` by `criterion`, its `numbers`, one `sentence`, and the `curves` of its plot."""
+    """One item of a comparison.
+
+    Attributes:
+        name: Name of the item.
+        title: Title of its panel.
+        verdict: "agrees", "disagrees" or "cannot tell".
+        sentence: The finding in words.
+        criterion: How the verdict is reached, in words.
+        numbers: Name -> number behind the verdict.
+        curves: What its panels draw; None if there is nothing to draw.
+    """
 
     name: str
     title: str
@@ -32,7 +42,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Finding(Generic[C]):
-    """What an item found in a run; `curves` is None where there is nothing to draw."""
+    """What an item found in a run; `curves` is None if there is nothing to draw."""
 
     verdict: Verdict
     sentence: str
@@ -41,7 +51,7 @@ class Finding(Generic[C]):
 
 
 class CannotTell(Exception):
-    """A run does not hold what an item needs: the reason, and the numbers known so far."""
+    """A run lacks the data that an item needs; holds the reason and the numbers known so far."""
 
     def __init__(self, reason: str, **numbers: Any) -> None:
         super().__init__(reason)
@@ -50,7 +60,7 @@ class CannotTell(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Panel(Generic[C]):
-    """A panel of the figure: what draws it, and for which curves there is one. Without a title it has the item's."""
+    """A panel of the figure: the function that draws it, its title (default: the item's), and whether it is shown."""
 
     draw: Callable[[C, Axes], None]
     title: str = ""
@@ -68,7 +78,7 @@ class Part(Generic[C]):
     panels: tuple[Panel[C], ...]
 
     def item(self, runs: Sequence[Run]) -> Item:
-        """The item for a run; `runs` are it and other initialisations of it."""
+        """The item for a run; `runs` holds it and then other initialisations."""
         try:
             found = self.find(runs)
         except CannotTell as reason:
@@ -76,7 +86,7 @@ class Part(Generic[C]):
         return Item(self.name, self.title, found.verdict, found.sentence, self.criterion, found.numbers, found.curves)
 
     def drawings(self, item: Item) -> list[tuple[str, Callable[[Axes], None]]]:
-        """Title and drawing of each panel of an item; none if it has nothing to show."""
+        """Title and drawing function of each panel of an item; empty if it has nothing to show."""
         if item.curves is None:
             return []
         return [
@@ -93,19 +103,19 @@ REGISTRY: Registry[Part[Any]] = Registry("item")
 def register(
     name: str, *, title: str, criterion: str, panels: Sequence[Panel[C]]
 ) -> Callable[[Callable[[Sequence[Run]], Finding[C]]], Part[C]]:
-    """Make an item of the function that finds it, and enter it into the registry.
+    """Register a function as an item of comparisons.
 
     Args:
-        name: of the item.
-        title: of its panel.
-        criterion: when it agrees, disagrees, and has no verdict, in words.
-        panels: how its curves are drawn.
+        name: Name of the item.
+        title: Title of its panel.
+        criterion: When it agrees, disagrees and has no verdict, in words.
+        panels: Panels that draw its curves.
 
     Returns:
-        A decorator of the function, which takes the run and other initialisations of it. It may raise `CannotTell`.
+        A decorator for the function, which takes the run followed by other initialisations and may raise `CannotTell`.
 
     Raises:
-        FlowsimError: for the name of one of flowsim's own items.
+        FlowsimError: If the name is that of one of flowsim's own items.
     """
 
     def enter(find: Callable[[Sequence[Run]], Finding[C]]) -> Part[C]:

@@ -1,4 +1,4 @@
-"""All items of a comparison: each registers when its file is imported. This order is that of reports and figures."""
+"""All items of a comparison, registered on import; their order here is that of reports and figures."""
 
 # ruff: noqa: F401
 # isort: off

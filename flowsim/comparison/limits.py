@@ -1,14 +1,14 @@
-"""Limits that several criteria share: what must happen before anything can be said."""
+"""Limits shared by several criteria: how much data a verdict needs."""
 
 import numpy as np
 
-#: Part of its largest value by which the gap must move.
+#: Fraction of its largest value by which the gap must move.
 GAP_MOVED = 0.05
-#: Range of ln τ from which on the temperature is compared too.
+#: Range of ln τ above which the temperature is compared too.
 LOG_TAU_MOVED = 0.02
-#: Evaluations that a line is fitted to, at least.
+#: Fewest evaluations to fit a line.
 LINE_POINTS = 8
-#: Evaluations that a trajectory is fitted to, at least.
+#: Fewest evaluations to fit a trajectory.
 TRAJECTORY_POINTS = 5
 
 

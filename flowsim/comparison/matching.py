@@ -14,9 +14,9 @@ from flowsim.comparison.record import Run
 from flowsim.comparison.words import percent, short
 from flowsim.plot import COLOURS, MATCHED_COLOUR
 
-#: Part of the closing of the gap that may come before half of the pairs match.
+#: Fraction of the closing of the gap that may come before half of the pairs match.
 _CLOSED_BEFORE = 0.5
-#: Part of it that may be undone after all do.
+#: Fraction of it that may be undone after all pairs match.
 _REGROWN = 0.1
 
 CRITERION = (
@@ -36,18 +36,18 @@ class Curves:
     gap: np.ndarray
     fraction: np.ndarray
     defect: np.ndarray | None
-    #: From where on all pairs are matched.
+    #: Position from which on all pairs are matched.
     matched_from: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """What happened to a run's gap and pairs, and at which evaluations; series are (T,)."""
+    """Events in the gap and the matching of a run, as indices of evaluations; series are (T,)."""
 
     run: Run
     fraction: np.ndarray
     defect: np.ndarray | None
-    #: Evaluations of the largest gap and of the last one.
+    #: Evaluations with the largest and with the last gap.
     peak: int
     end: int
     #: The first evaluations with half of the pairs, and with all pairs matched.
@@ -57,11 +57,11 @@ class Events:
     closing: float
 
     def at(self, index: int | None) -> float | None:
-        """The place of an evaluation on the run's axis."""
+        """The position of an evaluation on the run's axis."""
         return None if index is None else float(self.run.axis[index])
 
     def place(self, index: int) -> str:
-        """The place of an evaluation in a sentence."""
+        """The position of an evaluation in words."""
         return f"{self.run.axis_word} {self.run.axis[index]:.3g}"
 
     @property
@@ -70,7 +70,7 @@ class Events:
         return float(self.fraction[np.isfinite(self.fraction)][-1])
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         return _defect_numbers(self.run, self.defect) | {
             "gap_peak_at": self.at(self.peak), "half_matched_at": self.at(self.half),
             "all_matched_at": self.at(self.everyone), "matched_at_peak": float(self.fraction[self.peak]),
@@ -78,29 +78,31 @@ class Events:
         }  # fmt: skip
 
     def stochastic(self) -> str:
-        """How far the softmaxes are from doubly stochastic, within a sentence."""
+        """How far the softmaxes are from doubly stochastic, as part of a sentence."""
         if self.defect is None:
             return ""
         last = float(self.defect[np.isfinite(self.defect)][-1])
         return f"; the softmaxes are {short(last)} from doubly stochastic"
 
     def curves(self) -> Curves:
-        """For the panel."""
+        """Data of the panel."""
         run = self.run
         return Curves(run.axis, run.axis_label, run.gap, self.fraction, self.defect, self.at(self.everyone))
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Parts of the closing of the gap, between 0 and 1: at most, and at least, before half of the pairs matched, and
-    undone after all did."""
+    """Fractions of the closing of the gap before half of the pairs were matched, and undone after all were.
+
+    `before` is an upper and `at_least` a lower bound, because pairs match between evaluations.
+    """
 
     before: float
     at_least: float
     regrown: float
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         return {
             "closed_before_half_matched": self.before, "closed_before_half_matched_at_least": self.at_least,
             "regrown_after_matching": self.regrown,
@@ -108,20 +110,20 @@ class Order:
 
 
 def measure(run: Run) -> Events:
-    """Find the events. Raises `CannotTell`."""
+    """Find the events; raises `CannotTell`."""
     fraction, margin, defect = (run.series(name) for name in ("matched_fraction", "margin", "doubly_stochastic_defect"))
     if fraction is None:
-        reason = "The run does not hold the matched fraction of the pairs whose gap it holds."
+        reason = "The run does not record the matched fraction of the pairs whose gap it records."
         raise CannotTell(reason, **_defect_numbers(run, defect))
     gap = run.gap
     peak, end = int(np.nanargmax(gap)), int(np.flatnonzero(np.isfinite(gap))[-1])
-    # All pairs matched is a positive margin; where no margin was recorded, a fraction of one.
+    # All pairs are matched if the margin is positive or, if it was not recorded, if the fraction is 1.
     everyone = _first(margin > 0) if margin is not None else _first(fraction >= 1)
     return Events(run, fraction, defect, peak, end, _first(fraction >= 0.5), everyone, float(gap[peak] - gap[end]))
 
 
 def order_of(found: Events) -> Order:
-    """In which order the gap closed and the pairs matched."""
+    """The order in which the gap closed and the pairs matched."""
     gap, fraction, half, everyone = found.run.gap, found.fraction, found.half, found.everyone
     known = np.isfinite(gap)
     level = np.interp(np.arange(len(gap)), np.flatnonzero(known), gap[known])
@@ -131,7 +133,7 @@ def order_of(found: Events) -> Order:
             return 0.0
         return float(np.clip((gap[found.peak] - level[index]) / found.closing, 0.0, 1.0))
 
-    # Half became matched after the last evaluation that says otherwise, at the latest at the first that says so.
+    # Half became matched between the last evaluation with fewer and the first with half.
     unmatched = np.flatnonzero(fraction[:half] < 0.5)
     before = 1.0 if half is None else closed(half)
     at_least = before if half is None else closed(int(unmatched[-1])) if unmatched.size else 0.0
@@ -144,14 +146,14 @@ def order_of(found: Events) -> Order:
 
 
 def judge(order: Order) -> Verdict:
-    """By what came before the matching, and what was undone after it."""
+    """The verdict, by the closing before the matching and its undoing afterwards."""
     if order.regrown > _REGROWN:
         return "disagrees"
     return "agrees" if order.before <= _CLOSED_BEFORE else "cannot tell"
 
 
 def sentence(found: Events, order: Order) -> str:
-    """What was found."""
+    """The finding in words."""
     came = " to ".join(dict.fromkeys([percent(order.at_least), percent(order.before)]))
     if found.half is None:
         when = f"never half of the pairs are matched ({percent(found.matched_last)} in the end)"
@@ -168,7 +170,7 @@ def sentence(found: Events, order: Order) -> str:
 
 
 def draw(curves: Curves, ax: Axes) -> None:
-    """Gap and matched fraction, and the defect on a second axis."""
+    """Draw gap and matched fraction, and the defect on a second axis."""
     gap, defect = curves.gap, curves.defect
     ax.plot(curves.x, gap / np.nanmax(gap), color=RUN, label="gap / its peak")
     ax.plot(curves.x, curves.fraction, color=COLOURS["green"], ls=(0, (1, 1)), label="matched fraction")
@@ -187,7 +189,7 @@ def draw(curves: Curves, ax: Axes) -> None:
         top.set_yscale("log")
         top.set_ylabel("doubly stochastic defect")
         top.spines["right"].set_visible(True)
-    # Below: three curves from corner to corner leave no room inside.
+    # Below the panel, because three curves from corner to corner leave no room inside.
     ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=2, columnspacing=0.9)
 
 
@@ -213,7 +215,7 @@ def matching(runs: Sequence[Run]) -> Finding[Curves]:
 
 
 def _defect_numbers(run: Run, defect: np.ndarray | None) -> dict[str, Any]:
-    """The first numbers of the item: what its places are, and the defect where it was recorded."""
+    """The first numbers of the item: the name of its axis, and the defect if it was recorded."""
     found: dict[str, Any] = {"axis": run.axis_name}
     if defect is not None:
         finite = defect[np.isfinite(defect)]

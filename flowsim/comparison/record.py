@@ -1,4 +1,4 @@
-"""A result, read as a run: what it measured, in which steps, and what it says of how it was made."""
+"""A result as a run for comparisons: its series, steps and settings."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ _OF_PAIRS = ("matched_fraction", "margin", "doubly_stochastic_defect")
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What a record of training says of it; None where it says nothing."""
+    """Settings of a training; None if not recorded."""
 
     model: str | None
     data: str | None
@@ -38,7 +38,7 @@ class Training:
 
     @staticmethod
     def of(said: Mapping[str, Any]) -> "Training":
-        """From the entry of a record."""
+        """From the settings of a record."""
         model, data, optimizer = (str(said[k]) if said.get(k) else None for k in ("model", "data", "optimizer"))
         batch, clamp = said.get("batch_size"), said.get("clamp")
         return Training(
@@ -58,16 +58,16 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a record says of how it was made; None where it says nothing."""
+    """Settings of a run; None if not recorded."""
 
-    #: As it ran: with the clamp of the training.
+    #: With the clamp of the training.
     schedule: Schedule | None
     training: Training | None
     training_pairs: int | None
     #: Dimension of the embeddings.
     dim: int | None
     geometry: str
-    #: Of a descent in finite steps, with its learning rate.
+    #: For a descent in finite steps, with its learning rate.
     optimizer: str | None
     rate: float | None
 
@@ -100,7 +100,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A result, read as a run: its gap over evaluations (T,), steps (T,) where they are known, and settings."""
+    """A result as a run: its gap over evaluations (T,), steps (T,) if they are known, and settings."""
 
     result: Result
     name: str
@@ -113,13 +113,13 @@ class Run:
         """From a result, or the path of one.
 
         Args:
-            record: a result, or a path.
+            record: A result, or a path.
 
         Returns:
             The run.
 
         Raises:
-            FlowsimError: for what is no result, a file that is none, or a result without a modality gap.
+            FlowsimError: If this is not a result, the file cannot be read, or it has no modality gap.
         """
         path = None
         if isinstance(record, (str, os.PathLike)):
@@ -133,8 +133,8 @@ class Run:
         gap = _series(record, "modality_gap")
         if gap is None:
             raise FlowsimError(
-                f"{'This result' if path is None else repr(str(path))} holds no modality gap, which a comparison is "
-                "about. Record `modality_gap`."
+                f"{'This result' if path is None else repr(str(path))} holds no modality gap, which a comparison "
+                "needs. Record `modality_gap`."
             )
         settings = Settings.of(record.config)
         step = None
@@ -154,27 +154,27 @@ class Run:
 
     @property
     def clock(self) -> np.ndarray:
-        """The run's own clock, from 0 on, (T,)."""
+        """The run's own clock, starting at 0, (T,)."""
         return self.result.time - self.result.time[0]
 
     @property
     def clock_name(self) -> str:
-        """What the clock shows, in words."""
+        """Name of the clock."""
         return self.result.clock
 
     @property
     def in_flow_time(self) -> bool:
-        """Whether the clock is the flow time of the embeddings; under plain SGD a network's is that of its weights."""
+        """Whether the clock is the flow time of the embeddings; for a network it is that of the weights."""
         return self.result.clock == FLOW_TIME and self.settings.training is None
 
     @property
     def axis(self) -> np.ndarray:
-        """Steps where they are known, else the clock, (T,)."""
+        """Steps if they are known, else the clock, (T,)."""
         return self.clock if self.step is None else self.step
 
     @property
     def axis_name(self) -> str:
-        """What the axis shows, in words."""
+        """Name of the axis."""
         return self.clock_name if self.step is None else "step"
 
     @property
@@ -184,7 +184,7 @@ class Run:
 
     @property
     def axis_word(self) -> str:
-        """What goes before a place on the axis in a sentence."""
+        """Word before a position on the axis in a sentence."""
         return "t =" if self.step is None else "step"
 
     @property
@@ -196,11 +196,11 @@ class Run:
 
     @property
     def trained_record(self) -> TrainingRecord | None:
-        """The record, if it is one of a training."""
+        """The record if it is one of a training, else None."""
         return self.result if isinstance(self.result, TrainingRecord) else None
 
     def series(self, name: str) -> np.ndarray | None:
-        """A series (T,); one about pairs only if it is of the pairs whose gap `gap` is."""
+        """A series (T,), or None; series about pairs only if they describe the same pairs as `gap`."""
         of_training = _key(self.result, "modality_gap") == "seen_modality_gap"
         if name in _OF_PAIRS and (_key(self.result, name) == f"seen_{name}") != of_training:
             return None
@@ -208,7 +208,7 @@ class Run:
 
     @property
     def beta(self) -> np.ndarray | None:
-        """Inverse temperature (T,), from whatever was recorded."""
+        """Inverse temperature (T,), recorded or from the temperature; None if there is no positive value."""
         beta, tau = self.series("inverse_temperature"), self.series("temperature")
         if beta is None and tau is not None:
             beta = 1 / tau
@@ -216,7 +216,7 @@ class Run:
 
     @property
     def log_tau(self) -> np.ndarray | None:
-        """ln τ (T,), NaN where the temperature is none."""
+        """ln τ (T,), NaN where β is not positive."""
         beta = self.beta
         return None if beta is None else -np.log(np.where(beta > 0, beta, np.nan))
 
@@ -257,7 +257,7 @@ class Run:
 
     @property
     def trained(self) -> int | None:
-        """Pairs that the run was about: those of its training set, else those that it holds; at least a batch."""
+        """Number of pairs of the training set, else of those in the snapshots; at least a batch."""
         known = self.settings.training_pairs
         if known is None:
             held = self._held()
@@ -267,13 +267,13 @@ class Run:
 
     @property
     def minibatches(self) -> str:
-        """In words, that each loss was of a part of the pairs; empty if it was of all."""
+        """A sentence if each loss used only a part of the pairs, else ""."""
         if self.pairs is None or self.trained is None or self.pairs >= self.trained:
             return ""
         return f"the run was trained on minibatches of {self.pairs} of {self.trained} pairs"
 
     def not_simulated(self, pairs: int) -> str:
-        """In words, what of the run a flow of `pairs` pairs leaves out; empty if it has all of them in one loss."""
+        """In words, what a flow of `pairs` pairs omits of the run; empty if the run has all of them in one loss."""
         if self.minibatches:
             return f"{self.minibatches}, which is not the flow of {pairs} of them"
         if self.trained is not None and pairs < self.trained:
@@ -298,7 +298,7 @@ class Run:
         return None
 
     def rows(self, index: int) -> Rows | None:
-        """Unit rows of a stored snapshot."""
+        """Unit rows of a stored snapshot; None if it holds no finite rows."""
         held = {**self.result.constants, **{k: v[index] for k, v in self.result.snapshots.items()}}
         fields = {f.name for f in dataclasses.fields(Start)}
         try:
@@ -310,12 +310,12 @@ class Run:
         return np.asarray(image, np.float64), np.asarray(text, np.float64)
 
     def _held(self) -> dict[str, np.ndarray]:
-        """Arrays of all snapshots, and those that never change."""
+        """Arrays of all snapshots, and constant ones."""
         return {**self.result.constants, **self.result.snapshots}
 
 
 def _clamped(schedule: Schedule, training: Training | None) -> Schedule:
-    """The schedule as it was trained: with the training's clamp where its learnable temperature has none."""
+    """The schedule with the clamp of the training, if its learnable temperature has none."""
     policy = schedule.temperature
     if training is None or training.clamp is None or not policy.learnable or policy.bounds() is not None:
         return schedule
@@ -323,7 +323,7 @@ def _clamped(schedule: Schedule, training: Training | None) -> Schedule:
 
 
 def _key(result: Result, name: str) -> str | None:
-    """Under which name a series is held, that of training pairs first; None if it has no finite value."""
+    """The name under which a series is stored, that of training pairs first; None if it has no finite value."""
     for key in (f"seen_{name}", name):
         if key in result.series and np.isfinite(result.series[key]).any():
             return key
@@ -331,6 +331,6 @@ def _key(result: Result, name: str) -> str | None:
 
 
 def _series(result: Result, name: str) -> np.ndarray | None:
-    """A series over evaluations, of training pairs where there is one; None if it has no finite value."""
+    """A series over evaluations, of training pairs if recorded; None if it has no finite value."""
     key = _key(result, name)
     return None if key is None else np.asarray(result.series[key], np.float64)

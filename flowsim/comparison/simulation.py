@@ -1,4 +1,4 @@
-"""The flow from the run's own embeddings: does the run do what its flow does?"""
+"""Simulation: does the run follow the flow from its own embeddings?"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from flowsim.comparison.statistics import rms
 from flowsim.comparison.words import between, percent, short, undecided
 from flowsim.plot import label
 
-#: Misfit over spread up to which a simulation agrees, and from which on it disagrees.
+#: Misfit relative to the spread up to which a simulation agrees, and from which on it disagrees.
 _FOLLOWS, _FOLLOWS_NOT = 0.25, 0.5
 
 CRITERION = (
@@ -32,7 +32,7 @@ CRITERION = (
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """The whole run over `axis`, and the simulation and the closed form over the evaluations they are compared at."""
+    """The whole run over `axis`, and the simulation and the closed form at the compared evaluations."""
 
     axis: np.ndarray
     axis_label: str
@@ -50,21 +50,21 @@ class Measured:
 
     run: Run
     rows: Rows
-    #: Where it starts, in words.
+    #: Where the simulation starts, in words.
     start: str
     #: The run's clock since then, (T,).
     clock: np.ndarray
     window: Window
     flow: ScaledFlow
     fit: Fit
-    #: Deviations over the run's own spread; of ln τ only where that moved.
+    #: Deviations relative to the spread of the run; for ln τ only if it moved.
     relative_gap: float
     relative_log_tau: float | None
     closed: Cones | None
 
     @property
     def unit(self) -> str:
-        """What the factor of time refers to."""
+        """Unit of the factor of time."""
         if self.flow.steady:
             return "per unit of the run's clock"
         return f"per {'step' if self.run.step is not None else 'unit of time'}"
@@ -76,11 +76,11 @@ class Measured:
 
     @property
     def rms_log_tau(self) -> float | None:
-        """Rms deviation of ln τ, where it was recorded."""
+        """Rms deviation of ln τ, None if it was not recorded."""
         return None if self.window.log_tau is None else rms(self.fit.log_tau - self.window.log_tau)
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         rows, log_tau = self.rows, self.window.log_tau
         found: dict[str, Any] = {
             "pairs": len(rows[0]), "start": self.start, "clock": self.run.clock_name,
@@ -103,7 +103,7 @@ class Measured:
         return found
 
     def sentence(self) -> str:
-        """What was found, without a verdict."""
+        """The finding in words, without a verdict."""
         within = "" if self.fit.interval is None else f" ({between(self.fit.interval)})"
         deviation = f"the gap deviates by {short(self.rms_gap)}, {percent(self.relative_gap)} of its spread"
         if self.relative_log_tau is not None and self.rms_log_tau is not None:
@@ -114,7 +114,7 @@ class Measured:
         )
 
     def curves(self) -> Curves:
-        """For the panels."""
+        """Data of the panels."""
         run, log_tau = self.run, self.run.log_tau
         return Curves(
             run.axis,
@@ -129,9 +129,9 @@ class Measured:
 
 
 def measure(run: Run) -> Measured:
-    """Simulate from the run's own rows and fit the factor of time. Raises `CannotTell`."""
+    """Simulate from the run's own rows and fit the factor of time; raises `CannotTell`."""
     if run.schedule is None:
-        raise CannotTell("The run does not say its schedule, so that nothing can be simulated from it.")
+        raise CannotTell("The run does not record its schedule, so that nothing can be simulated from it.")
     if not len(run.snapshot_time):
         raise CannotTell("The run holds no embeddings to start a simulation from.")
     index, start = _first_epoch(run)
@@ -154,7 +154,7 @@ def measure(run: Run) -> Measured:
     used = np.ones(len(clock), bool)
     fit = fit_factor(flow.at, clock, gap, log_tau if compared else None, used, flow.steady, flow.last)
     if not np.isfinite(fit.gap).all():
-        raise CannotTell("The simulation ended before the run did, whatever the factor of time.")
+        raise CannotTell("The simulation ended before the run for every factor of time.")
     relative_gap = rms(fit.gap - gap) / float(np.std(gap))
     relative_log_tau = None
     if compared and log_tau is not None:
@@ -164,7 +164,7 @@ def measure(run: Run) -> Measured:
 
 
 def judge(found: Measured) -> tuple[Verdict, str]:
-    """The verdict, and the reason why there is none; empty if there is one or the numbers lie between the limits."""
+    """The verdict, and the reason if data is missing for one, else ""."""
     worst = found.relative_gap if found.relative_log_tau is None else max(found.relative_gap, found.relative_log_tau)
     verdict: Verdict = "agrees" if worst <= _FOLLOWS else "disagrees" if worst >= _FOLLOWS_NOT else "cannot tell"
     missing = found.run.not_simulated(len(found.rows[0]))
@@ -174,7 +174,7 @@ def judge(found: Measured) -> tuple[Verdict, str]:
 
 
 def draw_gap(curves: Curves, ax: Axes) -> None:
-    """The gap of the run, the simulation and the closed form."""
+    """Draw the gap of the run, the simulation and the closed form."""
     along_run(curves.axis, curves.axis_label, ax)
     dots(curves.axis, curves.gap, ax)
     ax.plot(curves.x, curves.simulated_gap, color=SIMULATED, label="simulation", zorder=1.9)
@@ -186,7 +186,7 @@ def draw_gap(curves: Curves, ax: Axes) -> None:
 
 
 def draw_temperature(curves: Curves, ax: Axes) -> None:
-    """The temperature of the run, the simulation and the closed form."""
+    """Draw the temperature of the run, the simulation and the closed form."""
     assert curves.tau is not None
     along_run(curves.axis, curves.axis_label, ax)
     dots(curves.axis, curves.tau, ax)
@@ -213,7 +213,7 @@ def draw_temperature(curves: Curves, ax: Axes) -> None:
     ),
 )
 def simulation(runs: Sequence[Run]) -> Finding[Curves]:
-    """The first run beside the flow from its own rows."""
+    """The first run compared with the flow from its own rows."""
     found = measure(runs[0])
     verdict, missing = judge(found)
     sentence = undecided(found.sentence(), missing) if missing else found.sentence()
@@ -221,7 +221,7 @@ def simulation(runs: Sequence[Run]) -> Finding[Curves]:
 
 
 def _first_epoch(run: Run) -> tuple[int, str]:
-    """The snapshot to start from: after the first epoch, if it is there and the schedule does not need the first."""
+    """The snapshot to start from: after the first epoch if stored, or the first one if the schedule needs it."""
     times, epoch = run.snapshot_time, run.epoch
     constant = run.schedule is None or run.schedule.temperature.autonomous
     if epoch is not None and constant:

@@ -51,7 +51,7 @@ class Measured:
     run: Run
     t: np.ndarray
     gap: np.ndarray
-    #: Whether these are evaluations or batches.
+    #: "evaluations" or "batches".
     source: str
     begin: float
     line: Line
@@ -64,21 +64,21 @@ class Measured:
 
     @property
     def late(self) -> np.ndarray:
-        """Mask of the evaluations that the line goes through."""
+        """Mask of the evaluations that the line is fitted to."""
         return _late(self.t, self.begin)
 
     @property
     def falls(self) -> bool:
-        """Whether the interval says that the gap falls as −1/log² rises to 0."""
+        """Whether the interval shows that the gap falls as −1/log² rises to 0."""
         return self.interval[1] < 0
 
     @property
     def grows(self) -> bool:
-        """Whether the interval says that the gap grows."""
+        """Whether the interval shows that the gap grows."""
         return self.interval[0] > 0
 
     def numbers(self) -> dict[str, Any]:
-        """For the item."""
+        """Numbers of the item."""
         run, line = self.run, self.line
         first, last = self.straight or (None, None)
         found: dict[str, Any] = {
@@ -92,7 +92,7 @@ class Measured:
         return found
 
     def sentence(self) -> str:
-        """What was found."""
+        """The finding in words."""
         word, line = self.run.axis_word, self.line
         if self.grows:
             said = f"From {word} {self.begin:g} on the gap grows instead of closing"
@@ -109,7 +109,7 @@ class Measured:
         return said + "."
 
     def curves(self) -> Curves:
-        """For the panel."""
+        """Data of the panel."""
         return Curves(
             self.t,
             -1 / np.log(self.t) ** 2,
@@ -123,11 +123,11 @@ class Measured:
 
 
 def measure(run: Run) -> Measured:
-    """Fit the line to the late part of a run. Raises `CannotTell`."""
+    """Fit the line to the late part of a run; raises `CannotTell`."""
     t, gap, source = _steps_and_gap(run)
     word = "steps" if run.step is not None else "units of flow time"
     if not t.size or t[-1] < 100:
-        raise CannotTell(f"The run is too short: log(t) says something from 100 {word} on.")
+        raise CannotTell(f"The run is too short: the law in log(t) needs at least 100 {word}.")
     begin = 100.0 if t[-1] >= 1000 else 10.0
     kept = _thinned(t, gap)
     t, gap = t[kept], gap[kept]
@@ -146,7 +146,7 @@ def measure(run: Run) -> Measured:
 
 
 def judge(found: Measured) -> Verdict:
-    """By the sign of the slope, the bend, R², and the line in log t."""
+    """The verdict, by the sign of the slope, the bend, R², and the line in log t."""
     if found.grows or not found.line.straight:
         return "disagrees"
     if not found.falls or not found.line.r2 >= _STRAIGHT or found.rival.r2 > found.line.r2:
@@ -155,7 +155,7 @@ def judge(found: Measured) -> Verdict:
 
 
 def draw(curves: Curves, ax: Axes) -> None:
-    """The gap over −1/log(t)² with its line, and powers of ten of t."""
+    """Draw the gap over −1/log(t)² with its line, and powers of ten of t."""
     x, t, gap = curves.x, curves.t, curves.gap
     late = _late(t, curves.begin)
     ax.plot(x[late], gap[late], ls="", marker="o", ms=2.6, mew=0, color=RUN, label="run")
@@ -177,7 +177,7 @@ def draw(curves: Curves, ax: Axes) -> None:
 
 
 def _draw_decades(t: np.ndarray, symbol: str, ax: Axes) -> None:
-    """Powers of ten of t along the axis of −1/log(t)²: those that fit, because they crowd towards the limit."""
+    """Label powers of ten of t along the axis of −1/log(t)², only those that fit, because they crowd at the limit."""
     shown = [s for s in 10.0 ** np.arange(1, 31) if t[0] * 0.999 <= s <= t[-1] * 1.001]
     last = -math.inf
     for s in shown:
@@ -203,7 +203,7 @@ def _late(t: np.ndarray, begin: float) -> np.ndarray:
 
 
 def _steps_and_gap(run: Run) -> tuple[np.ndarray, np.ndarray, str]:
-    """t from 10 on with the gap; from the batches of training where there are few evaluations."""
+    """t from 10 on, the gap, and its source: the batches of training if there are few evaluations."""
     good = np.isfinite(run.gap) & (run.axis >= 10)
     t, gap = run.axis[good], run.gap[good]
     batch = run.batch_gap
@@ -214,7 +214,7 @@ def _steps_and_gap(run: Run) -> tuple[np.ndarray, np.ndarray, str]:
     steps, batch = steps[good], np.asarray(batch, np.float64)[good]
     if not steps.size:
         return t, gap, "evaluations"
-    # Single batches are noisy: means over bins that are even in log t.
+    # Single batches are noisy, so take means over log-spaced bins.
     bins = np.floor(np.log(steps / 10) / math.log(1.1)).astype(int)
     there = np.unique(bins)
     centre = np.exp(np.array([np.log(steps[bins == b]).mean() for b in there]))
@@ -222,7 +222,7 @@ def _steps_and_gap(run: Run) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def _thinned(t: np.ndarray, values: np.ndarray, most: int = 64) -> np.ndarray:
-    """Indices of at most `most` finite evaluations, about even in log t."""
+    """Indices of at most `most` finite evaluations, about evenly spaced in log t."""
     good = np.flatnonzero(np.isfinite(values))
     wanted = np.geomspace(t[good[0]], t[good[-1]], most)
     wanted[-1] = t[good[-1]]
@@ -244,10 +244,10 @@ def _longest_straight(x: np.ndarray, y: np.ndarray, log_t: np.ndarray) -> tuple[
 
 
 def _on_clock(run: Run) -> dict[str, Any]:
-    """Numbers of the same line with t on the run's own clock, where log t exists."""
+    """Numbers of the same line with t on the run's own clock, at times above e."""
     good = np.isfinite(run.gap) & (run.clock > math.e)
     if good.sum() < LINE_POINTS:
-        return {"reason": f"the {run.clock_name} reaches only {run.clock[-1]:.3g}, where log t says nothing"}
+        return {"reason": f"the {run.clock_name} reaches only {run.clock[-1]:.3g}, too little for a law in log t"}
     t, gap = run.clock[good], run.gap[good]
     kept = _thinned(t, gap)
     x = -1 / np.log(t[kept]) ** 2

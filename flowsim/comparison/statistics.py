@@ -1,4 +1,4 @@
-"""Lines by least squares, with intervals that allow for deviations that are correlated in time."""
+"""Least-squares lines, with intervals that allow for deviations that are correlated in time."""
 
 import dataclasses
 import math
@@ -7,31 +7,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Bends that count: part of the range by which a parabola departs from the line, and its significance.
+#: A bend counts if a parabola departs from the line by more than this fraction of the range, at this significance.
 BEND, BEND_LEVEL = 0.05, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Deviations:
-    """Error of a linear estimate, Σ w u of deviations u, as a mixture of Student laws.
+    """Error of a linear estimate, Σ w u of deviations u, as a mixture of Student distributions.
 
-    The deviations are a random walk back to zero and white noise: their correlation at a distance of k evaluations is
-    (1 - q) ρ^k, plus q at k = 0. ρ and q are unknown, and their estimates are too small in short series. So each
-    pair on a grid has its error (`scales`) and its weight (`weights`): the restricted likelihood (of what a
-    least-squares fit leaves; Harville 1974), with the prior 1/√(1 - ρ²), between that flat in ρ and that flat in
-    artanh ρ.
+    The deviations are an AR(1) process plus white noise: their correlation at a distance of k evaluations is
+    (1 - q) ρ^k, plus q at k = 0. ρ and q are unknown, and estimates of them are biased low in short series. Therefore
+    each pair (ρ, q) on a grid has its error (`scales`) and its weight (`weights`), the restricted likelihood of the
+    residuals (Harville 1974) with the prior 1/√(1 - ρ²), which lies between priors flat in ρ and flat in artanh ρ.
     """
 
     weights: np.ndarray
     scales: np.ndarray
     freedom: int
 
-    #: Series are averaged over neighbours to at most this many points.
+    #: Longer series are averaged over neighbours to this number of points.
     most = 128
 
     @classmethod
     def of(cls, design: np.ndarray, deviations: np.ndarray, estimator: np.ndarray) -> "Deviations":
-        """From the columns (T, p) that were fitted, what the fit left (T,), and the estimate's weights w (T,)."""
+        """From the fitted columns (T, p), the residuals (T,), and the weights w (T,) of the estimate."""
         if len(design) > cls.most:
             groups = np.array_split(np.arange(len(design)), cls.most)
             design, deviations = (np.stack([v[g].mean(0) for g in groups]) for v in (design, deviations))
@@ -59,7 +58,7 @@ class Deviations:
         return cls(weights / weights.sum(), scales, count - lost)
 
     def half_width(self) -> float:
-        """Half the width of the 95 % interval."""
+        """Half width of the 95 % interval."""
         from scipy.optimize import brentq
         from scipy.stats import t as student
 
@@ -69,7 +68,7 @@ class Deviations:
         return float(brentq(lambda half: self.p(half) - 0.05, 0.0, last * (1 + 1e-9)))  # pyright: ignore
 
     def p(self, estimate: float) -> float:
-        """Two-sided p-value of an estimate against zero."""
+        """Two-sided p-value of an estimate for the hypothesis that it is zero."""
         from scipy.stats import t as student
 
         scales = np.maximum(self.scales, 1e-300)
@@ -100,7 +99,7 @@ def fit_slope(x: np.ndarray, y: np.ndarray) -> Slope:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A least-squares line, and how far it bends: the part of its range by which a parabola departs, with p-value."""
+    """A least-squares line and its bend: the fraction of the range by which a parabola departs, and its p-value."""
 
     slope: float
     intercept: float
@@ -110,14 +109,14 @@ class Line:
 
     @property
     def straight(self) -> bool:
-        """Whether it shows no bend that counts."""
+        """Whether there is no significant bend."""
         return not (self.bend > BEND and self.p < BEND_LEVEL)
 
 
 def fit_line(x: np.ndarray, y: np.ndarray) -> Line:
     """Least-squares line through points (T,), and its bend.
 
-    The p-value is that for independent deviations, which is quick; `fit_tested_line` has the one for a verdict.
+    The p-value is for independent deviations, which is fast; use `fit_tested_line` for verdicts.
     """
     from scipy.stats import f
 
@@ -153,6 +152,6 @@ def rms(values: np.ndarray) -> float:
 
 
 def finite_mean(values: Sequence[float]) -> float:
-    """Mean of what is finite; NaN if nothing is."""
+    """Mean of the finite values; NaN if there are none."""
     good = [v for v in values if math.isfinite(v)]
     return sum(good) / len(good) if good else math.nan

@@ -19,5 +19,5 @@ def percent(value: float) -> str:
 
 
 def undecided(sentence: str, reason: str) -> str:
-    """The sentence, and why there is no verdict."""
+    """The sentence, with the reason why there is no verdict."""
     return f"{sentence.removesuffix('.')}; no verdict, because {reason}."

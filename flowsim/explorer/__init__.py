@@ -1,14 +1,14 @@
 """Explore a flow by moving sliders: `fs.explore()`.
 
-In a notebook the controls are ipywidgets (extra `explore`), in plain IPython with a window they are matplotlib's;
-without a display there is one sentence. Both views show one `Explorer`, which can be driven from code as well:
+In a notebook the controls are ipywidgets (extra `explore`), elsewhere matplotlib's widgets in a window. Both views show
+an `Explorer`, which can also be driven from code:
 
     explorer = fs.explore(view=False)
     explorer.set(height=0.5, policy="fixed", temperature=0.2)
     explorer.result, explorer.code(), explorer.save("picture.png")
 
-Moving a slider changes a number, which compiles nothing; another number of pairs or dimension, geometry, policy or
-swap is another structure and compiles for some seconds the first time.
+Most sliders change a number, which compiles nothing. Another number of pairs, dimension, geometry, policy or swap, or
+switching label noise on, is compiled for a few seconds the first time.
 """
 
 from flowsim.explorer.choice import CONTROLS, POINTS, Choice, Control, presets

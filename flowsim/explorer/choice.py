@@ -1,4 +1,4 @@
-"""The controls, what they are set to, and the flow, start and calls that a choice stands for."""
+"""The controls, their values, and the flow, start and code that a choice of values stands for."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from flowsim.model.geometry import Parallel, Sphere
 from flowsim.model.pairing import LabelNoise, Matched
 from flowsim.model.schedules import Schedule
 
-#: Number of output times of a run: the same for every choice, so that one program serves all.
+#: Number of output times of a run, the same for every choice so that nothing is compiled again.
 POINTS = 121
 _FIRST = 1e-2
 
@@ -25,9 +25,16 @@ _SWAPS = ("none", "hard, entries", "hard, rows", "soft")
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """One control: `kind` is "number", "log" (positive, over decades), "whole" or "choice".
+    """One control of the explorer.
 
-    `step` is that between the values of a slider; with `kind` "log", the step of the mantissa, 1 to 10.
+    Args:
+        name: Name of the field of `Choice`.
+        kind: "number", "log" (positive, over decades), "whole" or "choice".
+        label: Text next to the control.
+        low: Smallest value.
+        high: Largest value.
+        step: Step between values of the slider; for "log", the step of the mantissa, 1 to 10.
+        options: Values of a "choice".
     """
 
     name: str
@@ -39,7 +46,14 @@ class Control:
     options: tuple[str, ...] = ()
 
     def values(self, value: float) -> list[float]:
-        """The values of its slider in order: round numbers, and `value`, so that no slider shows another number."""
+        """The values of its slider in increasing order.
+
+        Args:
+            value: The current value, which is one of them even if it is not a round number.
+
+        Returns:
+            Round numbers between `low` and `high`, and `value`.
+        """
         if self.kind == "log":
             mantissas = np.arange(round(9 / self.step)) * self.step + 1
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -50,7 +64,7 @@ class Control:
 
 
 def _decimal(value: float) -> float:
-    """Without the rounding of binary arithmetic: 0.31 for 0.31000000000000005."""
+    """The value without binary rounding errors: 0.31 for 0.31000000000000005."""
     return float(f"{value:.12g}")
 
 
@@ -76,7 +90,25 @@ _BY_NAME = {control.name: control for control in CONTROLS}
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What the controls are set to; the defaults are Figure 2 of the paper. `check` says what does not go together."""
+    """The values of the controls. The defaults are Figure 2 of Yaras et al. 2025; `CONTROLS` gives labels and ranges.
+
+    Args:
+        geometry: "Sphere" or "Parallel".
+        pairs: Number of pairs.
+        dim: Dimension of the embeddings.
+        height: Initial height γ0 of the cones.
+        twist: Twist between the rings in degrees; used only if `rings`.
+        mismatch: Fraction of texts that are permuted at the start.
+        noise: Label noise p.
+        policy: Temperature policy.
+        temperature: Initial temperature.
+        end: Final temperature ("linear") or the other extreme ("cosine").
+        lr_ratio: Learning rate of ν relative to that of the embeddings.
+        swap: Kind of swap.
+        fraction: Swapped fraction p.
+        horizon: Last flow time.
+        seed: Seed of the start and the swap masks.
+    """
 
     geometry: str = "Sphere"
     pairs: int = 5
@@ -95,7 +127,17 @@ class Choice:
     seed: int = 0
 
     def replace(self, **changes: Any) -> "Choice":
-        """A copy with some controls moved. Raises `FlowsimError` for unknown names and values out of range."""
+        """A copy with some controls changed.
+
+        Args:
+            **changes: Control -> value.
+
+        Returns:
+            The changed choice.
+
+        Raises:
+            FlowsimError: If a control is unknown or a value is out of range.
+        """
         for name, value in changes.items():
             if name not in _BY_NAME:
                 raise unknown_name("control", name, _BY_NAME)
@@ -113,12 +155,12 @@ class Choice:
 
     @property
     def rings(self) -> bool:
-        """Whether the start is two regular rings (in three dimensions, without mismatch), else random cones."""
+        """Whether the start is two regular rings (three dimensions, no mismatch); otherwise it is random cones."""
         return self.dim == 3 and self.mismatch == 0
 
     @property
     def unused(self) -> frozenset[str]:
-        """Names of the controls that change nothing here, whatever they are set to."""
+        """Names of the controls that have no effect on this choice."""
         idle = {
             "twist": not self.rings,
             "end": self.policy not in ("linear", "cosine"),
@@ -130,7 +172,7 @@ class Choice:
 
     @property
     def structure(self) -> tuple[Any, ...]:
-        """Choices of one structure share a compiled program."""
+        """A key; choices with equal keys share a compiled program."""
         return self.geometry, self.pairs, self.dim, self.noise > 0, self.policy, self.swap
 
     def flow(self) -> GradientFlow:
@@ -142,7 +184,7 @@ class Choice:
         )
 
     def start(self) -> Any:
-        """Its recipe: rings, or random cones of which a fraction of the texts changed places."""
+        """The recipe of the start: rings, or random cones with a fraction of the texts permuted."""
         if self.rings:
             return initial.rings(self.pairs, self.height, self.twist)
         # A height adds a dimension.
@@ -174,7 +216,7 @@ class Choice:
         }[self.swap]()
 
     def code(self) -> str:
-        """The flowsim calls that give the same run."""
+        """Python code that computes the same run."""
         parametrization = {
             "learnable exp": "Exp()", "learnable exp(ν/10)": "ScaledExp(10.0)", "learnable softplus": "Softplus()",
             "learnable β": "Identity()",
@@ -211,7 +253,7 @@ class Choice:
         )
 
 
-#: Policy or swap -> the controls that set it, by the field they set. Which one a preset is, a comparison says.
+#: Policy or swap -> control -> the field that it sets; used to find the controls of a preset.
 _POLICY_FIELDS: dict[str, dict[str, str]] = {
     "fixed": {"temperature": "tau"},
     "linear": {"temperature": "start", "end": "end"},
@@ -222,7 +264,7 @@ _SWAP_FIELDS: dict[str, dict[str, str]] = {"none": {}, **{key: {"fraction": "fra
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Name -> controls of the paper's presets, as far as the controls reach."""
+    """Name -> values of controls, for Figure 2 and all presets that the controls can represent."""
     found: dict[str, dict[str, Any]] = {"Figure 2": dataclasses.asdict(Choice())}
     for name in schedules.names():
         schedule = schedules.get(name)
@@ -234,7 +276,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def _controls_of(part: Any, control: str, fields: dict[str, dict[str, str]]) -> dict[str, Any] | None:
-    """The controls that make a policy or swap; None if none do. The number of masks is the explorer's own."""
+    """The values of controls that give a policy or swap, apart from its number of masks; None if there are none."""
     wanted = {k: v for k, v in to_config(part).items() if k != "masks"}
     for option, names in fields.items():
         if not all(hasattr(part, field) for field in names.values()):

@@ -1,4 +1,4 @@
-"""The explorer: a choice, its run, and their picture, driven by views or from code."""
+"""The explorer: a choice of settings, its run and its picture, driven by views or from code."""
 
 import dataclasses
 import time
@@ -20,10 +20,19 @@ from flowsim.records.result import Result
 
 
 class Explorer:
-    """A choice, its run, and their picture. `message` explains in words what could not be done, else "".
+    """A choice of settings with its run and picture. `fs.explore` makes one.
 
-    The result stays that of the last choice that could be run. `frame` counts the stored times. Functions in `watchers`
-    are called with "compiling ..." or "solving ..." before a run, and with "" when the picture is up to date.
+    Args:
+        choice: The initial settings.
+
+    Attributes:
+        choice: The settings of the last run that worked.
+        result: The result of that run.
+        message: Why the last change failed or the run stopped early, else "".
+        frame: Index of the stored time whose embeddings are shown.
+        seconds: Duration of the last run in seconds.
+        watchers: Functions that are called with "compiling ..." or "solving ..." before a run, and with "" when the
+            picture is up to date.
     """
 
     def __init__(self, choice: Choice) -> None:
@@ -50,12 +59,19 @@ class Explorer:
 
     @property
     def preset_name(self) -> str:
-        """The preset that the controls are set to: the last one chosen if it is still so, else any, else ""."""
+        """Name of a preset that matches the controls, preferably the last one chosen; "" if there is none."""
         known, now = presets(), dataclasses.asdict(self.choice)
         return next((name for name in (self._preset, *known) if name and known[name].items() <= now.items()), "")
 
     def set(self, **changes: Any) -> "Explorer":
-        """Move controls, run, and draw; what cannot be is explained in `message` and changes nothing else."""
+        """Change controls, run and draw. If that is not possible, only `message` changes, which gives the reason.
+
+        Args:
+            **changes: Control -> value; see `CONTROLS`.
+
+        Returns:
+            The explorer itself.
+        """
         try:
             choice = self.choice.replace(**changes)
             self._tell("solving ..." if choice.structure in self._compiled else "compiling ...")
@@ -70,7 +86,17 @@ class Explorer:
         return self
 
     def preset(self, name: str) -> "Explorer":
-        """Set the controls to a preset of the paper. Raises `FlowsimError` for an unknown one."""
+        """Set the controls to a preset of the paper.
+
+        Args:
+            name: Name of the preset, such as "Figure 2" or "Baseline".
+
+        Returns:
+            The explorer itself.
+
+        Raises:
+            FlowsimError: If the preset is unknown.
+        """
         known = presets()
         if name not in known:
             raise unknown_name("preset", name, known)
@@ -78,18 +104,35 @@ class Explorer:
         return self.set(**known[name])
 
     def scrub(self, frame: int) -> "Explorer":
-        """Show the embeddings at another of the stored times, 0 to the last."""
+        """Show the embeddings at another stored time.
+
+        Args:
+            frame: Index of the stored time; values out of range are clipped.
+
+        Returns:
+            The explorer itself.
+        """
         self.frame = int(np.clip(frame, 0, len(self.result.snapshot_time) - 1))
         self._draw_rows()
         self._tell("")
         return self
 
     def code(self) -> str:
-        """The flowsim calls that give the run that is shown."""
+        """Python code that computes the run shown."""
         return self.choice.code()
 
     def save(self, path: str) -> Path:
-        """Write the picture (.png, .pdf, .svg), the result (.nc), or the calls (.py); by the ending of `path`."""
+        """Write the picture, the result or the code.
+
+        Args:
+            path: File to write: .png, .pdf or .svg for the picture, .nc for the result, .py for the code.
+
+        Returns:
+            The path.
+
+        Raises:
+            FlowsimError: If the path has another ending or the file cannot be written.
+        """
         check(
             path.endswith((".png", ".pdf", ".svg", ".nc", ".py")),
             f"The explorer cannot be written as {path!r}. Use a name that ends in .png, .pdf or .svg for the picture, "
@@ -125,7 +168,7 @@ class Explorer:
         try:
             choice = self.choice
             closed = theory.predict(choice.flow(), choice.start(), ts=choice.times(), seed=choice.seed)
-        except FlowsimError:  # there is none
+        except FlowsimError:  # no closed form is known
             closed = None
         facts = f"{self.result.status.code.name}, {self.result.status.method}, {1000 * self.seconds:.0f} ms"
         residual = self.result.stats.get("conserved_residual")

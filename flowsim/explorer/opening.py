@@ -1,4 +1,4 @@
-"""`explore`: find the view that fits the session, and open the explorer in it."""
+"""`explore`: open the explorer in the view that fits the session."""
 
 import contextlib
 import os
@@ -12,10 +12,25 @@ from flowsim.explorer.explorer import Explorer
 
 
 def explore(view: bool = True, **choice: Any) -> Explorer:
-    """Open the explorer with some controls set; see the module. `view=False` opens no window.
+    """Explore a flow by moving sliders, in a notebook or a window.
 
-    Returns the `Explorer`. Raises `FlowsimError` for unknown controls or values, and, with `view`, where there is
-    neither a notebook nor a display.
+    Args:
+        view: Whether to show the explorer. If False, it is only driven from code.
+        **choice: Initial values of controls, such as `height=0.5`; see `flowsim.explorer.Choice`. Default: Figure 2 of
+            Yaras et al. 2025.
+
+    Returns:
+        The explorer, with the methods `set`, `preset`, `scrub`, `code` and `save`.
+
+    Raises:
+        FlowsimError: If a control or value is invalid, or if `view` is True and there is neither a notebook with
+            ipywidgets nor a display.
+
+    Examples:
+        >>> import flowsim as fs
+        >>> explorer = fs.explore(view=False, height=0.5)
+        >>> explorer.result.status.ok
+        True
     """
     first = Choice().replace(**choice)
     if not view:
@@ -28,7 +43,7 @@ def explore(view: bool = True, **choice: Any) -> Explorer:
 
 
 def _view() -> tuple[Callable[[], contextlib.AbstractContextManager[None]], Callable[[Explorer], Any]]:
-    """What says that the first run compiles, and what shows the explorer."""
+    """The context that announces compiling, and the function that shows the explorer."""
     shell = sys.modules.get("IPython")
     kernel = None if shell is None else getattr(shell.get_ipython(), "kernel", None)
     if kernel is not None:
@@ -43,8 +58,8 @@ def _view() -> tuple[Callable[[], contextlib.AbstractContextManager[None]], Call
 
     if matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps", "template", "cairo") or not _display():
         raise FlowsimError(
-            "There is no display to explore on. Use a notebook, a terminal with a display and matplotlib's GUI "
-            "(%matplotlib), or fs.explore(view=False), which can be driven from code."
+            "There is no display for the explorer. Use a notebook, a display with a GUI backend of matplotlib "
+            "(%matplotlib), or fs.explore(view=False), which is driven from code."
         )
     from flowsim.explorer.views import window, window_waits
 

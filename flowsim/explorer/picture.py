@@ -11,23 +11,24 @@ from flowsim.records.result import Result
 
 
 class _View:
-    """From d > 3 dimensions to the three that are drawn; the vertical one is the direction of the gap.
+    """Projection from d > 3 dimensions to three; the vertical one is the direction of the gap.
 
-    The other two are the principal components of the run's rows about the centre of their modality, across the gap.
+    The other two are principal components, orthogonal to the gap, of the run's rows about the centres of their
+    modalities.
     """
 
     def __init__(self, image: np.ndarray, text: np.ndarray) -> None:
         """Rows of the whole run, (times, n, d) each."""
         rows = np.concatenate([x - x.mean(1, keepdims=True) for x in (image, text)]).reshape(-1, image.shape[-1])
         self.scatter = rows.T @ rows / len(rows)
-        # Those of the last time give the signs: without, eigenvectors turn round from one time to the next.
+        # The last time fixes the signs, which otherwise flip from one time to the next.
         self.signs: np.ndarray | None = None
         self.signs = self.axes(image[-1], text[-1])[:2]
 
     def axes(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
         """Orthonormal rows (3, d): two principal components, then the unit vector along the gap, from texts to images.
 
-        Where the gap is zero to rounding the third is another principal component.
+        If the gap is zero to rounding, the third is another principal component.
         """
         gap = image.mean(0) - text.mean(0)
         size = np.linalg.norm(gap)
@@ -42,7 +43,7 @@ class _View:
 
 
 class Picture:
-    """The panels. Artists are made once and get new data: making new ones takes longer than the run."""
+    """The panels. Artists are created once and updated, because creating them takes longer than the run."""
 
     def __init__(self) -> None:
         self.figure = Figure(figsize=(11, 6.4), dpi=80)
@@ -68,7 +69,7 @@ class Picture:
         _legend(margin, [self.lines["margin"], self.lines["matched_fraction"]])
         self.now[-1].set_label("time of the panels on the right")
         _legend(loss, [self.now[-1]])
-        #: Shown where there is a closed form.
+        #: Shown if there is a closed form.
         self.legends = [_legend(self.panels[name], [line]) for name, line in self.closed.items()]
         self.cloud.set_axis_off()
         self.cloud.set_box_aspect((1, 1, 1), zoom=1.4)
@@ -92,7 +93,7 @@ class Picture:
         self.view: _View | None = None
 
     def curves(self, result: Result, closed: Result | None, facts: str, message: str) -> None:
-        """Everything that does not depend on the time that is shown."""
+        """Update everything that does not depend on the time shown."""
         time_ = np.maximum(result.time, result.time[1])
         for name, line in self.lines.items():
             line.set_data(time_, result.series[name])
@@ -119,7 +120,7 @@ class Picture:
             name.set_text(words)
 
     def embeddings(self, now: float, image: np.ndarray, text: np.ndarray) -> None:
-        """Rows (n, d) at the time `now`; beyond three dimensions as `_View` projects them."""
+        """Show rows (n, d) at the time `now`, projected by `_View` if d > 3."""
         for line in self.now:
             line.set_xdata([max(now, 1e-30)] * 2)
         similarity = image @ text.T

@@ -1,4 +1,4 @@
-"""Views of an `Explorer`: ipywidgets in a notebook, matplotlib's widgets in a window. No logic of their own."""
+"""Views of an `Explorer`, without logic: ipywidgets in a notebook, matplotlib's widgets in a window."""
 
 import contextlib
 import functools
@@ -13,13 +13,13 @@ from flowsim.explorer.choice import CONTROLS, Control, presets
 from flowsim.explorer.explorer import Explorer
 
 _DESCRIPTION = {"description_width": "150px"}
-#: What the box of presets shows when the controls are set to none of them.
+#: Entry of the preset box when no preset matches the controls.
 _OWN = "(own settings)"
 
 
 @contextlib.contextmanager
 def notebook_waits() -> Iterator[None]:
-    """Say in the notebook that the first run compiles."""
+    """Announce in the notebook that the first run compiles."""
     from IPython.display import HTML, display
 
     place = display(HTML("<i>compiling ...</i>"), display_id=True)
@@ -29,11 +29,11 @@ def notebook_waits() -> Iterator[None]:
 
 
 def notebook(explorer: Explorer) -> Any:
-    """Show the explorer as ipywidgets; returns the widget."""
+    """Show the explorer as ipywidgets, and return the widget."""
     import ipywidgets as w
     from IPython.display import display
 
-    # A picture of other settings than those that the controls show is pale.
+    # The picture is pale while its settings are not those of the controls.
     style = w.HTML("<style>.flowsim-waits {opacity: 0.3}</style>")
     picture = w.Image(format="png")
     stage = w.Box([picture])
@@ -110,7 +110,7 @@ def _slider(w: Any, control: Control, value: Any) -> Any:
         return w.Dropdown(options=list(control.options), **common)
     if control.kind == "whole":
         return w.IntSlider(min=int(control.low), max=int(control.high), continuous_update=False, **common)
-    # Not a slider of floats: browsers put those on the next step, and show a number that is not the one that is run.
+    # Not a FloatSlider: browsers round its value to a step and show a number other than the one that is run.
     return w.SelectionSlider(options=_options(control, value), **common)
 
 
@@ -123,11 +123,11 @@ def _text(value: float) -> str:
 
 
 def _show_value(control: Control, widget: Any, value: Any) -> None:
-    """Put a widget of ipywidgets at a value, which need not be one of the slider's round numbers."""
+    """Set an ipywidget to a value, which need not be one of the slider's round numbers."""
     if control.kind in ("number", "log"):
         options = _options(control, value)
         if list(widget.options) != options:
-            # With the value, or the first one would be chosen for a moment.
+            # Together with the value, otherwise the first option would be selected for a moment.
             with widget.hold_sync():
                 widget.options = options
                 widget.value = value
@@ -137,13 +137,13 @@ def _show_value(control: Control, widget: Any, value: Any) -> None:
 
 @contextlib.contextmanager
 def window_waits() -> Iterator[None]:
-    """Say in the terminal that the first run compiles."""
+    """Announce in the terminal that the first run compiles."""
     print("compiling ...", flush=True)
     yield
 
 
 def window(explorer: Explorer) -> Any:
-    """Show the explorer in a window of matplotlib; returns its figure, which holds the widgets."""
+    """Show the explorer in a matplotlib window, and return its figure, which holds the widgets."""
     import matplotlib.pyplot as plt
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.widgets import Slider
@@ -160,7 +160,7 @@ def window(explorer: Explorer) -> Any:
     sliders = [c for c in CONTROLS if c.kind != "choice"]
 
     def put(name: str, value: Any) -> None:
-        """A slider on one of its values; what is moved along it is their number."""
+        """Set a slider to one of its values; the slider itself holds the index."""
         slider = kept[name]
         slider.valmax = len(values[name]) - 1
         slider.ax.set_xlim(0, slider.valmax)
@@ -198,7 +198,7 @@ def window(explorer: Explorer) -> Any:
             explorer.preset(values["preset"][int(index)])
 
     def slider(name: str, place: tuple[float, ...], text: str, index: int) -> None:
-        # Its values are numbers of values, so that no value lies between two of the slider's steps.
+        # The slider holds an index, so that no value lies between two of its steps.
         last = len(values[name]) - 1
         made = Slider(figure.add_axes(place), text, 0, last, valinit=index, valstep=1)  # pyright: ignore
         made.label.set(fontsize=8, x=-0.05)
@@ -218,7 +218,7 @@ def window(explorer: Explorer) -> Any:
     _add_time_and_buttons(figure, explorer, kept)
     told("")
     explorer.watchers.append(told)
-    figure.flowsim_widgets = kept  # pyright: ignore  (widgets without a reference stop answering)
+    figure.flowsim_widgets = kept  # pyright: ignore  (widgets without a reference stop responding)
     figure.show()
     return figure
 
@@ -226,7 +226,7 @@ def window(explorer: Explorer) -> Any:
 def _add_choices(
     figure: Any, explorer: Explorer, kept: dict[str, Any], bottom: float, moved: Callable[[Control, Any], None]
 ) -> None:
-    """A column of radio buttons for every choice, below the sliders."""
+    """Add radio buttons for every control of kind "choice", below the sliders."""
     from matplotlib.widgets import RadioButtons
 
     for i, control in enumerate(c for c in CONTROLS if c.kind == "choice"):
@@ -241,7 +241,7 @@ def _add_choices(
 
 
 def _add_time_and_buttons(figure: Any, explorer: Explorer, kept: dict[str, Any]) -> None:
-    """The slider of the time that is shown, and the buttons."""
+    """Add the slider of the time shown, and the buttons."""
     from matplotlib.widgets import Button, Slider
 
     last = len(explorer.result.snapshot_time) - 1
@@ -255,7 +255,7 @@ def _add_time_and_buttons(figure: Any, explorer: Explorer, kept: dict[str, Any])
 
 
 def _silently(widget: Any, move: Callable[[Any], None], value: Any) -> None:
-    """Move a widget of matplotlib without calling what listens to it."""
+    """Move a matplotlib widget without calling its callbacks."""
     widget.eventson = False
     move(value)
     widget.eventson = True

@@ -1,1 +1,1 @@
-"""From a flow and a start to a result: integration in time, steps of an optimizer, sweeps."""
+"""Integration of flows in time, steps of an optimizer, and sweeps."""

@@ -1,4 +1,4 @@
-"""The result of a run: what was recorded, with the settings that produced it and checks of what is conserved."""
+"""The result of a run: recorded series, the settings that produced them, and checks of conserved quantities."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,10 +28,10 @@ def assemble(
 
     Args:
         flow: The flow, with NumPy numbers.
-        start: What the user began with: a recipe is written into the settings.
+        start: The start that the user gave; a recipe is written into the settings.
         ran: The run.
         options: The settings of the run.
-        resolve: What integrates from a snapshot to a time in between; None where that is not possible.
+        resolve: Function that integrates from a snapshot to a time after it; None if that is not possible.
     """
     status = final_status(ran.status, ran.reached)
     reached = np.flatnonzero(is_filled(ran.states))
@@ -43,7 +43,7 @@ def assemble(
         at_first = flow.geometry.to_start(jax.tree.map(lambda x: x[reached[0]], position), constants)
         for field in dataclasses.fields(Start):
             if (values := getattr(at_times, field.name)) is not None:
-                # What flows has an axis more.
+                # Arrays that flow have a time axis.
                 flows = np.ndim(values) > np.ndim(getattr(at_first, field.name))
                 (stored if flows else fixed)[field.name] = np.asarray(values)
     for name in ("raw_temperature", "bias"):
@@ -80,7 +80,7 @@ def _described(start: Any) -> dict[str, Any]:
 
 
 def diagnose(flow: GradientFlow, result: Result) -> dict[str, float]:
-    """Residual of the conserved quantity and largest relative increase of the loss, where they apply."""
+    """Residual of the conserved quantity and largest relative increase of the loss, if they apply."""
     found: dict[str, float] = {}
     temperature = flow.schedule.temperature
     s = result.series
@@ -94,7 +94,7 @@ def diagnose(flow: GradientFlow, result: Result) -> dict[str, float]:
         and parametrization.potential is not None
         and flow.geometry.has_gamma
         and flow.rule.is_gradient
-        # The constant −βγ² of the logits drops out of softmaxes alone.
+        # The constant −βγ² of the logits drops out only of softmaxes.
         and flow.loss.softmax
         and temperature.bounds() is None
         and not flow.schedule.swap.active

@@ -1,4 +1,4 @@
-"""`descend`: take steps of an optimizer on a flow's loss, as training does."""
+"""`descend`: steps of an optimizer on the loss of a flow, as in training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,32 +33,33 @@ def descend(
 ) -> Simulation:
     """Take `steps` steps of an optimizer on the loss of a flow and record observables.
 
-    Every step uses the gradient at the current state. Swaps, and pairings that are `fresh`, are drawn for every step.
-    Rows are scaled back to unit length after a step. Outputs are at log-spaced steps; `time` is Σ learning rates, which
-    is flow time for "sgd" only (Euler's method with dt = lr).
+    Every step uses the gradient at the current state. Swaps and pairings with `fresh` set are redrawn at every step.
+    Rows are normalised to unit length after each step. Outputs are at log-spaced steps (at most 257). `time` is the sum
+    of the learning rates, which is flow time for "sgd" only (Euler's method with dt = lr).
 
     Args:
         flow: Geometry, schedule, loss and pairing; its rule must be `GradientDescent`.
         start: A `Start`, a recipe (drawn with `seed`), or a `Result`. A result of the same optimizer is continued with
-            its state, step, draws and schedules: 500 steps and 500 more, with schedules for 1,000 (`horizon`), are the
-            same as 1,000.
+            its optimizer state, step count, random draws and schedules: 500 steps and 500 more, both with
+            `horizon=1000`, equal 1,000 steps.
         optimizer: "sgd", "momentum" (0.9), "adam", "adamw" (weight decay 0.1 on rows or weights), or a function of the
             learning rate that returns an optax transformation, such as `optax.lion`.
-        lr: The learning rate: a number, or an optax schedule. Good values: 1e-3 for "adam", 1e-2 for "sgd".
+        lr: Learning rate: a number, or an optax schedule of the step. Good values: 1e-3 for "adam", 1e-2 for "sgd".
         steps: Number of steps.
-        seed: Of the recipe's draw and of the draws of every step.
-        horizon: Schedules run in progress u = step/`horizon`. Default: the number of steps.
+        seed: Seed of the recipe and of the draws at every step. A continued run keeps its own.
+        horizon: Step at which schedules end: they run in progress u = step/`horizon`. Default: that of the continued
+            descent, else the number of steps.
         observables: Names recorded at every output; see `fs.observables.names()`.
         precision: "float64" or "float32".
         devices: As in `fs.simulate`.
-        throw: Whether to raise `SimulationStopped` if the run ended early; otherwise the result holds the part before.
+        throw: Whether to raise `SimulationStopped` if the run ended early. If False, the result holds the part before.
 
     Returns:
-        Observables over Σ learning rates, snapshots of the embeddings, and how the run ended.
+        Observables over the sum of learning rates, snapshots of the embeddings, and how the run ended.
 
     Raises:
-        FlowsimError: For bad input, before anything is computed.
-        SimulationStopped: If the run ended before its last step, and `throw`.
+        FlowsimError: If the input is invalid; nothing is computed then.
+        SimulationStopped: If the run ended before its last step and `throw` is True.
 
     Examples:
         >>> import flowsim as fs

@@ -1,4 +1,4 @@
-"""Steps of an optimizer on the loss of a flow: one compiled loop between two outputs, and the state that it keeps."""
+"""Steps of an optimizer on the loss of a flow: a compiled loop between outputs, and the state that it keeps."""
 
 import dataclasses
 import functools
@@ -23,12 +23,12 @@ from flowsim.model.swaps import step_weights
 from flowsim.records.result import FLOW_TIME, SUM_OF_RATES
 from flowsim.records.status import Status
 
-#: Steps at which observables are recorded, about; evenly in the logarithm.
+#: Most steps at which observables are recorded, evenly in the logarithm.
 OUTPUTS = 257
 
 
 def _not_scalars(unknowns: Unknowns) -> Any:
-    """Weight decay acts on rows and weights alone: a decaying ν, b or ln γ would be a force of its own."""
+    """Mask of rows and weights, which alone decay: decay of ν, b or ln γ would be an additional force."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[0].name == "position" and path[-1].name != "log_gamma", unknowns
     )
@@ -44,10 +44,10 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 
 @dataclasses.dataclass
 class Descent:
-    """A finished run, with what `simulate` needs to make a `Result` of it; compare `Trajectory`.
+    """A finished run, with the same interface as `Trajectory` for `assemble`.
 
-    `steps`: at the outputs, counted from the first run of those that continue each other; `horizon`: steps in
-    which schedules run; `memory`: the optimizer's state.
+    `steps`: step numbers of the outputs, counted from the first of all continued runs; `horizon`: step at which
+    schedules end; `memory`: state of the optimizer.
     """
 
     flow: GradientFlow
@@ -66,7 +66,7 @@ class Descent:
     series: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def seen(self) -> SavedStates:
-        """The states to observe, on the clock of the schedule (steps); as many whatever the number of steps."""
+        """The states to observe, with steps as times, padded to a fixed number so that nothing is compiled again."""
         missing = max(OUTPUTS - len(self.steps), 0)
 
         def padded(x: np.ndarray) -> np.ndarray:
@@ -81,13 +81,13 @@ class Descent:
         return is_filled(self.states)
 
     def fill(self, observed: dict[str, Any]) -> None:
-        """Take in the observables of `seen`."""
+        """Store the observables of `seen`."""
         reached = self.reached
         self.series = {name: np.where(reached, np.asarray(x)[: len(reached)], np.nan) for name, x in observed.items()}
 
 
 def run(flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, dtype: Any, origin: Origin) -> Descent:
-    """Take `steps` steps from `state`; see `descend`. Raises `FlowsimError` for bad options."""
+    """Take `steps` steps from `state`, see `descend`; raises `FlowsimError` for invalid options."""
     label, transform = _transform(optimizer)
     check_whole("steps", steps, 1, "Use e.g. 10000.")
     check(
@@ -99,7 +99,7 @@ def run(flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, d
     last = first + int(steps)
     if horizon is None:
         horizon = last if before is None else before.horizon
-    check_number("horizon", horizon, positive=True, cure="Use the number of steps in which schedules run.")
+    check_number("horizon", horizon, positive=True, cure="Use the step at which schedules end.")
     rates = _rates(lr, first, int(steps))
     elapsed = np.concatenate([[0.0], np.cumsum(np.broadcast_to(rates, (int(steps),)))])
     outputs = _output_steps(int(steps))
@@ -136,7 +136,7 @@ def run(flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, d
 
 @functools.lru_cache(maxsize=64)
 def _made(optimizer: Callable[[float], Any]) -> Any:
-    """The transformation at learning rate 1; the same object each time, so that nothing is compiled twice."""
+    """The transformation at learning rate 1, cached so that nothing is compiled twice."""
     return optimizer(1.0)
 
 
@@ -157,12 +157,12 @@ def _transform(optimizer: Any) -> tuple[str, optax.GradientTransformation]:
 
 
 def _restored(fresh: Any, memory: tuple[np.ndarray, ...], label: str) -> Any:
-    """The optimizer's state of the run that is continued; `fresh` gives its structure."""
+    """The state of the optimizer in the continued run; `fresh` gives its structure."""
     leaves, tree = jax.tree.flatten(fresh)
     check(
         [np.shape(x) for x in leaves] == [np.shape(x) for x in memory],
-        f"This run holds no state for the optimizer {label!r} as it is now. Use the optimizer of the run, or begin "
-        "a new one from `result.final.start`.",
+        f"The state of the optimizer {label!r} in this run does not fit. Use the optimizer of the run, or start from "
+        "`result.final.start`.",
     )
     return jax.tree.unflatten(tree, [jnp.asarray(old, new.dtype) for old, new in zip(memory, leaves, strict=True)])
 
@@ -193,7 +193,7 @@ def _advance(
 ) -> tuple[Unknowns, Any, dict[str, Any]]:  # fmt: skip
     """From step `begin` to `end` of `span` = (begin, end, steps of schedules, first step of `rates`).
 
-    Also says what the flow left on the way.
+    Also returns which domains the flow left on the way.
     """
     begin, end, total, first = span
     rates_of = flow.rates
@@ -206,7 +206,7 @@ def _advance(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where the session forbids it
             updates, memory = transform.update(gradient, memory, unknowns)  # pyright: ignore[reportArgumentType]
         rate = rates[jnp.minimum(k - first, rates.shape[0] - 1)]
-        # Ratios of learning rates scale the step: scaling the gradient would do nothing to Adam.
+        # Ratios of learning rates scale the step, because scaling the gradient has no effect on Adam.
         position = jax.tree.map(lambda x, u: x + rate * rates_of.position * u, unknowns.position, updates.position)  # pyright: ignore
         raw = unknowns.raw_temperature
         if raw is not None:
@@ -221,7 +221,7 @@ def _advance(
 
 
 def _outside(flow: GradientFlow, state: State) -> dict[str, Any]:
-    """Whether the state has left the domain of geometry or policy, by the name of the way out."""
+    """Whether the state has left the domain of the geometry or policy, by the name of the exit."""
     return {name: jnp.asarray(inside <= 0) for name, inside in flow.exits(state, in_steps=True).items()}
 
 

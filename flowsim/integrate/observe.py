@@ -1,4 +1,4 @@
-"""Observables of the states of a solve, recorded on the way or computed afterwards."""
+"""Observables of the states of a solve, computed during the solve or afterwards."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.observables.observable import Observable, inside_trace
 from flowsim.observables.table import entries
 
-#: Entries of the table whose function needs the flow, and metrics that a flow computes without rows or in tiles:
-#: name -> f(flow, t, state, β, horizon); None where the flow has no such quantity.
+#: Observables that need the flow, and metrics that a flow computes without rows or in tiles:
+#: name -> f(flow, t, state, β, horizon), which returns None if the flow has no such quantity.
 STATE_OBSERVABLES: dict[str, Callable[[GradientFlow, Any, State, Any, Any], Any]] = {
     "temperature": lambda f, t, s, b, h: 1 / b,
     "inverse_temperature": lambda f, t, s, b, h: b,
@@ -51,7 +51,7 @@ def _similarity(flow: GradientFlow, state: State) -> Array:
 
 
 def _of_directions(metric: Callable[..., Any], flow: GradientFlow, state: State) -> Any:
-    """A metric of Z, the similarity of the directions within parallel cones; None where there are no cones."""
+    """A metric of Z, the similarity of the directions within parallel cones; None without cones."""
     if not flow.geometry.has_gamma:
         return None
     return metric(similarity=jnp.asarray(flow.geometry.pair_similarity(state.unknowns.position, state.constants)))
@@ -60,7 +60,7 @@ def _of_directions(metric: Callable[..., Any], flow: GradientFlow, state: State)
 def observe_state(
     flow: GradientFlow, t: Any, state: State, horizon: Any, observables: tuple[Observable, ...]
 ) -> dict[str, Any]:
-    """Named scalars of a state; quantities that this flow does not have are left out."""
+    """Observables of a state by name, without those that the flow does not have."""
     beta = flow.inverse_temperature(t, state, horizon)
     values: dict[str, Any] = {}
     for observable in observables:
@@ -76,7 +76,7 @@ def observe_state(
 
 @bundle
 class SavedStates:
-    """States to observe: `unknowns` along `ts`; everything else as in `state`."""
+    """States to observe: `unknowns` at the times `ts`, everything else from `state`."""
 
     ts: Any
     unknowns: Unknowns

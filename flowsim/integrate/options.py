@@ -1,4 +1,4 @@
-"""The choices of a run and their checks, the same for `simulate`, `descend` and `sweep`."""
+"""Options shared by `simulate`, `descend` and `sweep`, and their checks."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ DEFAULT_OBSERVABLES = (
     "doubly_stochastic_defect",
 )
 
-#: Beyond this flow time single precision does not hold, and tolerances that it can reach.
+#: Last flow time for single precision, and the tolerances that it can reach.
 _FLOAT32_LAST, _FLOAT32_RTOL, _FLOAT32_ATOL = 1e6, 1e-5, 1e-7
 
 
@@ -44,11 +44,11 @@ class Options(NamedTuple):
 
 
 def check_run(flow: Any, seed: Any, precision: str, observables: Sequence[str]) -> None:
-    """Refuse what no run can use, whatever integrates it.
+    """Check the options that all runs share.
 
     Raises:
-        FlowsimError: For no flow, a policy that is not positive, a seed that is no whole number below 2³², an unknown
-            precision or observable.
+        FlowsimError: If `flow` is not a flow, the seed is not a whole number below 2³², or the precision or an
+            observable is unknown.
     """
     check(
         isinstance(flow, GradientFlow),
@@ -67,7 +67,7 @@ def check_run(flow: Any, seed: Any, precision: str, observables: Sequence[str]) 
 
 
 def check_policy(flow: GradientFlow) -> None:
-    """Refuse a policy of the user's own that gives anything but positive numbers; ours check their fields."""
+    """Refuse a custom policy that returns anything but positive numbers; flowsim's own check their fields."""
     policy = flow.schedule.temperature
     if policy.learnable or policy.positive:
         return
@@ -87,8 +87,8 @@ def solve_options(
     """The options of a solve until flow time `last`.
 
     Raises:
-        FlowsimError: For tolerances that are not positive, an unknown method, fewer than one step, or single precision
-            beyond its reach.
+        FlowsimError: For a tolerance that is not positive, an unknown method, fewer than one step, or a time that is
+            too late for single precision.
     """
     check_number("rtol", rtol, positive=True, cure="Use e.g. 1e-9.")
     check_number("atol", atol, positive=True, cure="Use e.g. 1e-12.")
@@ -97,7 +97,7 @@ def solve_options(
     if method is not None and method not in METHODS:
         raise unknown_name("method", method, METHODS)
     if precision == "float32":
-        check(last <= _FLOAT32_LAST, "`precision='float32'` cannot hold horizons beyond t1 = 1e6. Use 'float64'.")
+        check(last <= _FLOAT32_LAST, "`precision='float32'` is limited to times up to t1 = 1e6. Use 'float64'.")
         rtol, atol = max(rtol, _FLOAT32_RTOL), max(atol, _FLOAT32_ATOL)
     return Options(rtol, atol, method, max_steps, tuple(observables), np.dtype(precision), seed)
 

@@ -1,4 +1,4 @@
-"""Where a run begins: at a start, or at the end of another run, on whose clock it goes on."""
+"""Where a run begins: at a start, or at the end of another run, whose clock it continues."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from flowsim.records.result import Result, Simulation
 
 
 class Before(NamedTuple):
-    """The run in steps that is continued: optimizer, the optimizer's state, steps taken, steps of its schedules."""
+    """The descent that is continued: its optimizer with state, the steps taken, and the steps of its schedules."""
 
     label: str
     memory: tuple[np.ndarray, ...]
@@ -23,7 +23,7 @@ class Before(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a run begins: `moved` are trained scalars by name, `before` is the optimizer run that is continued."""
+    """Where a run begins: `moved` are learned scalars by name, `before` is the descent that is continued."""
 
     start: Start
     t0: float
@@ -39,7 +39,7 @@ def origin_of(flow: GradientFlow, start: Any, seed: int, horizon: float | None, 
         return Origin(as_start(start, seed), 0.0, {}, seed, horizon, None)
     if not isinstance(start, Simulation):
         raise FlowsimError(
-            "This result has no flow: it is a record of training. Simulate from its embeddings, record.at(t).start."
+            "This result has no flow: it is a record of training. Start from its embeddings, record.at(t).start."
         )
     if not start.status.ok:
         raise FlowsimError(f"This run cannot be continued. {start.status.sentence}")
@@ -50,12 +50,12 @@ def origin_of(flow: GradientFlow, start: Any, seed: int, horizon: float | None, 
         before, now = start.config["flow"]["schedule"]["temperature"], to_config(policy)
         same = before["kind"] == now["kind"] and before.get("parametrization") == now.get("parametrization")
         raw = last.raw_temperature
-        if raw is None or not same:  # another parametrization goes on from the same temperature
+        if raw is None or not same:  # another parametrization starts at the same temperature
             raw = policy.raw_of(np.asarray(last["inverse_temperature"]))
         check(
             raw is not None,
-            f"{type(policy).__name__} cannot go on from this run: it does not define `raw_of`, the raw parameter at a "
-            "given inverse temperature. Define it, or begin from `result.final.start`.",
+            f"{type(policy).__name__} cannot continue this run: it does not define `raw_of`, the raw parameter at a "
+            "given inverse temperature. Define it, or start from `result.final.start`.",
         )
         moved["raw_temperature"] = _inside(policy, float(raw))
     if last.bias is not None and flow.loss.bias_rate is not None:
@@ -64,7 +64,7 @@ def origin_of(flow: GradientFlow, start: Any, seed: int, horizon: float | None, 
     if in_steps and "optimizer" in options:
         check(
             "step" in options,
-            "This run was saved without its optimizer's state and cannot be continued. Start from "
+            "This run was saved without the state of its optimizer and cannot be continued. Start from "
             "`result.final.start`.",
         )
         taken = Before(options["optimizer"], start.memory, options["step"], options["schedule_steps"])
@@ -74,7 +74,7 @@ def origin_of(flow: GradientFlow, start: Any, seed: int, horizon: float | None, 
 
 
 def _inside(policy: AbstractTemperature, raw: float) -> float:
-    """ν if it lies within the clamp. Raises `FlowsimError` if it does not, as a fresh start would."""
+    """ν, which must lie within the clamp; raises `FlowsimError` otherwise, as for a new start."""
     if (bounds := policy.bounds()) is None:
         return raw
     low, high = (float(bound) for bound in bounds)

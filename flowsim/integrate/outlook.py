@@ -1,4 +1,4 @@
-"""What the flow, linearised at a state that seems at rest, will do: what grows, and how far there is to go."""
+"""What the flow linearised at an apparent rest point will do: what grows, and how far the state will still move."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from flowsim.numerics import arnoldi
 
 
 class Outlook(NamedTuple):
-    """What the flow, linearised at a state, will do.
+    """What the flow linearised at a state will do.
 
     `growth`: rate of the fastest growing perturbation, 0 if none grows; `amplitude`: its size now; `ahead`: how far
-    the state has to go in all other directions until the last output time.
+    the state will move in all other directions until the last output time.
     """
 
     growth: float
@@ -58,7 +58,7 @@ def linearised(flow: GradientFlow, task: Task, with_gamma: bool, directions: int
 
 
 def outlook_of(found: dict[str, Any], remaining: float) -> Outlook:
-    """The `Outlook` for a time from what `linearised` found (NumPy); nothing where the derivative is not finite."""
+    """The `Outlook` from the output of `linearised` (NumPy); all zeros if the derivative is not finite."""
     if not found["every"].size or not all(np.isfinite(x).all() for x in found.values()):
         return Outlook(0.0, 0.0, 0.0)
     rates, vectors = np.linalg.eig(found["every"])
@@ -70,11 +70,11 @@ def outlook_of(found: dict[str, Any], remaining: float) -> Outlook:
         amplitude = abs(np.vdot(vectors[:, top], found["seen"])) / growth
     else:
         growth = 0.0
-    # The rest of the way is ∫ exp(Aτ) v dτ, in the Krylov space of the field v.
+    # The remaining displacement is ∫ exp(Aτ) v dτ, in the Krylov space of the field v.
     rates, vectors = np.linalg.eig(found["along"])
     parts = found["size"] * np.linalg.lstsq(vectors, np.eye(len(rates))[0], rcond=None)[0]
     falls = rates.real < -1e-10 * scale  # pyright: ignore
-    # Where nothing pulls back or pushes, what looks like noise is none.
+    # Without a restoring force, only a drift well above the noise counts.
     drifts = ~falls & (np.abs(parts) > NOISY * found["noise"] * np.sqrt(len(rates)))
     stable = np.where(falls, rates, -1)
     way = np.where(falls, np.expm1(stable * remaining) / stable, np.where(drifts & (growth == 0), remaining, 0))

@@ -1,7 +1,6 @@
-"""One segment of a solve: the compiled call that integrates from one flow time to another, or to the first event.
+"""One segment of a solve: the compiled call that integrates from one flow time to another or to the first event.
 
-The flow is integrated in s = ln(1 + t): curvature decays like 1/t, so that an explicit method crosses thirty decades
-in a few hundred steps.
+The flow is integrated in s = ln(1 + t), see `simulate`.
 """
 
 import dataclasses
@@ -21,9 +20,9 @@ from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.numerics import StopAtCrossings, without_host_checks
 from flowsim.observables.observable import Observable
 
-#: ln γ below which γ² is nothing to the rest of the state, with room to spare.
+#: ln γ below which γ² has no effect on the rest of the state, with a wide margin.
 GONE = -40.0
-#: A field of this many times its rounding noise is not told from nothing.
+#: A field below this many times its rounding noise counts as zero.
 NOISY = 8.0
 
 
@@ -31,9 +30,9 @@ NOISY = 8.0
 class Task:
     """The numbers of a segment; changing them never recompiles.
 
-    `pinned` is 0 while the temperature moves freely, −1/+1 while it is held at the lower/upper bound of ν. `still`:
-    what may move in all of the time that is left and counts as rest; `rest_after`: no rest is reported before this
-    time; `longest`: the longest step in ln(1 + t).
+    `pinned` is 0 while ν moves freely and −1/+1 while it is held at its lower/upper bound. `still`: displacement over
+    the remaining time that still counts as rest; `rest_after`: no rest is reported before this time; `longest`: the
+    longest step in ln(1 + t).
     """
 
     state: State
@@ -52,7 +51,7 @@ class Task:
 
 @bundle
 class Segment:
-    """What a segment returns; `saved` says which slots it reached (of `series`, of `snapshots`)."""
+    """The output of a segment; `saved` marks the slots that it reached (of `series`, of `snapshots`)."""
 
     series: dict[str, Any]
     snapshots: Unknowns
@@ -75,11 +74,12 @@ def _field_in_log_time(s: Any, unknowns: Unknowns, args: tuple[GradientFlow, Tas
 
 @eqx.filter_jit
 def _field(flow: GradientFlow, t: Any, state: State, horizon: Any) -> Unknowns:
-    # A program of its own within a segment's, so that it is traced once and not wherever diffrax asks for it.
+    # A separate program within that of the segment, so that it is traced once and not at every use by diffrax.
     return flow.vector_field(t, state, horizon)
 
 
 def velocity_of(flow: GradientFlow, t: Any, state: State, task: Task) -> Unknowns:
+    """The vector field, with ν held if it is pinned."""
     velocity = _field(flow, t, state, task.horizon)
     if is_clamped(flow):
         assert velocity.raw_temperature is not None
@@ -89,14 +89,14 @@ def velocity_of(flow: GradientFlow, t: Any, state: State, task: Task) -> Unknown
 
 
 def noise_of(flow: GradientFlow, t: Any, state: State, task: Task, velocity: Unknowns) -> Any:
-    """Rounding noise of the field: how much it changes when every unknown changes in its last digit.
+    """Rounding noise of the field: its change when every unknown changes in the last digit.
 
-    Where terms cancel this is eps times their size, whatever they are; where they do not (hard targets, whose
-    residuals are computed without a difference) it shrinks with the field.
+    If terms cancel, this is eps times their size. If they do not (hard targets, whose residuals are computed without a
+    difference), it shrinks with the field.
     """
 
     def nudged(x: Any) -> Any:
-        # Signs that look random: a pattern of the rows could be a direction in which nothing changes.
+        # Pseudorandom signs: a regular pattern could be a direction in which nothing changes.
         index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape) * jnp.uint32(2654435761)
         eps = jnp.finfo(x.dtype).eps
         return jnp.where((index >> 16) % 2 == 0, x * (1 + eps), x * (1 - eps))
@@ -106,22 +106,23 @@ def noise_of(flow: GradientFlow, t: Any, state: State, task: Task, velocity: Unk
 
 
 def largest(tree: Any, like: Any) -> Any:
-    """Largest entry of all leaves; `like` gives the type where there are none."""
+    """Largest absolute entry of all leaves; `like` gives the type if there are none."""
     leaves = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.max(jnp.stack(leaves)) if leaves else jnp.zeros((), jnp.result_type(*jax.tree.leaves(like)))
 
 
 def tiny(dtype: Any) -> float:
-    """What counts as nothing where the temperature starts at a bound."""
+    """Relative distance at which ν counts as being at a bound at the start."""
     return 1e-12 if dtype == np.float64 else 1e-6
 
 
 def is_clamped(flow: GradientFlow) -> bool:
+    """Whether the temperature has a clamp."""
     return flow.schedule.temperature.bounds() is not None
 
 
 def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str, Any]:
-    """Quantities that are positive until they end the segment."""
+    """Quantities that end the segment when they reach 0."""
     found = flow.exits(state)
     if (bounds := flow.schedule.temperature.bounds()) is not None:
         (low, high), raw = bounds, state.unknowns.raw_temperature
@@ -132,7 +133,7 @@ def _crossings(flow: GradientFlow, t: Any, state: State, task: Task) -> dict[str
 
 
 def _crossing_values(s: Any, unknowns: Unknowns, args: tuple[GradientFlow, Task]) -> Any:
-    """`_crossings` as `StopAtCrossings` wants them."""
+    """`_crossings` with the signature that `StopAtCrossings` needs."""
     flow, task = args
     return jnp.stack(
         list(_crossings(flow, jnp.expm1(s), dataclasses.replace(task.state, unknowns=unknowns), task).values())
@@ -140,16 +141,16 @@ def _crossing_values(s: Any, unknowns: Unknowns, args: tuple[GradientFlow, Task]
 
 
 def _rests(s: Any, unknowns: Unknowns, args: tuple[GradientFlow, Task], **_: Any) -> Any:
-    """`_is_still` as diffrax wants it."""
+    """`_is_still` with the signature that diffrax needs."""
     flow, task = args
     return _is_still(flow, jnp.expm1(s), dataclasses.replace(task.state, unknowns=unknowns), task)
 
 
 def _is_still(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
-    """Whether the flow may be at rest up to the last output time; `Trajectory` looks closer.
+    """Whether the flow may be at rest until the last output time; `Trajectory` then examines it more closely.
 
-    All of: the schedule has ended; t1·‖field‖ is below the tolerance, or the field is its own rounding noise; γ, if it
-    still moves, falls and no longer matters to the rest.
+    Three conditions: the schedule has ended; t1·‖field‖ is below the tolerance or the field is rounding noise; γ, if it
+    still moves, falls and no longer affects the rest of the state.
     """
     velocity = velocity_of(flow, t, state, task)
     noise = NOISY * noise_of(flow, t, state, task, velocity)
@@ -167,14 +168,16 @@ def _is_still(flow: GradientFlow, t: Any, state: State, task: Task) -> Any:
 
 
 def is_gone(log_gamma: Any, rate: Any) -> Any:
-    """Whether γ is too small to matter to the rest, and falls."""
+    """Whether γ is too small to affect the rest of the state, and falls."""
     return (log_gamma < GONE) & (rate <= 0)
 
 
 class SegmentSpec(NamedTuple):
-    """What a segment is compiled for. `streamed` observables are recorded on the way, for problems whose states
-    are too many to keep; `watch` looks for rest after every step, instead of at the end only (which is cheaper, for
-    segments of few steps)."""
+    """What a segment is compiled for.
+
+    `streamed` observables are recorded during the solve, if the states need too much memory. With `watch`, rest is
+    checked after every step; without, only at the end, which is cheaper for segments of few steps.
+    """
 
     solver: str
     max_steps: int
@@ -199,7 +202,7 @@ def _integrate(flow: GradientFlow, task: Task, how: SegmentSpec) -> Segment:
         # The schedule has a kink where it ends, and may have others before.
         kinks = [u * task.horizon for u in flow.schedule.temperature.breakpoints()]
         jumps = jnp.log1p(jnp.stack([*kinks, task.horizon]))
-        # A jump at the end would leave the last output time to a step of its own, of one unit in the last place.
+        # A jump at the end would add a step of one unit in the last place before the last output time.
         controller = diffrax.ClipStepSizeController(controller, jump_ts=jnp.where(jumps < s1, jumps, jnp.inf))
     crossings = list(_crossings(flow, task.t0, task.state, task))
     if crossings:

@@ -1,4 +1,4 @@
-"""What surrounds a run: 64-bit mode, the notice of compiling, the clock, devices, and the state it begins with."""
+"""The context of a run: 64-bit mode, the notice of compiling, timing, devices, and the initial state."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from flowsim.records.result import Simulation, SimulationStopped
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A run that is about to begin: flow and state on the devices, and `place`, which puts a tree there."""
+    """A run about to begin: flow and state on the devices, and `place`, which moves a tree there."""
 
     flow: GradientFlow
     state: State
@@ -33,7 +33,7 @@ class Session:
     began: float
 
     def finish(self, result: Simulation, throw: bool) -> Simulation:
-        """Note the seconds. Raises `SimulationStopped` where the run did not get to its end, if `throw`."""
+        """Add the seconds to the result; raises `SimulationStopped` if the run stopped early and `throw` is True."""
         total, compiling = time.perf_counter() - self.began, self.timer.seconds
         result.stats.update(compile_seconds=compiling, run_seconds=max(total - compiling, 0.0), wall_seconds=total)
         if throw and not result.status.ok:
@@ -56,7 +56,7 @@ def opened(
     with contextlib.ExitStack() as stack, jax.enable_x64(precision == "float64"), CompileTimer() as timer:
         stack.enter_context(notice.compiling())
         flow_ = to_device(flow, dtype)
-        # Placed in NumPy: JAX would compile a program for every number on the way.
+        # Placed in NumPy: JAX would compile a program for every operation.
         state = flow_.complete(*to_device(flow.place(origin.start), dtype), origin.seed)
         for name, value in origin.moved.items():
             state = eqx.tree_at(lambda s, name=name: getattr(s.unknowns, name), state, jnp.asarray(value, dtype))
@@ -68,7 +68,7 @@ def opened(
 def _placing(
     flow: GradientFlow, state: State, devices: int | Sequence[Any] | None
 ) -> tuple[Callable[[Any], Any], contextlib.AbstractContextManager[Any]]:
-    """(what places a tree of arrays on the devices, the context in which the flow uses them all)."""
+    """The function that places a tree of arrays on the devices, and the context in which the flow uses them."""
     if devices is None:
         return lambda tree: tree, contextlib.nullcontext()
     there = jax.devices()
@@ -81,7 +81,7 @@ def _placing(
     check(len(devices) > 0, "Argument `devices` is empty. Give a number, or jax.devices().")
     check(
         flow.is_tiled(state),
-        f"Argument `devices` is for {LARGE} pairs or more with InfoNCE, rows without γ and no clusters. Leave it out.",
+        f"Argument `devices` needs at least {LARGE} pairs, InfoNCE, rows without γ and no clusters. Leave it out.",
     )
     pairs = flow.pairs(state)
     check(

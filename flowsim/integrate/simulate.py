@@ -1,10 +1,10 @@
-"""`simulate`: integrate a gradient flow with diffrax, in logarithmic time, with the right method.
+"""`simulate`: integrate a gradient flow with diffrax in logarithmic time, and choose the method.
 
-The flow is integrated in s = ln(1 + t): curvature decays like 1/t, so that an explicit method crosses
-thirty decades in a few hundred steps. Flows with a true equilibrium become stiff in s; they are noticed
-(the explicit method exhausts its budget) and continued with an implicit method for few unknowns and with a
-stabilised explicit one (Runge-Kutta-Chebyshev) for many. A solve is a chain of *segments*, each one compiled
-call; segments end at a switch of method, at a clamp of the temperature, or with the run.
+The flow is integrated in s = ln(1 + t): curvature decays like 1/t, so an explicit method crosses thirty decades in a
+few hundred steps. Flows with a true equilibrium become stiff in s. The explicit method then runs out of steps, and the
+solve continues with an implicit method for few unknowns or a stabilised explicit one (Runge-Kutta-Chebyshev) for many.
+A solve is a chain of *segments*, each a compiled call. A segment ends when the method changes, at a clamp of the
+temperature, or with the run.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from flowsim.records.load import load_result
 from flowsim.records.result import Result, Simulation
 from flowsim.records.status import Status
 
-#: Snapshots are stored at every output time while they fit into this many bytes.
+#: Snapshots are stored at every output time if they fit into this many bytes.
 _SNAPSHOT_BYTES = 64 * 2**20
 
 
@@ -66,37 +66,40 @@ def simulate(
 ) -> Simulation:
     """Integrate dθ/dt = −∂L/∂θ, dν/dt = −r ∂L/∂ν from a start and record observables.
 
-    64-bit mode is entered here and left again; the arrays of the result are NumPy. For steps of an optimizer use
-    `fs.descend`.
+    JAX's 64-bit mode is switched on for the run only; the arrays of the result are NumPy. For steps of an optimizer
+    use `fs.descend`.
 
     Args:
         flow: Geometry, schedule, loss, pairing and rule.
         start: A `Start`, a recipe (drawn with `seed`), or a `Result`, which is continued on its own clock.
-        t1: The last flow time. Outputs are then 0 and log-spaced times up to `t1`.
-        ts: All output times instead, increasing; they are returned exactly as given.
-        seed: Of the recipe's draw, of noisy targets and of swap masks.
-        horizon: Schedules run in progress u = t/`horizon`. Default: the last output time.
+        t1: Last flow time. There are then 257 output times: 0 and log-spaced times up to `t1`, or log-spaced times from
+            the end of a continued run.
+        ts: Output times instead, strictly increasing; they are returned exactly as given.
+        seed: Seed of the recipe, noisy targets and swap masks. A continued run keeps its own.
+        horizon: Flow time at which schedules end: they run in progress u = t/`horizon`. Default: that of the continued
+            run, else the last output time.
         rtol: Relative tolerance of a step, on unit rows, ln γ and ν. Good values: 1e-9; 1e-6 for plots.
         atol: Absolute tolerance of a step.
         method: "explicit" (Dopri8), "implicit" (Kvaerno5, dense), "krylov" (Kvaerno5 with Newton and GMRES, without a
-            matrix) or "stabilised" (Runge-Kutta-Chebyshev). Default: explicit, then a stiff one where it is needed; the
-            result says which.
-        max_steps: Most steps of one method.
-        snapshots: Output times at which embeddings are stored, besides the last one, from which a run can be
-            continued. Default: all, if they fit.
+            matrix) or "stabilised" (Runge-Kutta-Chebyshev). Default: explicit, then a stiff one if needed; the status
+            of the result names the methods used.
+        max_steps: Maximum number of steps of one method. By default the explicit method is left after 2,000.
+        snapshots: Output times at which embeddings are stored, in addition to the last one, from which the run can be
+            continued. Default: all if they fit into 64 MiB, else an even selection.
         observables: Names recorded at every output time; see `fs.observables.names()`.
-        precision: "float32" is faster on short horizons; it is refused beyond t1 = 1e6.
-        devices: For many pairs (see `GradientFlow.is_tiled`), the number of JAX devices, or the devices, among which
-            the pairs are divided; it must divide their number. Default: one.
-        throw: Whether to raise `SimulationStopped` unless every output time was covered; otherwise the result holds
-            the part before.
+        precision: "float64" or "float32". The latter is faster on short horizons; `rtol` is then at least 1e-5, `atol`
+            at least 1e-7, and times beyond 1e6 are refused.
+        devices: JAX devices that share the pairs, or their number, which must divide the number of pairs. Only for many
+            pairs, see `GradientFlow.is_tiled`. Default: one device.
+        throw: Whether to raise `SimulationStopped` if an output time was not reached. If False, the result holds the
+            part before.
 
     Returns:
         Observables over flow time, snapshots of the embeddings, and how the run ended.
 
     Raises:
-        FlowsimError: For bad input, before anything is computed.
-        SimulationStopped: If the run ended before the last output time, and `throw`.
+        FlowsimError: If the input is invalid; nothing is computed then.
+        SimulationStopped: If the run ended before the last output time and `throw` is True.
 
     Examples:
         >>> import flowsim as fs
@@ -139,9 +142,19 @@ def simulate(
 
 
 def load(path: str | os.PathLike[str]) -> Result:
-    """Read a result written by `Result.save`; `at(t)` works on it as before."""
+    """Read a result from a file.
+
+    Args:
+        path: A netCDF file (.nc) written by `Result.save`.
+
+    Returns:
+        The result. If it is a simulation of the flow, `at(t)` integrates between its snapshots as before.
+
+    Raises:
+        FlowsimError: If the file is missing, damaged, not a flowsim result, or written by a newer flowsim.
+    """
     result = load_result(path)
-    # Between the snapshots of optimizers' steps and of training nothing can be integrated.
+    # Steps of an optimizer and training cannot be integrated between snapshots.
     if isinstance(result, Simulation) and "optimizer" not in result.config["options"]:
         return dataclasses.replace(result, resolve=_resolve)
     return result
@@ -162,7 +175,7 @@ def _snapshot_times(ts: np.ndarray, snapshots: ArrayLike | None, state: State) -
 
 
 def _resolve(result: Simulation, t: float) -> Simulation:
-    """Integrate from the last snapshot before t to t, with the settings of the run."""
+    """Integrate from the last snapshot before t up to t, with the settings of the run."""
     index = int(np.searchsorted(result.snapshot_time, t)) - 1
     keep = slice(0, index + 1)
     head = dataclasses.replace(

@@ -1,8 +1,8 @@
-"""A solve as a chain of segments: which one comes next, and what to make of what came out.
+"""A solve as a chain of segments.
 
-`Trajectory` is the state machine around a segment: it says which segment comes next (`request`) and takes in what came
-out (`absorb`). Segments end at a change of method, at a clamp of the temperature, at a redraw of masks or targets, or
-with the run. `simulate` drives one trajectory; `sweep` drives many, with their segments batched into one call.
+`Trajectory` is the state machine around the segments: `request` returns the next one, and `absorb` takes its output.
+Segments end at a change of method, at a clamp of the temperature, at a redraw of masks or targets, or with the run.
+`simulate` drives one trajectory; `sweep` drives many and batches their segments into one call.
 """
 
 import dataclasses
@@ -29,31 +29,31 @@ from flowsim.records.status import Status
 EXPLICIT_BUDGET = 2000
 #: Up to this many unknowns the stiff method is implicit with a dense Jacobian.
 DENSE_UNKNOWNS = 200
-#: Where the stabilised method runs out of evaluations, the implicit takes over: dense up to this many unknowns.
+#: If the stabilised method runs out of steps, an implicit one takes over: dense up to this many unknowns.
 _DENSE_LAST_RESORT = 2500
-#: A stiff segment spans this factor of time; its tolerance never asks for less than rounding noise.
+#: A stiff segment spans at most this factor of time.
 _STIFF_SPAN = 30.0
-#: Where rounding noise would exceed this in the state, the solve ends.
+#: The solve ends where rounding noise in the state would exceed this.
 _NOISE_LIMIT = 1e-4
-#: Directions in which the linearised flow is looked at, and numbers that may be kept for them.
+#: Krylov directions of the linearised flow, and the most numbers that may be stored for them.
 _DIRECTIONS, _MOST_NUMBERS = 60, 2**22
-#: A perturbation of this many machine epsilons is one, and not rounding.
+#: A perturbation counts as real, not as rounding, above this many machine epsilons.
 _PERTURBED = 64.0
 #: A growing perturbation is hidden from the error control below this size.
 _SEEN = 1e-6
 
 
 def ending(exits: Collection[str]) -> Status:
-    """The status of a run that left the domain of its geometry or policy, by the names of what reached 0."""
+    """The status of a run that left the domain of its geometry or policy, from the names of its exits."""
     known = {status.name: status for status in (Status.GAMMA_ONE, Status.TEMPERATURE_INFINITE, Status.OUTPUT_ZERO)}
     return next((status for name, status in known.items() if name.lower() in exits), Status.LEFT_DOMAIN)
 
 
 class Trajectory:
-    """One solve on its way: `request` the next segment, run it, `absorb` what came out, until `status` is set.
+    """One solve in progress: `request` the next segment, run it, `absorb` its output, until `status` is set.
 
-    `most_steps`: steps of the explicit method after which a segment ends in any case, so that runs that are solved
-    side by side wait for each other no longer than that.
+    `most_steps`: steps of the explicit method after which a segment ends in any case, so that runs in a batch do not
+    wait long for each other.
     """
 
     clock = FLOW_TIME
@@ -79,7 +79,7 @@ class Trajectory:
         self._method: str = options.method or "explicit"
         self._most_steps, self._explicit_steps = most_steps, 0
         self._stiff = "implicit" if self.size <= DENSE_UNKNOWNS else "stabilised"
-        # Observables are computed afterwards where every state is kept: that compiles in half the time.
+        # If every state is kept, observables are computed afterwards, which compiles in half the time.
         self._streamed = options.observables if len(kept) < len(ts) else ()
         self._seen, self._kept = np.zeros(len(ts), bool), np.zeros(len(kept), bool)
         self._pinned = _initially_pinned(flow, state, t0, horizon)
@@ -91,13 +91,13 @@ class Trajectory:
 
     @property
     def label(self) -> str:
-        """The methods used, in words."""
+        """Names of the methods used."""
         return ", then ".join(self._labels)
 
     def request(self) -> tuple[Task, SegmentSpec] | None:
-        """The next segment, or None if there is none (and `status` is set)."""
+        """The next segment, or None at the end, when `status` is set."""
         while self.status is None and (found := self._next()) is None:
-            pass  # a rest was held to the next redraw
+            pass  # a state at rest was held until the next redraw
         return None if self.status is not None else found  # pyright: ignore
 
     def _next(self) -> tuple[Task, SegmentSpec] | None:
@@ -110,7 +110,7 @@ class Trajectory:
                 self.state = _redrawn(self.flow, self.state, options.seed, self._drawn)
             span = min(span, (self._drawn + 1) * self._redraw)
         if self._method != "explicit":
-            # With a margin for the implicit solves.
+            # With a safety margin for the implicit solves.
             rate = 10 * self._noise
             wanted, span = span, min(span, max(1.0, _STIFF_SPAN * t))
             span = min(span, max(_NOISE_LIMIT, options.rtol) / max(rate, 1e-300))
@@ -121,7 +121,7 @@ class Trajectory:
             noise = rate * span
             growth = self._hidden_growth(span)
             if growth > 0:
-                # An implicit method would step over what grows from below the tolerance, and damp it.
+                # An implicit method would step over a perturbation below the tolerance and damp it.
                 span = min(span, t + 10 / growth)
                 longest = 0.25 / (growth * (1 + span))
         self._end = span
@@ -147,7 +147,7 @@ class Trajectory:
         return EXPLICIT_BUDGET if self.options.method is None else self.options.max_steps
 
     def absorb(self, out: Segment) -> None:
-        """Take in what the requested segment returned (NumPy leaves)."""
+        """Process the output of the requested segment (NumPy leaves)."""
         occurred = {k for k, v in out.events.items() if bool(v)}
         self._record(out)
         spent = int(out.accepted) + int(out.rejected)
@@ -171,7 +171,7 @@ class Trajectory:
         elif finished:
             self._explicit_steps = 0
         elif self._method == "explicit" and spent > 0 and self._explicit_steps < self._explicit_budget:
-            pass  # yielded to the other runs of the batch
+            pass  # ended early for the other runs of the batch
         elif free and self._method == "explicit":
             self._method = self._stiff
         elif free and self._method == "stabilised":
@@ -203,32 +203,32 @@ class Trajectory:
             self._labels.append(f"{label} from t = {self.t:.3g}" if self._labels else label)
 
     def _hidden_growth(self, span: float) -> float:
-        """Rate of a perturbation that grows, but is too small for the error control to see; else 0."""
+        """Rate of a growing perturbation that is too small for the error control to see; else 0."""
         outlook, _ = self._look_ahead(span - self.t)
         hidden = _PERTURBED * np.finfo(self.options.dtype).eps < outlook.amplitude < _SEEN
         return outlook.growth if hidden else 0.0
 
     def _look_ahead(self, remaining: float) -> tuple[Outlook, float]:
-        """The outlook at the present state, and d ln γ/dt where γ goes its own way (0 elsewhere)."""
+        """The outlook at the current state, and d ln γ/dt if γ is treated separately, else 0."""
         task, with_gamma = self._task(self._end, 1.0, 1.0), True
         log_gamma = self.flow.geometry.log_gamma(self.state.unknowns.position)
         if log_gamma is not None:
             with_gamma = bool((self.state.constants.sign != 0) & (log_gamma > GONE))
         size = self.size - (not with_gamma)
         directions = min(size, _DIRECTIONS, _MOST_NUMBERS // max(size, 1))
-        # In double precision also where the run is in single: what is asked for is the distance from rest.
+        # In double precision even for runs in single, because the distance from rest is small.
         with jax.enable_x64(True):
             flow, task = to_device((self.flow, task), np.float64)
             found = to_numpy(linearised(flow, task, with_gamma, directions))
         return outlook_of(found, remaining), float(found["rate"])
 
     def _settle(self, otherwise: Status | None) -> None:
-        """At what seems a rest: hold it, or go on. `otherwise`: the status where it is none; None to go on."""
+        """At an apparent rest: hold the state, or continue with `otherwise` as the status (None: integrate on)."""
         remaining = self._end - self.t if self._redraw is not None else float(self.ts[-1]) - self.t
         outlook, rate = self._look_ahead(remaining)
         options, eps = self.options, np.finfo(self.options.dtype).eps
         sign = float(getattr(self.state.constants, "sign", 1.0))
-        # A height of exactly 0 stays, but the smallest other one would grow.
+        # A height of exactly 0 stays 0, but any other would grow.
         growth, amplitude = max((outlook.growth, outlook.amplitude), (rate if sign == 0 else 0.0, 0.0))
         matters = growth * remaining + np.log(max(amplitude, eps)) > np.log(options.rtol)
         if matters and amplitude > _PERTURBED * eps:
@@ -243,7 +243,7 @@ class Trajectory:
         self._rest_after = rest_after
 
     def _hold(self, status: Status, growth: float, rate: float) -> None:
-        """Fill the slots after a rest; at rest under these masks or targets is not at rest under the next ones."""
+        """Fill the slots after a rest, up to the next redraw of masks or targets, which may end the rest."""
         begin, end = self.t, self._end if self._redraw is not None else float(self.ts[-1])
         slots, kept = ~self._seen & (self.ts <= end), ~self._kept & (self.kept <= end)
         for into, value in zip(jax.tree.leaves(self.states), jax.tree.leaves(self.state.unknowns), strict=True):
@@ -255,7 +255,7 @@ class Trajectory:
             for name, value in to_numpy(observe(self.flow, seen, self._streamed)).items():
                 self.series[name][slots] = value[0]
         if abs(rate) * (end - begin) > self.options.rtol:
-            # With everything else at rest, ln γ falls at a constant rate. That is no rest, but all there is to solve.
+            # With everything else at rest, ln γ changes at a constant rate, which needs no further integration.
             status = Status.COMPLETED
             self.states.position.log_gamma[kept] += rate * (self.kept[kept] - begin)
             if "log_gamma" in self.series:
@@ -278,14 +278,14 @@ class Trajectory:
             self.status = Status.COMPLETED if end == self.ts[-1] else None
 
     def seen(self) -> SavedStates | None:
-        """The states to observe after the solve; None where observables were streamed, or nothing was reached."""
+        """The states to observe after the solve; None if observables were streamed or no output was reached."""
         if self._streamed or self.states is None:
             return None
         dtype = self.options.dtype
         return SavedStates(self.ts.astype(dtype), self.states, self.state, np.asarray(self.horizon, dtype))
 
     def fill(self, observed: dict[str, Any]) -> None:
-        """Take in the observables of `seen`."""
+        """Store the observables of `seen`."""
         self.series = {name: np.where(self.reached, np.asarray(x), np.nan) for name, x in observed.items()}
 
     @property
@@ -295,7 +295,7 @@ class Trajectory:
 
 
 def final_status(status: Status | None, reached: np.ndarray) -> Status:
-    """The status of a finished run: one that says that all output times hold values is checked."""
+    """The status of a finished run; checks that all output times hold values if it claims so."""
     assert status is not None
     return Status.INCOMPLETE if status.covered and not reached.all() else status
 
@@ -326,7 +326,7 @@ def _initially_pinned(flow: GradientFlow, state: State, t0: float, horizon: floa
 
 
 def _toggle(flow: GradientFlow, state: State, pinned: int) -> tuple[State, int]:
-    """Reaching a bound pins ν exactly there; an inward velocity sets it free again."""
+    """Pin ν exactly at the bound that it reached, or release it when its velocity points inwards."""
     if pinned:
         return state, 0
     low, high = flow.schedule.temperature.bounds()  # pyright: ignore[reportGeneralTypeIssues]

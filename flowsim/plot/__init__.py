@@ -1,11 +1,11 @@
-"""Figures of results: every function takes a result (or arrays) and `ax=None`, and returns Axes.
+"""Figures of results. Most functions take a result or arrays, draw on `ax` or a new figure, and return the axes.
 
     fs.plot.overview(result)
     fs.plot.gap(result, ax=axes[0])
 
-Nothing here shows a figure or changes matplotlib's settings. `paper_style()` is the style of the figures
-that `flowsim reproduce` writes; use it as a context where you want it. The colours are those of Okabe and Ito,
-which remain distinct under colour blindness.
+No function shows a figure or changes matplotlib's settings. The context manager `paper_style()` sets the style of the
+figures that `flowsim reproduce` writes. The colours are those of Okabe and Ito, which remain distinct under colour
+blindness.
 """
 
 from flowsim.plot.embeddings import clouds, similarity, sphere

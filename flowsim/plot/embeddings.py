@@ -1,4 +1,4 @@
-"""Rows of both modalities: on the sphere, as similarities, and on their principal components."""
+"""Embeddings of both modalities: on the sphere, as similarities, and on their principal components."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from flowsim.records.result import Snapshot
 
 
 def sphere(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Axes:
-    """Rows on the unit sphere in three dimensions: image and text points, each pair joined by a line.
+    """Draw rows on the unit sphere in three dimensions, with a line between the image and text of each pair.
 
-    What lies behind the centre is drawn fainter.
+    Points at the back are drawn fainter.
 
     Args:
-        embeddings: a snapshot, or arrays (image, text) of shape (n, 3) each.
-        ax: where to draw, with `projection="3d"`; default a new figure.
+        embeddings: A snapshot, or arrays (image, text) of shape (n, 3) each.
+        ax: Axes to draw on, with `projection="3d"`. Default: a new figure.
 
     Returns:
         The axes.
 
     Raises:
-        FlowsimError: for rows that are not three-dimensional, or axes that are not.
+        FlowsimError: If the rows or the axes are not three-dimensional.
     """
     image, text = _rows(embeddings)
     if image.shape[1:] != (3,) or text.shape[1:] != (3,):
@@ -44,7 +44,7 @@ def sphere(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Ax
         ax = plt.figure().add_subplot(projection="3d")
     if not isinstance(ax, Axes3D):
         raise FlowsimError('Spheres need three-dimensional axes. Use fig.add_subplot(projection="3d").')
-    # The order of drawing is by depth along the line of sight, which matplotlib would guess per artist.
+    # Draw in the order of depth along the line of sight, which matplotlib only estimates per artist.
     ax.computed_zorder = False
     ax.view_init(elev=18, azim=-60)
     ax.set_proj_type("ortho")
@@ -72,17 +72,17 @@ def sphere(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Ax
 
 
 def similarity(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Axes:
-    """The cosines between all image and text rows; true pairs lie on the diagonal.
+    """Draw the cosines between all image and text rows; true pairs lie on the diagonal.
 
     Args:
-        embeddings: a snapshot, or arrays (image, text) of shape (n, d) each.
-        ax: where to draw; default a new figure.
+        embeddings: A snapshot, or arrays (image, text) of shape (n, d) each.
+        ax: Axes to draw on. Default: a new figure.
 
     Returns:
         The axes.
 
     Raises:
-        FlowsimError: for what holds no rows, or unequal shapes.
+        FlowsimError: If the snapshot holds no rows, or the arrays have different shapes.
     """
     cosines = _cosines(embeddings)
     ax = _axes(ax)
@@ -96,14 +96,17 @@ def similarity(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -
 
 
 def clouds(image: np.ndarray, text: np.ndarray) -> Figure:
-    """Both modalities on the first two principal components (PC) of their union, and the margins of the pairs.
+    """Draw both modalities on the first two principal components (PC) of their union, and a histogram of the margins.
 
     Args:
-        image: unit rows of shape (n, d).
-        text: the unit rows of their texts, of shape (n, d).
+        image: Unit rows of the images, (n, d).
+        text: Unit rows of their texts, (n, d).
 
     Returns:
         A figure with two panels.
+
+    Raises:
+        FlowsimError: As for `fs.observables.margin`.
     """
     margins = observables.pair_margins(image, text)
     both = np.concatenate([image, text])
@@ -133,17 +136,17 @@ def clouds(image: np.ndarray, text: np.ndarray) -> Figure:
 
 
 def _cosines(embeddings: Snapshot | tuple[Any, Any]) -> np.ndarray:
-    """The cosines (n, n) between image and text rows."""
+    """Cosines between image and text rows, (n, n)."""
     image, text = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in _rows(embeddings))
     return image @ text.T
 
 
 def _rows(embeddings: Snapshot | tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Image and text rows (n, d) of a snapshot or a pair of arrays."""
+    """Image and text rows, (n, d) each, of a snapshot or a pair of arrays."""
     if isinstance(embeddings, Snapshot):
         image, text = embeddings.image, embeddings.text
         if image is None or text is None:
-            raise FlowsimError("This snapshot holds only similarities, not rows. Start from rows.")
+            raise FlowsimError("This snapshot holds only similarities, not rows. Use a run that starts from rows.")
     else:
         pair = isinstance(embeddings, (tuple, list)) and len(embeddings) == 2
         given = type(embeddings).__name__
@@ -159,12 +162,12 @@ def _rows(embeddings: Snapshot | tuple[Any, Any]) -> tuple[np.ndarray, np.ndarra
 
 
 def _nearness(depth: float) -> float:
-    """Of a point on the sphere, 0 at the back and 1 in front."""
+    """0 for a point at the back of the sphere, 1 for one in front."""
     return float(np.clip((depth + 1) / 2, 0.0, 1.0))
 
 
 def _faded(colour: str, strength: float) -> tuple[float, float, float]:
-    """The colour mixed with white: unlike transparency it hides what lies behind."""
+    """The colour mixed with white, which unlike transparency hides points behind."""
     red, green, blue, _ = to_rgba(colour)
     return (
         1 - strength * (1 - red),
@@ -174,7 +177,7 @@ def _faded(colour: str, strength: float) -> tuple[float, float, float]:
 
 
 def _wireframe(ax: Axes3D, sight: np.ndarray) -> None:
-    """Meridians and parallels, the half behind fainter."""
+    """Meridians and parallels, fainter at the back."""
     angle = np.linspace(0, 2 * np.pi, 121)
     curves = []
     for z in np.sin(np.deg2rad([-60, -30, 0, 30, 60])):
@@ -182,7 +185,7 @@ def _wireframe(ax: Axes3D, sight: np.ndarray) -> None:
         curves.append((radius * np.cos(angle), radius * np.sin(angle), np.full_like(angle, z)))
     for phi in np.deg2rad(np.arange(0, 180, 30)):
         curves.append((np.cos(angle) * np.cos(phi), np.cos(angle) * np.sin(phi), np.sin(angle)))
-    # The outline, as seen.
+    # The outline as seen from the viewpoint.
     across = np.linalg.svd(sight[None])[2][1:]
     outline = np.cos(angle)[:, None] * across[0] + np.sin(angle)[:, None] * across[1]
     for x, y, z in curves:

@@ -22,11 +22,11 @@ from flowsim.plot.series import gap, temperature
 from flowsim.plot.style import COLOURS, PAGE, _check_result, paper_style, time_text
 from flowsim.records.result import Result
 
-#: Frames are for screens.
+#: Resolution of frames, enough for screens.
 _FILM_DPI = 120
-#: MiB of frames in an .html; matplotlib leaves out, without an error, what exceeds it.
+#: Limit of matplotlib for frames in an .html, in MiB; it drops frames beyond it without an error.
 _HTML_MIB = 1024.0
-#: Signs for matplotlib's buttons, whose own come with a font from the network.
+#: Symbols for matplotlib's buttons, because its own need a font from the network.
 _BUTTONS = {
     "minus": "\\2212", "plus": "+",
     "pause": "\\275A\\275A", "play": "\\25B6\\FE0E", "flip-horizontal": "\\25C0\\FE0E",
@@ -36,22 +36,22 @@ _BUTTONS = {
 
 
 def animate(result: Result, path: str, fps: int = 20, frames: int | None = None) -> Path:
-    """Film of a run: gap and temperature as they grow, and the embeddings, one frame for each stored snapshot.
+    """Write a film of a run: gap, temperature and embeddings, one frame for each stored snapshot.
 
-    In three dimensions the embeddings are on the sphere, else the matrix of similarities is shown. The file carries a
-    stamp with the settings of the run (.gif), and needs no network (.html).
+    Embeddings in three dimensions are drawn on the sphere, others as a matrix of similarities. A .gif carries the
+    settings of the run as a comment; an .html needs no network.
 
     Args:
-        result: a run with at least two snapshots: simulate with `snapshots=np.geomspace(...)`.
-        path: the film: .gif, .html (with a player), or .mp4 (needs ffmpeg). Written atomically.
-        fps: frames per second.
-        frames: the largest number of frames, of snapshots evenly spread; default all.
+        result: A run with at least two snapshots, see `snapshots` of `fs.simulate`.
+        path: File to write, atomically: .gif, .html (with a player) or .mp4 (needs ffmpeg).
+        fps: Frames per second.
+        frames: Largest number of frames, from evenly spread snapshots. Default: all snapshots.
 
     Returns:
         The path.
 
     Raises:
-        FlowsimError: for another ending, or a result with fewer than two snapshots.
+        FlowsimError: If the path has another ending, or the result has fewer than two snapshots.
     """
     kind = film_kind(path)
     _check_result(result)
@@ -74,7 +74,7 @@ def animate(result: Result, path: str, fps: int = 20, frames: int | None = None)
         writer = _Gif(fps, stamp) if kind == "gif" else animation.FFMpegWriter(fps)
 
         def write(temporary: str) -> None:
-            # The writers choose the format by the ending.
+            # The writers choose the format by the file's ending.
             named = f"{temporary}.{kind}"
             film.save(named, writer=writer)
             os.replace(named, temporary)
@@ -83,19 +83,22 @@ def animate(result: Result, path: str, fps: int = 20, frames: int | None = None)
 
 
 def film_kind(path: str) -> str:
-    """The kind of a film by its path.
+    """The format of a film, from its path.
 
     Args:
-        path: of the film.
+        path: Path of the film.
 
     Returns:
         "gif", "html" or "mp4".
 
     Raises:
-        FlowsimError: for another ending, or .mp4 without ffmpeg.
+        FlowsimError: If the path has another ending, or ends in .mp4 and ffmpeg is not installed.
     """
     kind = path.rpartition(".")[2].lower()
-    check(kind in ("gif", "html", "mp4"), f"A film cannot be written as {path!r}. Use a name in .gif, .html or .mp4.")
+    check(
+        kind in ("gif", "html", "mp4"),
+        f"A film cannot be written as {path!r}. Use a name that ends in .gif, .html or .mp4.",
+    )
     check(
         kind != "mp4" or animation.FFMpegWriter.isAvailable(),
         "An .mp4 needs ffmpeg, which is not installed. Use .gif or .html.",
@@ -104,7 +107,7 @@ def film_kind(path: str) -> str:
 
 
 def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], list[Any]]]:
-    """The figure of a film, and what draws frame k of it, at `times[k]`."""
+    """The figure of a film, and the function that draws frame k, at `times[k]`."""
     snapshots = [result.at(float(t)) for t in times]
     figure = Figure(figsize=(PAGE, 2.8), layout="constrained")
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.1))
@@ -117,7 +120,7 @@ def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], li
         (dot,) = ax.plot([], [], "o", ms=5, color=COLOURS["black"], clip_on=False)
         dots.append((dot, name))
     flat = _rows(snapshots[0])[0].shape[1] != 3
-    # A fixed place: the best one would move with the dot.
+    # A fixed place, because the best one would move with the dot.
     _explain(left, not flat, "lower left")
     right = figure.add_subplot(grid[2], projection=None if flat else "3d")
     if flat:
@@ -136,7 +139,7 @@ def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], li
         right.set_title(f"$t$ = {time_text(snapshot.time)}", loc="center")
         return []
 
-    # Laid out once: frames differ only where something moves.
+    # Laid out once, so that nothing else moves between frames.
     show(len(times) - 1)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -144,7 +147,7 @@ def _film(result: Result, times: np.ndarray) -> tuple[Figure, Callable[[int], li
 
 
 class _Gif(animation.PillowWriter):
-    """Frames as a .gif with a comment."""
+    """Writes frames as a .gif with a comment."""
 
     def __init__(self, fps: int, comment: str) -> None:
         super().__init__(fps)
@@ -159,7 +162,7 @@ class _Gif(animation.PillowWriter):
 
 
 def _offline(page: str) -> str:
-    """matplotlib's player without the style sheet that it would fetch."""
+    """matplotlib's player without the style sheet that it would load from the network."""
     signs = "".join(f'.fa-{name}::before {{content: "{sign}"}}\n' for name, sign in _BUTTONS.items())
     page = re.sub(r"<link\b[^>]*>", "", page)
     return f"<meta charset='utf-8'>\n<style>\n.anim-buttons i {{font-style: normal}}\n{signs}</style>\n{page}"

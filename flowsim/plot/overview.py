@@ -19,17 +19,17 @@ from flowsim.records.result import Result, Snapshot
 
 
 def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
-    """Gap, temperature, loss and margin against time; for rows in three dimensions also up to six spheres.
+    """Draw gap, temperature, loss and margin over time, and up to six spheres if the rows have three dimensions.
 
     Args:
-        result: a run.
-        ax: four axes for the time series; then no spheres are drawn. Default a new figure.
+        result: A run.
+        ax: Axes for the time series, one per recorded quantity; no spheres are drawn then. Default: a new figure.
 
     Returns:
         The axes, time series first.
 
     Raises:
-        FlowsimError: for what is no result, or too few axes.
+        FlowsimError: If `result` is not a result, or there are too few axes.
 
     Examples:
         >>> import flowsim as fs
@@ -44,7 +44,7 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
     if ax is not None:
         check(
             not isinstance(ax, Axes) and all(isinstance(panel, Axes) for panel in np.ravel(np.asarray(ax, object))),
-            f"The overview draws {len(names)} panels. Give a list of as many Axes, e.g. "
+            f"The overview draws {len(names)} panels. Give a list of {len(names)} Axes, e.g. "
             "plt.subplots(2, 2)[1].ravel(), or none.",
         )
         ax = list(np.ravel(np.asarray(ax, object)))
@@ -77,7 +77,7 @@ def overview(result: Result, ax: Sequence[Axes] | None = None) -> list[Axes]:
 
 
 def _explain(ax: Axes, spheres: bool, loc: Any = "best") -> None:
-    """What the shading means, and below the figure the signs on the spheres."""
+    """Explain the shading, and below the figure the markers on the spheres."""
     if ax.patches:
         ax.legend([ax.patches[0]], ["all pairs matched"], loc=loc, frameon=True, facecolor="white", edgecolor="none")
     figure = ax.get_figure(root=True)
@@ -92,7 +92,7 @@ def _explain(ax: Axes, spheres: bool, loc: Any = "best") -> None:
 
 
 def _shown_snapshots(result: Result) -> list[Snapshot]:
-    """Up to six stored snapshots, evenly spread in logarithmic time, if their rows have three dimensions."""
+    """Up to six stored snapshots, spread over the stored times, if their rows have three dimensions."""
     times = result.snapshot_time
     if not len(times):
         return []
@@ -101,7 +101,7 @@ def _shown_snapshots(result: Result) -> list[Snapshot]:
         return []
     gaps = result.series.get("modality_gap", np.zeros(len(result.time)))[np.isin(result.time, times)]
     steps = np.abs(np.diff(gaps)) if gaps.size == len(times) and np.isfinite(gaps).all() else np.zeros(0)
-    # As many where the gap moves as where it rests.
+    # Half of them follow the movement of the gap, half the stored times.
     moved = np.concatenate([[0.0], np.cumsum(steps)]) if steps.sum() > 0 else np.zeros(len(times))
     measure = moved / max(moved[-1], 1e-300) + np.linspace(0, 1, len(times))
     wanted = np.linspace(0, measure[-1], 6)

@@ -1,4 +1,4 @@
-"""Phase diagrams: a swept quantity over two of its parameters."""
+"""Phase diagrams: a swept quantity over two parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-#: Black lines and letters that can be read on any colour.
+#: A white outline, so that black lines and letters are readable on any colour.
 _HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.6, foreground="white")]
 
 
@@ -34,26 +34,27 @@ def phase_diagram(
     contours: Mapping[str, Any] | None = None,
     **colours: Any,
 ) -> Axes:
-    """A swept quantity over two of its parameters, one cell per point; lines of equal value and a predicted line.
+    """Draw a swept quantity over two parameters, one cell per point, with contours and a predicted boundary.
 
     Args:
-        field: a variable of a sweep, e.g. `runs["modality_gap"].isel(time=-1)`; other dimensions are averaged.
-        x: the dimension of the horizontal axis, logarithmic where its values are spaced so. For a sweep over one
-            parameter use "time" as the other; without t = 0 (`.isel(time=slice(1, None))`) its axis is logarithmic.
-        y: the dimension of the vertical axis, likewise.
-        ax: where to draw; default a new figure.
-        boundary: a predicted line: y for each value of x, in order or as a DataArray over x, or a function of x.
-        colourbar: whether to draw one.
-        levels: values whose lines are drawn, on a spline through the cells.
-        contours: options of `Axes.contour` for these lines.
-        **colours: options of `Axes.pcolormesh` (`cmap`, `vmin`, `vmax`).
+        field: A variable of a sweep, e.g. `runs["modality_gap"].isel(time=-1)`; other dimensions are averaged.
+        x: Dimension of the horizontal axis, which is logarithmic if the values are spaced geometrically. For a sweep
+            over one parameter use "time" as the other dimension; without t = 0 (`.isel(time=slice(1, None))`) its axis
+            is logarithmic.
+        y: Dimension of the vertical axis, likewise.
+        ax: Axes to draw on. Default: a new figure.
+        boundary: A predicted line: one y for each value of x, a DataArray over x, or a function of x.
+        colourbar: Whether to draw a colour bar.
+        levels: Values at which contours are drawn, from a spline through the cells.
+        contours: Options of `Axes.contour` for the contours.
+        **colours: Options of `Axes.pcolormesh` (`cmap`, `vmin`, `vmax`).
 
     Returns:
         The axes; the mesh is `ax.collections[0]`.
 
     Raises:
-        FlowsimError: for what is no variable of a sweep, dimensions that it does not have or that hold names instead
-            of numbers, and a boundary that does not belong to x.
+        FlowsimError: If `field` is not a variable of a sweep, a dimension is missing or does not hold numbers, or the
+            boundary does not fit x.
 
     Examples:
         >>> import flowsim as fs
@@ -77,7 +78,7 @@ def phase_diagram(
             raise unknown_name("dimension", name, [str(d) for d in field.dims])
         check(
             field[name].dtype.kind in "fiu",
-            f"Dimension {name!r} holds names, which have no place on an axis. Give one that holds numbers.",
+            f"Dimension {name!r} does not hold numbers. Give one that does.",
         )
     check(x != y, f"Both axes are {x!r}. Give two dimensions of {', '.join(repr(str(d)) for d in field.dims)}.")
     ax = _axes(ax)
@@ -118,10 +119,10 @@ def _boundary(boundary: Any, x: str, across: np.ndarray) -> tuple[np.ndarray, np
     dims = getattr(predicted, "dims", None)  # of a DataArray
     check(
         dims is None or dims == (x,),
-        f"The boundary lies over {', '.join(map(repr, dims or ()))}, but must give y over {x!r}. "
+        f"The boundary is a function of {', '.join(map(repr, dims or ()))}, but must give y over {x!r}. "
         "Exchange x and y, or give one value for each x.",
     )
-    # Labelled values know their places, which need not be those of the cells.
+    # A DataArray may have other x values than the cells.
     at = across if dims is None or x not in predicted.coords else np.asarray(predicted[x], float)
     values = np.asarray(predicted, float)
     check(
@@ -132,7 +133,7 @@ def _boundary(boundary: Any, x: str, across: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _is_geometric(values: np.ndarray) -> bool:
-    """Whether neighbours have the same ratio, rather than the same difference."""
+    """Whether the values are spaced geometrically rather than evenly."""
     if len(values) < 2 or (values <= 0).any():
         return False
     steps, factors = np.diff(values), np.diff(np.log(values))
@@ -142,7 +143,7 @@ def _is_geometric(values: np.ndarray) -> bool:
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Edges of cells around the values, halfway in between on their axis."""
+    """Edges of cells around the values, halfway between them on their axis."""
     at = _place(values)
     if len(at) == 1:
         return values + np.array([-0.5, 0.5])
@@ -152,10 +153,10 @@ def _edges(values: np.ndarray) -> np.ndarray:
 
 
 def _place(values: np.ndarray) -> np.ndarray:
-    """Values as places on their axis: their logarithms, where the axis is logarithmic."""
+    """Positions of the values on their axis: logarithms if the axis is logarithmic."""
     return np.log(values) if _is_geometric(values) else values
 
 
 def _finely(values: np.ndarray) -> np.ndarray:
-    """121 values over the same range, spaced alike."""
+    """121 values over the same range, with the same spacing."""
     return (np.geomspace if _is_geometric(values) else np.linspace)(values[0], values[-1], 121)

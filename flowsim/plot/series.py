@@ -1,4 +1,4 @@
-"""Recorded quantities against flow time, and against one another."""
+"""Recorded observables over flow time and against each other."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from flowsim.records.result import Result
 
 
 def series(result: Result, name: str, ax: Axes | None = None, **line: Any) -> Axes:
-    """One recorded observable against flow time, which is logarithmic; shaded where the pairs are matched.
+    """Draw a recorded observable over logarithmic time; times at which all pairs are matched are shaded.
 
-    Losses are drawn on a logarithmic axis too. Several results may be drawn on the same axes; only the first is shaded.
+    The axis of a loss is logarithmic if it varies by more than a factor of 30. Several results may be drawn on the same
+    axes; only the first one is shaded.
 
     Args:
-        result: a run.
-        name: of the observable.
-        ax: where to draw; default a new figure.
-        **line: options of `Axes.plot` (`label`, `color`, ...).
+        result: A run.
+        name: Name of the observable.
+        ax: Axes to draw on. Default: a new figure.
+        **line: Options of `Axes.plot` (`label`, `color`, ...).
 
     Returns:
         The axes.
 
     Raises:
-        FlowsimError: if `name` was not recorded.
+        FlowsimError: If `name` was not recorded.
     """
     _check_recorded(result, name)
     ax = _axes(ax)
@@ -42,7 +43,7 @@ def series(result: Result, name: str, ax: Axes | None = None, **line: Any) -> Ax
     ax.set_xscale("log", nonpositive="clip")
     positive = time[time > 0]
     if positive.size > 1:
-        # Lines that are there already stay inside.
+        # Keep earlier lines inside.
         ends = [positive[0], positive[-1], *([] if alone else ax.get_xlim())]
         ax.set_xlim(min(ends), max(ends))
     finite = values[np.isfinite(values)]
@@ -54,18 +55,18 @@ def series(result: Result, name: str, ax: Axes | None = None, **line: Any) -> Ax
 
 
 def gap(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
-    """The modality gap against flow time.
+    """Draw the modality gap over time, on an axis that begins at 0; see `series`.
 
     Args:
-        result: a run.
-        ax: where to draw; default a new figure.
-        **line: options of `Axes.plot` (`label`, `color`, ...).
+        result: A run.
+        ax: Axes to draw on. Default: a new figure.
+        **line: Options of `Axes.plot` (`label`, `color`, ...).
 
     Returns:
         The axes.
 
     Raises:
-        FlowsimError: if the gap was not recorded.
+        FlowsimError: If the gap was not recorded.
 
     Examples:
         >>> import flowsim as fs
@@ -83,21 +84,21 @@ def gap(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
 
 
 def temperature(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
-    """The temperature against flow time.
+    """Draw the temperature over time; see `series`.
 
-    The axis is logarithmic if the temperatures on it differ by more than a factor of 30, else it begins at 0. Either
-    can be changed afterwards with `ax.set_yscale`.
+    The axis is logarithmic if the temperatures on it differ by more than a factor of 30, else it begins at 0. Change it
+    with `ax.set_yscale`.
 
     Args:
-        result: a run.
-        ax: where to draw; default a new figure.
-        **line: options of `Axes.plot` (`label`, `color`, ...).
+        result: A run.
+        ax: Axes to draw on. Default: a new figure.
+        **line: Options of `Axes.plot` (`label`, `color`, ...).
 
     Returns:
         The axes.
 
     Raises:
-        FlowsimError: if the temperature was not recorded.
+        FlowsimError: If the temperature was not recorded.
     """
     ax = series(result, "temperature", ax, **line)
     values = np.concatenate([np.ravel(np.asarray(drawn.get_ydata(), float)) for drawn in ax.lines])
@@ -109,9 +110,9 @@ def temperature(result: Result, ax: Axes | None = None, **line: Any) -> Axes:
 
 
 def _from_zero(ax: Axes) -> None:
-    """A linear vertical axis begins at 0, or below if a line goes there.
+    """Let a linear vertical axis begin at 0, or below if a line goes there.
 
-    The limits stay automatic: fixed ones would hide later lines, and a bottom of 0 has no place on a logarithmic axis.
+    The limits stay automatic: fixed ones would hide later lines, and a logarithmic axis cannot begin at 0.
     """
     for line in ax.lines:
         line.sticky_edges.y.append(0.0)
@@ -120,11 +121,11 @@ def _from_zero(ax: Axes) -> None:
 
 
 def shade_matched(result: Result, ax: Axes) -> Axes:
-    """Shade the times at which the margin is positive, where it was recorded.
+    """Shade the times at which the margin is positive, if it was recorded.
 
     Args:
-        result: a run.
-        ax: where to draw.
+        result: A run.
+        ax: Axes to draw on.
 
     Returns:
         The axes.
@@ -138,9 +139,9 @@ def shade_intervals(time: np.ndarray, inside: np.ndarray, ax: Axes) -> Axes:
     """Shade the intervals in which a condition holds.
 
     Args:
-        time: increasing times, of shape (time,).
-        inside: whether the condition holds, of shape (time,).
-        ax: where to draw.
+        time: Increasing times, (time,).
+        inside: Whether the condition holds, (time,).
+        ax: Axes to draw on.
 
     Returns:
         The axes.
@@ -152,23 +153,23 @@ def shade_intervals(time: np.ndarray, inside: np.ndarray, ax: Axes) -> Axes:
 
 
 def exponent(result: Result, name: str = "modality_gap", ax: Axes | None = None, *, law: float | None = None) -> Axes:
-    """The local power p(t) = −d ln Δ / d ln ln t of a recorded quantity, against flow time.
+    """Draw the local power p(t) = −d ln Δ / d ln ln t of an observable Δ over flow time.
 
-    A gap that closes like Δ ~ (ln t)^−p settles at p: 2s²/r for γ on parallel cones, s²/(rn) for rings on the sphere
-    (see `fs.theory.closing_exponent` and `sphere_exponent`), for learnable temperatures and late times. For "gamma" the
-    logarithm ln γ is taken, which does not underflow. Times up to t = e are left out.
+    For a gap that closes like Δ ~ (ln t)^−p it converges to p. With a learnable temperature and at late times, p is
+    2s²/r for γ on parallel cones and s²/(rn) for rings on the sphere (see `fs.theory.closing_exponent` and
+    `sphere_exponent`). "gamma" uses the recorded ln γ, which does not underflow. Times up to t = e are left out.
 
     Args:
-        result: a run.
-        name: of the observable.
-        ax: where to draw; default a new figure.
-        law: the limit to draw as a line.
+        result: A run.
+        name: Name of the observable.
+        ax: Axes to draw on. Default: a new figure.
+        law: Limit to draw as a horizontal line.
 
     Returns:
         The axes.
 
     Raises:
-        FlowsimError: if `name` was not recorded.
+        FlowsimError: If `name` was not recorded.
 
     Examples:
         >>> import flowsim as fs
@@ -182,7 +183,7 @@ def exponent(result: Result, name: str = "modality_gap", ax: Axes | None = None,
     values = np.log(np.abs(result.series[name])) if log is None else log
     ax = _axes(ax)
     speed = -theory.local_slope(values[late], np.log(result.time[late]))
-    # The ends are one-sided differences.
+    # Without the ends, which are one-sided differences.
     ax.plot(result.time[late][1:-1], speed[1:-1], color=_COLOUR_OF.get(name, COLOURS["black"]))
     if law is not None:
         ax.axhline(law, color=COLOURS["grey"], lw=0.8, ls=(0, (6, 3)), label=f"law: {law:.3g}")
@@ -194,25 +195,25 @@ def exponent(result: Result, name: str = "modality_gap", ax: Axes | None = None,
 def gap_against_retrieval(
     gap: ArrayLike, retrieval: ArrayLike, names: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """One point per run: its gap and its retrieval. From four points on the title gives Spearman's rank correlation.
+    """Draw one point per run, its gap and its retrieval; with four points or more the title gives Spearman's ρ.
 
     Args:
-        gap: of each run, of shape (runs,).
-        retrieval: recall of each run, as `fs.observables.retrieval` or a record has it, of shape (runs,).
-        names: written beside the points.
-        ax: where to draw; default a new figure.
+        gap: Gap of each run, (runs,).
+        retrieval: Recall of each run, from `fs.observables.retrieval` or a record, (runs,).
+        names: Labels next to the points, one per run. Default: none.
+        ax: Axes to draw on. Default: a new figure.
 
     Returns:
         The axes.
 
     Raises:
-        FlowsimError: for different numbers of values.
+        FlowsimError: If the numbers of values differ.
     """
     gap, retrieval = (np.asarray(values, float).ravel() for values in (gap, retrieval))
     check(
         len(gap) == len(retrieval) == len(gap if names is None else names),
         f"{len(gap)} gaps, {len(retrieval)} recalls and {len(gap if names is None else names)} names do not "
-        "belong together. Give one of each per run.",
+        "match. Give one of each per run.",
     )
     ax = _axes(ax)
     ax.plot(gap, retrieval, "o", color=COLOURS["blue"])

@@ -1,4 +1,4 @@
-"""Colours, sizes, labels and the style of figures; the axes that a drawing uses; writing a figure."""
+"""Colours, sizes, labels and style of figures, and writing figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flowsim.errors import unknown_name
 from flowsim.observables.table import entry
 from flowsim.records.result import Result
 
-#: The palette of Okabe and Ito (2008), by name.
+#: The palette of Okabe and Ito (2008) by name.
 COLOURS: dict[str, str] = {
     "black": "#000000",
     "orange": "#E69F00",
@@ -31,11 +31,11 @@ COLOURS: dict[str, str] = {
     "purple": "#CC79A7",
     "grey": "#8C8C8C",
 }
-#: Order in which curves take colours; yellow is left out, too light for lines.
+#: Colours of curves, in order; without yellow, which is too light for lines.
 CYCLE: tuple[str, ...] = tuple(COLOURS[k] for k in ("blue", "vermilion", "green", "purple", "orange", "sky", "black"))
 IMAGE_COLOUR = COLOURS["blue"]
 TEXT_COLOUR = COLOURS["vermilion"]
-#: Background where every pair is nearest in both directions.
+#: Background at times when all pairs are matched.
 MATCHED_COLOUR = "#DDEFE8"
 TIME_LABEL = r"flow time $t$"
 #: Widths of one and two columns of a paper, in inches.
@@ -81,7 +81,7 @@ _PAPER: dict[str, Any] = {
 
 @contextlib.contextmanager
 def paper_style() -> Iterator[None]:
-    """The style of the reproduced figures, for as long as the context lasts."""
+    """Context manager that sets the style of the reproduced figures."""
     with plt.rc_context():
         plt.rcdefaults()
         for key, value in _PAPER.items():
@@ -90,25 +90,25 @@ def paper_style() -> Iterator[None]:
 
 
 def label(name: str) -> str:
-    """The axis label of an observable, with its symbol; all are dimensionless.
+    """The axis label of an observable, with its symbol. All observables are dimensionless.
 
     Args:
-        name: of the observable, e.g. "modality_gap".
+        name: Name of the observable, e.g. "modality_gap".
 
     Returns:
-        The label; the name in words if the observable is unknown.
+        The label; for an unknown observable, the name with spaces.
     """
     return entry(name).label
 
 
 def time_text(t: float) -> str:
-    """A time for a title: 0, 2.3, or a power of ten.
+    """A time as text for a title, with powers of ten for large and small times.
 
     Args:
-        t: the time, 0 or more.
+        t: Time, 0 or more.
 
     Returns:
-        Text for matplotlib, e.g. "$10^{5}$".
+        Text for matplotlib, e.g. "2.3" or "$10^{5}$".
     """
     if t > 0 and (t >= 1e3 or t < 1e-2):
         exponent = int(np.floor(np.log10(t) + 1e-12))
@@ -128,37 +128,37 @@ def _axes(ax: Axes | None) -> Axes:
 
 
 def _check_result(result: Any) -> None:
-    """Refuse what is no `Result`."""
+    """Raise `FlowsimError` if this is not a `Result`."""
     check(
         isinstance(result, Result),
-        f"Expected a Result, but got {type(result).__name__}. Use what fs.simulate(...) or fs.load(...) returns.",
+        f"Expected a Result, but got {type(result).__name__}. Use the result of fs.simulate(...) or fs.load(...).",
     )
 
 
 def _check_recorded(result: Any, name: str) -> None:
-    """Refuse what is no `Result`, or holds no such series."""
+    """Raise `FlowsimError` if this is not a `Result` or has no such series."""
     _check_result(result)
     if name not in result.series:
         raise unknown_name("observable", name, result.series)
 
 
-#: Entries of the metadata that would differ from run to run or version to version.
+#: Metadata that would differ between runs or versions.
 _DATED = {"png": ("Software",), "pdf": ("CreationDate", "Creator", "Producer"), "svg": ("Date", "Creator")}
 
 
 def save(figure: Figure, path: str, stamp: str = "") -> Path:
-    """Write a figure, atomically; the same figure gives the same bytes.
+    """Write a figure atomically; the same figure gives the same bytes.
 
     Args:
-        figure: what is written.
-        path: its file; the kind follows the suffix, .png, .pdf or .svg.
-        stamp: a line for the metadata of the file, which says what made it.
+        figure: The figure.
+        path: File to write; its ending, .png, .pdf or .svg, determines the format.
+        stamp: A line for the metadata of the file, e.g. what produced it.
 
     Returns:
         The path.
 
     Raises:
-        FlowsimError: if the suffix is unknown, or the file cannot be written.
+        FlowsimError: If the ending is unknown or the file cannot be written.
     """
     kind = path.rpartition(".")[2].lower()
     known = figure.canvas.get_supported_filetypes()

@@ -1,1 +1,1 @@
-"""What a run leaves: results, and the files that hold them."""
+"""Results of runs, and the files that hold them."""

@@ -1,4 +1,4 @@
-"""Reading and writing results: one in a file, or several."""
+"""Reading and writing results: one or several per file."""
 
 import json
 import os
@@ -20,22 +20,33 @@ if TYPE_CHECKING:
 
 #: Names of variables in files of older versions.
 _FORMER = {"raw": "raw_temperature", "snapshot_raw": "snapshot_raw_temperature"}
-#: Before version 2 these were, on parallel cones, of the directions.
+#: Before version 2 these described the directions on parallel cones.
 _FORMER_ON_CONES = {"margin": "direction_margin", "matched_fraction": "direction_matched_fraction"}
 _OF_CONES = ("gamma", "log_gamma", "snapshot_gamma", "constant_gamma")
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:
-    """The result that `Result.save` wrote. Raises `FlowsimError` for foreign or newer files."""
+    """The result that `Result.save` wrote; raises `FlowsimError` for foreign or newer files."""
     return result_of(read_netcdf(path), path)
 
 
 def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) -> Path:
-    """Write several results into one netCDF file, compressed, one group each; atomically."""
+    """Write several results to one netCDF file, compressed and atomically; `fs.load_results` reads it.
+
+    Args:
+        results: Name -> result. Each becomes a group of the file.
+        path: The file; its name must end in .nc.
+
+    Returns:
+        The path.
+
+    Raises:
+        FlowsimError: If a name is empty or contains "/", the file name ends otherwise, or the file cannot be written.
+    """
     path = Path(path)
     check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. runs.nc.")
     for name in results:
-        check(name and "/" not in name, f"A name of a result must not be empty or hold '/', but is {name!r}.")
+        check(name and "/" not in name, f"Names of results must not be empty or contain '/', but one is {name!r}.")
 
     def write(temporary: str) -> None:
         for index, (name, result) in enumerate(results.items()):
@@ -48,9 +59,18 @@ def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) ->
 
 
 def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, Result]:
-    """The results that `save_results` wrote, by name: all, or those of `names`.
+    """Read results from a file that `fs.save_results` wrote.
 
-    Raises `FlowsimError` for foreign or newer files and for names that are not in the file.
+    Args:
+        path: The netCDF file (.nc).
+        names: Names of the results to read. Default: all.
+
+    Returns:
+        Name -> result.
+
+    Raises:
+        FlowsimError: If the file is missing, unreadable, foreign or written by a newer flowsim, holds only one result,
+            or has no result of a given name.
     """
     import h5py
     import xarray as xr
@@ -77,22 +97,25 @@ def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = Non
 
 
 def load_trainings(path: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
-    """`load_results` for records of training. Raises `FlowsimError` if one is none."""
+    """`load_results` for records of training; raises `FlowsimError` if a result is not one."""
     found = {}
     for name, result in load_results(path).items():
         if not isinstance(result, TrainingRecord):
-            raise FlowsimError(f"{name!r} in {str(path)!r} is no record of training. Give a file of `fs.clip.study`.")
+            raise FlowsimError(
+                f"{name!r} in {str(path)!r} is not a record of training. Give a file of `fs.clip.study`."
+            )
         found[name] = result
     return found
 
 
 def load_any(path: str | os.PathLike[str]) -> dict[str, Result]:
-    """The results in a file by name: those of `save_results`, or the one of `Result.save`, named by its path."""
+    """The results in a file of `save_results` by name, or the single one of `Result.save` by its path."""
     check_file(path)
     return load_results(path) if holds_several(path) else {str(path): load_result(path)}
 
 
 def result_of(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
+    """The result in a dataset, with variables of older versions renamed; `path` is named in errors."""
     kind = dataset.attrs.get("kind")
     if kind != "flowsim result":
         cure = "Give a file written by `Result.save`."

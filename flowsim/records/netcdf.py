@@ -1,4 +1,4 @@
-"""netCDF files: written in one step, read whole, refused with a sentence."""
+"""Writing netCDF files atomically, and reading them with clear errors."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def write_netcdf(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Path:
-    """Write a dataset to netCDF so that a reader sees the old file or the new one, never half of one."""
+    """Write a dataset to netCDF atomically: a reader sees the old file or the new one, never a part of it."""
     path = Path(path)
     check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. run.nc.")
     return write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
 
 
 def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
-    """Read a netCDF file whole. Raises `FlowsimError` for a missing, unreadable or foreign file."""
+    """Read a whole netCDF file; raises `FlowsimError` for a missing, unreadable or foreign file."""
     import xarray as xr
 
     check_file(path)
@@ -34,6 +34,7 @@ def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
 
 
 def check_file(path: Any) -> None:
+    """Raise `FlowsimError` if this is not the path of a file."""
     check(
         isinstance(path, (str, os.PathLike)),
         f"Expected the path of a saved result, but got {type(path).__name__}. Use e.g. fs.load('run.nc').",

@@ -1,7 +1,7 @@
-"""What a run returns: labelled time series, snapshots of the embeddings, status, cost and provenance.
+"""The result of a run: labelled time series, snapshots of the embeddings, status, cost and provenance.
 
-`Result` is what all runs have in common; `Simulation` adds what `fs.simulate` and `fs.descend` know, `TrainingRecord`
-what a training of CLIP records.
+`Result` holds what all runs share. `Simulation` is the result of `fs.simulate`, `fs.descend` and `fs.theory.predict`,
+`TrainingRecord` that of a CLIP training.
 """
 
 import dataclasses
@@ -31,7 +31,11 @@ SUM_OF_RATES = "sum of learning rates"
 
 
 class SimulationStopped(FlowsimError):
-    """A solve did not reach its last output time; `result` holds what was computed."""
+    """A run did not reach its last output time.
+
+    Attributes:
+        result: The part of the run before it stopped.
+    """
 
     def __init__(self, result: "Result") -> None:
         self.result = result
@@ -42,10 +46,14 @@ class SimulationStopped(FlowsimError):
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The state at one time.
+    """The state of a run at one time; `snapshot["modality_gap"]` is the value of an observable.
 
-    `image`, `text`: unit rows (n, D) as a model would output them (None if only similarities are known);
-    `gamma`: cone height or None; `start`: what continues the flow from here; `values`: observables.
+    Attributes:
+        time: The time, on the clock of the result.
+        start: The embeddings, from which another run can start.
+        raw_temperature: ν, None if the temperature is not learned.
+        bias: The learned bias of the logits, None if the loss has none.
+        values: Name of an observable -> value; empty if none was recorded at this time.
     """
 
     time: float
@@ -56,17 +64,21 @@ class Snapshot:
 
     @property
     def image(self) -> np.ndarray | None:
+        """Unit image rows, (n, D); None if the run holds only similarities."""
         return None if self.start.image is None else self.start.rows()[0]
 
     @property
     def text(self) -> np.ndarray | None:
+        """Unit text rows, (n, D); None if the run holds only similarities."""
         return None if self.start.image is None else self.start.rows()[1]
 
     @property
     def gamma(self) -> float | None:
+        """Height γ of the cones, None for geometries without cones."""
         return None if self.start.gamma is None else float(self.start.gamma)
 
     def __getitem__(self, name: str) -> float:
+        """An observable by name; raises `FlowsimError` for an unknown one."""
         if name not in self.values:
             raise unknown_name("observable", name, self.values)
         return self.values[name]
@@ -78,23 +90,23 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Observables over time with the settings that produced them: what simulations and trainings have in common.
+    """Observables over time with the settings that produced them: the common part of simulations and trainings.
 
     `result["modality_gap"]` is an `xarray.DataArray` over `time`; `result.at(t)` and `result.final` are snapshots with
-    embeddings; `result.to_xarray()` is everything. All arrays are NumPy.
+    embeddings; `result.to_xarray()` returns everything as one dataset. All arrays are NumPy.
 
     Attributes:
-        time: (T,), on the `clock`.
-        series: Name of an observable -> (T,).
-        status: How the run ended, where, and by which method.
-        config: The settings, as plain data: flow, start and options, or those of a training.
-        stats: Steps and seconds.
-        versions: Installed versions of what the numbers depend on.
-        snapshot_time: (S,), times at which embeddings are stored.
-        snapshots: Name of an array of `Start` -> (S, ...).
-        constants: Name of an array of `Start` that does not change -> array.
+        time: Output times on the `clock`, (T,).
+        series: Name of an observable -> values, (T,).
+        status: How and when the run ended, and the methods used.
+        config: The settings as plain data: flow, start and options, or those of a training.
+        stats: Numbers of steps, seconds, and checks such as the residual of the conserved quantity.
+        versions: Versions of the packages that the numbers depend on.
+        snapshot_time: Times at which embeddings are stored, (S,).
+        snapshots: Name of an array of `Start`, "raw_temperature" or "bias" -> values, (S, ...).
+        constants: Name of an array of `Start` that does not change -> values.
         reasons: Name of an observable -> why it is NaN.
-        clock: What `time` counts: "flow time" (the flow, plain SGD) or "sum of learning rates" (other optimizers).
+        clock: "flow time" (the flow, plain SGD) or "sum of learning rates" (other optimizers).
 
     Examples:
         >>> import flowsim as fs
@@ -126,10 +138,11 @@ class Result:
 
     @property
     def _columns(self) -> dict[str, np.ndarray]:
-        """Everything that is recorded over time or steps."""
+        """All series over output times or steps."""
         return self.series
 
     def __getitem__(self, name: str) -> "xr.DataArray":
+        """An observable by name; raises `FlowsimError` for an unknown one."""
         if name not in self._columns:
             raise unknown_name("observable", name, self.names)
         return self.to_xarray()[name]
@@ -139,10 +152,10 @@ class Result:
 
     @property
     def flow(self) -> GradientFlow:
-        """The flow of the run. Raises `FlowsimError` for a record of training, which has none."""
+        """The flow of the run; raises `FlowsimError` for a record of training, which has none."""
         raise FlowsimError(
-            "This result has no flow: it is a record of training. For a simulation from its embeddings use "
-            "fs.compare(record), or fs.simulate(flow, record.at(t).start, t1=...) with a flow of yours."
+            "This result has no flow: it is a record of training. To simulate from its embeddings use "
+            "fs.compare(record), or fs.simulate(flow, record.at(t).start, t1=...) with your own flow."
         )
 
     def _snapshot(self, index: int) -> Snapshot:
@@ -154,9 +167,17 @@ class Result:
         return Snapshot(t, Start(**get), raw, bias, values)
 
     def at(self, t: float) -> Snapshot:
-        """The state at flow time t: a stored snapshot, or integrated exactly from the one before.
+        """The state at a time: a stored snapshot, or for simulations of the flow integrated from the one before.
 
-        Raises `FlowsimError` if t is no number or lies outside the run, or if the state cannot be had.
+        Args:
+            t: A time on the `clock` of the result, within the run.
+
+        Returns:
+            The embeddings and observables at `t`.
+
+        Raises:
+            FlowsimError: If `t` is not a number or lies outside the run, or if no snapshot is stored there and the
+                state cannot be integrated.
         """
         check(
             np.ndim(t) == 0 and np.asarray(t).dtype.kind in "fiu",
@@ -183,13 +204,13 @@ class Result:
 
     @property
     def final(self) -> Snapshot:
-        """The last stored state."""
+        """The last stored state; raises `FlowsimError` if the result holds no embeddings."""
         if not len(self.snapshot_time):
             raise FlowsimError("This result holds no embeddings. Simulate with `snapshots=` to store some.")
         return self._snapshot(len(self.snapshot_time) - 1)
 
     def to_xarray(self) -> "xr.Dataset":
-        """Dataset with coordinate `time` and one variable per observable, snapshots and settings included."""
+        """A dataset with coordinate `time` and one variable per observable, with snapshots and settings."""
         import xarray as xr
 
         data: dict[str, Any] = {}
@@ -204,7 +225,7 @@ class Result:
             data[f"snapshot_{name}"] = (("snapshot_time", *dims), values)
         for name, values in self.constants.items():
             data[f"constant_{name}"] = (tuple(f"{name}_{i}" for i in range(values.ndim)), values)
-        # Everything is dimensionless. xarray would write units into the labels of its plots.
+        # No units, since all quantities are dimensionless: xarray would write them into the labels of its plots.
         label = {"long_name": f"{self.clock} $t$", "clock": self.clock}
         coords: dict[str, Any] = {"time": ("time", self.time, label)}
         if len(self.snapshot_time):
@@ -228,7 +249,17 @@ class Result:
         return {}, {}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write netCDF, atomically. Raises `FlowsimError` if the place is not writable."""
+        """Write the result to a netCDF file, atomically; `fs.load` reads it.
+
+        Args:
+            path: The file; its name must end in .nc.
+
+        Returns:
+            The path.
+
+        Raises:
+            FlowsimError: If the name ends otherwise or the file cannot be written.
+        """
         return write_netcdf(self.to_xarray(), path)
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
@@ -270,11 +301,11 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Simulation(Result):
-    """What `fs.simulate`, `fs.descend` and `fs.theory.predict` return.
+    """The result of `fs.simulate`, `fs.descend` and `fs.theory.predict`; see `Result` for the other attributes.
 
     Attributes:
-        resolve: Integrates from a snapshot to a time in between; None where that is not possible.
-        memory: State of the optimizer at the end, arrays in the order of its tree; empty for flows.
+        resolve: Function that integrates from a snapshot to a time after it; None if that is not possible.
+        memory: State of the optimizer at the end, as the leaves of its tree; empty for flows.
     """
 
     resolve: Callable[["Simulation", float], Result] | None = dataclasses.field(default=None, repr=False)
@@ -282,9 +313,10 @@ class Simulation(Result):
 
     @property
     def flow(self) -> GradientFlow:
-        """The flow of this run, read from its settings; `fs.simulate(run.flow, run, t1=...)` goes on with a run.
+        """The flow of this run, read from its settings; `fs.simulate(run.flow, run, t1=...)` continues the run.
 
-        Raises `FlowsimError` if a class of the flow is not defined in this session.
+        Raises:
+            FlowsimError: If a class of the flow is not defined in this session.
         """
         return GradientFlow.from_config(self.config["flow"])
 
@@ -308,11 +340,11 @@ class Simulation(Result):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TrainingRecord(Result):
-    """The record of a training: one row per evaluation, and one value per optimizer step.
+    """The record of a CLIP training: observables per evaluation and series per step; see `Result` for the rest.
 
     Attributes:
-        coordinates: "step", "epoch", "progress" of every evaluation -> (T,).
-        training: Name -> (number of steps,), along `train_step`.
+        coordinates: "step", "epoch" and "progress" -> their values at every evaluation, (T,).
+        training: Name of a series along `train_step` -> values, (number of steps,).
     """
 
     coordinates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -331,6 +363,6 @@ class TrainingRecord(Result):
 
 
 def _attributes(name: str) -> dict[str, str]:
-    """Attributes of a variable: its label on axes, and its description."""
+    """Attributes of a variable: axis label and description."""
     known = entry(name)
     return {"long_name": known.label, "description": known.description}

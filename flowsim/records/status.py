@@ -1,11 +1,11 @@
-"""How a run ended, as a sentence."""
+"""How a run ended."""
 
 import dataclasses
 import enum
 
 
 class Status(enum.Enum):
-    """How a solve ended, as a sentence."""
+    """How a run ended; the value is a sentence for users."""
 
     COMPLETED = "Completed: reached the last output time."
     STEADY = "Steady state: nothing changes any more; later slots hold the steady value."
@@ -47,13 +47,19 @@ class Status(enum.Enum):
 
     @property
     def covered(self) -> bool:
-        """Whether every output slot holds a value."""
+        """Whether every output time has a value."""
         return self in (Status.COMPLETED, Status.STEADY, Status.SADDLE, Status.PREDICTED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Status of one solve: `code`, its `sentence`, and `stopped_at`, the flow time where it ended."""
+    """The status of one run.
+
+    Attributes:
+        code: How the run ended.
+        stopped_at: Time at which it ended, on the clock of the result.
+        method: Names of the methods used.
+    """
 
     code: Status
     stopped_at: float
@@ -61,10 +67,12 @@ class Outcome:
 
     @property
     def sentence(self) -> str:
+        """How the run ended, in words."""
         return self.code.value
 
     @property
     def ok(self) -> bool:
+        """Whether every output time has a value."""
         return self.code.covered
 
     def __repr__(self) -> str:

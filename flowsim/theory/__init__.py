@@ -1,16 +1,15 @@
 """Closed forms, bounds and rates of the modality gap under gradient flow.
 
-Notation: γ is half the modality gap of two parallel cones, β = 1/τ the inverse temperature, ν its raw
-parameter, r the learning rate of ν relative to that of the embeddings, n the number of pairs and α the
-margin. For "frozen" directions, Z = H_X H_Yᵀ has a constant diagonal that exceeds its constant off-diagonal
-by α. Time is flow time; γ, β and τ are dimensionless. Everything is float64; arguments broadcast against one
-another unless a shape is given. NaN in a series is passed on, because a run that ended early records NaN.
+Notation: γ is half the modality gap of two parallel cones, β = 1/τ the inverse temperature, ν its raw parameter, r the
+learning rate of ν relative to that of the embeddings, n the number of pairs and α the margin. For "frozen" directions,
+Z = H_X H_Yᵀ has a constant diagonal and a constant off-diagonal that is smaller by α. Time is flow time; γ, β and τ are
+dimensionless. Everything is float64; arguments broadcast unless a shape is given. NaN in a series is passed on, because
+a run that ended early records NaN.
 
-`parametrization` is one of "exp" (β = exp(ν/s), with `scale` s), "softplus" (β = ln(1 + e^ν)) and "identity"
-(β = ν).
+`parametrization` is one of "exp" (β = exp(ν/s), with `scale` s), "softplus" (β = ln(1 + e^ν)) and "identity" (β = ν).
 
-Source, where one is named: C. Yaras, S. Chen, P. Wang, Q. Qu, "Explaining and Mitigating the Modality Gap in
-Contrastive Multimodal Learning", CPAL 2025. "Derived here" marks what is not in it.
+Source: C. Yaras, S. Chen, P. Wang, Q. Qu, "Explaining and Mitigating the Modality Gap in Contrastive Multimodal
+Learning", CPAL 2025. Formulas marked "derived here" are not in that paper.
 """
 
 from flowsim.theory.cones import fixed_temperature_trajectory, gap_force, log_gap_force, reduced_trajectory

@@ -1,4 +1,4 @@
-"""Types and checks of the arguments that formulas share."""
+"""Types and checks of the arguments that the formulas share."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def log_cone_height(log_gamma0: Input) -> np.ndarray:
 
 
 def checked_scale(parametrization: str, scale: float) -> float:
-    """s as a number; it must be 1 unless the parametrization is "exp"."""
+    """s as a float; it must be 1 unless the parametrization is "exp"."""
     if parametrization not in _PARAMETRIZATIONS:
         raise unknown_name("parametrization", parametrization, _PARAMETRIZATIONS)
     if parametrization != "exp" and scale != 1.0:

@@ -27,7 +27,7 @@ def log_gap_force(inverse_temperature_effective: Input, margin: Input, pairs: In
     """ln g(a) for frozen directions of positive margin, finite where g underflows; see `gap_force`. Derived here.
 
     Args:
-        inverse_temperature_effective: a = β(1−γ²); all arguments broadcast.
+        inverse_temperature_effective: a = β(1−γ²), the inverse temperature of Z; all arguments broadcast.
         margin: α > 0.
         pairs: n ≥ 2.
 
@@ -35,7 +35,7 @@ def log_gap_force(inverse_temperature_effective: Input, margin: Input, pairs: In
         ln g, of the common shape.
 
     Raises:
-        FlowsimError: for α ≤ 0 or n < 2.
+        FlowsimError: For α ≤ 0 or n < 2.
     """
     from scipy.special import log_expit
 
@@ -48,7 +48,7 @@ def gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input)
     """g(a) = −⟨Z, ∇ℓ(aZ)⟩ = α (n−1)/(n−1 + e^{αa}) for frozen directions. Derived here.
 
     Args:
-        inverse_temperature_effective: a = β(1−γ²); all arguments broadcast.
+        inverse_temperature_effective: a = β(1−γ²), the inverse temperature of Z; all arguments broadcast.
         margin: α, of either sign.
         pairs: n ≥ 2.
 
@@ -56,7 +56,7 @@ def gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input)
         g, of the common shape.
 
     Raises:
-        FlowsimError: for n < 2.
+        FlowsimError: For n < 2.
     """
     margin, a = np.asarray(margin, np.float64), np.asarray(inverse_temperature_effective, np.float64)
     from scipy.special import log_expit
@@ -66,15 +66,14 @@ def gap_force(inverse_temperature_effective: Input, margin: Input, pairs: Input)
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 _NODES, _LOG_WEIGHTS = (1 + _NODES) / 2, np.log(_WEIGHTS / 2)
-#: Panels tried before a trajectory is given up; 300 decades of time take some hundred.
+#: Most panels of a trajectory; 300 decades of time take a few hundred.
 _MOST_PANELS = 6000
 
 
 def _drop_at(ts: Input, log_slowness: Callable[[Values], Values]) -> np.ndarray:
     """D(t) of dD/dt = exp(−log_slowness(D)), D(0) = 0: Gauss-Legendre quadrature of t(D), inverted by Newton.
 
-    Panels adapt to the integrand, which may grow by hundreds of orders of magnitude, so all sums are in
-    logarithms.
+    Panels adapt to the integrand, which may grow by hundreds of orders of magnitude; hence all sums are logarithmic.
     """
     ts = inside("ts", ts, 0.0, math.inf, "finite times from 0 on", closed=True)
     if np.any(np.isnan(ts)):
@@ -97,7 +96,7 @@ def _drop_at(ts: Input, log_slowness: Callable[[Values], Values]) -> np.ndarray:
             halves = log_integral(np.array([left, left + width / 2]), np.full(2, log_width - math.log(2)))
             fine = float(np.logaddexp(*halves))
             whole = float(log_integral(np.array(left), np.array(log_width)))
-            # Written so that a panel reaching into overflow (NaN) is halved too.
+            # Negated so that a panel that reaches into overflow (NaN) is halved too.
             if not abs(fine - whole) <= 1e-11 + 1e-14 * abs(fine):
                 log_width -= math.log(2)
                 continue
@@ -108,15 +107,16 @@ def _drop_at(ts: Input, log_slowness: Callable[[Values], Values]) -> np.ndarray:
             left, log_width = left + width, log_width + math.log(2)
         else:
             raise FlowsimError(
-                "This trajectory leaves float64: β or the drop of ln γ is too small or too large to be told apart. Use "
+                "This trajectory leaves the range of float64: β or the drop of ln γ is too small or too large. Use "
                 "earlier times, a less extreme β0 or `lr_ratio`, or fs.simulate."
             )
         panel = np.searchsorted(totals, log_t)  # the first panel that ends at or after t
         start, longest = np.asarray(lefts)[panel], np.asarray(log_widths)[panel]
         base = np.asarray(totals)[np.maximum(panel - 1, 0)]
         goal = log_t + np.log(-np.expm1(base - log_t))
-        # From the right end of the panel Newton's method may leap by e^{100} and miss the way back. As if the rate at
-        # its start lasted is on the side from which it descends; steps are limited for rates that go up and down.
+        # From the right end of the panel a Newton step may be as large as e^{100} and fail to return. The estimate with
+        # the rate at the panel's start is on the side from which it descends. Steps are limited for rates that are not
+        # monotonic.
         log_x = np.minimum(goal - log_slowness(start), longest)
         for _ in range(100):
             reached = log_integral(start, log_x)
@@ -144,27 +144,28 @@ def reduced_trajectory(
     scale: float = 1.0,
     lr_ratio: float = 1.0,
 ) -> tuple[Values, Values]:
-    """(ln γ, β) at the times `ts`, for frozen directions of constant margin and a learnable temperature.
+    """ln γ and β over time, for frozen directions of constant margin and a learnable temperature.
 
-    The flow dβ/dt = r β'² (1−γ²) g, d ln γ/dt = −2βg with g at β(1−γ²) has the conserved quantity, which leaves one
-    quadrature t = ∫ dD/(2β g) over the drop D = ln γ0 − ln γ. It is evaluated to rounding and inverted. Derived here.
+    The flow is dβ/dt = r β'² (1−γ²) g, d ln γ/dt = −2βg with g at β(1−γ²), see `gap_force`. Its conserved quantity
+    leaves one quadrature, t = ∫ dD/(2β g) over the drop D = ln γ0 − ln γ, which is evaluated to rounding and inverted.
+    Derived here.
 
     Args:
-        ts: flow times from 0 to 1e300, of any shape and order.
-        log_gamma0: ln γ at the start, below 0; −inf is γ = 0.
-        inverse_temperature0: β at the start, positive.
+        ts: Flow times from 0 to 1e300, of any shape and order.
+        log_gamma0: Initial ln γ, below 0; −inf for γ = 0.
+        inverse_temperature0: Initial β, positive.
         margin: α > 0.
         pairs: n ≥ 2.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
-        lr_ratio: r > 0, the learning rate of ν relative to that of the embeddings.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
+        lr_ratio: r > 0, learning rate of ν relative to that of the embeddings.
 
     Returns:
-        ln γ and β, both of the shape of `ts`.
+        The pair (ln γ, β), both of the shape of `ts`.
 
     Raises:
-        FlowsimError: for γ0 ≥ 1, a non-positive or non-scalar argument, n < 2, an unknown parametrization, or a
-            trajectory that leaves float64.
+        FlowsimError: For γ0 ≥ 1, a non-positive or non-scalar argument, n < 2, an unknown parametrization, or a
+            trajectory that leaves the range of float64.
     """
     check_single(log_gamma0=log_gamma0, inverse_temperature0=inverse_temperature0, margin=margin, pairs=pairs)
     check_single(scale=scale, lr_ratio=lr_ratio)
@@ -188,11 +189,11 @@ def reduced_trajectory(
 def fixed_temperature_trajectory(
     ts: Input, log_gamma0: float, inverse_temperature: float, margin: float, pairs: float
 ) -> Values:
-    """ln γ at the times `ts` for frozen directions at fixed β: γ' = −2βγ g(β(1−γ²)). Derived here.
+    """ln γ over time for frozen directions at fixed β: dγ/dt = −2βγ g(β(1−γ²)), see `gap_force`. Derived here.
 
     Args:
-        ts: flow times, of any shape and order.
-        log_gamma0: ln γ at the start, below 0; −inf is γ = 0.
+        ts: Flow times, of any shape and order.
+        log_gamma0: Initial ln γ, below 0; −inf for γ = 0.
         inverse_temperature: β > 0.
         margin: α > 0.
         pairs: n ≥ 2.
@@ -201,7 +202,8 @@ def fixed_temperature_trajectory(
         ln γ, of the shape of `ts`.
 
     Raises:
-        FlowsimError: for γ0 ≥ 1, a non-positive or non-scalar argument, n < 2, or a trajectory that leaves float64.
+        FlowsimError: For γ0 ≥ 1, a non-positive or non-scalar argument, n < 2, or a trajectory that leaves the range of
+            float64.
     """
     check_single(log_gamma0=log_gamma0, inverse_temperature=inverse_temperature, margin=margin, pairs=pairs)
     start, beta = float(log_cone_height(log_gamma0)), float(positive("inverse_temperature", inverse_temperature))

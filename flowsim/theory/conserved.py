@@ -1,4 +1,4 @@
-"""Conserved quantities of the gap and the temperature: Lemma 3.1, its generalisation, and what follows from them."""
+"""Conserved quantities of the gap and the temperature: Lemma 3.1, its generalisations and their consequences."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def conserved_quantity(
 ) -> Values:
     """ln γ − γ²/2 + (2/r) F(β), constant along the flow of parallel cones with a learnable temperature.
 
-    It holds for any Z(t), as long as no clamp is active. Lemma 3.1 generalised (derived here).
+    It holds for any Z(t) while no clamp is active. Generalises Lemma 3.1 (derived here).
 
     Args:
         log_gamma: ln γ; broadcasts against β.
         inverse_temperature: β > 0.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
-        lr_ratio: r > 0, the learning rate of ν relative to that of the embeddings.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
+        lr_ratio: r > 0, learning rate of ν relative to that of the embeddings.
 
     Returns:
         The quantity, of the common shape.
 
     Raises:
-        FlowsimError: for β ≤ 0, r ≤ 0 or an unknown parametrization.
+        FlowsimError: For β ≤ 0, r ≤ 0 or an unknown parametrization.
     """
     log_gamma, square, force = _terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio)
     return log_gamma + square + force
@@ -63,25 +63,25 @@ def conserved_residual(
     Derived here.
 
     Args:
-        log_gamma: ln γ of shape (time, ...), time first.
+        log_gamma: ln γ of shape (time, ...).
         inverse_temperature: β > 0 of the same shape.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
-        lr_ratio: r > 0, the learning rate of ν relative to that of the embeddings.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
+        lr_ratio: r > 0, learning rate of ν relative to that of the embeddings.
 
     Returns:
         The residual, of shape (time, ...).
 
     Raises:
-        FlowsimError: for numbers instead of series, a term that overflows, and as `conserved_quantity`.
+        FlowsimError: For numbers instead of series, a term that overflows, and as in `conserved_quantity`.
     """
     terms = np.stack(np.broadcast_arrays(*_terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio)))
     if terms.ndim == 1:
         raise FlowsimError("Argument `log_gamma` must be a series, but is one number. Use an array with time first.")
     if np.any(np.isinf(terms)):
         raise FlowsimError(
-            "Arguments `log_gamma` and `inverse_temperature` must give finite terms, but one overflows. Leave out the "
-            "times at which γ is 0 or β is beyond 1e150."
+            "Arguments `log_gamma` and `inverse_temperature` must give finite terms, but one overflows. Leave out "
+            "times at which γ is 0 or β is above 1e150."
         )
     total = terms.sum(0)
     return (total - total[0]) / np.abs(terms).sum(0)
@@ -105,16 +105,16 @@ def sphere_conserved_quantity(
         log_gamma: ln γ; all arguments broadcast.
         inverse_temperature: β > 0.
         pairs: n ≥ 2.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
-        lr_ratio: r > 0, the learning rate of ν relative to that of the embeddings.
-        embedding_rate: k > 0, the speed of the embeddings relative to the unit of ν.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
+        lr_ratio: r > 0, learning rate of ν.
+        embedding_rate: k > 0, learning rate of the embeddings in the same unit.
 
     Returns:
         The quantity, of the common shape.
 
     Raises:
-        FlowsimError: for n < 2, a non-positive argument or an unknown parametrization.
+        FlowsimError: For n < 2, a non-positive argument or an unknown parametrization.
     """
     power = sphere_exponent(pairs, 1.0, lr_ratio, embedding_rate)
     return (np.asarray(log_gamma, np.float64) - power * potential(inverse_temperature, parametrization, scale))[()]
@@ -126,14 +126,14 @@ def lemma_3_1(gamma: Input, gamma0: Input, beta0: Input) -> Values:
 
     Args:
         gamma: γ > 0; all arguments broadcast.
-        gamma0: γ at the start, positive.
-        beta0: β at the start, positive.
+        gamma0: Initial γ, positive.
+        beta0: Initial β, positive.
 
     Returns:
         β where the height is γ, of the common shape.
 
     Raises:
-        FlowsimError: for a non-positive argument.
+        FlowsimError: For a non-positive argument.
     """
     gamma, gamma0 = positive("gamma", gamma), positive("gamma0", gamma0)
     return (positive("beta0", beta0) * np.sqrt(gamma0 / gamma) * np.exp((gamma**2 - gamma0**2) / 4))[()]
@@ -148,21 +148,21 @@ def temperature_after(
     lr_ratio: Values | float,
 ) -> Values:
     """β once ln γ has dropped by `drop` from ln γ0: F(β) − F(β0) = (r/2)[drop − (γ0² − γ²)/2]."""
-    # With γ the larger of the two: |D| (1 − γ²) + γ² (e^{−2|D|} − 1 + 2|D|)/2, where nothing cancels.
+    # With γ the larger of the two, |D| (1 − γ²) + γ² (e^{−2|D|} − 1 + 2|D|)/2, in which nothing cancels.
     top, size = 2 * (np.asarray(log_gamma0) + np.maximum(-drop, 0.0)), np.abs(drop)
     bracket = np.sign(drop) * (-np.expm1(top) * size + np.exp(top) * exponential_rest(-2 * size) / 2)
     change = np.asarray(lr_ratio) / 2 * bracket
     beta0 = np.asarray(beta0)
     if parametrization == "exp":
         power = change / scale / scale
-        half = np.exp(power / 2)  # whose square may overflow where β does not
+        half = np.exp(power / 2)  # its square may overflow although β does not
         return np.where(np.abs(power) > 700, beta0 * half * half, beta0 * np.exp(power))[()]
     root = np.sqrt(np.asarray(lr_ratio)) * np.sqrt(np.abs(bracket))
     below = np.sqrt(np.where(root <= beta0, beta0 - root, np.nan)) * np.sqrt(beta0 + root)
     identity = np.where(change >= 0, np.hypot(beta0, root), below)
     if parametrization == "identity":
         return identity[()]
-    # β' is 1 for such β, and their squares overflow.
+    # For such β the derivative β' is 1, and squares overflow.
     huge = beta0 > HUGE
     moderate = np.where(huge, 1.0, beta0)
     ordinary = unchecked_inverse_potential(
@@ -182,21 +182,21 @@ def inverse_temperature_of_gamma(
 ) -> Values:
     """β at ln γ, from (ln γ0, β0): F(β) = F(β0) + (r/2)[ln γ0 − ln γ − (γ0² − γ²)/2].
 
-    Lemma 3.1 generalised (derived here).
+    Generalises Lemma 3.1 (derived here).
 
     Args:
         log_gamma: ln γ; all arguments broadcast.
-        log_gamma0: ln γ at the start.
-        beta0: β at the start, positive.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
-        lr_ratio: r > 0, the learning rate of ν relative to that of the embeddings.
+        log_gamma0: Initial ln γ.
+        beta0: Initial β, positive.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
+        lr_ratio: r > 0, learning rate of ν relative to that of the embeddings.
 
     Returns:
-        β, of the common shape; inf where it leaves float64, NaN where "identity" would need β² < 0.
+        β, of the common shape; inf where it overflows, NaN where "identity" would need β² < 0.
 
     Raises:
-        FlowsimError: for β0 ≤ 0, r ≤ 0 or an unknown parametrization.
+        FlowsimError: For β0 ≤ 0, r ≤ 0 or an unknown parametrization.
     """
     scale = checked_scale(parametrization, scale)
     beta0, lr_ratio = positive("beta0", beta0), positive("lr_ratio", lr_ratio)
@@ -217,23 +217,23 @@ def log_gamma_of_inverse_temperature(
 
     Args:
         inverse_temperature: β > 0; all arguments broadcast.
-        log_gamma0: ln γ at the start, below 0.
-        beta0: β at the start, positive.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
-        lr_ratio: r > 0, the learning rate of ν relative to that of the embeddings.
+        log_gamma0: Initial ln γ, below 0.
+        beta0: Initial β, positive.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
+        lr_ratio: r > 0, learning rate of ν relative to that of the embeddings.
 
     Returns:
         ln γ, of the common shape, accurate where γ itself underflows; NaN where β is too low for any γ ≤ 1.
 
     Raises:
-        FlowsimError: for γ0 ≥ 1, β ≤ 0, β0 ≤ 0, r ≤ 0 or an unknown parametrization.
+        FlowsimError: For γ0 ≥ 1, β ≤ 0, β0 ≤ 0, r ≤ 0 or an unknown parametrization.
     """
     scale = checked_scale(parametrization, scale)
     log_gamma0, beta0 = log_cone_height(log_gamma0), positive("beta0", beta0)
     beta = positive("inverse_temperature", inverse_temperature)
-    # Solve D + γ0² expm1(−2D)/2 = Q for the drop D = ln γ0 − ln γ: convex, so Newton descends from an upper
-    # bound. Written so that nothing cancels: D (1 − γ0²) + γ0² (e^{−2D} − 1 + 2D)/2 = Q.
+    # Solve D + γ0² expm1(−2D)/2 = Q for the drop D = ln γ0 − ln γ. It is convex, so Newton descends from an upper
+    # bound. Without cancellation it is D (1 − γ0²) + γ0² (e^{−2D} − 1 + 2D)/2 = Q.
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         target = potential_change(beta, beta0, parametrization, scale, 2 / positive("lr_ratio", lr_ratio))
         square, complement = np.exp(2 * log_gamma0), -np.expm1(2 * log_gamma0)
@@ -244,7 +244,7 @@ def log_gamma_of_inverse_temperature(
         drop = np.maximum(np.where(goal > 0, np.minimum(drop, goal + square / 2), drop), log_gamma0)
         for _ in range(80):
             slope = -np.expm1(2 * (log_gamma0 - drop))
-            # γ² in place of γ0² e^{−2D}, whose factors may be 0 and infinite.
+            # γ² instead of γ0² e^{−2D}, whose factors may be 0 and infinite.
             far = np.exp(2 * (log_gamma0 - drop)) - square * (1 - 2 * drop)
             rest = np.where(np.abs(drop) < 0.25, square * exponential_rest(-2 * drop), far)
             excess = complement * drop + rest / 2 - goal

@@ -13,21 +13,21 @@ from flowsim.theory.rounding import extremes
 
 @extremes
 def sphere_exponent(pairs: Input, scale: float = 1.0, lr_ratio: Input = 1.0, embedding_rate: Input = 1.0) -> Values:
-    """−k s²/(r n), the power of β that γ follows on the free sphere if both softmaxes are doubly stochastic.
+    """−k s²/(r n), the power of β in γ on the free sphere with doubly stochastic softmaxes.
 
-    It is also the power of ln t with which that gap closes. Derived here.
+    It is also the power of ln t with which this gap closes. Derived here.
 
     Args:
         pairs: n ≥ 2; arrays broadcast.
         scale: s > 0 of β = exp(ν/s).
-        lr_ratio: r > 0, the learning rate of ν relative to that of the embeddings.
-        embedding_rate: k > 0, the speed of the embeddings relative to the unit of ν.
+        lr_ratio: r > 0, learning rate of ν.
+        embedding_rate: k > 0, learning rate of the embeddings in the same unit.
 
     Returns:
         The exponent, of the common shape.
 
     Raises:
-        FlowsimError: for n < 2 or a non-positive argument.
+        FlowsimError: For n < 2 or a non-positive argument.
     """
     rate = positive("embedding_rate", embedding_rate) / positive("lr_ratio", lr_ratio) / pair_count(pairs)
     scale = checked_scale("exp", scale)
@@ -48,7 +48,7 @@ def closing_exponent(scale: float = 1.0, lr_ratio: Input = 1.0) -> Values:
         The exponent, of the shape of r.
 
     Raises:
-        FlowsimError: for a non-positive argument.
+        FlowsimError: For a non-positive argument.
     """
     scale = checked_scale("exp", scale)
     return (-2 * (scale / positive("lr_ratio", lr_ratio)) * scale)[()]
@@ -68,7 +68,7 @@ def identity_law_coefficient(margin: Input, lr_ratio: Input = 1.0) -> Values:
         The coefficient, of the common shape.
 
     Raises:
-        FlowsimError: for a non-positive argument.
+        FlowsimError: For a non-positive argument.
     """
     margin = positive("margin", margin)
     return (-1 / margin / positive("lr_ratio", lr_ratio) / margin)[()]
@@ -85,7 +85,7 @@ def local_slope(log_gamma: Input, log_time: Input) -> np.ndarray:
         The slope, of shape (time,).
 
     Raises:
-        FlowsimError: for times that are no such series.
+        FlowsimError: If `log_time` is not such a series.
     """
     log_time = inside("log_time", log_time, 0.0, math.inf, "times above 1, where ln ln t exists")
     if log_time.ndim != 1 or log_time.size < 3 or np.any(np.diff(log_time) <= 0):

@@ -11,8 +11,8 @@ def ring_height() -> float:
 
 
 #: The run behind Figure 2 of Yaras et al. 2025: two twisted regular pentagons on the free sphere, β = exp(ν),
-#: r = 1. The start and "shown_*" are read off the paper; the other milestones are derived here by two
-#: independent integrations.
+#: r = 1. The start and "shown_*" are taken from the paper; the other milestones are derived here by two independent
+#: integrations.
 FIGURE_2: dict[str, float | tuple[float, ...] | dict[float, float]] = {
     "pairs": 5,
     "dim": 3,

@@ -1,4 +1,4 @@
-"""Label noise: the gap acts as a second temperature, and closes above a critical one."""
+"""Label noise: the gap acts as a second temperature and closes above a critical temperature."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def _noise(noise: Input) -> np.ndarray:
 
 
 def effective_noise(noise: Input, pairs: Input) -> Values:
-    """p' = p(1 − 1/n): targets (1−p)I + (p/n)J, which may hit the true label, as noise over the wrong labels.
+    """p' = p(1 − 1/n), the probability of a wrong label for targets (1−p)I + (p/n)J, which may hit the true one.
 
-    Derived here.
+    With p', formulas for noise over the wrong labels, such as `noise_logit_gap`, apply. Derived here.
 
     Args:
-        noise: p, between 0 and 1; broadcasts against n.
+        noise: Probability p of a wrong label, between 0 and 1; broadcasts against n.
         pairs: n ≥ 2.
 
     Returns:
         p', of the common shape.
 
     Raises:
-        FlowsimError: for p outside (0, 1) or n < 2.
+        FlowsimError: For p outside (0, 1) or n < 2.
     """
     return (_noise(noise) * (1 - 1 / pair_count(pairs)))[()]
 
@@ -38,34 +38,34 @@ def noise_logit_gap(noise: Input, pairs: Input) -> Values:
     For targets (1−p)I + p/(n−1)(J−I). Derived here.
 
     Args:
-        noise: p, between 0 and 1; broadcasts against n.
+        noise: Probability p of a wrong label, between 0 and 1; broadcasts against n.
         pairs: n ≥ 2.
 
     Returns:
         b*, of the common shape.
 
     Raises:
-        FlowsimError: for p outside (0, 1) or n < 2.
+        FlowsimError: For p outside (0, 1) or n < 2.
     """
     noise = _noise(noise)
     return (np.log1p(-noise) - np.log(noise) + np.log(pair_count(pairs) - 1))[()]
 
 
 def critical_temperature(noise: Input, pairs: Input, kind: str = "simplex") -> Values:
-    """τ* = α/b*, above which the gap closes; b* as in `noise_logit_gap`. Derived here.
+    """τ* = α/b*, the temperature above which the gap closes; b* is `noise_logit_gap`. Derived here.
 
-    α is n/(n−1) for a simplex (also for free rows with d ≥ n) and 1 for orthonormal pairs.
+    The margin α is n/(n−1) for a simplex (and for free rows with d ≥ n) and 1 for orthonormal pairs.
 
     Args:
-        noise: p, between 0 and 1 − 1/n; broadcasts against n.
+        noise: Probability p of a wrong label, between 0 and 1 − 1/n; broadcasts against n.
         pairs: n ≥ 2.
-        kind: of the directions, "simplex" or "orthonormal".
+        kind: Directions of the pairs, "simplex" or "orthonormal".
 
     Returns:
         τ*, of the common shape.
 
     Raises:
-        FlowsimError: for p outside (0, 1 − 1/n), n < 2 or an unknown kind.
+        FlowsimError: For p outside (0, 1 − 1/n), n < 2 or an unknown kind.
     """
     if kind not in ("simplex", "orthonormal"):
         raise unknown_name("kind", kind, ("simplex", "orthonormal"))
@@ -79,7 +79,7 @@ def critical_temperature(noise: Input, pairs: Input, kind: str = "simplex") -> V
 def equilibrium_gap_bound(temperature: Input, critical: Input) -> Values:
     """Δ ≤ 2√(1 − τ/τ*) at an interior equilibrium with label noise, 0 above τ*. Derived here.
 
-    Parallel simplex cones attain it.
+    Parallel cones with simplex directions attain it.
 
     Args:
         temperature: τ > 0; broadcasts against τ*.
@@ -89,7 +89,7 @@ def equilibrium_gap_bound(temperature: Input, critical: Input) -> Values:
         The bound on Δ, of the common shape.
 
     Raises:
-        FlowsimError: for a non-positive temperature.
+        FlowsimError: For a non-positive temperature.
     """
     critical = positive("critical", critical)
     return (2 * np.sqrt(np.maximum(critical - positive("temperature", temperature), 0) / critical))[()]

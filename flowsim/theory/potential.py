@@ -1,4 +1,4 @@
-"""The potential F(β) of the temperature: its part of the conserved quantity, with inverse and differences."""
+"""The potential F(β), the temperature's term in the conserved quantity, with its inverse and differences."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def raw_derivative(inverse_temperature: Input, parametrization: str = "exp", sca
 
     Args:
         inverse_temperature: β > 0, of any shape.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
 
     Returns:
         β'(ν), of the shape of β.
 
     Raises:
-        FlowsimError: for β ≤ 0 or an unknown parametrization.
+        FlowsimError: For β ≤ 0 or an unknown parametrization.
     """
     scale = checked_scale(parametrization, scale)
     beta = positive("inverse_temperature", inverse_temperature)
@@ -32,7 +32,7 @@ def raw_derivative(inverse_temperature: Input, parametrization: str = "exp", sca
 
 
 def unchecked_potential(beta: Values, parametrization: str, scale: float) -> Values:
-    """`potential` of arguments that were checked."""
+    """`potential` of checked arguments."""
     if parametrization == "exp":
         return scale**2 * np.log(beta)
     if parametrization == "identity":
@@ -51,26 +51,26 @@ def potential(inverse_temperature: Input, parametrization: str = "exp", scale: f
 
     Args:
         inverse_temperature: β > 0, of any shape.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
 
     Returns:
         F(β), of the shape of β.
 
     Raises:
-        FlowsimError: for β ≤ 0 or an unknown parametrization.
+        FlowsimError: For β ≤ 0 or an unknown parametrization.
     """
     scale = checked_scale(parametrization, scale)
     return unchecked_potential(positive("inverse_temperature", inverse_temperature), parametrization, scale)
 
 
 def unchecked_inverse_potential(value: Values, parametrization: str, scale: float) -> Values:
-    """`inverse_potential` of arguments that were checked."""
+    """`inverse_potential` of checked arguments."""
     if parametrization == "exp":
         return np.exp(value / scale / scale)
     if parametrization == "identity":
         return np.sqrt(np.where(value >= 0, 2 * value, np.nan))
-    # F is convex and increasing in ln β, so Newton's method descends to the root from any upper bound on it.
+    # F is convex and increasing in ln β, so Newton's method descends to the root from any upper bound.
     small = value + math.pi**2 / 6 + 1  # ln β ≤ small, with equality as β → 0
     clipped = np.maximum(value, -40.0)
     log_beta = np.minimum(clipped + math.pi**2 / 6 + 1, np.log(np.sqrt(2 * np.maximum(clipped, 0)) + 2))
@@ -86,21 +86,21 @@ def inverse_potential(value: Input, parametrization: str = "exp", scale: float =
 
     Args:
         value: F, of any shape.
-        parametrization: of the temperature, "exp", "softplus" or "identity".
-        scale: s > 0 of "exp"; 1 for the others.
+        parametrization: "exp", "softplus" or "identity".
+        scale: s > 0 of "exp"; must be 1 for the others.
 
     Returns:
-        β, of the shape of `value`. Beyond float64 it is 0 or inf; under "identity" a negative value gives NaN.
+        β, of the shape of `value`; 0 or inf if it leaves float64, NaN for a negative value with "identity".
 
     Raises:
-        FlowsimError: for an unknown parametrization.
+        FlowsimError: For an unknown parametrization.
     """
     scale = checked_scale(parametrization, scale)
     return unchecked_inverse_potential(np.asarray(value, np.float64), parametrization, scale)
 
 
 def potential_change(beta: Values, beta0: Values, parametrization: str, scale: float, factor: Values) -> Values:
-    """`factor` (F(β) − F(β0)), also where β/β0, β² or F itself leaves float64."""
+    """`factor` (F(β) − F(β0)), also if β/β0, β² or F itself leaves float64."""
     if parametrization == "exp":
         ratio = beta / beta0
         ordinary = (ratio > 1e-300) & (ratio < 1e300)

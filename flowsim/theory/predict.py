@@ -1,4 +1,4 @@
-"""The closed form of a whole flow, as the same `Simulation` that a run returns."""
+"""The closed form of a whole flow, as a `Simulation`."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ from flowsim.theory.cones import fixed_temperature_trajectory, reduced_trajector
 def predict(
     flow: GradientFlow, start: Any, t1: float | None = None, ts: ArrayLike | None = None, *, seed: int = 0
 ) -> Simulation:
-    """The closed form of a flow from a start, as the same `Simulation` that `fs.simulate` returns. Derived here.
+    """The closed form of a flow, as a `Simulation` like that of `fs.simulate`. Derived here.
 
-    It exists for frozen directions of constant positive margin α: `Reduced` with Z of constant diagonal and
-    constant off-diagonal, and `Parallel` from `fs.initial.simplex`, where no force has a tangent part. Then
+    It exists for frozen directions of constant positive margin α: for `Reduced` if Z has a constant diagonal and a
+    constant off-diagonal, and for `Parallel` from `fs.initial.simplex`, where all tangent forces vanish. Then
 
         d ln γ/dt = −2βg(a),  dβ/dt = r β'² (1−γ²) g(a),  g(a) = α(n−1)/(n−1 + e^{αa}),  a = β(1−γ²).
 
     Args:
-        flow: its temperature fixed, or learnable without clamp; its loss `InfoNCE` or `DirectedInfoNCE`.
-        start: where it begins, as in `fs.simulate`.
-        t1: the last flow time, as in `fs.simulate`.
-        ts: the times of output, as in `fs.simulate`.
-        seed: draws a random start.
+        flow: A flow with a fixed temperature, or a learnable one without clamp, and the loss `InfoNCE` or
+            `DirectedInfoNCE`.
+        start: A `Start` or a recipe (drawn with `seed`).
+        t1: Last flow time, as in `fs.simulate`.
+        ts: Output times, as in `fs.simulate`.
+        seed: Seed of the recipe.
 
     Returns:
-        The series of the run, of shape (time,), without snapshots.
+        The series over flow time, without snapshots.
 
     Raises:
-        FlowsimError: for what is no flow or no start, and, with the reason, where no closed form is known.
+        FlowsimError: If the input is invalid or no closed form is known; the message names the reason.
 
     Examples:
         >>> import flowsim as fs
@@ -86,7 +87,7 @@ class _Frozen(NamedTuple):
 
 
 def _check_flow(flow: GradientFlow) -> None:
-    """Refuse a flow without closed form."""
+    """Refuse a flow without a closed form."""
     policy = flow.schedule.temperature
     known = policy.autonomous and (not policy.learnable or _potential(policy) is not None)
     _no_closed_form(
@@ -107,7 +108,7 @@ def _potential(policy: AbstractTemperature) -> str | None:
 
 
 def _frozen(cones: Start, geometry: AbstractGeometry) -> _Frozen:
-    """The directions of a start on parallel cones; refuses those that move or have no constant positive margin."""
+    """The directions of a start on parallel cones, which must be fixed and have a constant positive margin."""
     z = cones.image @ cones.text.T if cones.similarity is None else cones.similarity
     n = len(z)
     off = z[~np.eye(n, dtype=bool)]
@@ -125,7 +126,7 @@ def _frozen(cones: Start, geometry: AbstractGeometry) -> _Frozen:
 def _trajectory(
     policy: AbstractTemperature, cones: Start, frozen: _Frozen, times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ln γ and β at the times, of shape (time,) each."""
+    """ln γ and β at the times, (time,) each."""
     log_gamma0 = float(cones.log_gamma) if cones.log_gamma is not None else _log_or_zero(abs(float(cones.gamma)))
     margin, pairs = frozen
     beta0 = float(policy.inverse_temperature(0.0))
@@ -140,7 +141,7 @@ def _trajectory(
 
 
 def _series(cones: Start, frozen: _Frozen, log_gamma: np.ndarray, beta: np.ndarray) -> dict[str, np.ndarray]:
-    """All series of the run, from ln γ and β of shape (time,)."""
+    """All series of the run, from ln γ and β, (time,) each."""
     margin, n = frozen
     with np.errstate(under="ignore"):
         gamma = np.sign(float(cones.gamma)) * np.exp(log_gamma)
@@ -168,7 +169,7 @@ def _log_or_zero(value: float) -> float:
 
 
 def _no_closed_form(obstacles: Sequence[tuple[bool, str]]) -> None:
-    """Refuse with the names of the obstacles that are present."""
+    """Raise `FlowsimError` with the obstacles that are present."""
     found = [name for present, name in obstacles if present]
     if found:
         raise FlowsimError(f"No closed form is known for {' and '.join(found)}. Use fs.simulate.")

@@ -15,7 +15,7 @@ from flowsim.theory.rounding import complement, extremes
 
 @extremes
 def fixed_temperature_rate(inverse_temperature: Input, margin: Input, pairs: Input, gamma: Input = 0.0) -> Values:
-    """2β g(β(1−γ²)) = −d ln γ/dt at fixed temperature: decay if the margin is positive, growth if negative.
+    """2β g(β(1−γ²)) = −d ln γ/dt at fixed temperature; the gap decays for a positive margin and grows for a negative.
 
     Derived here.
 
@@ -23,13 +23,13 @@ def fixed_temperature_rate(inverse_temperature: Input, margin: Input, pairs: Inp
         inverse_temperature: β > 0; all arguments broadcast.
         margin: α, of either sign.
         pairs: n ≥ 2.
-        gamma: γ.
+        gamma: γ; 0 gives the late rate of a gap that closes.
 
     Returns:
         The rate per unit of flow time, of the common shape.
 
     Raises:
-        FlowsimError: for β ≤ 0 or n < 2.
+        FlowsimError: For β ≤ 0 or n < 2.
     """
     beta = positive("inverse_temperature", inverse_temperature)
     return (2 * beta * gap_force(beta * complement(np.asarray(gamma, np.float64)), margin, pairs))[()]
@@ -46,16 +46,16 @@ def exponential_loss_log_gamma(
     Yaras et al. 2025, Appendix C, with the factor 2 that it omits.
 
     Args:
-        ts: flow times of shape (time,), increasing, from 0 on.
+        ts: Flow times of shape (time,), increasing, from 0 on.
         inverse_temperature_schedule: β as a function of t.
-        log_gamma0: ln γ at the start, below 0.
-        leading_order: drop the γ², which is exact up to a constant factor when ∫β²γ²e^{−β} converges.
+        log_gamma0: Initial ln γ, below 0.
+        leading_order: Whether to drop γ², which is exact up to a constant factor if ∫β²γ²e^{−β} converges.
 
     Returns:
         ln γ, of shape (time,).
 
     Raises:
-        FlowsimError: for γ0 ≥ 1, other times, or a schedule that cannot be integrated.
+        FlowsimError: For γ0 ≥ 1, invalid times, or a schedule that cannot be integrated.
     """
     check_single(log_gamma0=log_gamma0)
     start = float(log_cone_height(log_gamma0))
@@ -84,18 +84,18 @@ def exponential_loss_log_gamma(
 def linear_inverse_temperature_rate(beta0: Input, beta1: Input) -> Values:
     """2c with c = [(β0+1)e^{−β0} − (β1+1)e^{−β1}]/(β1−β0), for a schedule linear in β (not τ).
 
-    Over the length T of the schedule γ falls from γ0 to about γ0 e^{−2cT}. Yaras et al. 2025, Appendix C, with the
-    factor 2 that it omits.
+    During a schedule of length T, γ falls from γ0 to about γ0 e^{−2cT}. Yaras et al. 2025, Appendix C, with the factor
+    2 that it omits.
 
     Args:
-        beta0: β at the start, positive; broadcasts against β1.
-        beta1: β at the end, positive.
+        beta0: Initial β, positive; broadcasts against β1.
+        beta1: Final β, positive.
 
     Returns:
         The rate per unit of flow time, of the common shape; its limit 2β0e^{−β0} where β1 = β0.
 
     Raises:
-        FlowsimError: for a non-positive β.
+        FlowsimError: For a non-positive β.
     """
     beta0, beta1 = positive("beta0", beta0), positive("beta1", beta1)
     from scipy.special import gammainc

@@ -13,7 +13,13 @@ from flowsim.theory.rounding import complement, extremes
 
 
 class Theorem32Assumption(NamedTuple):
-    """Smallest β0 that Theorem 3.2 admits, its constant c4 (the proof needs c4 > 0), whether both hold."""
+    """The assumption of Theorem 3.2.
+
+    Attributes:
+        minimum_inverse_temperature: Smallest admissible β0, ln(4(n−1))/(α(1−γ0²)).
+        c4: The constant c4, which must be positive.
+        holds: Whether both conditions hold.
+    """
 
     minimum_inverse_temperature: Values
     c4: Values
@@ -30,21 +36,21 @@ def _theorem_3_2_constants(gamma0: Input, beta0: Input, margin: Input, pairs: In
 
 @extremes
 def theorem_3_2_assumption(gamma0: Input, beta0: Input, margin: Input, pairs: Input) -> Theorem32Assumption:
-    """β0 ≥ ln(4(n−1))/(α(1−γ0²)) and c4 > 0, under which the lower bound on the gap is proved.
+    """β0 ≥ ln(4(n−1))/(α(1−γ0²)) and c4 > 0, the conditions under which the lower bound on the gap is proved.
 
-    Yaras et al. 2025, Theorem 3.2.
+    Yaras et al. 2025, Theorem 3.2; c4 as in `theorem_3_2_bound`.
 
     Args:
-        gamma0: γ at the start, between 0 and 1; all arguments broadcast.
-        beta0: β at the start, positive.
+        gamma0: Initial γ, between 0 and 1; all arguments broadcast.
+        beta0: Initial β, positive.
         margin: α > 0, a lower bound on the margin.
         pairs: n ≥ 2.
 
     Returns:
-        The smallest β0, the constant c4, and whether both conditions hold, of the common shape.
+        The smallest β0, the constant c4, and whether both conditions hold, all of the common shape.
 
     Raises:
-        FlowsimError: for γ0 outside (0, 1), a non-positive argument or n < 2.
+        FlowsimError: For γ0 outside (0, 1), a non-positive argument or n < 2.
     """
     _, _, c4 = _theorem_3_2_constants(gamma0, beta0, margin, pairs)
     minimum = np.log(4 * (pair_count(pairs) - 1)) / (np.asarray(margin) * complement(np.asarray(gamma0)))
@@ -60,21 +66,21 @@ def log_theorem_3_2_bound(
     pairs: Input,
     constants: str = "corrected",
 ) -> Values:
-    """Logarithm of `theorem_3_2_bound` at ln t, stable at any time.
+    """Logarithm of `theorem_3_2_bound` as a function of ln t, stable at any time.
 
     Args:
         log_ts: ln t; −inf at t = 0.
-        gamma0: γ at the start, between 0 and 1; all arguments broadcast.
-        beta0: β at the start, positive.
+        gamma0: Initial γ, between 0 and 1; all arguments broadcast.
+        beta0: Initial β, positive.
         margin: α > 0, a lower bound on the margin.
         pairs: n ≥ 2.
-        constants: "corrected" or "printed".
+        constants: "corrected" or "printed", see `theorem_3_2_bound`.
 
     Returns:
         Logarithm of the bound on γ, of the common shape.
 
     Raises:
-        FlowsimError: as `theorem_3_2_bound`, except for t.
+        FlowsimError: As in `theorem_3_2_bound`, except for t.
     """
     c2, c3, c4 = _theorem_3_2_constants(gamma0, beta0, margin, pairs)
     if np.any(c4 <= 0):
@@ -101,14 +107,14 @@ def theorem_3_2_bound(
     """Lower bound on γ(t) = Δ/2 for matched pairs, β = exp(ν), r = 1: c4²/ln(c3 c4 t + e^{c4/√γ0})².
 
     c2 = αβ0√γ0(1−γ0²)e^{−γ0²/4}, c3 = 55α(n−1)β0√γ0 and c4 = c2 − 1/10. The bound equals γ0 at t = 0. The "printed"
-    constants, c2 for c4² and c3 t for c3 c4 t, do not bound γ: the integration of the paper's own inequality gives the
-    "corrected" ones. The assumption is not checked here: see `theorem_3_2_assumption`. Yaras et al. 2025, Theorem 3.2;
-    the correction is derived here.
+    constants, c2 for c4² and c3 t for c3 c4 t, do not bound γ; integrating the paper's own inequality gives the
+    "corrected" ones. The assumption is not checked, see `theorem_3_2_assumption`. Yaras et al. 2025, Theorem 3.2; the
+    correction is derived here.
 
     Args:
-        ts: flow times t ≥ 0.
-        gamma0: γ at the start, between 0 and 1; all arguments broadcast.
-        beta0: β at the start, positive.
+        ts: Flow times t ≥ 0.
+        gamma0: Initial γ, between 0 and 1; all arguments broadcast.
+        beta0: Initial β, positive.
         margin: α > 0, a lower bound on the margin.
         pairs: n ≥ 2.
         constants: "corrected" or "printed".
@@ -117,7 +123,7 @@ def theorem_3_2_bound(
         The bound on γ, of the common shape.
 
     Raises:
-        FlowsimError: for t < 0, γ0 outside (0, 1), a non-positive argument, n < 2, c4 ≤ 0 or unknown constants.
+        FlowsimError: For t < 0, γ0 outside (0, 1), a non-positive argument, n < 2, c4 ≤ 0 or unknown constants.
     """
     ts = inside("ts", ts, 0.0, math.inf, "times from 0 on", closed=True)
     return np.exp(log_theorem_3_2_bound(np.log(ts), gamma0, beta0, margin, pairs, constants))[()]

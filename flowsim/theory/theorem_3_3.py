@@ -1,5 +1,4 @@
-"""Theorem 3.3: the initial growth of the gap for uniform directions, its bound at finite n, and the Bessel functions
-that they need."""
+"""Theorem 3.3: initial growth of the gap for uniform directions, with its bound at finite n and Bessel functions."""
 
 from __future__ import annotations
 
@@ -14,24 +13,24 @@ from flowsim.theory.rounding import complement, extremes
 
 @extremes
 def bessel_ratio(order: Input, a: Input) -> Values:
-    """I_{order+1}(a)/I_order(a) of the modified Bessel functions, for `a` of any size.
+    """I_{order+1}(a)/I_order(a), the ratio of modified Bessel functions, for `a` of any size.
 
-    The contracting recurrence r_ν = a/(2(ν+1) + a r_{ν+1}), down from the expansion of r at a high order. Derived here.
+    Computed by the contracting recurrence r_ν = a/(2(ν+1) + a r_{ν+1}), down from the expansion of r at a high order.
+    Derived here.
 
     Args:
-        order: the order, 0 or more; broadcasts against `a`.
-        a: the argument, 0 or more.
+        order: Order, 0 or more; broadcasts against `a`.
+        a: Argument, 0 or more.
 
     Returns:
         The ratio, of the common shape.
 
     Raises:
-        FlowsimError: for a negative argument.
+        FlowsimError: For a negative argument.
     """
     order = inside("order", order, 0.0, math.inf, "an order from 0 on", closed=True)
     a = inside("a", a, 0.0, math.inf, "a finite argument from 0 on", closed=True)
-    # The start is wrong by about q/a², q = ν/a. For large a that is nothing; for smaller a a thousand steps
-    # reduce it to nothing.
+    # The error of the start, about q/a² with q = ν/a, is negligible for large a; for smaller a the steps reduce it.
     steps = 1000
     top = order + steps + 0.5
     length = np.hypot(top, a)
@@ -55,7 +54,7 @@ def log_mean_exponential(a: Input, dim: Input) -> Values:
         ln ξ2, of the common shape.
 
     Raises:
-        FlowsimError: for a ≤ 0 or d < 2.
+        FlowsimError: For a ≤ 0 or d < 2.
     """
     from scipy.special import gammaln, ive
 
@@ -67,8 +66,7 @@ def log_mean_exponential(a: Input, dim: Input) -> Values:
     nu, x = order[direct], a[direct]
     out[direct] = gammaln(nu + 1) + nu * np.log(2 / x) + np.log(ive(nu, x)) + x
     for index in [i for i in np.ndindex(a.shape) if not direct[i]]:
-        # I_ρ underflows here, but ξ2 = Σ (a²/4)^k / (k! (ρ+1)_k) has only positive terms, the largest near
-        # `peak`.
+        # I_ρ underflows here, but ξ2 = Σ (a²/4)^k / (k! (ρ+1)_k) has only positive terms, the largest near `peak`.
         nu, x = order[index], a[index]
         peak = x * x / (2 * (nu + np.hypot(nu, x)))
         k = np.arange(1, int(peak + 12 * math.sqrt(peak) + 40))
@@ -80,7 +78,14 @@ def log_mean_exponential(a: Input, dim: Input) -> Values:
 
 
 class Theorem33Bound(NamedTuple):
-    """Lower bound on dΔ/dt(0), its ε, whether it is proved (ξ1 ≥ 2e^a ε), and its limit for n → ∞."""
+    """The bound of Theorem 3.3.
+
+    Attributes:
+        bound: Lower bound on dΔ/dt(0).
+        epsilon: ε, see `theorem_3_3_bound`.
+        proved: Whether the bound is proved, ξ1 ≥ 2e^a ε.
+        limit: Limit of the bound for n → ∞, see `theorem_3_3_limit`.
+    """
 
     bound: Values
     epsilon: Values
@@ -89,7 +94,7 @@ class Theorem33Bound(NamedTuple):
 
 
 def _theorem_3_3_scaled(dim: Input, beta0: Input, gamma0: Input) -> tuple[Values, Values, Values, Values]:
-    """a, ln(ξ2 e^{−a}), ξ1/ξ2 and 4β0γ0. ξ2 overflows and e^{−a} underflows; their product need not."""
+    """a, ln(ξ2 e^{−a}), ξ1/ξ2 and 4β0γ0; the product is finite where ξ2 overflows and e^{−a} underflows."""
     gamma0, beta0 = cone_height(gamma0), positive("beta0", beta0)
     a = beta0 * complement(gamma0)
     log_xi2 = np.asarray(log_mean_exponential(a, dim)) - a
@@ -98,20 +103,20 @@ def _theorem_3_3_scaled(dim: Input, beta0: Input, gamma0: Input) -> tuple[Values
 
 @extremes
 def theorem_3_3_limit(beta0: Input, gamma0: Input, dim: Input) -> Values:
-    """4β0γ0 I_{ρ+1}(a)/I_ρ(a), a = β0(1−γ0²), ρ = (d−2)/2: initial speed of the gap for n → ∞ uniform pairs.
+    """4β0γ0 I_{ρ+1}(a)/I_ρ(a), a = β0(1−γ0²), ρ = (d−2)/2: initial speed of the gap for uniform pairs as n → ∞.
 
     Yaras et al. 2025, Theorem 3.3.
 
     Args:
-        beta0: β at the start, positive; all arguments broadcast.
-        gamma0: γ at the start, between 0 and 1.
-        dim: d ≥ 2, the dimension of the directions.
+        beta0: Initial β, positive; all arguments broadcast.
+        gamma0: Initial γ, between 0 and 1.
+        dim: d ≥ 2, dimension of the directions.
 
     Returns:
         dΔ/dt(0) per unit of flow time, for unit learning rates, of the common shape.
 
     Raises:
-        FlowsimError: for γ0 outside (0, 1), β0 ≤ 0 or d < 2.
+        FlowsimError: For γ0 outside (0, 1), β0 ≤ 0 or d < 2.
     """
     gamma0, beta0 = cone_height(gamma0), positive("beta0", beta0)
     order = (inside("dim", dim, 2.0, math.inf, "two or more dimensions", closed=True) - 2) / 2
@@ -127,16 +132,16 @@ def theorem_3_3_bound(pairs: Input, dim: Input, beta0: Input, gamma0: Input, del
 
     Args:
         pairs: n ≥ 2; all arguments broadcast.
-        dim: d ≥ 2, the dimension of the directions.
-        beta0: β at the start, positive.
-        gamma0: γ at the start, between 0 and 1.
-        delta: δ, the probability that the bound fails, between 0 and 1.
+        dim: d ≥ 2, dimension of the directions.
+        beta0: Initial β, positive.
+        gamma0: Initial γ, between 0 and 1.
+        delta: δ, probability that the bound fails, between 0 and 1. Typical: 0.05.
 
     Returns:
-        The bound, ε, whether it is proved, and its limit for n → ∞, of the common shape.
+        The bound, ε, whether the bound is proved, and its limit for n → ∞, all of the common shape.
 
     Raises:
-        FlowsimError: as `theorem_3_3_limit`, and for n < 2 or δ outside (0, 1).
+        FlowsimError: As in `theorem_3_3_limit`, and for n < 2 or δ outside (0, 1).
     """
     a, log_xi2, ratio, speed = _theorem_3_3_scaled(dim, beta0, gamma0)
     delta, pairs = inside("delta", delta, 0.0, 1.0, "a probability of failure such as 0.05"), pair_count(pairs)
@@ -152,20 +157,20 @@ def theorem_3_3_bound(pairs: Input, dim: Input, beta0: Input, gamma0: Input, del
 def theorem_3_3_pairs_needed(dim: Input, beta0: Input, gamma0: Input, delta: Input = 0.05) -> Values:
     """log10 of the smallest n at which `theorem_3_3_bound` is positive.
 
-    Positivity is a quadratic inequality in ε, solved in closed form; n then solves 2nε² = ln((4n+1)/δ). n is rounded up
-    to a whole number while float64 tells whole numbers apart. Derived here.
+    Positivity is a quadratic inequality in ε, solved in closed form; n then solves 2nε² = ln((4n+1)/δ). It is rounded
+    up to a whole number if float64 resolves whole numbers there. Derived here.
 
     Args:
-        dim: d ≥ 2, the dimension of the directions; all arguments broadcast.
-        beta0: β at the start, positive.
-        gamma0: γ at the start, between 0 and 1.
-        delta: δ, the probability that the bound fails, between 0 and 1.
+        dim: d ≥ 2, dimension of the directions; all arguments broadcast.
+        beta0: Initial β, positive.
+        gamma0: Initial γ, between 0 and 1.
+        delta: δ, probability that the bound fails, between 0 and 1. Typical: 0.05.
 
     Returns:
         log10 n, of the common shape.
 
     Raises:
-        FlowsimError: as `theorem_3_3_bound`.
+        FlowsimError: As in `theorem_3_3_bound`, except for n.
     """
     a, log_xi2, ratio, _ = _theorem_3_3_scaled(dim, beta0, gamma0)
     delta = inside("delta", delta, 0.0, 1.0, "a probability of failure such as 0.05")

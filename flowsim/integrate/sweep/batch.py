@@ -1,4 +1,4 @@
-"""Runs side by side: the segments that they ask for go through one compiled call."""
+"""Batches of runs: the segments that they request go through one compiled call."""
 
 import itertools
 import threading
@@ -20,22 +20,22 @@ from flowsim.model.flow import GradientFlow, State, Unknowns, as_starts
 from flowsim.model.initial import Start
 from flowsim.model.pairing import Targets
 
-#: Bytes of states that a chunk may hold before its observables are computed on the way.
+#: Above this many bytes of states, a chunk computes its observables during the solve.
 _STATE_BYTES = 256 * 2**20
-#: Runs are solved side by side in batches whose similarities fit into the cache: more runs cost more each.
+#: Batches hold so many runs that their similarities fit into the cache: more would cost more per run.
 _CACHE_BYTES, _MOST_LANES = 2**16, 64
-#: Steps after which those that are ready yield to the other runs of the batch.
+#: Steps after which a segment ends, so that runs in a batch do not wait long for each other.
 _STEPS = 64
 
 _T = TypeVar("_T")
 
 
 class CalledOff(Exception):
-    """The sweep was interrupted, or another chunk failed."""
+    """The sweep was interrupted or another chunk failed."""
 
 
 class Programs:
-    """Compiles each program once, though several threads ask for it."""
+    """Compiles each program once even if several threads request it."""
 
     def __init__(self) -> None:
         self._locks: dict[Any, threading.Lock] = defaultdict(threading.Lock)
@@ -50,7 +50,7 @@ class Programs:
         return out
 
 
-#: Of this process; a worker computes many chunks.
+#: One per process, because a worker computes many chunks.
 PROGRAMS = Programs()
 
 
@@ -58,7 +58,7 @@ def solve_chunk(
     jobs: list[Job], ts: np.ndarray, horizon: float, options: Options, programs: Programs,
     stop: threading.Event | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Series, status and cost of each job."""
+    """Series, status, time at the end and steps of each job."""
     with jax.enable_x64(options.dtype == np.float64):
         starts: list[Start] = []
         for shared in _runs_of(jobs, lambda job: job.start):
@@ -113,7 +113,7 @@ def _observe(trajectories: list[Trajectory], lanes: int, options: Options, struc
 
 
 def lanes_of(pairs: int) -> int:
-    """SegmentSpec many runs of so many pairs go through one compiled call: a power of two."""
+    """Number of runs with `pairs` pairs in one compiled call, a power of two."""
     fit = max(1, _CACHE_BYTES // (8 * pairs**2))
     return min(_MOST_LANES, 1 << (fit.bit_length() - 1))
 
@@ -123,12 +123,12 @@ def _parts(items: Sequence[Any], lanes: int) -> list[Sequence[Any]]:
 
 
 def _padded(count: int, lanes: int) -> int:
-    """Batches are padded to one of three sizes, so that few programs are compiled."""
+    """The size that a batch is padded to: one of three, so that few programs are compiled."""
     return next(size for size in (1, min(8, lanes), lanes) if size >= count)
 
 
 def _stack(trees: Sequence[Any], size: int, dtype: Any) -> Any:
-    """Trees of the same structure along a new first axis, the last repeated up to `size`."""
+    """Trees of the same structure stacked along a new first axis, the last one repeated up to `size`."""
     trees = [*trees, *[trees[-1]] * (size - len(trees))]
     if all(tree is trees[0] for tree in trees):
         return to_device(jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], size, axis=0), trees[0]), dtype)
@@ -136,7 +136,7 @@ def _stack(trees: Sequence[Any], size: int, dtype: Any) -> Any:
 
 
 def _runs_of(items: Iterable[_T], key: Callable[[_T], object]) -> Iterable[list[_T]]:
-    """Neighbours whose key is the same object."""
+    """Groups of consecutive items whose key is the same object."""
     return (list(group) for _, group in itertools.groupby(items, key=lambda item: id(key(item))))
 
 
@@ -152,7 +152,7 @@ def _initial_states(jobs: list[Job], starts: list[Start], lanes: int, options: O
         for shared in _runs_of(part, lambda item: item[0].flow):
             placed += shared[0][0].flow.place_all([start for _, start in shared])
         if not part[0][0].flow.draws:
-            # What `GradientFlow.complete` makes of it; looking that up takes longer than all of this.
+            # The same as `GradientFlow.complete`, which would take longer to dispatch than all the rest.
             states += [State(unknowns, constants, Targets(), None) for unknowns, constants in placed]
             continue
         size = _padded(len(part), lanes)

@@ -1,4 +1,4 @@
-"""Where calls are computed: in threads, in processes, or on the workers of a cluster; one interface for all."""
+"""One interface to threads, processes and the workers of a cluster."""
 
 import contextlib
 import multiprocessing
@@ -26,7 +26,7 @@ _CURE = (
 
 
 def check(executor: Any) -> None:
-    """Raise `FlowsimError` for what cannot compute anything, before anything is opened or written."""
+    """Raise `FlowsimError` for an invalid executor, before anything is opened or written."""
     if isinstance(executor, str) and executor.startswith("processes:"):
         count = executor.removeprefix("processes:")
         if not count.isdecimal() or int(count) < 1:
@@ -36,7 +36,7 @@ def check(executor: Any) -> None:
             import distributed  # noqa: F401
         except ImportError:
             raise FlowsimError("Clusters need dask. Install it: pip install 'flowsim[cluster]'.") from None
-        # Dask would find out in a task of its own, whose error turns up anywhere later.
+        # Dask would raise the error later, from a background task.
         if not re.fullmatch(r"(\w+://.+|[^:/\s]+:\d+)", executor):
             raise FlowsimError(f"There is no dask scheduler at {executor!r}. {_CURE}")
     elif not (executor is None or isinstance(executor, Executor) or _is_client(executor)):
@@ -45,9 +45,9 @@ def check(executor: Any) -> None:
 
 @contextlib.contextmanager
 def opened(executor: Any, threads: int) -> Iterator[Executor]:
-    """A concurrent.futures executor for what the user gave and `check` let pass; None: `threads` threads here.
+    """A concurrent.futures executor for the user's `executor`, which `check` has passed; None: `threads` threads.
 
-    What is opened here is closed here; what the user opened stays open. Raises `FlowsimError` where no scheduler is.
+    Closes what it opened; an executor of the user stays open. Raises `FlowsimError` if there is no scheduler.
     """
     if executor is None:
         with ThreadPoolExecutor(max(threads, 1)) as pool:
@@ -74,9 +74,9 @@ def opened(executor: Any, threads: int) -> Iterator[Executor]:
 def completed(
     executor: Executor, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[int, Any]]:
-    """(index, `function(*calls[index])`) as they finish; an error cancels what has not begun.
+    """Yield (index, `function(*calls[index])`) as calls finish; an error cancels those that have not begun.
 
-    Raises `FlowsimError` where the executor itself is lost, after everything that was finished.
+    Raises `FlowsimError` if the executor itself is lost, after yielding all finished calls.
     """
     futures: dict[Future[Any], int] = {}
     lost, gone = (BrokenExecutor, CancelledError, *_lost()), None
@@ -86,7 +86,7 @@ def completed(
         except lost as error:
             gone = error
         for future in as_completed(futures):
-            # Answers are not kept: those of a large sweep would be as much again as its result.
+            # Answers are not kept: those of a large sweep would double the memory of its result.
             index = futures.pop(future)
             try:
                 answer = future.result()
@@ -97,7 +97,7 @@ def completed(
         if gone is not None:
             raise FlowsimError(
                 f"The workers were lost before the end ({type(gone).__name__}). "
-                "Do the same again: what was stored with `to` is kept."
+                "Repeat the call: chunks stored with `to` are kept."
             ) from gone
     finally:
         for future in futures:
@@ -105,18 +105,18 @@ def completed(
 
 
 def _is_client(executor: Any) -> bool:
-    """Whether this is a dask client; dask is loaded only where somebody else has loaded it."""
+    """Whether this is a dask client; dask is not imported for the check."""
     return "distributed" in sys.modules and isinstance(executor, sys.modules["distributed"].Client)
 
 
 class _Cluster(Executor):
-    """A dask client as an executor. Dask's own never answers where the scheduler dies while it hands out a result."""
+    """A dask client as an executor; dask's own hangs if the scheduler dies while it returns a result."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        # Not pure: a chunk that failed must not be answered from the scheduler's memory.
+        # Not pure, so that a chunk that failed is computed again and not taken from the scheduler's cache.
         remote, local = self._client.submit(function, *args, **kwargs, pure=False), Future[Any]()
 
         def ended(remote: Any) -> None:
@@ -127,7 +127,7 @@ class _Cluster(Executor):
             try:
                 local.set_result(remote.result())
             except BaseException as error:
-                # Of the call itself, or of the way here.
+                # The call itself failed, or its result was lost.
                 lost = BrokenExecutor(f"the result was lost: {error}")
                 local.set_exception(error if remote.status == "error" else lost)
 
@@ -141,7 +141,7 @@ class _Cluster(Executor):
 
 
 def _lost() -> tuple[type[BaseException], ...]:
-    """What dask raises where workers die again and again, or the scheduler is gone."""
+    """Exceptions that dask raises if workers die repeatedly or the scheduler is gone."""
     if "distributed" not in sys.modules:
         return ()
     from distributed.comm.core import CommClosedError

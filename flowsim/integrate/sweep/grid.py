@@ -1,4 +1,4 @@
-"""What is swept: the grid of settings and seeds, and the runs at its points."""
+"""The grid of a sweep over settings and seeds, and the runs at its points."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from flowsim.observables.table import REGISTRY
 
 
 class Grid:
-    """Names, values and shape of what is swept."""
+    """Names, values and shape of the swept parameters."""
 
     def __init__(self, over: Mapping[str, Iterable[Any]], mode: str) -> None:
         check(len(over) > 0, 'Nothing to sweep. Give e.g. over={"seed": range(8)}.')
@@ -30,25 +30,28 @@ class Grid:
         check(
             not self.zipped or len(lengths) == 1,
             f"With mode='zip' all values need the same length, but have {sorted(lengths)}. "
-            "Give as many of each, or use mode='product'.",
+            "Give the same number of each, or use mode='product'.",
         )
-        # The path "loss" leads to an object, the observable of that name is a number.
+        # Some paths, such as "loss", are also names of observables.
         self.names = {path: f"flow.{path}" if path in REGISTRY else path for path in self.over}
         self.dims = ("run",) if self.zipped else tuple(self.names.values())
         self.shape = (lengths.pop(),) if self.zipped else tuple(len(values) for values in self.over.values())
 
     def points(self) -> Iterable[dict[str, Any]]:
+        """Path -> value at every point of the grid."""
         combine = zip(*self.over.values(), strict=True) if self.zipped else itertools.product(*self.over.values())
         for values in combine:
             yield dict(zip(self.over, values, strict=True))
 
     def coords(self) -> dict[str, Any]:
+        """Coordinates of the dataset."""
         return {
             name: ("run" if self.zipped else name, np.asarray([_label(value) for value in self.over[path]]))
             for path, name in self.names.items()
         }
 
     def described(self) -> dict[str, Any]:
+        """Path -> values as plain data."""
         return {
             path: [paths.to_config(v) if isinstance(v, eqx.Module) else _label(v) for v in values]
             for path, values in self.over.items()
@@ -64,7 +67,7 @@ def _values(path: str, values: Iterable[Any]) -> list[Any]:
 
 
 def _label(value: Any) -> Any:
-    """A coordinate for a value: itself, or a short text for an object."""
+    """The coordinate of a value: itself, or a short text for an object."""
     if isinstance(value, (np.ndarray, np.generic, jax.Array)) and np.ndim(value) == 0:
         return value.item()
     if isinstance(value, Start):
@@ -77,7 +80,7 @@ def _label(value: Any) -> Any:
 
 
 def digest(start: Start) -> dict[str, Any]:
-    """Which arrays a start holds, in few words."""
+    """A hash of the arrays of a start, as plain data."""
     arrays = {f.name: getattr(start, f.name) for f in dataclasses.fields(start)}
     text = json.dumps({name: paths.to_config(array) for name, array in arrays.items()})
     return {"kind": "Start", "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -90,12 +93,15 @@ def _short(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
+    """One run of a sweep."""
+
     flow: GradientFlow
     start: Start | AbstractRecipe
     seed: int
 
 
 def job_of(flow: GradientFlow, start: Start | AbstractRecipe, seed: int, values: dict[str, Any]) -> Job:
+    """The run at a point of the grid, given as path -> value."""
     values = dict(values)
     seed = values.pop("seed", seed)
     check(
@@ -106,7 +112,8 @@ def job_of(flow: GradientFlow, start: Start | AbstractRecipe, seed: int, values:
     inner = {path.removeprefix("start."): v for path, v in values.items() if path.startswith("start.")}
     if inner:
         check(
-            isinstance(start, AbstractRecipe), "Paths into `start` need a recipe, such as fs.initial.cones(), not rows."
+            isinstance(start, AbstractRecipe),
+            "Paths into `start` need a recipe, not rows. Use e.g. fs.initial.cones().",
         )
         start = paths.replace(start, inner)
     outer = {path: v for path, v in values.items() if not path.startswith("start.")}
@@ -114,7 +121,7 @@ def job_of(flow: GradientFlow, start: Start | AbstractRecipe, seed: int, values:
 
 
 def structures(jobs: list[Job]) -> list[Any]:
-    """Jobs with equal keys share their programs."""
+    """A key for each job; jobs with equal keys share their programs."""
     known: dict[tuple[int, int], Any] = {}  # most jobs share the objects themselves
 
     def structure(job: Job) -> Any:

@@ -1,11 +1,11 @@
-"""`sweep`: many runs of one flow over grids of settings and seeds, batched into few compiled calls.
+"""`sweep`: many runs of one flow over grids of settings and seeds, batched into a few compiled calls.
 
     runs = fs.sweep(flow, fs.initial.cones(pairs=8, dim=8),
                     over={"schedule.temperature.init": np.geomspace(0.01, 1, 20), "seed": range(8)}, t1=1e4)
     runs["modality_gap"].mean("seed")
 
-Runs of the same structure go through one compiled program in chunks; a chunk drives one `Trajectory` per run and
-batches the segments that they ask for, so that easy runs do not wait for hard ones.
+Runs of the same structure share one compiled program and are computed in chunks. A chunk drives one `Trajectory` per
+run and batches the segments that these request, so that easy runs do not wait for hard ones.
 """
 
 import dataclasses
@@ -60,15 +60,19 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class SweepResult:
-    """What a sweep returns: `dataset` with the swept parameters (and `time`) as dimensions.
+    """The result of a sweep: an xarray dataset with the swept parameters and `time` as dimensions.
 
-    `runs["modality_gap"]` is an `xarray.DataArray`; `runs["status"]` names how each run ended, `stopped_at` when;
-    where a run did not get to an output time the values are NaN.
+    `runs["modality_gap"]` is an `xarray.DataArray`. Values at output times that a run did not reach are NaN.
+
+    Attributes:
+        dataset: Observables over the swept parameters and `time`; `status`, `stopped_at` (flow time) and `steps` over
+            the swept parameters. With `mode="zip"` the swept parameters are coordinates of one dimension, `run`.
     """
 
     dataset: "xr.Dataset"
 
     def __getitem__(self, name: str) -> "xr.DataArray":
+        """A variable by name; raises `FlowsimError` for an unknown one."""
         if name not in self.dataset:
             raise unknown_name("observable", name, [str(n) for n in self.dataset])
         return self.dataset[name]
@@ -91,7 +95,17 @@ class SweepResult:
         return all(Status[name].covered for name in self.counts)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write to netCDF (.nc), in one step."""
+        """Write the sweep to a netCDF file, atomically.
+
+        Args:
+            path: The file; its name must end in .nc.
+
+        Returns:
+            The path.
+
+        Raises:
+            FlowsimError: If the name ends otherwise or the file cannot be written.
+        """
         return write_netcdf(self.dataset, path)
 
     def _repr_html_(self) -> str:
@@ -126,21 +140,41 @@ def sweep(
     executor: "Executor | Client | str | None" = None,
     progress: Progress = silent,
 ) -> SweepResult:
-    """Simulate `flow` for every combination of the values in `over` (`mode="zip"`: for values side by side).
+    """Simulate a flow for every combination of the values in `over`.
 
-    - `over`: path -> values. Paths of the flow ("schedule.temperature.init", "pairing", ...), of the recipe
-      ("start.height"), "start" itself, and "seed". Numbers share one compiled program; values that change the
-      structure (objects, preset names, numbers of pairs) cost one compilation each.
-    - `to`: a `.zarr` folder that is filled as chunks finish; the same call resumes where it was stopped.
-    - `chunk`: runs per compiled call. `workers`: threads (default: one per core). `track(jobs, text)`: yields the
-      jobs it is given and may report how far they are.
-    - `executor`: where chunks are computed instead of in threads: a `dask.distributed.Client` or its address
-      ("tcp://host:8786"), any `concurrent.futures.Executor`, or "processes:N" for N processes of this machine.
-      This session alone writes to `to`; whatever is killed, the same call goes on with the chunks that are missing.
-      Same versions, `XLA_FLAGS` and `chunk`: same results to the last bit, whatever computes them.
-    - all else as in `simulate`. Runs never raise: `status` says how each one ended.
+    A run that stops early raises nothing: `status` shows how each run ended. With the same versions, `XLA_FLAGS` and
+    `chunk`, results are the same to the last bit, wherever they are computed.
 
-    Raises `FlowsimError` for bad input, before anything is computed.
+    Args:
+        flow: As in `fs.simulate`.
+        start: A `Start` or a recipe (drawn with each run's seed).
+        over: Path -> values. A path is a field of the flow ("schedule.temperature.init", "pairing", ...) or of the
+            recipe ("start.height"), "start" itself, or "seed". Numbers share one compiled program; values that change
+            the structure (objects, preset names, numbers of pairs) are compiled once each.
+        t1: As in `fs.simulate`.
+        ts: As in `fs.simulate`.
+        mode: "product" for all combinations, or "zip" for the first values together, the second values together, ...
+        to: A `.zarr` folder that is filled as chunks finish. The same call computes only the chunks that are missing.
+        seed: Seed of every run if "seed" is not swept.
+        horizon: As in `fs.simulate`.
+        rtol: As in `fs.simulate`.
+        atol: As in `fs.simulate`.
+        method: As in `fs.simulate`, except that from `rtol` = 1e-7 on the explicit method is Tsit5.
+        max_steps: As in `fs.simulate`.
+        observables: As in `fs.simulate`.
+        precision: As in `fs.simulate`.
+        chunk: Number of runs that are computed, and stored in `to`, together.
+        workers: Number of threads. Default: one per core.
+        executor: Where chunks are computed instead of in threads: a `dask.distributed.Client` or its address
+            ("tcp://host:8786"), any `concurrent.futures.Executor`, or "processes:N" for N processes on this machine.
+            Only this session writes to `to`.
+        track: Progress reporting, `track(chunks, text)`: a generator that yields the chunks it is given.
+
+    Returns:
+        Observables over the swept parameters and flow time, and how each run ended.
+
+    Raises:
+        FlowsimError: If the input is invalid (nothing is computed then), or if workers are lost or run other versions.
 
     Examples:
         >>> import flowsim as fs
@@ -166,7 +200,7 @@ def sweep(
     grid = Grid(over, mode)
     jobs = [job_of(flow, start, seed, values) for values in grid.points()]
     for job in dict(zip(structures(jobs), jobs, strict=True)).values():
-        job.flow.place(as_start(job.start, job.seed))  # refuses a start that does not fit
+        job.flow.place(as_start(job.start, job.seed))  # raises if the start does not fit
     for flow_ in {id(job.flow): job.flow for job in jobs}.values():
         check_policy(flow_)
     settings = {
@@ -192,7 +226,17 @@ def sweep(
 
 
 def load_sweep(path: str | os.PathLike[str]) -> SweepResult:
-    """Read a sweep written by `SweepResult.save`. Raises `FlowsimError` for foreign files."""
+    """Read a sweep from a file.
+
+    Args:
+        path: A netCDF file (.nc) written by `SweepResult.save`.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        FlowsimError: If the file is missing, unreadable, or not a flowsim sweep.
+    """
     dataset = read_netcdf(path)
     check(
         dataset.attrs.get("kind") == "flowsim sweep",
@@ -210,14 +254,14 @@ def _run(
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, structure in enumerate(structures(jobs)):
         groups[structure].append(index)
-    # Which runs share a chunk does not depend on what is done: batches decide about the last bits.
+    # Chunks must not depend on which runs are done: the runs in a batch affect the last bits of the results.
     pieces = [part[i : i + chunk] for part in groups.values() for i in range(0, len(part), chunk)]
     pieces = [piece for piece in pieces if not found.done[piece].all()]
     if not pieces:
         return found.columns()
     with executors.opened(executor, min(len(pieces), workers or os.cpu_count() or 1)) as pool:
         expected = versions()
-        # Threads cannot be ended from outside: they look whether the sweep was called off.
+        # Threads cannot be stopped from outside: they check whether the sweep was cancelled.
         stop = threading.Event() if executor is None else None
         calls = [([jobs[i] for i in piece], ts, horizon, options, expected, stop) for piece in pieces]
         finished = executors.completed(pool, _work, calls)
@@ -238,7 +282,7 @@ def _work(
     jobs: list[Job], ts: np.ndarray, horizon: float, options: Options, expected: dict[str, str],
     stop: threading.Event | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A chunk, in whatever thread or process it is computed."""
+    """Compute a chunk; runs in a thread, a process or a worker."""
     here = versions()
     for name, version in expected.items():
         check(

@@ -1,4 +1,4 @@
-"""What a sweep has found: columns by run, in memory and in a Zarr folder that later calls go on from."""
+"""Results of a sweep: columns by run, in memory and in a Zarr folder from which later calls resume."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from flowsim.base.checks import check
 from flowsim.errors import FlowsimError
 from flowsim.records.status import Status
 
-#: Runs that one thread works on, and that are stored together.
+#: Runs that one thread computes and that are stored together.
 CHUNK = 128
 
 
@@ -27,9 +27,11 @@ class Found:
 
     @property
     def done(self) -> np.ndarray:
+        """Mask of the finished runs."""
         return self.status != ""
 
     def put(self, indices: list[int], values: list[dict[str, Any]]) -> None:
+        """Store the results of these runs."""
         for index, one in zip(indices, values, strict=True):
             for name, column in self.series.items():
                 if name in one:
@@ -42,13 +44,13 @@ class Found:
             )
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Everything; without observables that no run has."""
+        """All columns, without observables that no run has."""
         series = {name: values for name, values in self.series.items() if name in self.known}
         return {**series, "status": self.status, "stopped_at": self.stopped_at, "steps": self.steps}
 
 
 class Store:
-    """A Zarr folder that is filled run by run and tells what is already there."""
+    """A Zarr folder that is filled run by run; `found` holds the runs that are already there."""
 
     def __init__(
         self, path: Path, runs: int, times: np.ndarray, observables: Sequence[str], settings: dict[str, Any]
@@ -70,7 +72,7 @@ class Store:
         if not fresh:
             check(
                 attrs.get("config") == text,
-                f"{str(path)!r} holds another sweep. Give the settings it was made with, or another folder.",
+                f"{str(path)!r} holds another sweep. Use the settings it was made with, or another folder.",
             )
             self.arrays: dict[str, Any] = dict(self.group.arrays())
             self._read()
@@ -101,7 +103,7 @@ class Store:
         return known
 
     def write(self, indices: list[int]) -> None:
-        """Store these runs; their status last, so that what is stopped in between is computed again."""
+        """Store these runs, their status last, so that runs that are stored only in part are computed again."""
         where = np.asarray(indices)
         found = self.found
         if found.known != set(self._known):
