@@ -213,7 +213,7 @@ def _draw(module: ModuleType, record: Any, out: Path, facts: dict[str, Any]) -> 
     stamp = write_stamp(facts | {"numbers": _numbers(record)})
     with plot.paper_style():
         figure = module.plot(record)
-        files = tuple(plot.save(figure, str(out / f"{facts['experiment']}.{kind}"), stamp) for kind in ("png", "pdf"))
+        files = tuple(plot.save(figure, out / f"{facts['experiment']}.{kind}", stamp) for kind in ("png", "pdf"))
     plt.close(figure)
     return files
 

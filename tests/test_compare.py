@@ -390,7 +390,7 @@ def test_wrong_input_is_refused_in_a_sentence(rings, tmp_path):
         fs.compare(rings, parts=["exponents"])
     with pytest.raises(fs.FlowsimError, match="Unknown item"):
         fs.compare(rings, parts=["exponent"])["matching"]
-    with pytest.raises(fs.FlowsimError, match="Figures end in"):
+    with pytest.raises(fs.FlowsimError, match="cannot be written as"):
         fs.compare(rings, parts=["exponent"]).save(tmp_path / "figure.doc")
 
 

@@ -63,7 +63,7 @@ class System:
         return self.corrupt(flow)
 
     def simulate(self, flow: GradientFlow, start: Start | AbstractRecipe, **options: Any) -> Result:
-        """`fs.simulate` with the explicit method; a run that ends early returns NaN in its later slots."""
+        """`fs.simulate` with the explicit method; a run that ends early has NaN at its later output times."""
         options = {"method": "explicit", "max_steps": MAX_STEPS, "throw": False, **options}
         return simulate(flow, start, **options)
 
@@ -76,7 +76,7 @@ class System:
     def descend(
         self, flow: GradientFlow, start: Start | AbstractRecipe, optimizer: Any, lr: float, steps: int, **options: Any
     ) -> Result:
-        """`fs.descend`; a run that ends early returns NaN in its later slots."""
+        """`fs.descend`; a run that ends early has NaN at its later output times."""
         return descend(flow, start, optimizer, lr, steps, throw=False, **options)
 
 

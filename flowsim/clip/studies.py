@@ -129,7 +129,7 @@ def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -
         for name, figure in drawn.items():
             for kind in ("png", "pdf"):
                 path = folder / f"{name}.{kind}"
-                plot.save(figure, str(path))
+                plot.save(figure, path)
                 files.append(path)
     return files
 

@@ -8,15 +8,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flowsim.base.checks import check
-from flowsim.base.files import write_atomically
 from flowsim.base.html import table
 from flowsim.comparison.drawing import figure_of
 from flowsim.comparison.item import Item, Verdict
 from flowsim.comparison.items import REGISTRY, names
 from flowsim.comparison.record import Record, Run
 from flowsim.errors import unknown_name
-from flowsim.plot import paper_style
+from flowsim.plot import paper_style, save
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -78,14 +76,8 @@ class Comparison:
         Raises:
             FlowsimError: If the path has another ending, no item has anything to draw, or the file cannot be written.
         """
-        path = Path(path)
-        check(
-            path.suffix in (".png", ".pdf", ".svg"),
-            f"Figures end in .png, .pdf or .svg, but got {path.name!r}. Use e.g. compare.png.",
-        )
         with paper_style():
-            figure = self.plot()
-            return write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
+            return save(self.plot(), path)
 
     def __repr__(self) -> str:
         lines = [f"  {item.name:<13} {item.verdict:<12} {item.sentence}" for item in self.items.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def _check_recorded(result: Any, name: str) -> None:
 _DATED = {"png": ("Software",), "pdf": ("CreationDate", "Creator", "Producer"), "svg": ("Date", "Creator")}
 
 
-def save(figure: Figure, path: str, stamp: str = "") -> Path:
+def save(figure: Figure, path: str | os.PathLike[str], stamp: str = "") -> Path:
     """Write a figure atomically; the same figure gives the same bytes.
 
     Args:
@@ -160,9 +161,10 @@ def save(figure: Figure, path: str, stamp: str = "") -> Path:
     Raises:
         FlowsimError: If the ending is unknown or the file cannot be written.
     """
-    kind = path.rpartition(".")[2].lower()
+    path = Path(path)
+    kind = path.suffix[1:].lower()
     known = figure.canvas.get_supported_filetypes()
-    check(kind in known, f"A figure cannot be written as {path!r}. Use a name that ends in .png, .pdf or .svg.")
+    check(kind in known, f"A figure cannot be written as {str(path)!r}. Use a name that ends in .png, .pdf or .svg.")
     metadata: dict[str, Any] = dict.fromkeys(_DATED.get(kind, ()))
     if stamp and metadata:
         metadata["Comment" if kind == "png" else "Keywords"] = stamp

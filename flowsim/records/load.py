@@ -11,7 +11,7 @@ import numpy as np
 from flowsim.base.checks import check
 from flowsim.base.files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
-from flowsim.records.netcdf import check_file, holds_several, read_netcdf
+from flowsim.records.netcdf import check_name, holds_several, read_netcdf, reading
 from flowsim.records.result import FLOW_TIME, SCHEMA_VERSION, Result, Simulation, TrainingRecord
 from flowsim.records.status import Outcome, Status
 
@@ -44,7 +44,7 @@ def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) ->
         FlowsimError: If a name is empty or contains "/", the file name ends otherwise, or the file cannot be written.
     """
     path = Path(path)
-    check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. runs.nc.")
+    check_name(path)
     for name in results:
         check(name and "/" not in name, f"Names of results must not be empty or contain '/', but one is {name!r}.")
 
@@ -75,8 +75,7 @@ def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = Non
     import h5py
     import xarray as xr
 
-    check_file(path)
-    try:
+    with reading(path):
         with h5py.File(path) as file:
             held = [name for name, item in file.items() if isinstance(item, h5py.Group)]
         chosen = held if names is None else list(names)
@@ -87,11 +86,6 @@ def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = Non
         for name in chosen:
             with xr.open_dataset(path, group=name, engine="h5netcdf") as dataset:
                 datasets[name] = dataset.load()
-    except FlowsimError:
-        raise
-    except Exception as error:
-        raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
-                           "Give a file that flowsim saved.") from None  # fmt: skip
     check(datasets, f"{str(path)!r} does not hold several results. Read it with `fs.load`.")
     return {name: result_of(dataset, path) for name, dataset in datasets.items()}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
 def write_netcdf(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Path:
     """Write a dataset to netCDF atomically: a reader sees the old file or the new one, never a part of it."""
-    path = Path(path)
-    check(path.suffix == ".nc", f"Result files end in .nc, but got {path.name!r}. Use e.g. run.nc.")
+    check_name(path)
     return write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
 
 
@@ -24,13 +24,28 @@ def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":
     """Read a whole netCDF file; raises `FlowsimError` for a missing, unreadable or foreign file."""
     import xarray as xr
 
+    with reading(path), xr.open_dataset(path, engine="h5netcdf") as dataset:
+        return dataset.load()
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around code that reads a netCDF file: one sentence for a missing, unreadable or foreign one."""
     check_file(path)
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            return dataset.load()
+        yield
+    except FlowsimError:
+        raise
     except Exception as error:
-        raise FlowsimError(f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). "
-                           "Give a file that flowsim saved.") from None  # fmt: skip
+        raise FlowsimError(
+            f"Cannot read {str(path)!r} as netCDF ({type(error).__name__}). Give a file that flowsim saved."
+        ) from None
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a file name that does not end in .nc."""
+    name = Path(path).name
+    check(name.endswith(".nc"), f"Result files end in .nc, but got {name!r}. Use e.g. run.nc.")
 
 
 def check_file(path: Any) -> None:

@@ -183,8 +183,7 @@ class Result:
             np.ndim(t) == 0 and np.asarray(t).dtype.kind in "fiu",
             f"Argument `t` must be a number, but is {t!r}. Use a flow time, e.g. 4.0.",
         )
-        if not len(self.snapshot_time):
-            raise FlowsimError("This result holds no embeddings. Simulate with `snapshots=` to store some.")
+        self._check_snapshots()
         if np.isnan(t) or not self.time[0] <= t <= self.time[-1]:
             raise FlowsimError(
                 f"Time {t:g} lies outside the run, which covers {self.time[0]:g} to {self.time[-1]:g}. "
@@ -202,11 +201,13 @@ class Result:
         near = self.snapshot_time[np.argmin(np.abs(np.log1p(self.snapshot_time) - np.log1p(t)))]
         raise FlowsimError(f"No snapshot is stored at t = {t:g}. The nearest is at t = {near:g}.")
 
+    def _check_snapshots(self) -> None:
+        check(len(self.snapshot_time), "This result holds no embeddings. Simulate with `snapshots=` to store some.")
+
     @property
     def final(self) -> Snapshot:
         """The last stored state; raises `FlowsimError` if the result holds no embeddings."""
-        if not len(self.snapshot_time):
-            raise FlowsimError("This result holds no embeddings. Simulate with `snapshots=` to store some.")
+        self._check_snapshots()
         return self._snapshot(len(self.snapshot_time) - 1)
 
     def to_xarray(self) -> "xr.Dataset":

@@ -8,39 +8,39 @@ class Status(enum.Enum):
     """How a run ended; the value is a sentence for users."""
 
     COMPLETED = "Completed: reached the last output time."
-    STEADY = "Steady state: nothing changes any more; later slots hold the steady value."
+    STEADY = "Steady state: nothing changes any more; later values are the steady ones."
     GAMMA_ONE = (
         "Stopped: the cone height γ reached 1, where parallel cones collapse to two points and the ansatz "
-        "ends; later slots are NaN. Use a smaller γ0, a larger temperature, a matched start, or `Sphere`."
+        "ends; later values are NaN. Use a smaller γ0, a larger temperature, a matched start, or `Sphere`."
     )
     TEMPERATURE_INFINITE = (
-        "Stopped: the inverse temperature β reached 0, where τ is infinite; later slots are NaN. "
+        "Stopped: the inverse temperature β reached 0, where τ is infinite; later values are NaN. "
         "Use a parametrization that keeps β positive, such as Exp()."
     )
     OUTPUT_ZERO = (
-        "Stopped: an output of an encoder shrank to 0, where its row has no direction; later slots are NaN. Use "
+        "Stopped: an output of an encoder shrank to 0, where its row has no direction; later values are NaN. Use "
         "embeddings of more dimensions, a shorter `t1`, or an optimizer, whose steps pass such points."
     )
     LEFT_DOMAIN = (
-        "Stopped: the run left the domain of its geometry or temperature policy; later slots are NaN. Use a shorter "
+        "Stopped: the run left the domain of its geometry or temperature policy; later values are NaN. Use a shorter "
         "`t1`."
     )
     MAX_STEPS = (
-        "Failed: the step limit was reached; later slots are NaN. Raise `max_steps`, loosen `rtol`, or shorten `t1`."
+        "Failed: the step limit was reached; later values are NaN. Raise `max_steps`, loosen `rtol`, or shorten `t1`."
     )
     PRECISION = (
         "Stopped: the forces cancel to rounding, and double precision cannot follow the flow any further; "
-        "later slots are NaN. Use a shorter `t1`."
+        "later values are NaN. Use a shorter `t1`."
     )
-    NON_FINITE = "Failed: the vector field is not finite; later slots are NaN. Check the start and the temperature."
+    NON_FINITE = "Failed: the vector field is not finite; later values are NaN. Check the start and the temperature."
     PREDICTED = "Predicted: closed form, not integrated."
-    UNFINISHED = "Unfinished: training has not reached its last step; run the same command again to go on."
+    UNFINISHED = "Unfinished: training has not reached its last step; run the same command again to continue."
     SADDLE = (
-        "Rest on a saddle: nothing changes any more, but a small perturbation would grow; later slots hold the value. "
-        "Perturb the start to see where the flow leads."
+        "Rest on a saddle: nothing changes any more, but a small perturbation would grow; later values repeat the last "
+        "one. Perturb the start to see where the flow leads."
     )
     INCOMPLETE = (
-        "Failed: output times were passed without a value, which is an error in flowsim; their slots are NaN. Please "
+        "Failed: output times were passed without a value, which is a bug in flowsim; they hold NaN. Please "
         "report it with the settings of the run."
     )
     DIVERGED = "Failed: the training loss is not finite. Use a smaller learning rate, a longer warm-up, or fp32."

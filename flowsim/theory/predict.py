@@ -134,7 +134,7 @@ def _trajectory(
         beta = np.full(len(times), beta0)
         return np.asarray(fixed_temperature_trajectory(times, log_gamma0, beta[0], margin, pairs)), beta
     parametrization = policy.parametrization
-    assert parametrization is not None and parametrization.potential is not None, "`_check_flow` has looked"
+    assert parametrization is not None and parametrization.potential is not None, "checked by `_check_flow`"
     name, scale = parametrization.potential, float(parametrization.scale)
     log_gamma, beta = reduced_trajectory(times, log_gamma0, beta0, margin, pairs, name, scale, float(policy.lr_ratio))
     return np.asarray(log_gamma), np.asarray(beta)

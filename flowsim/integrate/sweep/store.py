@@ -66,7 +66,7 @@ class Store:
         try:
             self.group = zarr.open_group(str(path), mode="a" if fresh else "r+")
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "something else is there"
+            reason = getattr(error, "strerror", None) or "something else is stored there"
             raise FlowsimError(f"Cannot write {str(path)!r}: {reason}. Choose another folder.") from None
         attrs = self.group.attrs
         if not fresh:
