@@ -101,7 +101,7 @@ class GradientFlow(Described):
 
     @classmethod
     def from_preset(cls, name: str, **parts: Any) -> "GradientFlow":
-        """The flow of a preset of the paper.
+        """The flow with a schedule of Yaras et al. 2025.
 
         Args:
             name: The preset, e.g. "Baseline" or "TS S3"; see `fs.schedules.names()`.
@@ -256,7 +256,7 @@ class GradientFlow(Described):
         return self.schedule.temperature.inverse_temperature(t / horizon, state.unknowns.raw_temperature)
 
     def exits(self, state: State, in_steps: bool = False) -> dict[str, Any]:
-        """Quantities that are positive inside the domain of geometry and policy, by the status of a run that leaves it.
+        """Quantities that are positive inside the domain of geometry and policy, by name; a run ends where one is 0.
 
         `in_steps`: whether the run takes the finite steps of an optimizer, which jump over single points.
         """
