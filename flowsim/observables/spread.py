@@ -35,7 +35,7 @@ def alignment(image: Rows, text: Rows) -> Number:
         The mean squared distance.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return jnp.mean(jnp.sum((unit(image) - unit(text)) ** 2, axis=1))
 
@@ -55,7 +55,7 @@ def uniformity(image: Rows, text: Rows) -> Uniformity:
         The three numbers.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return Uniformity(image_uniformity(image, text), text_uniformity(image, text), cross_uniformity(image, text))
 
@@ -91,8 +91,8 @@ def _log_mean_kernel(queries: Rows, others: Rows) -> Float[Array, ""]:
 def wasserstein_uniformity(image: Rows, text: MoreRows) -> Number:
     """Minus the Wasserstein distance to uniformity, −√(‖µ‖² + 1 + tr Σ − (2/√d) tr Σ^{1/2}).
 
-    µ and Σ are mean and covariance (ddof = 1) of all image and text rows stacked; tr Σ^{1/2} is the sum of
-    the singular values of the centred stack over √(rows − 1). Normalisation: unit rows. Sample: all rows,
+    µ and Σ are the mean and covariance (ddof = 1) of all image and text rows stacked; tr Σ^{1/2} is the sum of
+    the singular values of the centred stack, divided by √(rows − 1). Normalisation: unit rows. Sample: all rows,
     unpaired. Range: about [−√2, 0]; higher is more uniform. Source: Fang et al. 2023, the "uniformity" of
     Yaras et al. 2025.
 
@@ -104,7 +104,7 @@ def wasserstein_uniformity(image: Rows, text: MoreRows) -> Number:
         Minus the distance.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     stack = jnp.concatenate([unit(image), unit(text)])
     mean = jnp.mean(stack, axis=0)
@@ -114,7 +114,7 @@ def wasserstein_uniformity(image: Rows, text: MoreRows) -> Number:
 
 def distance_to_uniform(mean: Any, centred: Any, rows: int) -> Float[Array, ""]:
     """`wasserstein_uniformity` from the mean and the centred rows, or a factor of them with their singular values."""
-    # Without `full_matrices=False` the left factor, rows × rows, would be allocated even though it is not wanted.
+    # Without `full_matrices=False` the left factor, rows × rows, would be allocated although it is not needed.
     singular = jnp.linalg.svd(centred, compute_uv=False, full_matrices=False) / math.sqrt(rows - 1)
     squared = jnp.sum(mean**2) + 1 + jnp.sum(singular**2) - 2 / math.sqrt(centred.shape[1]) * jnp.sum(singular)
     return -jnp.sqrt(jnp.maximum(squared, 0))
@@ -135,7 +135,7 @@ def effective_rank(image: Rows, text: MoreRows) -> PerModality:
         Both ranks.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return PerModality(image_effective_rank(image, text), text_effective_rank(image, text))
 
