@@ -27,7 +27,7 @@ def explained(error: BaseException, function: Any = None) -> str:
     if not where and isinstance(error, FlowsimError):
         return str(error)  # flowsim's own sentence about the part
     said = " ".join(str(error).partition("\n")[0].split())
-    text = f"{where or 'A call of it'} raised {type(error).__name__}" + (f": {said}" if said else "")
+    text = f"{where or 'A call'} raised {type(error).__name__}" + (f": {said}" if said else "")
     cure = next((cure for kind, cure in _CURES if isinstance(error, kind)), "")
     if "truth value of an array" in text:
         cure = "Use np.where or xp.where(condition, a, b) instead of `if`."

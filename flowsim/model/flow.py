@@ -177,9 +177,7 @@ class GradientFlow(Described):
         for start in starts:
             position, constants = place(start)
             if needs_rows and start.image is None and start.similarity is not None:
-                raise FlowsimError(
-                    "Swaps and losses of rows need rows, but the start has only similarities. Give rows."
-                )
+                raise FlowsimError("Swaps and losses of rows need rows; the start has only similarities. Give rows.")
             if by_entry and getattr(constants, "basis", None) is not None and constants.sign == 0:
                 raise FlowsimError(
                     "In a random basis, swaps of entries drive cones of height 0 to a random side. Use a height above "
@@ -252,7 +250,7 @@ class GradientFlow(Described):
         return function(image, text, beta, targets.text_of, targets.noise, weights=self.loss.tile_weights)
 
     def inverse_temperature(self, t: Any, state: State, horizon: Any = np.inf) -> Any:
-        """β at flow time t; schedules depend on the progress t/horizon."""
+        """β at flow time t; arguments as for `vector_field`."""
         return self.schedule.temperature.inverse_temperature(t / horizon, state.unknowns.raw_temperature)
 
     def exits(self, state: State, in_steps: bool = False) -> dict[str, Any]:
@@ -264,7 +262,7 @@ class GradientFlow(Described):
         return {**found, **self.schedule.temperature.exits(state.unknowns.raw_temperature)}
 
     def loss_value(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
-        """The loss that the flow descends: L, or (1 − p) L + p E[L∘swap] with a swap in a fraction p of training."""
+        """The loss that the flow descends, L or (1 − p) L + p E[L∘swap]; arguments as for `vector_field`."""
         beta = self.inverse_temperature(t, state, horizon)
         bias = self._bias(state)
         swap = self.schedule.swap
@@ -295,7 +293,13 @@ class GradientFlow(Described):
         return Rates(self.geometry.rate, self.schedule.temperature.lr_ratio, rate_of_bias)
 
     def vector_field(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
-        """dθ/dt, dν/dt and db/dt at flow time t; schedules depend on the progress t/horizon."""
+        """dθ/dt, dν/dt and db/dt, in the form of the unknowns.
+
+        Args:
+            t: Flow time.
+            state: The state, e.g. from `initial_state`.
+            horizon: Flow time at which schedules end; they depend on the progress t/horizon.
+        """
         rates = self.rates
         if self.rule.is_gradient:
             return self._descent(t, state, horizon, rates)

@@ -1,4 +1,4 @@
-"""Pairings: the target distributions of the loss, which say to which text each image is pulled.
+"""Pairings: the target distributions of the loss, that is, the texts towards which each image is pulled.
 
 *Mispaired* means wrong targets (this module); *mismatched* means margin ≤ 0 (a property of a state).
 """
@@ -52,7 +52,12 @@ class Targets:
         return self.rows is None and self.text_of is None and self.noise is None
 
     def matrices(self, pairs: int, dtype: Any) -> tuple[Float[Array, "n n"] | None, Float[Array, "n n"] | None]:
-        """`rows` and `columns` (n, n), written out where `text_of` and `noise` give them; None for the identity."""
+        """`rows` and `columns` (n, n), also if they are given by `text_of` and `noise`; None for the identity.
+
+        Args:
+            pairs: n, the number of pairs.
+            dtype: Of matrices that are made here, e.g. float64.
+        """
         if self.rows is not None or self.matched:
             return self.rows, self.columns
         index = jnp.arange(pairs)

@@ -42,7 +42,7 @@ class AbstractTemperature(Described):
         return None
 
     def derivative(self, progress: Any, raw: Any) -> Any:
-        """∂β/∂ν at progress u and raw parameter ν (learnable policies only)."""
+        """∂β/∂ν, for learnable policies only; arguments as for `inverse_temperature`."""
         raise NotImplementedError(f"{type(self).__name__} is learnable and must define `derivative`.")
 
     def bounds(self) -> tuple[Any, Any] | None:
@@ -65,7 +65,7 @@ class AbstractTemperature(Described):
         return self
 
     def clamped_to(self, low: float, high: float) -> "AbstractTemperature":
-        """A copy clamped to [low, high]; the policy itself if it cannot be clamped."""
+        """A copy clamped to temperatures in [low, high]; the policy itself if it cannot be clamped."""
         return self
 
     def breakpoints(self) -> tuple[Any, ...]:
@@ -73,7 +73,7 @@ class AbstractTemperature(Described):
         return ()
 
     def temperature(self, progress: Any, raw: Any = None) -> Any:
-        """τ = 1/β at training progress u and raw parameter ν."""
+        """τ = 1/β; arguments as for `inverse_temperature`."""
         return 1.0 / self.inverse_temperature(progress, raw)
 
 

@@ -31,7 +31,14 @@ Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 class LossAndGradient(NamedTuple):
-    """L, ∂L/∂X and ∂L/∂Y (n, d), and ∂L/∂β."""
+    """A loss and its gradient.
+
+    Attributes:
+        value: L.
+        image: ∂L/∂X (n, d).
+        text: ∂L/∂Y (n, d).
+        beta: ∂L/∂β.
+    """
 
     value: Float[Array, ""]
     image: Rows

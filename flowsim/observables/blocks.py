@@ -51,7 +51,13 @@ def spread(rows: Rows, mean: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class PairMeans:
-    """Means over pairs of ‖x_i − y_i‖, ‖x_i − y_i‖² and ⟨x_i, y_i⟩."""
+    """Means over pairs.
+
+    Args:
+        distance: Of ‖x_i − y_i‖.
+        squared: Of ‖x_i − y_i‖².
+        cosine: Of ⟨x_i, y_i⟩.
+    """
 
     distance: float
     squared: float

@@ -100,12 +100,12 @@ def check_captions(images: int, texts: int, captions: int, always: bool = False)
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse what is not a seed."""
+    """Refuse anything but a seed, a whole number of at least 0."""
     check_whole("seed", seed, 0, "Use e.g. 0.")
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse what is not a whole number of at least 1."""
+    """Refuse anything but a whole number of at least 1."""
     check_whole(name, value, 1, "Use e.g. 1.")
 
 

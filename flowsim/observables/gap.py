@@ -59,13 +59,35 @@ def centre_norms(image: Rows, text: MoreRows) -> PerModality:
 
 @metric(pairs=False)
 def image_centre_norm(image: Rows, text: MoreRows) -> Number:
-    """‖mean_i x_i‖₂ of the images; see `centre_norms`."""
+    """‖mean_i x_i‖₂ of the images; see `centre_norms`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The norm.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return jnp.linalg.norm(centre(image))
 
 
 @metric(pairs=False)
 def text_centre_norm(image: Rows, text: MoreRows) -> Number:
-    """‖mean_j y_j‖₂ of the texts; see `centre_norms`."""
+    """‖mean_j y_j‖₂ of the texts; see `centre_norms`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The norm.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return jnp.linalg.norm(centre(text))
 
 

@@ -30,7 +30,12 @@ _MATRICES = ("similarity", "logits")
 
 
 class PerModality(NamedTuple):
-    """One number for each modality."""
+    """One number for each modality.
+
+    Attributes:
+        image: That of the images.
+        text: That of the texts.
+    """
 
     image: Number
     text: Number

@@ -14,7 +14,12 @@ from flowsim.observables.rows import TIES, by_row, eps, fraction, unit
 
 
 class Retrieval(NamedTuple):
-    """Recalls (scalars) or ranks (one per query) in both directions."""
+    """Retrieval in both directions.
+
+    Attributes:
+        image_to_text: Recall, or the rank of each image query, shape (n,).
+        text_to_image: Recall, or the rank of each text query, shape (m,).
+    """
 
     image_to_text: Number | Shaped[Array | np.ndarray, " n"]
     text_to_image: Number | Shaped[Array | np.ndarray, " m"]

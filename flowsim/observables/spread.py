@@ -13,7 +13,13 @@ from flowsim.observables.rows import TIES, by_row, eps, unit
 
 
 class Uniformity(NamedTuple):
-    """`uniformity` within the images, within the texts, and between them."""
+    """The result of `uniformity`.
+
+    Attributes:
+        image: Within the images.
+        text: Within the texts.
+        cross: Between images and texts.
+    """
 
     image: Number
     text: Number
@@ -62,21 +68,54 @@ def uniformity(image: Rows, text: Rows) -> Uniformity:
 
 @metric(pairs=False)
 def image_uniformity(image: Rows, text: MoreRows) -> Number:
-    """log mean_{i<j} exp(−2‖x_i − x_j‖₂²) over the images; unpaired; see `uniformity`."""
+    """log mean_{i<j} exp(−2‖x_i − x_j‖₂²) over the images; unpaired; see `uniformity`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The uniformity.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     x = unit(image)
     return _log_mean_kernel(x, x)
 
 
 @metric(pairs=False)
 def text_uniformity(image: Rows, text: MoreRows) -> Number:
-    """log mean_{i<j} exp(−2‖y_i − y_j‖₂²) over the texts; unpaired; see `uniformity`."""
+    """log mean_{i<j} exp(−2‖y_i − y_j‖₂²) over the texts; unpaired; see `uniformity`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The uniformity.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     y = unit(text)
     return _log_mean_kernel(y, y)
 
 
 @metric(pairs=True)
 def cross_uniformity(image: Rows, text: Rows) -> Number:
-    """log mean_{i≠j} exp(−2‖x_i − y_j‖₂²), true pairs excluded; see `uniformity`."""
+    """log mean_{i≠j} exp(−2‖x_i − y_j‖₂²), true pairs excluded; see `uniformity`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (n, d).
+
+    Returns:
+        The uniformity.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return _log_mean_kernel(unit(image), unit(text))
 
 
@@ -142,13 +181,35 @@ def effective_rank(image: Rows, text: MoreRows) -> PerModality:
 
 @metric(pairs=False)
 def image_effective_rank(image: Rows, text: MoreRows) -> Number:
-    """`effective_rank` of the images."""
+    """`effective_rank` of the images.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The rank.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return rank_of_centred(*_centred(unit(image)))
 
 
 @metric(pairs=False)
 def text_effective_rank(image: Rows, text: MoreRows) -> Number:
-    """`effective_rank` of the texts."""
+    """`effective_rank` of the texts.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The rank.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return rank_of_centred(*_centred(unit(text)))
 
 

@@ -75,11 +75,21 @@ class AbstractGeometry(Described):
 
     @abc.abstractmethod
     def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
-        """S (n, n), the inner products of image and text rows: cosines for unit rows."""
+        """S (n, n), the inner products of image and text rows: cosines for unit rows.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+        """
 
     @abc.abstractmethod
     def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
-        """Z (n, n), the similarities of the directions within parallel cones; S for geometries without cones."""
+        """Z (n, n), the similarities of the directions within parallel cones; S for geometries without cones.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+        """
 
     @abc.abstractmethod
     def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
@@ -93,7 +103,12 @@ class AbstractGeometry(Described):
 
     @abc.abstractmethod
     def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]] | None:
-        """Rows (n, D) of images and texts as a model would output them; None if only similarities are known."""
+        """Rows (n, D) of images and texts as a model would output them; None if only similarities are known.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+        """
 
     @abc.abstractmethod
     def velocity_from_rows(
@@ -118,7 +133,12 @@ class AbstractGeometry(Described):
 
     @abc.abstractmethod
     def project(self, position: Position, velocity: Position) -> Position:
-        """The nearest velocity that keeps the constraints, such as unit rows, for rules that act on single entries."""
+        """The nearest velocity that keeps the constraints, such as unit rows, for rules that act on single entries.
+
+        Args:
+            position: Coordinates that flow.
+            velocity: Any velocity of them.
+        """
 
     @abc.abstractmethod
     def retract(self, position: Position) -> Position:
@@ -163,7 +183,12 @@ class AbstractRowGeometry(AbstractGeometry):
 
 @bundle
 class Rows:
-    """Image and text rows that flow."""
+    """Image and text rows that flow.
+
+    Args:
+        image: Image rows (n, d).
+        text: Text rows (n, d).
+    """
 
     image: Float[Numeric, "n d"]
     text: Float[Numeric, "n d"]

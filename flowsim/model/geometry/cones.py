@@ -23,7 +23,13 @@ from flowsim.model.initial import Start
 
 @bundle
 class ConePosition:
-    """Directions within the cones (None where frozen) and ln|γ|."""
+    """Coordinates of two parallel cones.
+
+    Args:
+        image: Directions (n, d) of the images; None if frozen.
+        text: Directions (n, d) of the texts; None if frozen.
+        log_gamma: ln|γ|; any number if γ = 0.
+    """
 
     image: Float[Numeric, "n d"] | None
     text: Float[Numeric, "n d"] | None
@@ -32,7 +38,15 @@ class ConePosition:
 
 @bundle
 class ConeConstants:
-    """Sign of γ (0 for γ = 0, an invariant set), basis of the cones, and frozen similarities and directions."""
+    """Constants of two parallel cones.
+
+    Args:
+        sign: Sign of γ; 0 for γ = 0, an invariant set.
+        basis: Basis (D, D) of the cones; None for the standard basis.
+        similarity: Z (n, n), if frozen.
+        image: Directions (n, d) of the images, if frozen and known.
+        text: Directions (n, d) of the texts, if frozen and known.
+    """
 
     sign: Float[Numeric, ""]
     basis: Float[Numeric, "D D"] | None = None

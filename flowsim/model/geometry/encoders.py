@@ -26,7 +26,14 @@ SMALLEST_OUTPUT = 5e-3
 
 @bundle
 class Weights:
-    """The weights, which flow: hidden layers (p, h), None for linear encoders, and last layers (p or h, d)."""
+    """The weights of both encoders, which flow.
+
+    Args:
+        image_hidden: Hidden layer (p, h) of the image encoder; None for a linear one.
+        image_weights: Last layer (p or h, d) of the image encoder.
+        text_hidden: Hidden layer (q, h) of the text encoder; None for a linear one.
+        text_weights: Last layer (q or h, d) of the text encoder.
+    """
 
     image_hidden: Float[Numeric, "p h"] | None
     image_weights: Float[Numeric, "k d"]
@@ -36,7 +43,12 @@ class Weights:
 
 @bundle
 class Inputs:
-    """The inputs of the encoders, (n, p) and (n, q)."""
+    """The fixed inputs of both encoders.
+
+    Args:
+        image: Inputs (n, p) of the image encoder.
+        text: Inputs (n, q) of the text encoder.
+    """
 
     image: Float[Numeric, "n p"]
     text: Float[Numeric, "n q"]

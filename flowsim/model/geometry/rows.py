@@ -175,7 +175,12 @@ class Subspaces(AbstractRowGeometry):
 
 @bundle
 class Hyperplanes:
-    """Unit normals (D,) of the hyperplanes of both modalities."""
+    """The hyperplanes of both modalities.
+
+    Args:
+        image: Unit normal (D,) of the hyperplane of the images.
+        text: Unit normal (D,) of the hyperplane of the texts.
+    """
 
     image: Float[Numeric, "D"]
     text: Float[Numeric, "D"]
