@@ -28,7 +28,7 @@ class ConePosition:
     Args:
         image: Directions (n, d) of the images; None if frozen.
         text: Directions (n, d) of the texts; None if frozen.
-        log_gamma: ln|γ|; any number if γ = 0.
+        log_gamma: ln|γ|; meaningless if γ = 0.
     """
 
     image: Float[Numeric, "n d"] | None
