@@ -83,7 +83,7 @@ def imported(source: str) -> set[str]:
 def computing_hash(source: Path, package: Path = PACKAGE) -> str:
     """Hash of everything that a record depends on: the experiment, its reference numbers, the package."""
     text = source.read_text(encoding="utf-8")
-    # The bridge, and the records of training, matter where an experiment reads them.
+    # `clip/` and the records of training matter only to experiments that read them.
     real = "flowsim.clip" in text or '.nc"' in text
     apart = tuple(p for p in PRESENTATION if not (real and p == "clip/"))
     named: list[tuple[str, ast.AST | bytes]] = [(source.name, tree(text))]
