@@ -1,4 +1,4 @@
-"""What numbers depend on besides the settings: installed versions; and the time that compilation takes."""
+"""Provenance of results: the installed versions they depend on, and the time spent compiling."""
 
 import functools
 import importlib.metadata
@@ -8,7 +8,7 @@ import jax
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
+    """Installed versions of the packages that determine the numbers, by name."""
     return {name: _version(name) for name in ("flowsim", "jax", "diffrax", "equinox", "numpy")}
 
 
@@ -21,7 +21,7 @@ def _version(name: str) -> str:
 
 
 class CompileTimer:
-    """Seconds that JAX spends tracing and compiling while this is open."""
+    """A context manager that measures the `seconds` JAX spends tracing and compiling inside it."""
 
     _open: "list[CompileTimer]" = []  # noqa: RUF012
     _listening = False

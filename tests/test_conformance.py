@@ -120,10 +120,10 @@ def test_every_wrong_part_is_tried(wrong_parts):
         ("DerivativeMissing", ["raised NotImplementedError", "Define that method."]),
         ("NoGradient", ["`NoGradient()` raised TypeError", "abstract", "gradient", "Define what is missing."]),
         ("StaticNumber", ["`beta`", "converter=fs.extend.number"]),
-        ("DoubleConstant", ["float64 comes out", "use Python numbers"]),
+        ("DoubleConstant", ["the result is float64", "use Python numbers"]),
         ("NegativeTemperature", ["is 0 at progress 0.5"]),
         ("LeavesAfterTheEnd", ["progress 1.5", "clip it"]),
-        ("WrongGradient", ["must be that of `value`", "jax.grad by 1 (relative)", "2 pairs", "Matched"]),
+        ("WrongGradient", ["must be the gradient of `value`", "jax.grad by 1 (relative)", "2 pairs", "Matched"]),
         ("OnlyWritten", ["`text_of`", "targets.matrices"]),
         ("Ascending", ["must not increase the loss", "The force is −∂L/∂S"]),
         ("Halves", ["`apply` must change nothing where w = 1"]),
@@ -145,7 +145,7 @@ def test_checks_that_need_what_failed_are_left_out(wrong_parts):
     found = fs.check(wrong_parts.Broken)
     assert {"pure", "positive", "jit", "dtype"} <= set(found.left_out)
     assert not set(found.left_out) & {finding.name for finding in found.findings}
-    assert "Not done, because they need what failed: pure" in repr(found)
+    assert "Skipped, because they depend on a failed check: pure" in repr(found)
 
 
 def test_the_table():
@@ -191,15 +191,15 @@ def test_a_registered_function_is_checked_as_registered():
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        (3, "3 is no part. Give an object or a class derived from one of AbstractTemperature"),
-        ("Baseline", "'Baseline' is no part"),
-        (int, "is no part"),
-        (Observable, "is no part"),
+        (3, "3 is not a part. Give an object or a class derived from one of AbstractTemperature"),
+        ("Baseline", "'Baseline' is not a part"),
+        (int, "is not a part"),
+        (Observable, "is not a part"),
         (fs.GradientFlow(), "A GradientFlow is made of parts"),
         (fs.Schedule, "is made of parts"),
-        (fs.losses.AbstractLoss, "`AbstractLoss` is a base, not a part"),
+        (fs.losses.AbstractLoss, "`AbstractLoss` is a base class, not a part"),
         (fs.temperature.Piecewise, r"`Piecewise` needs `points`. Check an object of it: Piecewise\(points=...\)"),
-        (fs.observables.REGISTRY["gamma"], "'gamma' is no function of rows"),
+        (fs.observables.REGISTRY["gamma"], "'gamma' is not a function of rows"),
     ],
 )
 def test_what_is_no_part_is_refused_with_one_sentence(part, says):
@@ -282,7 +282,7 @@ def test_the_command_checks_a_class(flowsim_check, home):
         (["no_such_file.py:Part"], "There is no file 'no_such_file.py'"),
         (["parts_broken.py:Part"], "'parts_broken.py' cannot be imported: ZeroDivisionError (line 2): division"),
         (["parts_to_check:RightRul"], "Unknown name in parts_to_check 'RightRul'. Did you mean 'RightRule'"),
-        (["parts_to_check:number"], "3 is no part"),
+        (["parts_to_check:number"], "3 is not a part"),
         (["flowsim:GradientFlow"], "is made of parts"),
     ],
 )  # fmt: skip

@@ -1,1 +1,1 @@
-"""What every other room stands on: modules and their fields, checks, arrays, paths, files, processes."""
+"""Foundations of all other packages: modules and their fields, checks, arrays, paths, files, processes."""

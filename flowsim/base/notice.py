@@ -1,4 +1,4 @@
-"""A sign of life while JAX compiles, which can take longer than the run: for people who wait, not for logs."""
+"""A notice while JAX compiles, which can take longer than the run: for people who wait, not for logs."""
 
 import contextlib
 import sys
@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-#: Seconds without a word.
+#: Seconds before the notice appears.
 _PATIENCE = 1.0
 _TEXT = "compiling ..."
 
-#: Who is told that compiling begins (True) or ends (False); the last to come shows it.
+#: Called with True when compiling begins and False when it ends; only the last one added is called.
 _watchers: list[Callable[[bool], None]] = []
 _lock = threading.Lock()
 _depth = 0
@@ -19,13 +19,13 @@ _listening = False
 
 @contextlib.contextmanager
 def watch(tell: Callable[[bool], None]) -> Iterator[None]:
-    """Call `tell(True)` where JAX begins to trace or compile a program, and `tell(False)` where it ends."""
+    """Call `tell(True)` when JAX begins to trace or compile a program, and `tell(False)` when it ends."""
     global _listening, _depth
     import jax
 
     with _lock:
         if not _listening:
-            # Of each stage JAX records the beginning as a number, and the end as a duration.
+            # JAX records the beginning of each stage as a scalar, and its end as a duration.
             jax.monitoring.register_scalar_listener(lambda event, value, **_: _heard(event, 1))
             jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: _heard(event, -1))
             _listening = True
@@ -52,10 +52,10 @@ def _heard(event: str, change: int) -> None:
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
-    """ "compiling ..." on stderr while programs are compiled, if that takes long and somebody sees it.
+    """Show "compiling ..." on stderr while programs are compiled, if that takes long and stderr is a terminal.
 
-    Somebody does in a terminal, Python's or IPython's; notebooks mark a cell that runs, and would keep the words. They
-    are taken away when compiling ends. Where another notice is open, as on the command line, nothing is written.
+    Notebooks already mark a running cell, and would keep the text. It is erased when compiling ends. If another notice
+    is open, as on the command line, nothing is shown.
     """
     if _watchers or not sys.stderr.isatty():
         yield

@@ -1,8 +1,8 @@
-"""Flows, schedules and recipes as plain data: JSON round trip, and the one path grammar.
+"""Flows, schedules and recipes as plain data, for JSON, and dotted paths to their values.
 
-`to_config` turns a module into nested dictionaries {"kind": class name, field: value, ...}; `from_config`
-turns them back. `replace(module, {"schedule.temperature.init": 0.1})` changes one value by its path; the
-same paths serve `GradientFlow.replace`, sweeps, JSON and the command line.
+`to_config` turns a module into nested dictionaries {"kind": class name, field: value, ...}, and `from_config` turns
+them back. `replace(module, {"schedule.temperature.init": 0.1})` changes a value by its path. The same paths are used
+in `GradientFlow.replace`, in sweeps and on the command line.
 """
 
 import dataclasses
@@ -19,7 +19,17 @@ from flowsim.errors import FlowsimError, unknown_name
 
 
 def to_config(value: Any) -> Any:
-    """Nested plain data (str, int, float, list, dict, None) that `from_config` reads back exactly."""
+    """An object as nested plain data (str, bool, int, float, list, dict, None) that `from_config` reads back exactly.
+
+    Args:
+        value: A flow, a part of one, or a value of a field.
+
+    Returns:
+        The data; a dictionary for a flow or a part.
+
+    Raises:
+        FlowsimError: For anything that cannot be written as JSON.
+    """
     if isinstance(value, eqx.Module):
         fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
         content = {f.name: to_config(getattr(value, f.name)) for f in fields if not f.name.startswith("_")}
@@ -36,10 +46,19 @@ def to_config(value: Any) -> Any:
 
 
 def from_config(config: Any, example: str = "GradientFlow") -> Any:
-    """The object that `to_config` described.
+    """The object from the data of `to_config`.
 
-    Classes are found by their names among all that are defined in this session; nothing is imported. `example` is a
-    class for messages. Raises `FlowsimError` for unknown kinds and fields, with near-miss hints.
+    Classes are looked up by name among those defined in this session; nothing is imported.
+
+    Args:
+        config: The data.
+        example: Name of a class for error messages.
+
+    Returns:
+        The object; lists become tuples.
+
+    Raises:
+        FlowsimError: For unknown classes and fields; the message suggests the nearest names.
     """
     if isinstance(config, list):
         return tuple(from_config(c) for c in config)
@@ -66,7 +85,7 @@ def from_config(config: Any, example: str = "GradientFlow") -> Any:
 
 
 def _undefined(kind: Any, module: Any) -> FlowsimError:
-    """The error for a class that this session does not know."""
+    """The error for a class that is not defined in this session."""
     if not isinstance(module, str):
         return FlowsimError(f"{unknown_name('kind', kind, PARTS)} A class that you wrote must be defined first.")
     cure = "Define it as in the session that wrote this"
@@ -78,15 +97,24 @@ def _undefined(kind: Any, module: Any) -> FlowsimError:
 def replace(module: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     """A copy of `module` with the values at dotted paths replaced.
 
-    Integer path components index tuples ("schedule.temperature.clamp.0"). Raises `FlowsimError` for a
-    path that does not exist, naming what does.
+    Args:
+        module: A flow or a part of one.
+        changes: New values by path, e.g. "schedule.temperature.init". Numbers in a path index tuples
+            ("schedule.temperature.clamp.0").
+        prefix: Path of `module` itself, for error messages.
+
+    Returns:
+        The copy.
+
+    Raises:
+        FlowsimError: For a path that does not exist, with the nearest ones, and for a value of another kind.
     """
     grouped: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
         head, _, rest = path.partition(".")
         grouped.setdefault(head, {})[rest] = value
     for head, inner in grouped.items():
-        # A whole object first (converters turn a preset's name into a schedule), then values inside it.
+        # First whole objects (converters turn a preset's name into a schedule), then values inside them.
         if "" in inner:
             _child(module, head, prefix)
             module = _with(module, head, inner.pop(""))
@@ -109,7 +137,18 @@ def _with(module: Any, name: str, value: Any) -> Any:
 
 
 def get(module: Any, path: str) -> Any:
-    """The value at a dotted path."""
+    """The value at a dotted path.
+
+    Args:
+        module: A flow or a part of one.
+        path: E.g. "schedule.temperature.init".
+
+    Returns:
+        The value or part.
+
+    Raises:
+        FlowsimError: For a path that does not exist.
+    """
     for i, head in enumerate(parts := path.split(".")):
         module = _child(module, head, "".join(p + "." for p in parts[:i]))
     return module
@@ -141,9 +180,9 @@ def _fields(cls: Any) -> list[str]:
 
 
 def _needs_another(module: Any, name: str, prefix: str) -> FlowsimError | None:
-    """The error for a path that exists as soon as another object stands here or below; None if none has it."""
+    """The error for a path that would exist with another class here or below; None if no class has it."""
     places = [(prefix[:-1], module)]
-    for place, held in places:  # nearest first; grows on the way
+    for place, held in places:  # nearest first; grows in the loop
         if not dataclasses.is_dataclass(held):
             continue
         places += [(f"{place}.{f}".lstrip("."), getattr(held, f)) for f in _fields(type(held))]
@@ -158,13 +197,13 @@ def _needs_another(module: Any, name: str, prefix: str) -> FlowsimError | None:
 
 
 def _alike(module: Any) -> list[type]:
-    """The concrete classes that may stand where `module` stands."""
+    """The concrete classes that could replace `module`."""
     bases = tuple(cls for cls in type(module).__mro__[1:] if cls.__name__.startswith("Abstract"))
     return list(parts_of(bases).values())
 
 
 def _paths_ending(module: Any, name: str) -> Iterator[str]:
-    """Paths below `module` whose last component is `name`, nearest first."""
+    """Paths inside `module` whose last component is `name`, nearest first."""
     inner = [(field, getattr(module, field)) for field in _fields(type(module))]
     for field, value in inner:
         if dataclasses.is_dataclass(value) and any(f.name == name for f in dataclasses.fields(value) if f.init):

@@ -1,4 +1,4 @@
-"""Registries: what has a name that files, the command line and users can write, in order of definition."""
+"""Registries of named things, in order of definition, for files, the command line and users."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
@@ -9,13 +9,13 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Things of one kind by name.
+    """Things of one kind by name, in order of definition.
 
-    A name that flowsim uses itself is protected. A user's own entry gives way to a new one of the same name, which then
-    comes last, as when a cell of a notebook runs again.
+    Names that flowsim itself uses are protected. A new entry replaces a user's entry of the same name and comes last,
+    as when a cell of a notebook is run again.
 
     Args:
-        kind: What an entry is, in one word: "observable", "claim".
+        kind: What an entry is, e.g. "observable", for messages.
     """
 
     def __init__(self, kind: str) -> None:
@@ -24,11 +24,11 @@ class Registry(Mapping[str, T], Generic[T]):
         self._ours: set[str] = set()
 
     def add(self, name: str, entry: T, module: str) -> T:
-        """Register `entry` as `name`; `module` is where it is defined.
+        """Register an entry.
 
         Args:
-            name: The name to register.
-            entry: What it stands for.
+            name: Its name.
+            entry: The entry.
             module: The module that defines it; names from flowsim's modules are protected.
 
         Returns:
@@ -47,7 +47,14 @@ class Registry(Mapping[str, T], Generic[T]):
         return entry
 
     def remove(self, name: str) -> None:
-        """Forget an entry of a user. Raises `FlowsimError` for unknown names and for flowsim's own."""
+        """Remove an entry of a user.
+
+        Args:
+            name: Its name.
+
+        Raises:
+            FlowsimError: For unknown names and for flowsim's own.
+        """
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         if name in self._ours:
@@ -55,11 +62,11 @@ class Registry(Mapping[str, T], Generic[T]):
         del self._entries[name]
 
     def is_ours(self, name: str) -> bool:
-        """Whether flowsim defines the entry `name`, and not a user."""
+        """Whether the entry `name` is one of flowsim's, not of a user."""
         return name in self._ours
 
     def select(self, condition: Callable[[T], bool]) -> dict[str, T]:
-        """The entries that satisfy a condition, by name."""
+        """The entries for which the condition is true, by name."""
         return {name: entry for name, entry in self._entries.items() if condition(entry)}
 
     def __getitem__(self, name: str) -> T:

@@ -1,5 +1,5 @@
-"""Which code made a file: hashes of source that change with what the code does, not with its comments; and the
-stamps that figures and films carry, so that a test can tell whether they are still what the code would draw."""
+"""Which code made a file: hashes of source that depend on what the code does, not on its comments, and the stamps in
+figures and films, by which a test can tell whether the code would still draw the same."""
 
 import ast
 import functools
@@ -13,22 +13,22 @@ from typing import Any
 from flowsim.errors import FlowsimError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-#: Package files that show numbers, or hand out work, but do not make numbers.
+#: Package files that show numbers or distribute work, but do not compute numbers.
 PRESENTATION = (
     "plot/", "cli/", "reproduce.py", "comparison/", "claims/", "explorer/", "clip/", "model/extend.py",
     "_experiments/", "base/html.py", "base/notice.py", "base/sources.py", "base/processes.py", "progress.py",
 )  # fmt: skip
-#: Folders and files with the drawing that experiments share.
+#: Folders and files with the drawing code that experiments share.
 DRAWING = ("plot", "clip/figures.py")
-#: How the experiments call modules of these files.
+#: Names under which experiments import the modules of these files.
 _CALLED = ("plot", "plot_", "figures")
-#: Fields of the syntax tree without effect on what is computed.
+#: Fields of the syntax tree that do not affect what is computed.
 _IGNORED = ("ctx", "kind", "type_comment", "type_params", "annotation", "returns")
 
 
 @functools.lru_cache(maxsize=256)
 def tree(source: str) -> ast.Module:
-    """The syntax of a module without docstrings and error messages; comments are none."""
+    """The syntax tree of a module, without docstrings, error messages and comments."""
     found = ast.parse(source)
     for node in ast.walk(found):
         for body in (getattr(node, field, None) for field in ("body", "orelse", "finalbody")):
@@ -38,7 +38,7 @@ def tree(source: str) -> ast.Module:
 
 
 def _says_only(statement: ast.AST) -> bool:
-    """Docstrings, and checks of the input: `check(condition, message)` and the like."""
+    """Whether a statement is a docstring, or a check of the input such as `check(condition, message)`."""
     if not isinstance(statement, ast.Expr):
         return False
     value = statement.value
@@ -81,9 +81,9 @@ def imported(source: str) -> set[str]:
 
 
 def computing_hash(source: Path, package: Path = PACKAGE) -> str:
-    """Of everything that a record depends on: the experiment, its reference numbers, the package."""
+    """Hash of everything that a record depends on: the experiment, its reference numbers, the package."""
     text = source.read_text(encoding="utf-8")
-    # The bridge, and the records of training, matter where an experiment reads them.
+    # `clip/` and the records of training matter only to experiments that read them.
     real = "flowsim.clip" in text or '.nc"' in text
     apart = tuple(p for p in PRESENTATION if not (real and p == "clip/"))
     named: list[tuple[str, ast.AST | bytes]] = [(source.name, tree(text))]
@@ -99,7 +99,7 @@ def computing_hash(source: Path, package: Path = PACKAGE) -> str:
 
 
 def drawing_hash(source: Path | str, package: Path = PACKAGE) -> str:
-    """Of what draws: a whole file, or one function of `flowsim.plot`, with all that it uses of the shared drawing."""
+    """Hash of drawing code: a file, or a function of `flowsim.plot`, with all shared drawing code that it uses."""
     definitions: dict[str, list[ast.AST]] = {}
     for path in (p for place in DRAWING for p in sorted([package / place, *(package / place).rglob("*.py")])):
         for node in tree(path.read_text(encoding="utf-8")).body if path.is_file() else ():
@@ -127,7 +127,7 @@ def _defined(node: ast.AST) -> list[str]:
 
 
 def _uses(node: ast.AST, names: bool = True) -> set[str]:
-    """Names that a piece of code uses, or with `names=False` only those it takes from a module of drawings."""
+    """Names that a piece of code uses; with `names=False` only those from a module with drawing code."""
     found = set()
     for item in ast.walk(node):
         if isinstance(item, ast.Attribute):
@@ -145,12 +145,12 @@ def _uses(node: ast.AST, names: bool = True) -> set[str]:
 
 
 def write_stamp(facts: Mapping[str, Any]) -> str:
-    """One line of ASCII, for the metadata of a picture; the same facts give the same text."""
+    """One line of ASCII for the metadata of a picture; the same facts give the same text."""
     return "flowsim " + json.dumps(dict(facts), sort_keys=True)
 
 
 def read_stamp(path: Path) -> dict[str, Any]:
-    """The facts that a figure or film carries. Raises `FlowsimError` for a file without."""
+    """The facts in the stamp of a figure or film; `FlowsimError` for a file without one."""
     content = path.read_bytes()
     if path.suffix == ".gif":  # whose comments are cut into blocks
         from PIL import Image
@@ -160,6 +160,6 @@ def read_stamp(path: Path) -> dict[str, Any]:
     match = re.search(rb"flowsim (\{[\x20-\x7e]*\})", content)
     if match is None:
         raise FlowsimError(f"{str(path)!r} carries no stamp of flowsim: it was drawn by an older version.")
-    # PDF writes parentheses and backslashes with a backslash before.
+    # PDF escapes parentheses and backslashes with a backslash.
     text = re.sub(rb"\\([()\\])", rb"\1", match[1]) if path.suffix == ".pdf" else match[1]
     return json.loads(text)

@@ -1,4 +1,4 @@
-"""The grid of output times that simulations and predictions share."""
+"""The grid of output times, shared by simulations and predictions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,25 @@ from numpy.typing import ArrayLike
 from flowsim.base.checks import check, check_number, host_array, is_real, shown
 from flowsim.errors import FlowsimError
 
-#: Output points, 0 included, when only `t1` is given: a fixed number, so that `t1` never recompiles.
+#: Number of output times, including 0, if only `t1` is given; fixed, so that changing `t1` never recompiles.
 OUTPUT_POINTS = 257
 #: First log-spaced output time, relative to min(t1, 1).
 _FIRST_OUTPUT = 1e-3
 
 
 def output_times(t1: float | None, ts: ArrayLike | None, t0: float = 0.0) -> np.ndarray:
-    """Output times: `ts` as given, or log-spaced up to `t1` from the clock's t0 (and 0, if t0 is 0).
+    """Output times: `ts` as given, or log-spaced times up to `t1`.
 
-    Raises `FlowsimError` for times that are no numbers, do not increase strictly, lie before t0, or are not finite.
+    Args:
+        t1: The last flow time; None if `ts` is given.
+        ts: All output times; None if `t1` is given.
+        t0: Flow time of the start. The log-spaced times begin there, or with 0 if t0 = 0.
+
+    Returns:
+        Increasing times, shape (T,).
+
+    Raises:
+        FlowsimError: For times that are not numbers, not finite, not strictly increasing, or before t0.
     """
     check(
         t1 is None or (np.ndim(t1) == 0 and np.asarray(t1).dtype.kind in "fiu"),

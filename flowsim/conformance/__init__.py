@@ -1,4 +1,4 @@
-"""Checks of parts that you write: `fs.check(part)` runs everything that flowsim expects of a part of its kind."""
+"""Checks of parts that you write: `fs.check(part)` tests everything that flowsim expects of a part of its kind."""
 
 from flowsim.conformance.report import Conformance, Finding
 from flowsim.conformance.run import check

@@ -1,4 +1,4 @@
-"""Numbers that checks compare: equal to the last bit, close, of the right type; and derivatives by differences."""
+"""Comparisons of numbers: equal to the last bit, close, of the right type; and derivatives by finite differences."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,14 +10,14 @@ import numpy as np
 from flowsim.base.arrays import to_device
 from flowsim.conformance.suite import require
 
-#: Largest relative difference between two ways of computing the same in double precision.
+#: Largest relative difference between two computations of the same number in double precision.
 CLOSE = 1e-9
-#: The same for differences in place of derivatives.
+#: The same for finite differences of a derivative.
 NEAR = 1e-6
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two trees hold the same arrays, to the last bit."""
+    """Whether two trees have the same arrays, to the last bit."""
     a, b = jax.tree.leaves(first), jax.tree.leaves(second)
     return len(a) == len(b) and all(_bits(x) == _bits(y) for x, y in zip(a, b, strict=True))
 
@@ -30,7 +30,7 @@ def _bits(leaf: Any) -> Any:
 def difference(found: Any, wanted: Any) -> float:
     """Largest difference between two trees, relative to the largest wanted number.
 
-    Infinity for other shapes, and where one is infinite or NaN and the other is not.
+    Infinite if the shapes differ, or if an entry is infinite or NaN in only one of them.
     """
     a, b = (_arrays(tree) for tree in (found, wanted))
     if [x.shape for x in a] != [y.shape for y in b]:
@@ -64,7 +64,7 @@ def shapes(tree: Any) -> list[tuple[int, ...]]:
 
 
 def slope_error(function: Callable[[float], Any], x: float, claimed: float) -> float:
-    """Relative difference between a derivative and differences of the function, at the best of some step sizes."""
+    """Relative difference between a derivative and finite differences, with the best of several step sizes."""
     best = np.inf
     for step in np.maximum(abs(x), 1e-3) * np.logspace(-5, -1, 5):
         f = [float(function(x + k * step)) for k in (-2, -1, 1, 2)]
@@ -75,26 +75,26 @@ def slope_error(function: Callable[[float], Any], x: float, claimed: float) -> f
 
 
 def compiled(function: Callable[..., Any], part: Any, *arguments: Any, dtype: Any = np.float64) -> Any:
-    """What `function(part, *arguments)` gives inside a compiled program, as in a run.
+    """The result of `function(part, *arguments)` in a compiled program, as in a run.
 
-    Functions of a module are compiled once for all checks that call them with arguments of the same form.
+    A function of a module is compiled once for all checks that call it with arguments of the same form.
     """
     return eqx.filter_jit(function)(*to_device((part, *arguments), dtype))
 
 
 def keeps_dtype(method: str, function: Callable[..., Any], part: Any, *arguments: Any) -> str:
-    """Pass if compiled `function(part, *arguments)` has the type of its arguments, in single and double precision."""
+    """Require that compiled `function(part, *arguments)` keeps the type of its arguments, float32 and float64."""
     for dtype in (np.float32, np.float64):
         found = _dtypes(jax.tree.leaves(compiled(function, part, *arguments, dtype=dtype)))
         wrong = ", ".join(sorted(found - {np.dtype(dtype).name}))
         require(
             not wrong,
-            f"{method} must keep {np.dtype(dtype).name} in a compiled program, but {wrong} comes out. Constants of "
-            "NumPy promote: use Python numbers, or fields with converter=fs.extend.number.",
+            f"{method} must keep {np.dtype(dtype).name} when compiled, but the result is {wrong}. NumPy constants "
+            "promote: use Python numbers, or fields with converter=fs.extend.number.",
         )
-    return f"Compiled, single and double precision stay what they are in {method}."
+    return f"Single and double precision are kept by {method} when compiled."
 
 
 def _dtypes(leaves: Iterable[Any]) -> set[str]:
-    """Names of the types; Python numbers take that of what they meet."""
+    """Names of the types; Python numbers have none, since they adopt the type of other operands."""
     return {leaf.dtype.name for leaf in leaves if hasattr(leaf, "dtype")}

@@ -1,4 +1,4 @@
-"""What every part must do: be written and read, be shown, hold its numbers as leaves, run, and give the same again."""
+"""Checks of every part: JSON, `repr`, numbers as leaves, calls of its methods, and reproducible values."""
 
 import dataclasses
 import json
@@ -34,24 +34,24 @@ def round_trip(part: Any) -> str:
     back = paths.from_config(json.loads(json.dumps(paths.to_config(part))))
     require(
         type(back) is type(part),
-        f"`{name}` read back from JSON is another class of this name. Give your class a name of its own.",
+        f"`{name}` read back from JSON is another class of this name. Give your class a unique name.",
     )
     if not bool(eqx.tree_equal(back, part)):
         fail(
-            f"`{name}` must come back from JSON as it was, {part!r}, but is {back!r}. Let its fields be numbers, "
-            "texts, tuples and parts, and its converters take what they return."
+            f"`{name}` must come back from JSON as {part!r}, but comes back as {back!r}. Use only numbers, strings, "
+            "tuples and parts as fields, and converters that accept their own results."
         )
-    return "JSON gives an equal object back."
+    return "Writing to JSON and reading back gives an equal object."
 
 
 def shown(part: Any) -> str:
-    """A text for sessions and messages."""
+    """`repr` works, for sessions and messages."""
     text = repr(part)
     return f"It is shown as {text}."
 
 
 def numbers(part: Any) -> str:
-    """Numbers can change without a new program."""
+    """Numbers can change without recompilation."""
     traces = 0
 
     @eqx.filter_jit
@@ -70,14 +70,14 @@ def numbers(part: Any) -> str:
     listed = ", ".join(f"`{path}`" for path in static or changed)
     if static:
         fail(
-            f"Changing {listed} compiles all programs again. Declare numbers with "
+            f"Changing {listed} recompiles all programs. Declare numbers with "
             "eqx.field(converter=fs.extend.number), and whole numbers that are sizes with eqx.field(static=True)."
         )
-    return f"Changing {listed} compiles nothing." if listed else "It has no numbers to change."
+    return f"Changing {listed} recompiles nothing." if listed else "It has no numbers to change."
 
 
 def number_fields(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, number) of all numbers in a part, other than sizes (static whole numbers)."""
+    """(path, number) of all numbers in a part except sizes (static whole numbers)."""
     for field in dataclasses.fields(part):
         if field.init:
             value = getattr(part, field.name)
@@ -96,20 +96,20 @@ def _numbers_in(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_another(part: Any, path: str, value: Any) -> Any:
-    """The part with another number at a path; None if it accepts none of those tried."""
+    """The part with another number at a path; None if it accepts none."""
     old = float(value)
     near = [old * 0.999, old * 1.001, old + 1e-3, old - 1e-3]
     for new in [int(old) + 1, int(old) - 1] if isinstance(value, (int, np.integer)) else near:
         if new != old:
             try:
                 return paths.replace(part, {path: new})
-            except ValueError:  # refused by a check, flowsim's or the part's own
+            except ValueError:  # refused by a check
                 continue
     return None
 
 
 def runs(suite: Suite, part: Any) -> str:
-    """Its methods can be called."""
+    """The methods can be called."""
     suite.use(part)
     return f"{suite.inside} can be called."
 
@@ -118,7 +118,7 @@ def pure(suite: Suite, part: Any) -> str:
     """The same values from the same arguments."""
     require(
         same(suite.use(part), suite.use(part)),
-        f"{suite.inside} must give the same values for the same arguments, but two calls differ. Keep nothing between "
-        "calls, and take randomness from the key or seed that is given.",
+        f"{suite.inside} must give the same values for the same arguments, but two calls differ. Store nothing between "
+        "calls, and draw random numbers from the given key or seed.",
     )
     return f"{suite.inside}: two calls give the same values, to the last bit."

@@ -1,4 +1,4 @@
-"""What went wrong inside a part, in one sentence: the method, the line, the error, and the cure where it is known."""
+"""An exception of a part as one sentence: the method, the line, the error, and the cure if it is known."""
 
 import traceback
 from typing import Any
@@ -9,12 +9,12 @@ from flowsim.base.modules import Described
 from flowsim.errors import FlowsimError
 
 _TRACED = (
-    "Numbers are not known yet while a program is compiled: use jax.numpy (or xp = fs.extend.namespace(x)) for NumPy, "
-    "and jnp.where(condition, a, b) instead of `if`."
+    "Numbers are not known yet while a program is compiled: use jax.numpy (or xp = fs.extend.namespace(x)) instead of "
+    "NumPy, and jnp.where(condition, a, b) instead of `if`."
 )
-#: Type of error -> what helps.
+#: Type of error -> cure.
 _CURES: tuple[tuple[type[BaseException], str], ...] = (
-    (jax.errors.UnexpectedTracerError, "Keep nothing from one call to the next: return it."),
+    (jax.errors.UnexpectedTracerError, "Do not store values between calls; return them."),
     (jax.errors.JAXTypeError, _TRACED),
     (jax.errors.JAXIndexError, _TRACED),
     (NotImplementedError, "Define that method."),
@@ -22,12 +22,12 @@ _CURES: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def explained(error: BaseException, function: Any = None) -> str:
-    """One sentence about an exception that came out of a part, or out of an observable's `function`."""
+    """One sentence about an exception of a part, or of the `function` of an observable."""
     where = _place(error, getattr(function, "__code__", None))
     if not where and isinstance(error, FlowsimError):
-        return str(error)  # a sentence of flowsim's about the part
+        return str(error)  # flowsim's own sentence about the part
     said = " ".join(str(error).partition("\n")[0].split())
-    text = f"{where or 'A call of it'} raised {type(error).__name__}" + (f": {said}" if said else "")
+    text = f"{where or 'A call'} raised {type(error).__name__}" + (f": {said}" if said else "")
     cure = next((cure for kind, cure in _CURES if isinstance(error, kind)), "")
     if "truth value of an array" in text:
         cure = "Use np.where or xp.where(condition, a, b) instead of `if`."
@@ -35,7 +35,7 @@ def explained(error: BaseException, function: Any = None) -> str:
 
 
 def _place(error: BaseException, code: Any) -> str:
-    """The deepest method of a part on the way to the error, a user's before one of flowsim's; empty without one."""
+    """The deepest method of a part on the way to the error, preferably a user's; empty if there is none."""
     found, ours = "", ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")

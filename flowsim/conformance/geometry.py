@@ -1,4 +1,4 @@
-"""Checks of geometries: the coordinates of a start, the way back, rows and similarities, and constraints."""
+"""Checks of geometries: coordinates from a start and back, rows and similarities, and constraints."""
 
 from typing import Any, NamedTuple
 
@@ -15,12 +15,12 @@ from flowsim.errors import FlowsimError
 from flowsim.model.geometry import AbstractGeometry
 from flowsim.model.initial import AbstractRecipe, Cones, Latents, Start, Uniform
 
-#: Starts that are tried first; then come all recipes that are defined.
+#: Recipes that are tried first, before all others that are defined.
 _RECIPES = (Cones(6, 4, 0.3), Uniform(6, 4), Latents(6, 5, dim=4), Latents(6, 5, dim=4, hidden=7))
 
 
 class Placed(NamedTuple):
-    """A start in the coordinates of a geometry, as arrays of JAX."""
+    """A start and its coordinates in a geometry, as JAX arrays."""
 
     start: Start
     position: Any
@@ -28,12 +28,12 @@ class Placed(NamedTuple):
 
 
 def placed(geometry: AbstractGeometry, seed: int = 0) -> Placed:
-    """The first start that the geometry takes, in its coordinates."""
+    """The first start that the geometry accepts, and its coordinates."""
     said = ""
     for recipe in (*_RECIPES, *parts_of(AbstractRecipe).values()):
         try:
             start = (recipe() if isinstance(recipe, type) else recipe).draw(seed)
-        except Exception:  # recipes may be anybody's, and need not have defaults
+        except Exception:  # a user's recipe may raise anything, and need not have defaults
             continue
         try:
             return Placed(start, *to_device(geometry.place(start)))
@@ -65,9 +65,10 @@ def jit(geometry: AbstractGeometry) -> str:
     found = compiled(_similarities, geometry, position, constants)
     apart = difference(found, _similarities(geometry, position, constants))
     require(
-        apart < CLOSE, f"`similarity` and `rows` must give the same compiled, but differ by {apart:.2g} (relative)."
+        apart < CLOSE,
+        f"`similarity` and `rows` must not change when compiled, but differ by {apart:.2g} (relative).",
     )
-    return "`similarity`, `pair_similarity` and `rows` give the same in a compiled program."
+    return "`similarity`, `pair_similarity` and `rows` give the same values when compiled."
 
 
 @SUITE.check("round trip", "jit")
@@ -77,12 +78,12 @@ def round_trip(geometry: AbstractGeometry) -> str:
     apart = difference(again[0], position)
     require(
         apart < CLOSE,
-        f"`place` must give the position from which `to_start` made a start, but is off by {apart:.2g} (relative).",
+        f"`place` must recover the position from the start of `to_start`, but is off by {apart:.2g} (relative).",
     )
     found = (compiled(_similarities, geometry, *given) for given in (again, (position, constants)))
     apart = difference(*found)
     require(apart < CLOSE, f"`place` after `to_start` must keep rows and similarities, but is off by {apart:.2g}.")
-    return f"`place` and `to_start` are inverse to each other, for {start.pairs} pairs."
+    return f"`place` inverts `to_start`, for {start.pairs} pairs."
 
 
 @SUITE.check("times", "round trip")
@@ -93,16 +94,16 @@ def times(geometry: AbstractGeometry) -> str:
     double = geometry.to_start(jax.tree.map(lambda x: np.stack([x, x]), position), constants)
     require(
         len(shapes(single)) == len(shapes(double)),
-        "`to_start` must give the same arrays for the position of one time and of many, but gives others.",
+        "`to_start` must give the same arrays for positions at one and at many times, but does not.",
     )
     for one, two in zip(jax.tree.leaves(single), jax.tree.leaves(double), strict=True):
         stacked = np.stack([one, one]) if np.ndim(two) > np.ndim(one) else one
         require(
             difference(two, stacked) < CLOSE,
-            f"`to_start` must take the position of many times, with a first axis for them, but gives {np.shape(two)} "
+            f"`to_start` must accept positions at many times, with a first axis for time, but gives {np.shape(two)} "
             f"for two times and {np.shape(one)} for one. Use axis=-1 and axis=-2.",
         )
-    return "`to_start` takes the position of one time and of many."
+    return "`to_start` accepts positions at one and at many times."
 
 
 @SUITE.check("rows", "jit")
@@ -110,7 +111,7 @@ def rows(geometry: AbstractGeometry) -> str:
     start, position, constants = placed(geometry)
     found = compiled(_similarities, geometry, position, constants)[2]
     if found is None:
-        require(not geometry.of_rows, "`of_rows` says that everything follows from the rows, but `rows` gives None.")
+        require(not geometry.of_rows, "`of_rows` is True, but `rows` gives None. Set it to False.")
         return "`rows` gives None: only similarities are known."
     image, text = found
     require(
@@ -147,7 +148,7 @@ def _retract(geometry: AbstractGeometry, position: Any) -> Any:
 
 
 def project(geometry: AbstractGeometry, position: Any, velocity: Any) -> Any:
-    """The velocity that keeps the constraints."""
+    """The projected velocity, which keeps the constraints."""
     return geometry.project(position, velocity)
 
 
@@ -155,14 +156,14 @@ def project(geometry: AbstractGeometry, position: Any, velocity: Any) -> Any:
 def constraints(geometry: AbstractGeometry) -> str:
     _, position, _ = placed(geometry)
     apart = difference(compiled(_retract, geometry, position), position)
-    require(apart < CLOSE, f"`retract` must leave the position of a start, but moves it by {apart:.2g} (relative).")
+    require(apart < CLOSE, f"`retract` must not move the position of a start, but moves it by {apart:.2g} (relative).")
     once = compiled(_retract, geometry, _near(position))
     apart = difference(compiled(_retract, geometry, once), once)
     require(apart < CLOSE, f"`retract` must change nothing the second time, but moves by {apart:.2g} (relative).")
     once = compiled(project, geometry, position, _near(position))
     apart = difference(compiled(project, geometry, position, once), once)
     require(apart < CLOSE, f"`project` must change nothing the second time, but changes by {apart:.2g} (relative).")
-    return "`retract` leaves a start, and `retract` and `project` change nothing the second time."
+    return "`retract` does not move a start, and `retract` and `project` change nothing the second time."
 
 
 def _near(position: Any) -> Any:
@@ -176,11 +177,11 @@ def _near(position: Any) -> Any:
 def gamma(geometry: AbstractGeometry) -> str:
     found = geometry.log_gamma(placed(geometry).position)
     if not geometry.has_gamma:
-        require(found is None, f"`log_gamma` must give None where `has_gamma` is False, but gives {found}.")
+        require(found is None, f"`log_gamma` must give None if `has_gamma` is False, but gives {found}.")
         return "`has_gamma` is False."
     require(
         shapes(found) == [()] and finite(found),
-        f"`log_gamma` must give one number where `has_gamma` is True, but gives {found}.",
+        f"`log_gamma` must give one number if `has_gamma` is True, but gives {found}.",
     )
     return f"`has_gamma` is True, and `log_gamma` is {float(jnp.asarray(found)):.4g}."
 

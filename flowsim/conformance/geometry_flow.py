@@ -1,4 +1,4 @@
-"""Checks of geometries: the velocity under a force descends, keeps the constraints, and is that of a gradient flow."""
+"""Checks of the velocity of geometries: it descends, keeps the constraints, and is that of a gradient flow."""
 
 from typing import Any
 
@@ -62,11 +62,11 @@ def velocity(geometry: AbstractGeometry) -> str:
     found = compiled(_velocity, geometry, position, constants, _force(start.pairs, 0))
     require(
         jax.tree.structure(found) == jax.tree.structure(position) and shapes(found) == shapes(position),
-        "`velocity` must give what `place` gives as a position, with the same shapes, but gives "
+        "`velocity` must have the structure and shapes of the position from `place`, but gives "
         f"{type(found).__name__} with {shapes(found)} for {type(position).__name__} with {shapes(position)}.",
     )
     require(finite(found), "`velocity` must be finite, but is not.")
-    return "`velocity` has the form of the position."
+    return "`velocity` has the structure and shapes of the position."
 
 
 @SUITE.check("velocity_from_rows", "velocity")
@@ -79,8 +79,8 @@ def velocity_from_rows(geometry: AbstractGeometry) -> str | None:
     apart = difference(found, compiled(_velocity, geometry, position, constants, force))
     require(
         apart < CLOSE,
-        "`velocity_from_rows` must give the velocity of the forces F Y and Fᵀ X on the rows, that of `velocity` for F, "
-        f"but differs by {apart:.2g} (relative).",
+        "`velocity_from_rows` with the forces F Y and Fᵀ X on the rows must give the same as `velocity` with F, but "
+        f"differs by {apart:.2g} (relative).",
     )
     return "`velocity` and `velocity_from_rows` agree."
 
@@ -90,12 +90,12 @@ def descent(geometry: AbstractGeometry) -> str:
     rates = [float(compiled(_rates, geometry, *placed(geometry, seed)[1:])[0]) for seed in range(3)]
     require(
         max(rates) <= CLOSE,
-        f"`velocity` must not increase the loss, but the loss of InfoNCE grows at the rate {max(rates):.3g}. The force "
-        "is −∂L/∂S: the velocity follows it.",
+        f"`velocity` must not increase the loss, but InfoNCE grows at the rate {max(rates):.3g}. The force is −∂L/∂S; "
+        "follow it.",
     )
     if not any(rates):
         return "`velocity` does not change the loss."
-    return f"The loss of InfoNCE falls along `velocity`, at the rates {', '.join(f'{-rate:.3g}' for rate in rates)}."
+    return f"InfoNCE decreases along `velocity`, at the rates {', '.join(f'{-rate:.3g}' for rate in rates)}."
 
 
 @SUITE.check("gradient flow", "velocity")
@@ -116,8 +116,8 @@ def gradient_flow(geometry: AbstractGeometry) -> str:
     )
     apart = difference(velocities[0], compiled(project, geometry, position, gradients[0]))
     if apart < CLOSE:
-        return "`velocity` is minus the gradient in the coordinates, projected."
-    return "`velocity` is that of a gradient flow, in another metric than the Euclidean one of the coordinates."
+        return "`velocity` is minus the projected gradient in the coordinates."
+    return "`velocity` is that of a gradient flow, in a metric other than the Euclidean one of the coordinates."
 
 
 @SUITE.check("tangent", "constraints", "velocity")
@@ -129,7 +129,7 @@ def tangent(geometry: AbstractGeometry) -> str:
         apart < CLOSE,
         f"`velocity` must keep the constraints, but `project` changes it by {apart:.2g} (relative). Project it.",
     )
-    return "`velocity` keeps the constraints: `project` leaves it as it is."
+    return "`velocity` keeps the constraints: `project` does not change it."
 
 
 @SUITE.check("frozen_directions", "velocity")
@@ -138,8 +138,7 @@ def frozen_directions(geometry: AbstractGeometry) -> str:
     largest = float(np.abs(compiled(_rates, geometry, position, constants)[1]).max())
     require(
         largest < CLOSE or not geometry.frozen_directions,
-        "`frozen_directions` says that directions within the cones are constants, but `pair_similarity` changes at the "
-        f"rate {largest:.3g}. Set it to False.",
+        f"`frozen_directions` is True, but `pair_similarity` changes at the rate {largest:.3g}. Set it to False.",
     )
     return f"`frozen_directions` is {geometry.frozen_directions}."
 

@@ -23,14 +23,14 @@ def logits_of(pairs: int) -> Array:
 
 
 def targets_of(pairs: int) -> Iterator[tuple[str, Targets]]:
-    """Targets of every sort by the name of their pairing."""
+    """(name of the pairing, targets) of several kinds."""
     yield "Matched", Targets()
     for pairing in _PAIRINGS:
         yield type(pairing).__name__, pairing.targets(jax.random.key(1), pairs, np.float64)
 
 
 def described_and_written(pairs: int) -> Iterator[tuple[str, Targets, Targets]]:
-    """The same targets twice: described, as for many pairs, and written out."""
+    """(name of a field, targets given by it, the same targets as matrices)."""
     shift = jnp.roll(jnp.arange(pairs), 1)
     for name, described in (
         ("text_of", Targets(text_of=shift)),
@@ -54,8 +54,11 @@ SUITE = Suite("loss", AbstractLoss, lambda loss: _both(loss, logits_of(_PAIRS), 
 @SUITE.check("jit")
 def jit(loss: AbstractLoss) -> str:
     apart = difference(compiled(_both, loss, logits_of(_PAIRS), Targets()), SUITE.use(loss))
-    require(apart < CLOSE, f"`value` and `gradient` must give the same compiled, but differ by {apart:.2g} (relative).")
-    return "`value` and `gradient` give the same in a compiled program."
+    require(
+        apart < CLOSE,
+        f"`value` and `gradient` must not change when compiled, but differ by {apart:.2g} (relative).",
+    )
+    return "`value` and `gradient` give the same values when compiled."
 
 
 @SUITE.check("shapes", "jit")
@@ -64,7 +67,7 @@ def has_shapes(loss: AbstractLoss) -> str:
         found = compiled(_both, loss, logits_of(n), Targets())
         require(finite(found), f"`value` and `gradient` must be finite, but are not with {n} pairs.")
         value, gradient = map(np.shape, found)
-        require(value == (), f"`value` must be one number, but has shape {value} with {n} pairs. Add everything up.")
+        require(value == (), f"`value` must be one number, but has shape {value} with {n} pairs. Sum over pairs.")
         require(gradient == (n, n), f"`gradient` must have the shape of the logits, but has {gradient} with {n} pairs.")
     return "`value` is one finite number, and `gradient` has the shape of the logits."
 
@@ -76,8 +79,8 @@ def gradient(loss: AbstractLoss) -> str:
         apart = difference(compiled(_both, loss, logits_of(n), targets)[1], automatic)
         require(
             apart < CLOSE,
-            f"`gradient` must be that of `value`, but differs from jax.grad by {apart:.2g} (relative) with {n} pairs "
-            f"and the targets of {name}.",
+            f"`gradient` must be the gradient of `value`, but differs from jax.grad by {apart:.2g} (relative) with {n} "
+            f"pairs and the targets of {name}.",
         )
     return f"`gradient` agrees with jax.grad of `value`, for the targets of {', '.join(n for n, _ in targets_of(2))}."
 
@@ -89,13 +92,13 @@ def targets(loss: AbstractLoss) -> str:
         apart = difference(compiled(_both, loss, logits, described), compiled(_both, loss, logits, written))
         require(
             apart < CLOSE,
-            f"`value` and `gradient` must take targets that are described by `{name}`, as those of many pairs are, but "
-            f"differ by {apart:.2g} from the same written out. Use targets.matrices(n, logits.dtype).",
+            f"`value` and `gradient` must accept targets given by `{name}`, as for many pairs, but differ by "
+            f"{apart:.2g} from those for the same targets as matrices. Use targets.matrices(n, logits.dtype).",
         )
     found = [float(compiled(_both, loss, logits, t)[0]) for _, t in targets_of(_PAIRS)]
     if len(set(found)) == 1:
         return "`value` ignores the targets: every pairing acts like `Matched`."
-    return "`value` and `gradient` take targets that are written out and those that are described."
+    return "`value` and `gradient` accept targets as matrices and those given by `text_of` and `noise`."
 
 
 @SUITE.check("dtype", "shapes")
@@ -107,7 +110,7 @@ def dtype(loss: AbstractLoss) -> str:
 @SUITE.check("bias")
 def bias(loss: AbstractLoss) -> str:
     if loss.bias is None:
-        require(loss.bias_rate is None, "`bias_rate` must be None where `bias` is None. Give `bias` its start.")
+        require(loss.bias_rate is None, "`bias_rate` must be None if `bias` is None. Give `bias` its initial value.")
         return "`bias` is None: the logits are βS."
     for name in ("bias", "bias_rate"):
         value = getattr(loss, name)
@@ -115,7 +118,7 @@ def bias(loss: AbstractLoss) -> str:
             (value is None and name == "bias_rate") or shapes(value) == [()],
             f"`{name}` must be one number, but is {value!r}.",
         )
-    return f"`bias` begins at {float(loss.bias):g}" + (" and is trained." if loss.bias_rate is not None else ".")
+    return f"`bias` starts at {float(loss.bias):g}" + (" and is trained." if loss.bias_rate is not None else ".")
 
 
 @SUITE.check("softmax", "shapes")
@@ -126,12 +129,12 @@ def softmax(loss: AbstractLoss) -> str:
     )  # fmt: skip
     require(
         apart < CLOSE or not loss.softmax,
-        "`softmax` says that a constant added to all logits changes nothing, but `value` or `gradient` changes by "
+        "`softmax` is True, but a constant added to all logits changes `value` or `gradient` by "
         f"{apart:.2g} (relative). Set it to False.",
     )
     if loss.softmax:
         return "`softmax` is True, and a constant added to all logits changes nothing."
-    can = ", although a constant added to all logits changes nothing; with True, runs look at what is conserved"
+    can = ", although a constant added to all logits changes nothing; True lets runs monitor conserved quantities"
     return f"`softmax` is False{can if apart < CLOSE else ''}."
 
 
@@ -144,11 +147,11 @@ def tile_weights(loss: AbstractLoss) -> str:
         apart = difference(value, _cross_entropies(logits_of(_PAIRS), t, *loss.tile_weights))
         require(
             apart < CLOSE,
-            f"`tile_weights` says that `value` is {loss.tile_weights[0]:g} times the softmax cross-entropy of images "
-            f"over texts plus {loss.tile_weights[1]:g} times that of texts over images, but it differs by {apart:.2g} "
-            f"(relative) with the targets of {name}. Set it to None.",
+            f"With these `tile_weights`, `value` must be {loss.tile_weights[0]:g} times the softmax cross-entropy of "
+            f"images over texts plus {loss.tile_weights[1]:g} times that of texts over images, but it differs by "
+            f"{apart:.2g} (relative) with the targets of {name}. Set `tile_weights` to None.",
         )
-    return "`tile_weights` are those of the two softmax cross-entropies in `value`: many pairs go in tiles."
+    return "`tile_weights` are the weights of the two softmax cross-entropies in `value`: many pairs use tiles."
 
 
 def _cross_entropies(logits: Array, targets: Targets, of_images: float, of_texts: float) -> Array:

@@ -1,4 +1,4 @@
-"""Checks of observables: entries of the table, or plain functions of image and text rows."""
+"""Checks of observables: entries of the table, or functions of image and text rows."""
 
 import contextlib
 import inspect
@@ -22,7 +22,7 @@ def _rows() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _call(observable: Observable, image: Any, text: Any) -> Any:
-    """The value for unit rows, which need no scaling before."""
+    """The value for unit rows, which need no scaling."""
     return observable.function(image, text, **({"temperature": _TAU} if observable.needs_temperature else {}))
 
 
@@ -37,24 +37,24 @@ def number(observable: Observable) -> str:
         "The function must give one finite number for random rows, but gives "
         + (f"{found}." if found.ndim == 0 else f"an array of shape {found.shape}. Return e.g. its mean."),
     )
-    return f"Random rows have {float(found):.6g}."
+    return f"Random rows give {float(found):.6g}."
 
 
 @SUITE.check("arrays", "number")
 def arrays(observable: Observable) -> str:
     apart = difference(_call(observable, *map(jnp.asarray, _rows())), _call(observable, *_rows()))
-    require(apart < CLOSE, f"Arrays of JAX must give the same as those of NumPy, but differ by {apart:.2g} (relative).")
-    return "Arrays of NumPy and JAX give the same."
+    require(apart < CLOSE, f"JAX arrays must give the same as NumPy arrays, but differ by {apart:.2g} (relative).")
+    return "NumPy and JAX arrays give the same."
 
 
 @SUITE.check("jit", "number")
 def jit(observable: Observable) -> str:
     if not observable.traceable:
-        return "`traceable` is False: it is measured after a run, not on the way."
+        return "`traceable` is False: the function is called on the host."
     found = jax.jit(lambda x, y: _call(observable, x, y))(*_rows())
     apart = difference(found, _call(observable, *_rows()))
-    require(apart < CLOSE, f"`traceable` is True, but compiled the function differs by {apart:.2g} (relative).")
-    return "Compiled, the function gives the same."
+    require(apart < CLOSE, f"`traceable` is True, but the compiled function differs by {apart:.2g} (relative).")
+    return "The compiled function gives the same."
 
 
 @SUITE.check("rotation", "number")
@@ -76,8 +76,8 @@ def _told(observable: Observable, change: str, image: Any, text: Any) -> str:
 
 
 def from_function(function: Any) -> Observable:
-    """A function as an observable: as it was registered, or else with the temperature if it takes that, and traceable
-    if it can be compiled."""
+    """A function as an observable: as registered; else with a temperature if it takes one, and traceable if it can be
+    compiled."""
     known = next((entry for entry in REGISTRY.values() if entry.function is function), None)
     if known is not None:
         return known
@@ -87,6 +87,6 @@ def from_function(function: Any) -> Observable:
     try:
         jax.eval_shape(function, *_rows(), **({"temperature": _TAU} if more else {}))
         traceable = True
-    except Exception:  # of somebody else's function; what it raises by itself is told by the checks
+    except Exception:  # a user's function may raise anything, which the checks then report
         traceable = False
     return Observable(name, function, "", name, needs_temperature=more, traceable=traceable, normalise=True)

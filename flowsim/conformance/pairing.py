@@ -11,13 +11,14 @@ from flowsim.conformance.suite import Suite, fail, require
 from flowsim.errors import FlowsimError
 from flowsim.model.pairing import AbstractPairing, Targets
 
-#: Few pairs, whose targets are written out, and many, whose targets may be described: the first size that is accepted.
+#: Few pairs, whose targets are matrices, and many, for which `text_of` and `noise` may give them; the first size that
+#: the pairing accepts is used.
 _FEW = range(6, LARGE)
 _MANY = range(300, 2 * 300)
 
 
 def _size(pairing: AbstractPairing, sizes: range) -> int:
-    """The first number of pairs that the pairing takes."""
+    """The first number of pairs that the pairing accepts."""
     said = ""
     for n in sizes:
         try:
@@ -25,7 +26,7 @@ def _size(pairing: AbstractPairing, sizes: range) -> int:
             return n
         except FlowsimError as error:
             said = str(error)
-    fail(f"`targets` must take some number of pairs from {sizes[0]} to {sizes[-1]}, but says: {said}")
+    fail(f"`targets` must accept some number of pairs from {sizes[0]} to {sizes[-1]}, but raises: {said}")
 
 
 def _draw(pairing: AbstractPairing, key: Any, method: str, pairs: int, dtype: Any) -> Targets:
@@ -49,8 +50,8 @@ def jit(pairing: AbstractPairing) -> str:
     n = _size(pairing, _FEW)
     for method, plain in zip(_methods(pairing), _use(pairing), strict=True):
         apart = difference(compiled(_draw, pairing, jax.random.key(5), method, n, np.float64), plain)
-        require(apart < CLOSE, f"`{method}` must give the same compiled, but differs by {apart:.2g} (relative).")
-    return "`targets` gives the same in a compiled program."
+        require(apart < CLOSE, f"`{method}` must not change when compiled, but differs by {apart:.2g} (relative).")
+    return "`targets` gives the same values when compiled."
 
 
 @SUITE.check("sums", "jit")
@@ -61,7 +62,7 @@ def sums(pairing: AbstractPairing) -> str:
         for method in _methods(pairing):
             targets = compiled(_draw, pairing, jax.random.key(5), method, n, np.float64)
             if targets.rows is not None and n >= LARGE:
-                note = f" Those of {n} pairs are written out, n×n."
+                note = f" For {n} pairs they are n×n matrices."
             for axis, matrix in enumerate(targets.matrices(n, np.float64)):
                 if matrix is not None:
                     _distributions(f"`{method}`", np.asarray(matrix), n, axis)
@@ -76,8 +77,8 @@ def _distributions(method: str, matrix: np.ndarray, pairs: int, axis: int) -> No
     apart = difference(matrix.sum(axis=1 - axis), np.ones(pairs))
     require(
         apart < CLOSE and (matrix >= -CLOSE).all(),
-        f"{method} must give distributions, but with {pairs} pairs a {which} has a sum off 1 by {apart:.2g} or a "
-        "negative entry. Divide by the sum.",
+        f"{method} must give distributions, but with {pairs} pairs a {which} has a negative entry, or a sum that "
+        f"differs from 1 by {apart:.2g}. Divide by the sum.",
     )
 
 
@@ -90,10 +91,10 @@ def dtype(pairing: AbstractPairing) -> str:
             types = {leaf.dtype.name for leaf in (found.rows, found.columns, found.noise) if leaf is not None}
             require(
                 types <= {np.dtype(wanted).name},
-                f"`{method}` must give targets of the type it is asked for, {np.dtype(wanted).name}, but gives "
+                f"`{method}` must give targets of the type `dtype`, here {np.dtype(wanted).name}, but gives "
                 f"{', '.join(types)}. Use `dtype`.",
             )
-    return "`targets` has the type that is asked for."
+    return "`targets` has the type `dtype`."
 
 
 @SUITE.check("identity", "jit")
@@ -103,10 +104,10 @@ def identity(pairing: AbstractPairing) -> str:
     matched = all(targets.matched for targets in drawn)
     require(
         matched or not pairing.identity,
-        "`identity` says that image i always belongs to text i, but `targets` gives others. Set it to False.",
+        "`identity` is True, but `targets` are not always the identity. Set it to False.",
     )
     return f"`identity` is {pairing.identity}" + (
-        ", although `targets` gives the identity; True saves the draw." if matched and not pairing.identity else "."
+        ", although `targets` are the identity; True saves the draw." if matched and not pairing.identity else "."
     )
 
 
@@ -116,9 +117,9 @@ def redraw(pairing: AbstractPairing) -> str:
 
 
 def redraw_is_time(interval: Any) -> str:
-    """Pass if an interval is None or a positive number."""
+    """Require that an interval is None or a positive number."""
     if interval is None:
-        return "`redraw` is None: the first draw stays."
+        return "`redraw` is None: the first draw is kept."
     require(
         shapes(interval) == [()] and finite(interval) and float(interval) > 0,
         f"`redraw` must be a positive flow time or None, but is {interval!r}.",

@@ -11,7 +11,7 @@ from flowsim.conformance.suite import Suite, require
 from flowsim.conformance.temperature import exits_are_positive
 from flowsim.model.temperature import AbstractParametrization, Exp, Identity, Softplus
 
-#: Inverse temperatures of training, τ = 0.5 to 0.011.
+#: Inverse temperatures that occur in training, τ = 0.5 to 0.011.
 BETA = np.geomspace(2, 90, 33)
 _POTENTIALS = {"exp": Exp(), "softplus": Softplus(), "identity": Identity()}
 
@@ -21,7 +21,7 @@ def _methods(part: AbstractParametrization, raw: Any, beta: Any) -> tuple[Any, .
 
 
 def _raws(part: AbstractParametrization) -> np.ndarray:
-    """ν of the inverse temperatures that can be reached."""
+    """ν at the inverse temperatures that can be reached."""
     raw = np.array([np.asarray(part.raw(np.asarray(beta)), np.float64) for beta in BETA])
     return raw[np.isfinite(raw)]
 
@@ -40,7 +40,7 @@ def inverse(part: AbstractParametrization) -> str:
     reached = np.isfinite(raw)
     require(reached.any(), "`raw` must give a finite ν, but does for no β from 2 to 90. Return ν(β).")
     apart = difference(part.inverse_temperature(raw[reached]), BETA[reached])
-    require(apart < CLOSE, f"`raw` must invert `inverse_temperature`, but β(ν(β)) differs from β by {apart:.2g} of it.")
+    require(apart < CLOSE, f"`raw` must invert `inverse_temperature`, but β(ν(β)) has a relative error of {apart:.2g}.")
     low, high = BETA[reached][[0, -1]]
     return f"`raw` inverts `inverse_temperature` for β from {low:.3g} to {high:.3g}."
 
@@ -52,10 +52,10 @@ def derivative(part: AbstractParametrization) -> str:
         apart = slope_error(lambda x: part.inverse_temperature(np.asarray(x)), nu, claimed)
         require(
             apart < NEAR,
-            f"`derivative` must be that of `inverse_temperature`, but is {claimed:.6g} at ν = {nu:.6g}, off by "
-            f"{apart:.2g} of it. Differentiate `inverse_temperature` again.",
+            f"`derivative` must be that of `inverse_temperature`, but is {claimed:.6g} at ν = {nu:.6g}, with a "
+            f"relative error of {apart:.2g}. Differentiate `inverse_temperature` again.",
         )
-    return "`derivative` agrees with differences of `inverse_temperature`."
+    return "`derivative` agrees with finite differences of `inverse_temperature`."
 
 
 @SUITE.check("increasing")
@@ -63,9 +63,9 @@ def increasing(part: AbstractParametrization) -> str:
     beta = np.asarray(part.inverse_temperature(np.sort(_raws(part))))
     require(
         (np.diff(beta) > 0).all(),
-        "`inverse_temperature` must grow with ν, but falls: a clamp would be upside down. Use −ν.",
+        "`inverse_temperature` must increase with ν, but decreases, which exchanges the bounds of a clamp. Use −ν.",
     )
-    return "`inverse_temperature` grows with ν."
+    return "`inverse_temperature` increases with ν."
 
 
 @SUITE.check("arrays")
@@ -74,12 +74,12 @@ def arrays(part: AbstractParametrization) -> str:
     found = _methods(part, raw, BETA)
     require(
         not any(isinstance(array, jax.Array) for array in found),
-        "`inverse_temperature`, `raw` and `derivative` must give NumPy for NumPy, but give an array of JAX, in single "
-        "precision in most sessions. Use xp = fs.extend.namespace(raw).",
+        "`inverse_temperature`, `raw` and `derivative` must give NumPy arrays for NumPy arrays, but give a JAX array, "
+        "in single precision in most sessions. Use xp = fs.extend.namespace(raw).",
     )
     apart = difference(_methods(part, jnp.asarray(raw), jnp.asarray(BETA)), found)
-    require(apart < CLOSE, f"Arrays of JAX must give the same as those of NumPy, but differ by {apart:.2g}.")
-    return "`inverse_temperature`, `raw` and `derivative` give the same for arrays of NumPy and JAX."
+    require(apart < CLOSE, f"JAX arrays must give the same as NumPy arrays, but differ by {apart:.2g}.")
+    return "`inverse_temperature`, `raw` and `derivative` give the same for NumPy and JAX arrays."
 
 
 @SUITE.check("dtype")
@@ -90,7 +90,7 @@ def dtype(part: AbstractParametrization) -> str:
 @SUITE.check("potential", "inverse")
 def potential(part: AbstractParametrization) -> str:
     if part.potential is None:
-        return "`potential` is None: no quantity is known to be conserved, and no closed form."
+        return "`potential` is None: no conserved quantity and no closed form is known."
     known = _POTENTIALS.get(part.potential)
     require(
         known is not None,
@@ -101,9 +101,10 @@ def potential(part: AbstractParametrization) -> str:
     apart = difference(part.inverse_temperature(raw), known.inverse_temperature(raw / float(part.scale)))
     require(
         apart < CLOSE,
-        f"`potential` says that β is that of {type(known).__name__} at ν/scale, but differs by {apart:.2g}. Use None.",
+        f"`potential` is {part.potential!r}, but β differs from that of {type(known).__name__} at ν/scale by "
+        f"{apart:.2g}. Use None.",
     )
-    return f"`potential` tells the truth: β is that of {type(known).__name__} at ν/scale."
+    return f"`potential` is {part.potential!r}, and β is that of {type(known).__name__} at ν/scale."
 
 
 @SUITE.check("exits")

@@ -1,4 +1,4 @@
-"""What `fs.check` returns: one sentence for each thing that was checked."""
+"""The result of `fs.check`: one sentence for each check."""
 
 import html
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from flowsim.base.html import table
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: What was checked, in a word.
+        name: Name of the check.
         passed: Whether the part does what is expected.
-        sentence: The method, and what was expected and found.
+        sentence: What was found; for a failed check also what was expected.
     """
 
     name: str
@@ -27,9 +27,9 @@ class Conformance:
 
     Attributes:
         part: The part's name.
-        kind: What kind of part it is, e.g. "loss".
-        findings: One for each check that was done.
-        left_out: Names of checks that need what failed, and were not done.
+        kind: The kind of part, e.g. "loss".
+        findings: One for each check that was run.
+        left_out: Names of the checks that were skipped because they depend on a failed one.
     """
 
     part: str
@@ -54,7 +54,7 @@ class Conformance:
 
     @property
     def _note(self) -> str:
-        return f"Not done, because they need what failed: {', '.join(self.left_out)}." if self.left_out else ""
+        return f"Skipped, because they depend on a failed check: {', '.join(self.left_out)}." if self.left_out else ""
 
     def _rows(self) -> list[tuple[str, str, str]]:
         return [("ok" if f.passed else "FAILED", f.name, f.sentence) for f in self.findings]

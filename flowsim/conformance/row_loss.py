@@ -35,8 +35,8 @@ SUITE = Suite("row loss", AbstractRowLoss, lambda loss: loss.value(*_rows(), Tar
 @SUITE.check("jit")
 def jit(loss: AbstractRowLoss) -> str:
     apart = difference(compiled(_value, loss, *_rows(), Targets()), SUITE.use(loss))
-    require(apart < CLOSE, f"`value` must give the same compiled, but differs by {apart:.2g} (relative).")
-    return "`value` gives the same in a compiled program."
+    require(apart < CLOSE, f"`value` must not change when compiled, but differs by {apart:.2g} (relative).")
+    return "`value` gives the same values when compiled."
 
 
 @SUITE.check("shape", "jit")
@@ -44,7 +44,7 @@ def shape(loss: AbstractRowLoss) -> str:
     for n in (2, 6):
         found = compiled(_value, loss, *_rows(n), Targets())
         shape = np.shape(found)
-        require(shape == (), f"`value` must be one number, but has shape {shape} with {n} pairs. Add everything up.")
+        require(shape == (), f"`value` must be one number, but has shape {shape} with {n} pairs. Sum over pairs.")
         require(finite(found), f"`value` must be finite, but is {float(found)} with {n} pairs.")
     return "`value` is one finite number."
 
@@ -55,9 +55,9 @@ def gradient(loss: AbstractRowLoss) -> str:
         require(
             finite(compiled(_with_gradients, loss, *_rows(), targets)),
             f"jax.grad of `value` must be finite, but is not with the targets of {name}. Roots and norms of 0, and "
-            "jnp.where around a NaN, do that: keep the argument away from 0.",
+            "jnp.where around a NaN, may be the cause: keep the argument away from 0.",
         )
-    return "`value` has a finite gradient by images, texts and β."
+    return "`value` has finite gradients with respect to images, texts and β."
 
 
 @SUITE.check("permutation", "shape")
@@ -80,12 +80,12 @@ def targets(loss: AbstractRowLoss) -> str:
         apart = difference(found, wanted)
         require(
             apart < CLOSE,
-            f"`value` must take targets that are described by `{name}`, as those of many pairs are, but differs by "
-            f"{apart:.2g} from the same written out. Use targets.matrices(n, image.dtype).",
+            f"`value` must accept targets given by `{name}`, as for many pairs, but differs by {apart:.2g} from its "
+            "value for the same targets as matrices. Use targets.matrices(n, image.dtype).",
         )
     if len({float(compiled(_value, loss, *_rows(), t)) for _, t in targets_of(6)}) == 1:
         return "`value` ignores the targets: every pairing acts like `Matched`."
-    return "`value` takes targets that are written out and those that are described."
+    return "`value` accepts targets as matrices and those given by `text_of` and `noise`."
 
 
 @SUITE.check("dtype", "gradient")

@@ -28,9 +28,9 @@ SUITE = Suite("rule", AbstractRule, lambda rule: _velocities(rule, _descents()),
 @SUITE.check("jit")
 def jit(rule: AbstractRule) -> str:
     apart = difference(compiled(_velocities, rule, _descents()), SUITE.use(rule))
-    # Programs may use other instructions than single operations do.
-    require(apart < 1e-12, f"`velocity` must give the same compiled, but differs by {apart:.2g} (relative).")
-    return "`velocity` gives the same in a compiled program."
+    # Compiled programs may use other instructions than single operations.
+    require(apart < 1e-12, f"`velocity` must not change when compiled, but differs by {apart:.2g} (relative).")
+    return "`velocity` gives the same values when compiled."
 
 
 @SUITE.check("shape", "jit")
@@ -40,7 +40,7 @@ def shape(rule: AbstractRule) -> str:
             np.shape(found) == descent.shape,
             f"`velocity` must have the shape of the gradient, but has {np.shape(found)} for {descent.shape}.",
         )
-        require(finite(found), "`velocity` must be finite, but is not, also where a gradient is 0. Avoid 0/0.")
+        require(finite(found), "`velocity` must be finite, also where a gradient is 0, but is not. Avoid 0/0.")
     return "`velocity` is finite and has the shape of the gradient."
 
 
@@ -55,10 +55,10 @@ def descends(rule: AbstractRule) -> str:
         lowest = float(np.min(np.asarray(descent) * np.asarray(found)))
         require(
             lowest >= 0,
-            "`velocity` must point along the descent in every entry, but the product with it is down to "
-            f"{lowest:.3g}. It takes −∂L/∂θ, not the gradient.",
+            "`velocity` must have the sign of the descent in every entry, but a product with it is "
+            f"{lowest:.3g}. The argument is −∂L/∂θ, not the gradient.",
         )
-    return "`velocity` points along the descent in every entry."
+    return "`velocity` has the sign of the descent in every entry."
 
 
 @SUITE.check("is_gradient", "shape")
@@ -66,7 +66,7 @@ def is_gradient(rule: AbstractRule) -> str:
     apart = difference(compiled(_velocities, rule, _descents()), _descents())
     require(
         apart == 0 or not rule.is_gradient,
-        f"`is_gradient` says that `velocity` is the descent itself, but it differs by {apart:.2g}. Set it to False.",
+        f"`is_gradient` is True, but `velocity` differs from the descent by {apart:.2g}. Set it to False.",
     )
     if rule.is_gradient:
         return "`is_gradient` is True, and `velocity` is the descent itself."

@@ -1,4 +1,4 @@
-"""`fs.check`: find the kind of a part, and run the checks of that kind."""
+"""`fs.check`: find the kind of a part and run its checks."""
 
 import contextlib
 import dataclasses
@@ -43,22 +43,22 @@ SUITES: tuple[Suite, ...] = tuple(
 
 
 def check(part: Any) -> Conformance:
-    """Check a part that you wrote: whether it does everything that flowsim expects of a part of its kind.
+    """Check that a part that you wrote does everything that flowsim expects of a part of its kind.
 
-    Each check calls the part and compares: a gradient with automatic differentiation, a derivative with differences,
-    compiled values with plain ones, single with double precision. A part that is wrong gives findings that say so; its
-    exceptions are findings, too. Checks that need what failed are left out.
+    The checks call the part and compare gradients with automatic differentiation, derivatives with finite differences,
+    compiled with uncompiled values, and single with double precision. Mistakes and exceptions of the part are reported
+    as findings. Checks that depend on a failed one are skipped.
 
     Args:
         part: A temperature policy, parametrization, loss, geometry, pairing, swap, rule or recipe; or its class, which
-            is built with its defaults; or an observable, `fs.observables.Observable` or a function of image and text
+            is built with its defaults; or an observable: `fs.observables.Observable` or a function of image and text
             rows (n, d).
 
     Returns:
-        The findings, one sentence each, as a table; `ok` says whether all checks passed.
+        The findings, one sentence each, shown as a table; `ok` is True if all checks passed.
 
     Raises:
-        FlowsimError: If `part` is no part, or a class whose fields have no defaults.
+        FlowsimError: If `part` is not a part, or is a class with fields that have no defaults.
 
     Examples:
         >>> import flowsim as fs
@@ -79,17 +79,17 @@ def check(part: Any) -> Conformance:
             part = part if isinstance(part, Observable) else observable.from_function(part)
             name = part.name
             if part.of != "rows":
-                raise FlowsimError(f"The observable {name!r} is no function of rows. Look at it in a result of a run.")
+                raise FlowsimError(f"The observable {name!r} is not a function of rows. Record it in a run.")
         return _run(name, suite, part)
 
 
 def _suite_of(part: Any) -> Suite:
-    """The suite of a part's kind. Raises `FlowsimError` where there is none."""
+    """The suite for the kind of a part; `FlowsimError` if there is none."""
     cls = part if isinstance(part, type) else type(part)
     for suite in SUITES:
         if issubclass(cls, suite.base) and not (isinstance(part, type) and suite.base is Observable):
             if isinstance(part, type) and part.__name__.startswith("Abstract"):
-                raise FlowsimError(f"`{part.__name__}` is a base, not a part. Check a class derived from it.")
+                raise FlowsimError(f"`{part.__name__}` is a base class, not a part. Check a class derived from it.")
             return suite
     if cls in (GradientFlow, Schedule):
         raise FlowsimError(f"A {cls.__name__} is made of parts. Check them one by one, e.g. fs.check(flow.loss).")
@@ -97,13 +97,13 @@ def _suite_of(part: Any) -> Suite:
         return observable.SUITE
     bases = ", ".join(suite.base.__name__ for suite in SUITES if suite.base is not Observable)
     raise FlowsimError(
-        f"{shown(part)} is no part. Give an object or a class derived from one of {bases}, or a function of image and "
-        "text rows."
+        f"{shown(part)} is not a part. Give an object or a class derived from one of {bases}, or a function of image "
+        "and text rows."
     )
 
 
 def _built(cls: type) -> tuple[Any, Finding | None]:
-    """An object of a class with its defaults; or the finding that it cannot be built."""
+    """An object of a class with its defaults, or the finding that it cannot be built."""
     fields = [f for f in dataclasses.fields(cls) if f.init]
     nothing = dataclasses.MISSING
     needed = [f.name for f in fields if f.default is nothing and f.default_factory is nothing]
@@ -120,7 +120,7 @@ def _built(cls: type) -> tuple[Any, Finding | None]:
 
 
 def _run(name: str, suite: Suite, part: Any) -> Conformance:
-    """All checks that make sense, one after the other."""
+    """All checks, except for those that depend on a failed one."""
     findings: list[Finding] = []
     left_out: list[str] = []
     for item in checks_of(suite):
@@ -137,14 +137,14 @@ def _finding(item: Check, part: Any) -> Finding | None:
         sentence = item.look(part)
     except Unmet as unmet:
         return Finding(item.name, False, str(unmet))
-    except Exception as error:  # of the part, whatever it may be
+    except Exception as error:  # the part may raise anything
         return Finding(item.name, False, explained(error, getattr(part, "function", None)))
     return None if sentence is None else Finding(item.name, True, sentence)
 
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """Double precision, and the usual rules of promotion whatever the session has; values are judged, not warnings."""
+    """Double precision and JAX's default promotion, whatever the session uses, and no warnings."""
     with (
         jax.enable_x64(True),
         jax.numpy_dtype_promotion("standard"),

@@ -1,15 +1,15 @@
-"""A suite: all checks of one kind of part, and how one of them passes or fails."""
+"""A suite: all checks of one kind of part, and how a check passes or fails."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-#: Looks at a part and says what it found. Raises `Unmet` where the part fails; None where nothing applies to it.
+#: Examines a part and returns what it found in a sentence, or None if it does not apply; raises `Unmet` on failure.
 Look = Callable[[Any], str | None]
 
 
 class Unmet(Exception):
-    """What a part must do and does not do, as a sentence."""
+    """A requirement that a part does not meet, as a sentence."""
 
 
 def require(condition: Any, sentence: str) -> None:
@@ -25,7 +25,7 @@ def fail(sentence: str) -> NoReturn:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One check: its name, what it does, and the checks that have to pass before it makes sense."""
+    """One check: its name, its function, and the checks that must pass before it makes sense."""
 
     name: str
     look: Look
@@ -36,10 +36,10 @@ class Suite:
     """The checks of one kind of part, in the order in which they are defined.
 
     Args:
-        kind: What the parts are, in a word or two.
-        base: Their abstract class.
-        use: Uses a part once, by ordinary calls, and returns what it gives (a tree of arrays).
-        inside: What is written after "it runs", the methods that `use` calls.
+        kind: Name of the kind, e.g. "loss".
+        base: The abstract class of the parts.
+        use: Calls the methods of a part once, without compiling, and returns a tree of arrays.
+        inside: The methods that `use` calls, for sentences.
     """
 
     def __init__(self, kind: str, base: type, use: Callable[[Any], Any], inside: str) -> None:
@@ -50,7 +50,7 @@ class Suite:
         self.checks: list[Check] = []
 
     def check(self, name: str, *after: str) -> Callable[[Look], Look]:
-        """Add a check, which is done if the part runs and the checks `after` have passed."""
+        """Add a check, which is run if the part runs and the checks `after` have passed."""
 
         def add(look: Look) -> Look:
             self.checks.append(Check(name, look, ("runs", *after)))

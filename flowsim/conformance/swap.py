@@ -44,8 +44,11 @@ SUITE = Suite("swap", AbstractSwap, _use, "`draw` and `apply`")
 def jit(swap: AbstractSwap) -> str:
     found = _weights(swap), compiled(_apply, swap, jnp.full((_PAIRS, _DIM), 0.3), *_rows())
     apart = difference(found, _use(swap))
-    require(apart < CLOSE, f"`draw` and `apply` must give the same compiled, but differ by {apart:.2g} (relative).")
-    return "`draw` and `apply` give the same in a compiled program."
+    require(
+        apart < CLOSE,
+        f"`draw` and `apply` must not change when compiled, but differ by {apart:.2g} (relative).",
+    )
+    return "`draw` and `apply` give the same values when compiled."
 
 
 @SUITE.check("weights", "jit")
@@ -53,7 +56,7 @@ def weights(swap: AbstractSwap) -> str:
     found = _weights(swap)
     require(
         (found is not None) == swap.active,
-        f"`draw` must give weights where `active` is True, and None otherwise, but `active` is {swap.active} and "
+        f"`draw` must give weights if `active` is True, and None otherwise, but `active` is {swap.active} and "
         f"`draw` gives {'None' if found is None else 'weights'}.",
     )
     if found is None:
@@ -68,10 +71,10 @@ def weights(swap: AbstractSwap) -> str:
         drawn = _weights(swap, 0, dtype)
         require(
             drawn is not None and drawn.dtype == dtype,
-            f"`draw` must give weights of the type it is asked for, {np.dtype(dtype).name}, but gives "
+            f"`draw` must give weights of the type `dtype`, here {np.dtype(dtype).name}, but gives "
             f"{getattr(drawn, 'dtype', None)}. Use `dtype`.",
         )
-    return "`draw` gives weights of the shape and type that are asked for" + (
+    return "`draw` gives weights of the right shape and type" + (
         ", the same for every key." if same(found, _weights(swap, 1)) else "."
     )
 
@@ -84,8 +87,7 @@ def splits_rows(swap: AbstractSwap) -> str:
     varies = bool((found != found[..., :1]).any())
     require(
         swap.splits_rows or not varies,
-        "`splits_rows` says that rows are exchanged as a whole, but the weights of `draw` vary within a row. Set it to "
-        "True.",
+        "`splits_rows` is False, but the weights of `draw` vary within a row. Set it to True.",
     )
     return f"`splits_rows` is {swap.splits_rows}" + (
         "." if varies or not swap.splits_rows else ", although the weights of a row are equal."
@@ -117,12 +119,12 @@ def arrays(swap: AbstractSwap) -> str:
     found = swap.apply(*given)
     require(
         not any(isinstance(rows, jax.Array) for rows in found),
-        "`apply` must give NumPy for NumPy, as it must give tensors for tensors of torch in training, but gives arrays "
-        "of JAX. Use +, − and * alone.",
+        "`apply` must give NumPy arrays for NumPy arrays, and torch tensors for torch tensors in training, but gives "
+        "JAX arrays. Use only +, − and *.",
     )
     apart = difference(compiled(_apply, swap, *given), found)
     require(apart < CLOSE, f"`apply` must give the same for NumPy and JAX, but differs by {apart:.2g} (relative).")
-    return "`apply` gives the same for arrays of NumPy and JAX; so it takes those of torch."
+    return "`apply` gives the same for NumPy and JAX arrays, so it also takes torch tensors."
 
 
 @SUITE.check("dtype", "jit")
@@ -134,9 +136,7 @@ def dtype(swap: AbstractSwap) -> str:
 def fraction(swap: AbstractSwap) -> str:
     p = np.asarray(swap.fraction)
     require(p.ndim == 0 and 0 <= p <= 1, f"`fraction` must lie between 0 and 1, but is {swap.fraction}.")
-    require(
-        not swap.active or swap.masks >= 1, f"`masks` must be at least 1 where `active` is True, but is {swap.masks}."
-    )
+    require(not swap.active or swap.masks >= 1, f"`masks` must be at least 1 if `active` is True, but is {swap.masks}.")
     return f"`fraction` is {float(p):g}, `masks` {swap.masks}."
 
 

@@ -10,18 +10,18 @@ from flowsim.conformance.compare import CLOSE, NEAR, compiled, difference, keeps
 from flowsim.conformance.suite import Suite, require
 from flowsim.model.temperature import AbstractTemperature
 
-#: Training progress; a run that is continued goes beyond 1.
+#: Training progress; continued runs go beyond 1.
 PROGRESS = np.append(np.linspace(0, 1, 33), 1.5)
 
 
 def _raw(policy: AbstractTemperature) -> Any:
-    """ν at the start; None where nothing is learned."""
+    """ν at the start; None for policies that are not learnable."""
     raw = policy.initial_raw() if policy.learnable else None
     return None if raw is None else np.asarray(raw, np.float64)
 
 
 def _curve(policy: AbstractTemperature, raw: Any = None) -> np.ndarray:
-    """β at every progress, from calls with plain numbers."""
+    """β at each progress, from calls with single numbers."""
     raw = _raw(policy) if raw is None else raw
     return np.array([np.asarray(policy.inverse_temperature(float(u), raw), np.float64) for u in PROGRESS])
 
@@ -34,13 +34,13 @@ def positive(policy: AbstractTemperature) -> str:
     beta = _curve(policy)
     require(
         beta.shape == PROGRESS.shape,
-        f"`inverse_temperature` must give one number for one progress, but gives shape {beta.shape[1:]}.",
+        f"`inverse_temperature` must give one number for one progress, but gives an array of shape {beta.shape[1:]}.",
     )
     bad = np.flatnonzero(~(np.isfinite(beta) & (beta > 0)))
     require(
         not bad.size,
         f"`inverse_temperature` must be finite and positive, but is {beta[bad[:1]].sum():g} at progress "
-        f"{PROGRESS[bad[:1]].sum():g}. Progress passes 1 in continued runs: clip it to [0, 1].",
+        f"{PROGRESS[bad[:1]].sum():g}. Progress exceeds 1 in continued runs: clip it to [0, 1].",
     )
     return (
         f"`inverse_temperature` is finite and positive: {beta.min():.4g} to {beta.max():.4g}, also beyond progress 1."
@@ -56,15 +56,15 @@ def arrays(policy: AbstractTemperature) -> str:
         apart = difference(np.broadcast_to(found, wanted.shape) if np.ndim(found) == 0 else found, wanted)
         require(
             apart < CLOSE,
-            f"`inverse_temperature` must give the same for an array of {kind} as for plain numbers, but differs by "
+            f"`inverse_temperature` must give the same for a {kind} array as for single numbers, but differs by "
             f"{apart:.2g}. {cure}",
         )
         require(
             kind == "JAX" or not isinstance(found, jax.Array),
-            f"`inverse_temperature` must give NumPy for NumPy, but gives an array of JAX, in single precision in most "
-            f"sessions. {cure}",
+            f"`inverse_temperature` must give a NumPy array for a NumPy array, but gives a JAX array, in single "
+            f"precision in most sessions. {cure}",
         )
-    return "`inverse_temperature` gives the same for floats and for arrays of NumPy and JAX."
+    return "`inverse_temperature` gives the same for floats and for NumPy and JAX arrays."
 
 
 @SUITE.check("jit", "positive")
@@ -72,8 +72,8 @@ def jit(policy: AbstractTemperature) -> str:
     raw, wanted = _raw(policy), _curve(policy)
     for u, beta in zip(PROGRESS[::11], wanted[::11], strict=True):
         apart = difference(compiled(_beta, policy, np.asarray(u), raw), beta)
-        require(apart < CLOSE, f"`inverse_temperature` must give the same compiled, but differs by {apart:.2g}.")
-    return "`inverse_temperature` gives the same in a compiled program."
+        require(apart < CLOSE, f"`inverse_temperature` must not change when compiled, but differs by {apart:.2g}.")
+    return "`inverse_temperature` gives the same values when compiled."
 
 
 @SUITE.check("dtype", "jit")
@@ -91,13 +91,13 @@ def autonomous(policy: AbstractTemperature) -> str:
     varies = difference(beta, np.full_like(beta, beta[0])) > CLOSE
     require(
         not (policy.autonomous and varies),
-        f"`autonomous` says that the policy is independent of progress, but `inverse_temperature` goes from "
+        f"`autonomous` is True, but `inverse_temperature` depends on progress: it ranges from "
         f"{beta.min():.4g} to {beta.max():.4g}. Set it to False.",
     )
     if policy.autonomous:
         return "`autonomous` is True, and `inverse_temperature` does not depend on progress."
     return "`autonomous` is False" + (
-        "." if varies else ", although `inverse_temperature` is constant with these numbers; True finds rest sooner."
+        "." if varies else ", although `inverse_temperature` is constant with these numbers; True detects rest sooner."
     )
 
 
@@ -106,7 +106,7 @@ def breakpoints(policy: AbstractTemperature) -> str:
     found = [float(u) for u in policy.breakpoints()]
     require(
         all(0 <= u <= 1 for u in found),
-        f"`breakpoints` must give progresses between 0 and 1, but gives {found}. Divide by the horizon.",
+        f"`breakpoints` must give values of progress between 0 and 1, but gives {found}. Divide by the horizon.",
     )
     return f"`breakpoints` are {found}: steps end there." if found else "`breakpoints` has none."
 
@@ -117,19 +117,19 @@ def initial_raw(policy: AbstractTemperature) -> str:
     if not policy.learnable:
         require(
             raw is None,
-            f"`initial_raw` must give None where `learnable` is False, but gives {raw}. Set learnable = True.",
+            f"`initial_raw` must give None if `learnable` is False, but gives {raw}. Set learnable = True.",
         )
-        return "`learnable` is False: the flow moves nothing."
+        return "`learnable` is False: nothing is trained."
     found = np.asarray(np.nan if raw is None else raw, np.float64)
     require(
         found.ndim == 0 and np.isfinite(found),
-        f"`initial_raw` must give one finite number where `learnable` is True, but gives {raw}. Return ν at the start.",
+        f"`initial_raw` must give one finite number if `learnable` is True, but gives {raw}. Return ν at the start.",
     )
     return f"`initial_raw` gives ν = {float(found):.6g}, where β = {float(policy.inverse_temperature(0.0, raw)):.6g}."
 
 
 def _near(raw: float) -> np.ndarray:
-    """Raw parameters around one."""
+    """Values near a raw parameter."""
     return raw + max(abs(raw), 0.1) * np.array([-0.03, 0.02, 0.05])
 
 
@@ -144,11 +144,11 @@ def derivative(policy: AbstractTemperature) -> str | None:
             apart = slope_error(lambda x, u=u: policy.inverse_temperature(u, np.asarray(x)), nu, claimed)
             require(
                 apart < NEAR,
-                f"`derivative` must be that of `inverse_temperature` by ν, but is {claimed:.6g} at ν = {nu:.6g}, off "
-                f"by {apart:.2g} of it. Differentiate `inverse_temperature` again.",
+                f"`derivative` must be ∂β/∂ν of `inverse_temperature`, but is {claimed:.6g} at ν = {nu:.6g}, with a "
+                f"relative error of {apart:.2g}. Differentiate `inverse_temperature` again.",
             )
     keeps_dtype("`derivative`", lambda p, u, x: p.derivative(u, x), policy, np.asarray(0.3), raw)
-    return "`derivative` agrees with differences of `inverse_temperature` by ν, and keeps the precision of ν."
+    return "`derivative` agrees with finite differences of `inverse_temperature` in ν, and keeps the precision of ν."
 
 
 @SUITE.check("raw_of", "positive", "initial_raw")
@@ -162,7 +162,7 @@ def raw_of(policy: AbstractTemperature) -> str | None:
         apart = difference(policy.inverse_temperature(0.0, np.asarray(back)), beta)
         require(
             apart < CLOSE,
-            f"`raw_of` must give the ν at which β is {beta:.6g}, but β there differs by {apart:.2g} of it. Invert "
+            f"`raw_of` must give the ν at which β is {beta:.6g}, but β there differs by {apart:.2g} (relative). Invert "
             "`inverse_temperature`.",
         )
     return "`raw_of` inverts `inverse_temperature`."
@@ -179,10 +179,10 @@ def parametrization(policy: AbstractTemperature) -> str | None:
         apart = difference(policy.parametrization.inverse_temperature(np.asarray(nu)), beta)
         require(
             apart < CLOSE,
-            f"`parametrization` says that β is that of {policy.parametrization}, but it differs by {apart:.2g} "
+            f"`parametrization` is {policy.parametrization}, but `inverse_temperature` differs from it by {apart:.2g} "
             f"(relative) at ν = {nu:.6g}. Set it to None.",
         )
-    return f"`parametrization` tells the truth: β is that of {policy.parametrization}."
+    return f"`parametrization` is {policy.parametrization}, which agrees with `inverse_temperature`."
 
 
 @SUITE.check("bounds", "initial_raw")
@@ -190,12 +190,12 @@ def bounds(policy: AbstractTemperature) -> str | None:
     if not policy.learnable:
         return None
     if (found := policy.bounds()) is None:
-        return "`bounds` gives None: the flow may take ν anywhere."
+        return "`bounds` gives None: ν is not bounded."
     low, high = (float(bound) for bound in found)
     raw = float(_raw(policy))
     require(
         low < high and low - CLOSE <= raw <= high + CLOSE,
-        f"`bounds` must be increasing and contain ν at the start, but are ({low:.6g}, {high:.6g}) around {raw:.6g}. "
+        f"`bounds` must be increasing and contain ν at the start, {raw:.6g}, but are ({low:.6g}, {high:.6g}). "
         "Return (ν_min, ν_max).",
     )
     return f"`bounds` are ({low:.6g}, {high:.6g}) and contain the start."
@@ -221,13 +221,11 @@ def exits(policy: AbstractTemperature) -> str | None:
 
 
 def exits_are_positive(found: dict[str, Any]) -> str:
-    """Pass if every quantity of `exits` is one positive number."""
+    """Require that every quantity of `exits` is one positive number."""
     for name, value in found.items():
         inside = np.asarray(value)
         require(
             inside.ndim == 0 and inside > 0,
             f"`exits` must be positive inside the domain, but {name!r} is {inside} at the start.",
         )
-    return (
-        f"`exits` are positive: {', '.join(found)}." if found else "`exits` has nothing: a run cannot leave the domain."
-    )
+    return f"`exits` are positive: {', '.join(found)}." if found else "`exits` is empty: a run cannot leave the domain."

@@ -1,1 +1,1 @@
-"""The model: parts of a gradient flow, and the flow that they make."""
+"""The model: a gradient flow and its parts."""

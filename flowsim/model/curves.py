@@ -1,4 +1,4 @@
-"""Temperatures from points, and from functions of progress. They are public as `fs.temperature.piecewise` and so on."""
+"""Temperatures from points and from functions of progress, available as `fs.temperature.piecewise` and so on."""
 
 import hashlib
 import itertools
@@ -18,17 +18,16 @@ from flowsim.model.policy import AbstractTemperature, check_temperature
 
 
 class Piecewise(AbstractTemperature):
-    """τ(u) through given points: straight lines between them, or steps. Constant before the first and after the last.
+    """τ(u) through given points: piecewise linear, or in steps. Constant before the first and after the last point.
 
     `fs.temperature.piecewise` makes one from a list of points.
 
     Args:
         points: Pairs (u, τ) with u in [0, 1], increasing.
-        steps: Whether τ keeps the value of the last point until the next, instead of going there in a straight line.
+        steps: Whether τ keeps the value of a point until the next one, instead of being interpolated.
 
     Raises:
-        FlowsimError: For fewer than one point, progresses that do not increase or leave [0, 1], or a temperature that
-            is not positive.
+        FlowsimError: If there are no points, u does not increase or leaves [0, 1], or a temperature is not positive.
     """
 
     points: tuple[tuple[Any, Any], ...] = eqx.field(converter=lambda points: _points(points))
@@ -60,11 +59,11 @@ class Piecewise(AbstractTemperature):
         return 1.0 / total
 
     def starting_at(self, temperature: float) -> "AbstractTemperature":
-        """The policy with this initial temperature, if it has one to set."""
+        """The policy itself: it has no initial temperature to set."""
         return self
 
     def clamped_to(self, low: float, high: float) -> "AbstractTemperature":
-        """The policy held between two temperatures, if it can be."""
+        """The policy itself: it cannot be clamped."""
         return self
 
     def breakpoints(self) -> tuple[Any, ...]:
@@ -72,17 +71,17 @@ class Piecewise(AbstractTemperature):
 
 
 def piecewise(points: Iterable[tuple[float, float]], steps: bool = False) -> Piecewise:
-    """A temperature through the points (u, τ): straight lines between them, or steps.
+    """A temperature through the points (u, τ): piecewise linear, or in steps.
 
     Args:
         points: Pairs (u, τ): progress in [0, 1], increasing, and temperature.
-        steps: Whether τ keeps the value of the last point until the next.
+        steps: Whether τ keeps the value of a point until the next one.
 
     Returns:
         A policy whose numbers can be swept ("schedule.temperature.points.1.0").
 
     Raises:
-        FlowsimError: As `Piecewise`.
+        FlowsimError: If there are no points, u does not increase or leaves [0, 1], or a temperature is not positive.
 
     Examples:
         >>> import flowsim as fs
@@ -93,7 +92,7 @@ def piecewise(points: Iterable[tuple[float, float]], steps: bool = False) -> Pie
     return Piecewise(tuple(points), steps)
 
 
-#: Functions that policies of this session are made from, by name: a file can hold the name only.
+#: Functions registered in this session, by name: files store only the name.
 _FUNCTIONS: Registry[Callable[[Any], Any]] = Registry("function of progress")
 
 
@@ -102,7 +101,10 @@ class FromFunction(AbstractTemperature):
 
     Args:
         function: The name of the registered function.
-        count: The function is called with `count` times progress: 1, or the number of steps of an optax schedule.
+        count: Factor on progress before the call: 1, or the number of steps of an optax schedule.
+
+    Raises:
+        FlowsimError: If no function of this name is registered, or `count` is not positive.
     """
 
     function: str = eqx.field(static=True)
@@ -119,7 +121,7 @@ class FromFunction(AbstractTemperature):
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         if isinstance(progress, jax.Array):
             return 1.0 / (jnp.asarray(self._call(self.count * progress), progress.dtype) + 0.0 * progress)
-        # In training and plots, where JAX may work in single precision.
+        # In training and plots JAX may be in single precision.
         with jax.enable_x64(True):
             tau = np.asarray(self._call(jnp.asarray(self.count * progress, jnp.float64)), np.float64)
         return 1.0 / (tau + 0.0 * progress)
@@ -130,9 +132,9 @@ class FromFunction(AbstractTemperature):
                 return _FUNCTIONS[self.function](x)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
             raise FlowsimError(
-                f"The function {self.function!r} cannot be compiled: it asks for the value of a number that is known "
-                "only when the program runs. Use jax.numpy instead of NumPy, and jnp.where(condition, a, b) instead of "
-                "`if`; for steps, fs.temperature.piecewise(..., steps=True)."
+                f"The function {self.function!r} cannot be compiled: it needs the value of a number that is known "
+                "only at run time. Use jax.numpy instead of NumPy, and jnp.where(condition, a, b) instead of `if`; for "
+                "steps, fs.temperature.piecewise(..., steps=True)."
             ) from error
 
 
@@ -142,14 +144,15 @@ def from_function(function: Any, steps: int | None = None, name: str | None = No
     The function is traced by JAX: use `jax.numpy` instead of NumPy, and `jnp.where(condition, a, b)` instead of `if`.
 
     Args:
-        function: τ at progress u in [0, 1] (beyond 1 in runs that are continued); with `steps`, τ at a step, as an
-            optax schedule.
-        steps: Steps in which an optax schedule runs; progress 1 is step `steps`.
-        name: What a file calls the function. Default: its own name; for a lambda, one made from its code. To read a
-            file in another session, call `from_function` with the same function and name first.
+        function: τ as a function of progress u in [0, 1] (above 1 in continued runs); with `steps`, τ as a function of
+            the step, as an optax schedule.
+        steps: Number of steps of an optax schedule; progress 1 is step `steps`.
+        name: Name of the function in files. Default: its own name; for a lambda or a nested function, one derived
+            from its code. To read such a file in another session, first call `from_function` there with the same
+            function and name.
 
     Returns:
-        The policy. Look at it with `policy.temperature(np.linspace(0, 1))`.
+        The policy. Inspect it with `policy.temperature(np.linspace(0, 1))`.
 
     Raises:
         FlowsimError: If `function` is not callable.

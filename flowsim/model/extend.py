@@ -1,10 +1,10 @@
-"""What a class of your own needs: numbers as fields, NumPy or JAX arrays as they come, and checks with a sentence.
+"""Tools for your own classes: fields that hold numbers, code for NumPy and JAX arrays, and checks with clear messages.
 
     class Square(fs.losses.AbstractLoss):
         strength: Any = eqx.field(converter=fs.extend.number, default=1.0)
 
-A class is known by its name from its definition on, in files, paths and on the command line; nothing has to be
-registered. The how-to pages add a temperature policy, a loss and a geometry.
+Once defined, a class is known by its name in files, in paths and on the command line, without registration. The
+how-to pages add a temperature policy, a loss and a geometry.
 """
 
 from flowsim.base.arrays import namespace, number

@@ -1,10 +1,10 @@
-"""The gradient flow itself: state and vector field, pure functions without solver or checks.
+"""The gradient flow: its state and vector field, as pure functions without solver or checks.
 
     dθ/dt = −∂L/∂θ,   dν/dt = −r ∂L/∂ν,   L = ℓ(β(ν) S(θ))
 
 for embedding coordinates θ (see `geometry`), raw temperature ν (see `temperature`) and loss ℓ (see
 `losses`); a rule may replace the gradient by a function of it (see `rules`). Time t is flow time: for plain
-gradient descent it is the sum of learning rates.
+gradient descent, the sum of the learning rates.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from flowsim.numerics import tiled
 
 @bundle
 class Unknowns:
-    """The unknowns of the flow: position, raw temperature ν (None if not trained), bias of the loss (likewise)."""
+    """The unknowns of the flow: the position, and the raw temperature ν and the bias of the loss (None if fixed)."""
 
     position: Position
     raw_temperature: Float[Numeric, ""] | None
@@ -42,7 +42,7 @@ class Unknowns:
 
 
 class Rates(NamedTuple):
-    """Learning rates of the position, the raw temperature and the bias, relative to each other."""
+    """Relative learning rates of the position, the raw temperature and the bias."""
 
     position: Any = 1.0
     raw: Any = 1.0
@@ -51,7 +51,7 @@ class Rates(NamedTuple):
 
 @bundle
 class State:
-    """Everything the vector field needs: what moves, and what stays (geometry's constants, targets, masks)."""
+    """Everything the vector field needs: the unknowns, the geometry's constants, the targets and the swap masks."""
 
     unknowns: Unknowns
     constants: Constants
@@ -62,8 +62,17 @@ class State:
 class GradientFlow(Described):
     """A contrastive gradient flow: geometry, schedule, loss, pairing and rule.
 
-    `schedule` may be a preset's name or a temperature policy. Structure is static and numbers are leaves,
-    so that changing a number never recompiles.
+    The structure is static and numbers are leaves, so changing a number never recompiles.
+
+    Args:
+        geometry: Coordinates of the embeddings, e.g. `fs.Parallel()`.
+        schedule: Temperature policy and swap: a `Schedule`, a preset's name, a `.json` file, or a temperature policy.
+        loss: The loss, e.g. `fs.Sigmoid()`.
+        pairing: The targets of the loss, e.g. `fs.LabelNoise(0.1)`.
+        rule: How the gradient becomes a velocity, e.g. `fs.AdamLimit()`.
+
+    Raises:
+        FlowsimError: If a part is not of its kind.
 
     Examples:
         >>> import flowsim as fs
@@ -94,32 +103,49 @@ class GradientFlow(Described):
 
     @classmethod
     def from_preset(cls, name: str, **parts: Any) -> "GradientFlow":
-        """The flow of a preset of the paper, e.g. "Baseline" or "TS S3"; `parts` as in the constructor."""
+        """The flow with a schedule of Yaras et al. 2025.
+
+        Args:
+            name: The preset, e.g. "Baseline" or "TS S3"; see `fs.schedules.names()`.
+            parts: Any of `geometry`, `loss`, `pairing` and `rule`.
+
+        Raises:
+            FlowsimError: For an unknown name.
+        """
         return cls(schedule=schedules.get(name), **parts)
 
     def replace(self, **changes: Any) -> "GradientFlow":
-        """A copy with values at dotted paths replaced: `replace(**{"schedule.temperature.init": 0.1})`.
+        """A copy with the values at dotted paths replaced: `replace(**{"schedule.temperature.init": 0.1})`.
 
-        A schedule may be given by name. Raises `FlowsimError` for a path that does not exist.
+        Args:
+            changes: New values by path. A schedule may be given by name.
+
+        Raises:
+            FlowsimError: For a path that does not exist.
         """
         return paths.replace(self, changes)
 
     def to_config(self) -> dict[str, Any]:
-        """Plain data that `from_config` reads back."""
+        """The flow as plain data (dictionaries, lists, numbers, text) that `from_config` reads back."""
         return paths.to_config(self)
 
     @classmethod
     def from_config(cls, data: Any) -> "GradientFlow":
-        """The flow that `to_config` described."""
+        """The flow from the data of `to_config`.
+
+        Raises:
+            FlowsimError: For unknown classes and fields, and for the data of something else.
+        """
         flow = paths.from_config(data)
         check(isinstance(flow, GradientFlow), 'Expected a GradientFlow. Start with {"kind": "GradientFlow"}.')
         return flow
 
     @property
     def redraw(self) -> Any:
-        """Flow time after which masks or targets are redrawn; None for never.
+        """Flow time between two draws of masks or targets; None if they are drawn once.
 
-        Raises `FlowsimError` if swap and pairing name different intervals.
+        Raises:
+            FlowsimError: If swap and pairing have different intervals.
         """
         found = [x.redraw for x in (self.schedule.swap, self.pairing) if x.redraw is not None]
         check(
@@ -129,20 +155,21 @@ class GradientFlow(Described):
         return found[0] if found else None
 
     def initial_state(self, start: Start, seed: int = 0, dtype: Any = np.float64) -> State:
-        """The state at a start; call it inside `jax.enable_x64(True)` for float64."""
+        """The state at a start, with masks and targets drawn from `seed`; float64 needs `jax.enable_x64(True)`."""
         unknowns, constants = to_device(self.place(start), dtype)
         return self.complete(unknowns, constants, seed)
 
     def place(self, start: Start) -> tuple[Unknowns, Constants]:
         """Unknowns and the geometry's constants at a start (NumPy).
 
-        Raises `FlowsimError` if the start does not fit the geometry, the swap or the loss.
+        Raises:
+            FlowsimError: If the start does not fit the geometry, the swap or the loss.
         """
         return self.place_all([start])[0]
 
     def place_all(self, starts: Sequence[Start]) -> list[tuple[Unknowns, Constants]]:
-        """`place` for many starts, sooner than one by one."""
-        # Looking up a method of an equinox module takes longer than most of what is done here.
+        """`place` for many starts, faster than one by one."""
+        # Looking up a method of an equinox module takes longer than most of the work here.
         place, raw = self.geometry.place, optional_number(self.schedule.temperature.initial_raw())
         bias = self.loss.bias if self.loss.bias_rate is not None else None
         swap = self.schedule.swap
@@ -152,19 +179,17 @@ class GradientFlow(Described):
         for start in starts:
             position, constants = place(start)
             if needs_rows and start.image is None and start.similarity is not None:
-                raise FlowsimError(
-                    "Swaps and losses of rows need rows, but the start holds only similarities. Give rows."
-                )
+                raise FlowsimError("Swaps and losses of rows need rows; the start has only similarities. Give rows.")
             if by_entry and getattr(constants, "basis", None) is not None and constants.sign == 0:
                 raise FlowsimError(
-                    "Swaps of entries in a random basis open cones of height 0, to which side is chance. Use a height "
-                    "above 0, the geometry `Sphere`, or swaps of rows."
+                    "In a random basis, swaps of entries drive cones of height 0 to a random side. Use a height above "
+                    "0, the geometry `Sphere`, or swaps of rows."
                 )
             placed.append((Unknowns(position, raw, bias), constants))
         return placed
 
     def complete(self, unknowns: Unknowns, constants: Constants, seed: Any) -> State:
-        """The state of what `place` returned, with masks and targets drawn by `seed`."""
+        """The state made of what `place` returned, with masks and targets drawn from `seed`."""
         state = State(unknowns, constants, Targets(), None)
         if not self.draws:
             return state
@@ -173,11 +198,11 @@ class GradientFlow(Described):
 
     @property
     def draws(self) -> bool:
-        """Whether a state has masks or targets to draw; random keys cost a program of their own."""
+        """Whether a state has masks or targets to draw. If not, no program for random keys is compiled."""
         return self.schedule.swap.active or not self.pairing.identity
 
     def draw(self, key: Array, state: State) -> tuple[Array | None, Targets]:
-        """Masks of the swap and targets of the pairing for a key."""
+        """Masks of the swap (None without one) and targets of the pairing for a random key."""
         pairing_key, swap_key = jax.random.split(key)
         pairs = self.pairs(state)
         dtype = jnp.result_type(*jax.tree.leaves(state.unknowns.position))
@@ -188,7 +213,7 @@ class GradientFlow(Described):
         return masks, self.pairing.targets(pairing_key, pairs, dtype)
 
     def redrawn(self, state: State, seed: Any, index: Any) -> State:
-        """The state with the draws of interval `index`; what has no `redraw` keeps its first draw."""
+        """The state with the draws of interval `index`; masks or targets without `redraw` keep their first draw."""
         masks, targets = self.draw(jax.random.fold_in(jax.random.key(seed), index), state)
         return State(
             state.unknowns,
@@ -198,7 +223,7 @@ class GradientFlow(Described):
         )
 
     def rows(self, state: State) -> tuple[Array, Array]:
-        """Unit rows (n, D) of images and texts at a state that has them."""
+        """Rows (n, D) of images and texts, as they enter the loss, at a state that has them."""
         rows = self.geometry.rows(state.unknowns.position, state.constants)
         assert rows is not None, "`place` has checked this"
         return rows
@@ -211,9 +236,9 @@ class GradientFlow(Described):
         return jax.eval_shape(self.geometry.similarity, position, state.constants).shape[0]
 
     def is_tiled(self, state: State) -> bool:
-        """Whether the loss and its forces are computed in tiles, never with n×n matrices: for many pairs.
+        """Whether the loss and its forces are computed in tiles, without n×n matrices, as for many pairs.
 
-        For losses with `tile_weights`, geometries `of_rows`, and targets that are described, not written out.
+        This needs a loss with `tile_weights`, a geometry `of_rows`, and targets that are not written out as matrices.
         """
         return (
             self.loss.tile_weights is not None
@@ -227,19 +252,19 @@ class GradientFlow(Described):
         return function(image, text, beta, targets.text_of, targets.noise, weights=self.loss.tile_weights)
 
     def inverse_temperature(self, t: Any, state: State, horizon: Any = np.inf) -> Any:
-        """β at flow time t; schedules run in progress t/horizon."""
+        """β at flow time t; arguments as for `vector_field`."""
         return self.schedule.temperature.inverse_temperature(t / horizon, state.unknowns.raw_temperature)
 
     def exits(self, state: State, in_steps: bool = False) -> dict[str, Any]:
-        """Quantities that are positive inside the domain of geometry and policy, by the name of how a run ends.
+        """Quantities that are positive inside the domain of geometry and policy, by name; a run ends where one is 0.
 
-        `in_steps`: for a run with the finite steps of an optimizer, which pass single points.
+        `in_steps`: whether the run takes the finite steps of an optimizer, which jump over single points.
         """
         found = self.geometry.exits(state.unknowns.position, state.constants, in_steps)
         return {**found, **self.schedule.temperature.exits(state.unknowns.raw_temperature)}
 
     def loss_value(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
-        """The loss that the flow descends: L, or (1 − p) L + p E[L∘swap] with a swap of fraction p."""
+        """The loss that the flow descends, L or (1 − p) L + p E[L∘swap]; arguments as for `vector_field`."""
         beta = self.inverse_temperature(t, state, horizon)
         bias = self._bias(state)
         swap = self.schedule.swap
@@ -264,26 +289,32 @@ class GradientFlow(Described):
 
     @property
     def rates(self) -> "Rates":
-        """Learning rates relative to each other: of the position, the raw temperature and the bias."""
+        """Relative learning rates of the position, the raw temperature and the bias."""
         bias_rate = self.loss.bias_rate
         rate_of_bias = 1.0 if bias_rate is None else bias_rate
         return Rates(self.geometry.rate, self.schedule.temperature.lr_ratio, rate_of_bias)
 
     def vector_field(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
-        """dθ/dt, dν/dt and db/dt at flow time t."""
+        """dθ/dt, dν/dt and db/dt, in the form of the unknowns.
+
+        Args:
+            t: Flow time.
+            state: The state, e.g. from `initial_state`.
+            horizon: Flow time at which schedules end; they depend on the progress t/horizon.
+        """
         rates = self.rates
         if self.rule.is_gradient:
             return self._descent(t, state, horizon, rates)
         velocity = jax.tree.map(self.rule.velocity, self.descent(t, state, horizon))
         position = jax.tree.map(lambda v: rates.position * v, velocity.position)
-        # A rule that changes single entries may leave the constraints.
+        # A rule that acts on single entries may violate the constraints.
         position = self.geometry.project(state.unknowns.position, position)
         raw = None if velocity.raw_temperature is None else rates.raw * velocity.raw_temperature
         bias = None if velocity.bias is None else rates.bias * velocity.bias
         return Unknowns(position, raw, bias)
 
     def descent(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
-        """−∂L/∂θ in the metric of the geometry, −∂L/∂ν and −∂L/∂b at flow time t: all rates 1, no rule."""
+        """−∂L/∂θ in the metric of the geometry, −∂L/∂ν and −∂L/∂b at flow time t, with all rates 1 and no rule."""
         return self._descent(t, state, horizon, Rates())
 
     def _descent(self, t: Any, state: State, horizon: Any, rates: "Rates") -> Unknowns:
@@ -351,7 +382,7 @@ class GradientFlow(Described):
 
 @bundle
 class Force:
-    """Minus the derivative of the loss by rows, β and b; None where it is not needed."""
+    """Minus the derivatives of the loss with respect to the rows, β and b; None where not needed."""
 
     image: Any
     text: Any
@@ -368,14 +399,18 @@ _PARTS: dict[str, tuple[Any, str]] = {
 
 
 def as_start(start: Start | AbstractRecipe, seed: int) -> Start:
-    """A start, drawn with `seed` if it is a recipe."""
+    """The start itself, or the draw of a recipe with `seed`.
+
+    Raises:
+        FlowsimError: If it is neither a start nor a recipe.
+    """
     return as_starts(start, [seed])[0]
 
 
 def as_starts(start: Start | AbstractRecipe, seeds: Sequence[int]) -> list[Start]:
     """`as_start` for many seeds."""
     if isinstance(start, AbstractRecipe):
-        draw = start.draw  # looked up once, as in `place_all`
+        draw = start.draw  # looked up once for speed, as in `place_all`
         return [draw(seed) for seed in seeds]
     if isinstance(start, Start):
         return [start] * len(seeds)

@@ -1,4 +1,4 @@
-"""Starting states: recipes that draw a `Start` from a seed, and starts from your own arrays.
+"""Starts: recipes that draw a `Start` from a seed, and starts from your own arrays.
 
     fs.initial.rings(pairs=5, height=0.309, twist=-144)
     fs.initial.uniform(pairs=16, dim=8).draw(seed=3)
@@ -6,7 +6,7 @@
 
 A recipe holds numbers (which a sweep may vary) and sizes; `draw(seed)` returns the arrays. With `gamma`, the
 arrays of a start are the directions H within two parallel cones at heights ±γ: `Sphere` lifts them to one
-more dimension, `Parallel` and `Reduced` take them as they are. Without, they are the rows themselves.
+more dimension, `Parallel` and `Reduced` use them directly. Without `gamma`, they are the rows themselves.
 """
 
 import abc
@@ -27,18 +27,29 @@ FIGURE_2_HEIGHT = (math.sqrt(5) - 1) / 4
 
 
 class AbstractRecipe(Described):
-    """A way to draw starts."""
+    """A recipe that draws starts."""
 
     @abc.abstractmethod
     def draw(self, seed: int = 0) -> Start:
-        """The start for this seed; deterministic recipes ignore it."""
+        """A start.
+
+        Args:
+            seed: A whole number from 0; the same seed gives the same start. Deterministic recipes ignore it.
+        """
 
 
 class Rings(AbstractRecipe):
-    """Two regular n-gons at heights +γ (image) and −γ (text), the text ring turned by `twist` degrees.
+    """Two regular n-gons in three dimensions at heights +γ (image) and −γ (text), one of them rotated.
 
-    The defaults are the start of Figure 2 of Yaras et al. 2025: five pairs in three dimensions,
-    γ0 = (√5 − 1)/4, twist −144°.
+    The defaults are the start of Figure 2 of Yaras et al. 2025: five pairs, γ0 = (√5 − 1)/4, twist −144°.
+
+    Args:
+        pairs: n, at least 2.
+        height: γ, in (−1, 1).
+        twist: Rotation of the text ring relative to the image ring, in degrees.
+
+    Raises:
+        FlowsimError: If an argument is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -67,9 +78,16 @@ class Rings(AbstractRecipe):
 
 
 class Cones(AbstractRecipe):
-    """Two parallel cones with independent random directions, in `dim` dimensions including the axis.
+    """Two parallel cones with independent, uniform random directions.
 
-    With `random_basis` the axis points in a random direction, which matters to entry-wise swaps only.
+    Args:
+        pairs: n, at least 2.
+        dim: Dimension of the rows, including the axis of the cones, at least 3.
+        height: γ, in (−1, 1).
+        random_basis: Whether the axis points in a random direction, which matters only to swaps of entries.
+
+    Raises:
+        FlowsimError: If an argument is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -99,7 +117,15 @@ class Cones(AbstractRecipe):
 
 
 class Uniform(AbstractRecipe):
-    """Rows of both modalities independent and uniform on S^{dim−1}; with `gamma`, as directions in cones.
+    """Independent rows of both modalities, uniform on the unit sphere.
+
+    Args:
+        pairs: n, at least 2.
+        dim: Dimension of the rows, at least 2.
+        gamma: γ in (−1, 1), if the rows are directions within parallel cones at heights ±γ; None otherwise.
+
+    Raises:
+        FlowsimError: If an argument is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -124,7 +150,15 @@ class Uniform(AbstractRecipe):
 
 
 class MatchedPairs(AbstractRecipe):
-    """Perfectly matched cones: identical random directions H_X = H_Y in R^dim, heights ±γ.
+    """Perfectly matched cones: the same random directions H_X = H_Y at heights ±γ.
+
+    Args:
+        pairs: n, at least 2.
+        dim: Dimension of the directions, at least 2.
+        gamma: γ, in (−1, 1).
+
+    Raises:
+        FlowsimError: If an argument is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -148,7 +182,14 @@ class MatchedPairs(AbstractRecipe):
 
 
 class Orthonormal(AbstractRecipe):
-    """Matched cones with orthonormal directions, Z = I (margin 1).
+    """Matched cones with orthonormal directions in n dimensions: Z = I, direction margin 1.
+
+    Args:
+        pairs: n, at least 2.
+        gamma: γ, in (−1, 1).
+
+    Raises:
+        FlowsimError: If an argument is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -169,7 +210,14 @@ class Orthonormal(AbstractRecipe):
 
 
 class Simplex(AbstractRecipe):
-    """Matched cones with simplex directions, Z = (nI − J)/(n − 1) (margin n/(n − 1), the largest).
+    """Matched cones of regular-simplex directions: Z = (nI − J)/(n − 1), direction margin n/(n − 1), the largest.
+
+    Args:
+        pairs: n, at least 2.
+        gamma: γ, in (−1, 1).
+
+    Raises:
+        FlowsimError: If an argument is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -192,10 +240,16 @@ class Simplex(AbstractRecipe):
 
 
 class Mismatched(AbstractRecipe):
-    """Matched cones in which a random `fraction` of the texts has changed places (a cyclic shift among them).
+    """Matched cones in which some texts have exchanged places (cyclically): right targets, but mismatched positions.
 
-    The pairs are right, the positions are wrong: the start is mismatched where fraction > 0. The fraction is
-    rounded to whole pairs; a single one has no other to change places with.
+    Args:
+        pairs: n, at least 2.
+        dim: Dimension of the directions, at least 2.
+        gamma: γ, in (−1, 1).
+        fraction: The fraction of moved texts, rounded to whole pairs. A single pair cannot be moved.
+
+    Raises:
+        FlowsimError: If an argument is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -227,13 +281,19 @@ class Mismatched(AbstractRecipe):
 class Latents(AbstractRecipe):
     """Inputs and weights for encoders, from latent factors z ~ N(0, I) of each pair.
 
-    - `factors`: of each pair; the image encoder sees all of them, the text encoder the first `text_factors`
-      (information imbalance; default: all), each through its own random rotation.
-    - `texts_per_image`: groups of this many consecutive pairs share the image, input for input (duplicates);
-      their texts differ by noise.
-    - `noise`: standard deviation of what is added to text inputs.
-    - `dim`: of the embeddings. `hidden`: units of the first of two layers, for `MLPEncoders`; None for
-      `LinearEncoders`. Weights are N(0, 1/fan-in).
+    Each encoder sees the factors through its own random rotation. Weights are N(0, 1/fan-in).
+
+    Args:
+        pairs: n, at least 2.
+        factors: Number of latent factors of a pair; the image encoder sees all of them.
+        text_factors: The text encoder sees only this many (information imbalance). Default: all.
+        dim: Dimension of the embeddings, at least 2.
+        hidden: Units of the hidden layer of `MLPEncoders`; None for `LinearEncoders`.
+        texts_per_image: Consecutive pairs with the same image input, whose texts differ by noise; divides `pairs`.
+        noise: Standard deviation of Gaussian noise on the text inputs.
+
+    Raises:
+        FlowsimError: If an argument is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -284,7 +344,7 @@ class Latents(AbstractRecipe):
         )  # fmt: skip
 
 
-# With their types, which readers of the package cannot tell from a tuple.
+# Annotated one by one, so that static tools know the types.
 rings: type[Rings] = Rings
 cones: type[Cones] = Cones
 uniform: type[Uniform] = Uniform

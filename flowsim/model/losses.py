@@ -1,7 +1,7 @@
 """Contrastive losses: of the logits M = βS with closed-form gradients, or of the rows themselves.
 
-Values and gradients are free of cancellation: 1 − p_ii is written as a sum over j ≠ i and log-sum-exp as
-log1p of the terms below the largest, so that losses of 1e-100 keep all digits.
+Values and gradients avoid cancellation: 1 − p_ii is computed as a sum over j ≠ i, and log-sum-exp as log1p of the
+terms below the largest, so that losses as small as 1e-100 keep all digits.
 """
 
 import abc
@@ -24,12 +24,12 @@ class AbstractLoss(Described):
     """A loss ℓ(M) of the logits M (n, n); M_ij belongs to image i and text j.
 
     Attributes:
-        bias: b at the start, in M = βS + b (`relative_bias` False) or M = β(S − b) (True); None without a bias.
-        bias_rate: Learning rate of b relative to the embeddings'; None if b is not trained.
-        relative_bias: Which of the two.
-        softmax: Whether a constant added to all logits changes nothing, as in softmaxes.
-        tile_weights: If the loss is a weighted sum of the softmax cross-entropies of images over texts and of texts
-            over images, the two weights: such a loss is computed in tiles for many pairs. None otherwise.
+        bias: Initial b in M = βS + b or M = β(S − b); None without a bias.
+        bias_rate: Learning rate of b relative to that of the embeddings; None if b is not trained.
+        relative_bias: Whether M = β(S − b) instead of M = βS + b.
+        softmax: Whether the loss is unchanged by a constant added to all logits, as with softmaxes.
+        tile_weights: The two weights of a loss that is a weighted sum of the softmax cross-entropies of images over
+            texts and of texts over images, which is computed in tiles for many pairs. None otherwise.
     """
 
     bias: AbstractVar[Any]
@@ -39,25 +39,41 @@ class AbstractLoss(Described):
     tile_weights: ClassVar[tuple[float, float] | None] = None
 
     def logits(self, beta: Any, similarity: Any, bias: Any) -> Any:
-        """M of S (n, n), β and the current bias."""
+        """The logits M (n, n).
+
+        Args:
+            beta: β.
+            similarity: S (n, n).
+            bias: The current b; None without a bias.
+        """
         if bias is None:
             return beta * similarity
         return beta * (similarity - bias) if self.relative_bias else beta * similarity + bias
 
     @abc.abstractmethod
     def value(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, ""]:
-        """ℓ(M)."""
+        """ℓ(M), a scalar.
+
+        Args:
+            logits: M (n, n).
+            targets: Target distributions of rows and columns.
+        """
 
     @abc.abstractmethod
     def gradient(self, logits: Float[Array, "n n"], targets: Targets) -> Float[Array, "n n"]:
-        """∇ℓ(M)."""
+        """∇ℓ(M) = ∂ℓ/∂M (n, n), in closed form.
+
+        Args:
+            logits: M (n, n).
+            targets: Target distributions of rows and columns.
+        """
 
 
 class InfoNCE(AbstractLoss):
     """The symmetric contrastive loss of CLIP (InfoNCE in both directions).
 
-    ℓ(M) = (1/2n) Σ_i [ lse(M_i,:) − Σ_j T_ij M_ij + lse(M_:,i) − Σ_j T'_ji M_ji ], T, T' the targets;
-    ∇ℓ(M) = (1/2n) (rowsoftmax(M) − T + colsoftmax(M) − T').
+    ℓ(M) = (1/2n) Σ_i [ lse(M_i,:) − Σ_j T_ij M_ij + lse(M_:,i) − Σ_j T'_ji M_ji ], where T and T' are the targets
+    of rows and columns; ∇ℓ(M) = (1/2n) (rowsoftmax(M) − T + colsoftmax(M) − T').
     Source: Radford et al. 2021; Yaras et al. 2025, eq. 2.
     """
 
@@ -85,10 +101,16 @@ class InfoNCE(AbstractLoss):
 
 
 class DirectedInfoNCE(AbstractLoss):
-    """InfoNCE in one direction: `image_to_text` classifies the text of each image, `text_to_image` the reverse.
+    """InfoNCE in one direction, one half of CLIP's loss.
 
-    ℓ(M) = (1/n) Σ_i [ lse(M_i,:) − Σ_j T_ij M_ij ] (rows; columns for the reverse). Source: van den Oord et
-    al. 2018; the two halves of Radford et al. 2021.
+    ℓ(M) = (1/n) Σ_i [ lse(M_i,:) − Σ_j T_ij M_ij ] over rows for "image_to_text", over columns for "text_to_image".
+    Source: van den Oord et al. 2018; Radford et al. 2021.
+
+    Args:
+        direction: "image_to_text" classifies the text of each image, "text_to_image" the image of each text.
+
+    Raises:
+        FlowsimError: For another direction.
     """
 
     direction: str = eqx.field(static=True, converter=plain, default="image_to_text")
@@ -120,11 +142,16 @@ class DirectedInfoNCE(AbstractLoss):
 class Sigmoid(AbstractLoss):
     """The pairwise sigmoid loss of SigLIP.
 
-    ℓ(M) = (1/n) Σ_ij [ T_ij softplus(−M_ij) + (1 − T_ij) softplus(M_ij) ], ∇ℓ = (σ(M) − T)/n, with
-    M = βS + b (`relative_bias=False`, SigLIP's own) or M = β(S − b) (`relative_bias=True`).
-
-    `bias`: b at the start. `bias_rate`: learning rate of b relative to the embeddings', None to lock b.
+    ℓ(M) = (1/n) Σ_ij [ T_ij softplus(−M_ij) + (1 − T_ij) softplus(M_ij) ], ∇ℓ = (σ(M) − T)/n.
     Source: Zhai et al. 2023; the relative bias: arXiv 2509.18552.
+
+    Args:
+        bias: Initial b. Good values: −10 (SigLIP's) for M = βS + b, 0 for M = β(S − b).
+        bias_rate: Learning rate of b relative to that of the embeddings; None fixes b.
+        relative_bias: Whether M = β(S − b) instead of M = βS + b, which is SigLIP's.
+
+    Raises:
+        FlowsimError: If `bias` is not finite or `bias_rate` is not positive.
     """
 
     bias: Any = eqx.field(converter=number, default=-10.0)
@@ -147,9 +174,9 @@ class Sigmoid(AbstractLoss):
 
 
 class AbstractRowLoss(Described):
-    """A loss of the rows themselves, where cosines between images and texts are not enough.
+    """A loss of the rows themselves, for losses that need more than the cosines between images and texts.
 
-    Gradients are derived automatically.
+    Its gradients come from automatic differentiation.
     """
 
     bias: ClassVar[None] = None
@@ -161,14 +188,21 @@ class AbstractRowLoss(Described):
     def value(
         self, image: Float[Array, "n d"], text: Float[Array, "n d"], beta: Float[Array, ""], targets: Targets
     ) -> Float[Array, ""]:
-        """The loss of image and text rows at inverse temperature β."""
+        """The loss, a scalar.
+
+        Args:
+            image: Image rows (n, d), of unit length except for `Unnormalized`.
+            text: Text rows (n, d).
+            beta: Inverse temperature β.
+            targets: Target distributions.
+        """
 
 
 class NTXent(AbstractRowLoss):
-    """InfoNCE with 2n − 1 candidates: texts and the other images for an image, images and the other texts for a text.
+    """InfoNCE in which each row is compared with all 2n − 1 other rows of both modalities.
 
-    (1/2n) Σ over the 2n stacked rows z of [ lse_{k ≠ i}(β⟨z_i, z_k⟩) − Σ_k T_ik β⟨z_i, z_k⟩ ], T the targets in the
-    other modality. Source: Chen et al. 2020 (SimCLR's NT-Xent).
+    (1/2n) Σ_i [ lse_{k ≠ i}(β⟨z_i, z_k⟩) − Σ_k T_ik β⟨z_i, z_k⟩ ] over the 2n stacked rows z, where T are the targets
+    in the other modality. Source: Chen et al. 2020 (SimCLR's NT-Xent).
     """
 
     def value(
@@ -189,8 +223,15 @@ class NTXent(AbstractRowLoss):
 class Regularised(AbstractRowLoss):
     """InfoNCE plus alignment of pairs and uniformity within each modality.
 
-    L = InfoNCE + a (1/n) Σ_i |x_i − y_i|² + u ½ Σ_modalities log mean_{i≠j} exp(−2 |x_i − x_j|²), with
-    a = `alignment`, u = `uniformity`. Source: Wang & Isola 2020, their α = t = 2.
+    L = InfoNCE + a (1/n) Σ_i |x_i − y_i|² + u ½ Σ_modalities log mean_{i≠j} exp(−2 |x_i − x_j|²).
+    Source: Wang & Isola 2020, with their α = t = 2.
+
+    Args:
+        alignment: a, the weight of the alignment of pairs.
+        uniformity: u, the weight of the uniformity within each modality.
+
+    Raises:
+        FlowsimError: If a weight is not finite.
     """
 
     alignment: Any = eqx.field(converter=number, default=0.0)
@@ -218,7 +259,7 @@ def _uniformity(rows: Float[Array, "n d"]) -> Float[Array, ""]:
 
 
 def _softplus(x: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """log(1 + e^x), to full relative accuracy where it is 1e-300."""
+    """log(1 + e^x), to full relative accuracy down to 1e-300."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
@@ -234,7 +275,7 @@ def _transposed(targets: Float[Array, "n n"] | None) -> Float[Array, "n n"] | No
 def _excess(
     logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None
 ) -> tuple[Float[Array, "n n"], Bool[Array, "n n"]]:
-    """(D, reference): logits relative to each row's (main) target, exactly zero there, and that mask.
+    """(D, reference): logits relative to each row's main target, exactly zero there, and the mask of these targets.
 
     Without the mask the zero would depend on how the compiler rounds the same logit in two places.
     """
@@ -248,7 +289,7 @@ def _excess(
 def _cross_entropy(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) -> Float[Array, ""]:
     """Σ_ij T_ij (lse_i − M_ij), rows of T summing to 1."""
     excess, _ = _excess(logits, targets)
-    # The largest term contributes exactly 1; what is left may be as small as 1e-300.
+    # The largest term contributes exactly 1; the rest may be as small as 1e-300.
     is_largest = jnp.argmax(excess, axis=1)[:, None] == jnp.arange(logits.shape[0])[None, :]
     largest = jnp.sum(jnp.where(is_largest, excess, 0), axis=1, keepdims=True)
     rest = jnp.sum(jnp.where(is_largest, 0, jnp.exp(excess - largest)), axis=1, keepdims=True)
@@ -274,7 +315,7 @@ def _residual(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) 
 
 
 def _matched_residuals(logits: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """softmax − I by rows plus the same by columns. Most fields spend their time here."""
+    """softmax − I by rows plus the same by columns; most of the time of a run is spent here."""
 
     def with_one_exponential(logits: Float[Array, "n n"]) -> Float[Array, "n n"]:
         matched = jnp.eye(logits.shape[0], dtype=bool)

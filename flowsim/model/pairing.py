@@ -1,6 +1,6 @@
-"""Pairings: which text each image is pulled towards, as target distributions for both softmaxes.
+"""Pairings: the target distributions of the loss, that is, the texts towards which each image is pulled.
 
-*Mispaired* means wrong targets (this module); *mismatched* means margin <= 0 (a property of a state).
+*Mispaired* means wrong targets (this module); *mismatched* means margin ≤ 0 (a property of a state).
 """
 
 import abc
@@ -19,11 +19,16 @@ from flowsim.base.modules import Described, bundle
 
 @bundle
 class Targets:
-    """Target distributions: `rows[i, j]` of text j for image i, `columns[i, j]` of image i for text j.
+    """Target distributions of both softmaxes.
 
-    Each row of `rows` and each column of `columns` sums to 1. None stands for the identity, for which the
-    loss has a faster path. Targets of many pairs are described instead of written out, so that they need no n×n:
-    image i belongs to text `text_of[i]` (None: i) with 1 − `noise`, and to each other with noise/(n − 1) (None: 0).
+    They are either matrices or, for many pairs, given by `text_of` and `noise`, which needs no n×n matrix. All None
+    means the identity, for which losses have a faster path.
+
+    Args:
+        rows: (n, n): the target of text j for image i; each row sums to 1.
+        columns: (n, n): the target of image i for text j; each column sums to 1.
+        text_of: (n,): the text of image i; None for text i.
+        noise: p: the target is 1 − p for the text of an image and p/(n − 1) for every other; None for 0.
     """
 
     rows: Float[Array, "n n"] | None = None
@@ -33,11 +38,16 @@ class Targets:
 
     @property
     def matched(self) -> bool:
-        """Whether these are the identity."""
+        """Whether the targets are the identity."""
         return self.rows is None and self.text_of is None and self.noise is None
 
     def matrices(self, pairs: int, dtype: Any) -> tuple[Float[Array, "n n"] | None, Float[Array, "n n"] | None]:
-        """`rows` and `columns`, written out where they are described; None for the identity."""
+        """`rows` and `columns` (n, n), also if they are given by `text_of` and `noise`; None for the identity.
+
+        Args:
+            pairs: n, the number of pairs.
+            dtype: Of matrices that are made here, e.g. float64.
+        """
         if self.rows is not None or self.matched:
             return self.rows, self.columns
         index = jnp.arange(pairs)
@@ -51,9 +61,9 @@ class AbstractPairing(Described):
     """A rule that gives the targets.
 
     Attributes:
-        redraw: Flow time after which new targets are drawn; None keeps the first.
-        fresh: Whether a run in steps draws new targets in every step (see `draw`).
-        identity: Whether image i always belongs to text i, so that nothing has to be drawn.
+        redraw: Flow time between two draws of the targets; None draws them once.
+        fresh: Whether an optimizer draws new targets in every step (see `draw`).
+        identity: Whether image i always belongs to text i, so that nothing is drawn.
     """
 
     redraw: AbstractVar[Any]
@@ -62,10 +72,16 @@ class AbstractPairing(Described):
 
     @abc.abstractmethod
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
-        """The targets of the flow for `pairs` pairs: those of the small-step limit if `fresh`."""
+        """The targets of the flow; if `fresh`, those of the small-step limit.
+
+        Args:
+            key: A random key of JAX.
+            pairs: n, the number of pairs.
+            dtype: Of the targets, e.g. float64.
+        """
 
     def draw(self, key: Array, pairs: int, dtype: Any) -> Targets:
-        """The targets of one step, if `fresh`."""
+        """The targets of one step of an optimizer, if `fresh`; arguments as for `targets`."""
         return self.targets(key, pairs, dtype)
 
 
@@ -81,10 +97,16 @@ class Matched(AbstractPairing):
 
 
 class LabelNoise(AbstractPairing):
-    """Soft targets (1 − p) I + p/(n − 1) (J − I): a fraction p of the labels is uniformly wrong.
+    """Soft targets (1 − p) I + p/(n − 1) (J − I), with J the matrix of ones: a fraction p of the labels is wrong.
 
-    At fixed temperature the flow has an interior equilibrium with β·m = ln[(1 − p)(n − 1)/p], m the mean
+    At fixed temperature the flow has an interior equilibrium with βm = ln[(1 − p)(n − 1)/p], where m is the mean
     cosine of pairs minus that of non-pairs.
+
+    Args:
+        noise: p, in [0, 1).
+
+    Raises:
+        FlowsimError: If `noise` is outside [0, 1).
     """
 
     noise: Any = eqx.field(converter=number, default=0.1)
@@ -101,9 +123,14 @@ class LabelNoise(AbstractPairing):
 
 
 class FrozenMispairing(AbstractPairing):
-    """A random `fraction` of the images has another image's text as its target throughout (a cyclic shift).
+    """A random fraction of the images has the text of another image as its target, fixed throughout (a cyclic shift).
 
-    The fraction is rounded to whole pairs; a single one has no other to exchange with and stays right.
+    Args:
+        fraction: The fraction of mispaired images, rounded to whole pairs. A single pair cannot be exchanged and
+            stays right.
+
+    Raises:
+        FlowsimError: If `fraction` is outside [0, 1].
     """
 
     fraction: Any = eqx.field(converter=number, default=0.25)
@@ -122,11 +149,18 @@ class FrozenMispairing(AbstractPairing):
 
 
 class FreshRepairing(AbstractPairing):
-    """A fresh random `fraction` of the pairs is permuted at random in every step.
+    """A new random fraction of the pairs is permuted at random in every step.
 
-    The loss is linear in the targets, so the small-step limit is the flow of the expected targets: label
-    noise p = (m − 1)/n for m = fraction·n permuted pairs (`redraw=None`). With `redraw` one permutation acts
-    at a time and is redrawn after that much flow time; it tends to the same flow as the interval shrinks.
+    The loss is linear in the targets, so the small-step limit is the flow with the expected targets: label noise
+    p = (m − 1)/n for m = fraction·n permuted pairs.
+
+    Args:
+        fraction: The fraction of permuted pairs, rounded to whole pairs.
+        redraw: Flow time between two permutations, for a piecewise flow that tends to the same limit as the interval
+            shrinks. None for the limit itself.
+
+    Raises:
+        FlowsimError: If `fraction` is outside [0, 1] or `redraw` is not positive.
     """
 
     fraction: Any = eqx.field(converter=number, default=0.25)
@@ -144,20 +178,26 @@ class FreshRepairing(AbstractPairing):
         return self.draw(key, pairs, dtype)
 
     def draw(self, key: Array, pairs: int, dtype: Any) -> Targets:
-        """Targets of one random permutation."""
+        """The targets of one random permutation; arguments as for `targets`."""
         who, how = jax.random.split(key)
         member = jax.random.permutation(who, pairs) < _whole_pairs(self.fraction, pairs)
         place = jnp.arange(pairs)
-        # Members in their own order, and in a random one; everybody else keeps their place.
+        # Members in their order and in a random order; all others keep their places.
         ordered = jnp.argsort(jnp.where(member, place, pairs + place))
         shuffled = jnp.argsort(jnp.where(member, jax.random.permutation(how, pairs), pairs + place))
         return _permuted(jnp.zeros(pairs, place.dtype).at[ordered].set(shuffled), dtype)
 
 
 class Clusters(AbstractPairing):
-    """Groups of `size` consecutive pairs mean the same: every text of the group is a target of its images.
+    """Groups of consecutive pairs with the same meaning: every text of a group is a target of its images.
 
-    Targets 1/size within the group (several captions per image, duplicates). n must be a multiple of `size`.
+    The targets are 1/size within a group, as for several captions per image, or for duplicates.
+
+    Args:
+        size: Pairs per group; it must divide the number of pairs.
+
+    Raises:
+        FlowsimError: If `size` is not a positive whole number; when a run starts, if it does not divide the pairs.
     """
 
     size: int = eqx.field(static=True, converter=plain, default=2)
@@ -187,7 +227,7 @@ def _soft(p: Float[Array, ""], pairs: int) -> Targets:
 
 
 def _permuted(text_of: Int[Array, "n"], dtype: Any) -> Targets:
-    """Targets that give image i the text `text_of[i]`."""
+    """Hard targets: text `text_of[i]` for image i."""
     if text_of.shape[0] >= LARGE:
         return Targets(text_of=text_of)
     hard = (text_of[:, None] == jnp.arange(text_of.shape[0])[None, :]).astype(dtype)

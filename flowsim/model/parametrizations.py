@@ -1,6 +1,6 @@
 """Parametrizations of a learnable temperature: how the inverse temperature β depends on the trained parameter ν.
 
-Gradient flow moves ν by dν/dt = −r ∂L/∂ν = −r β'(ν) ∂L/∂β, r the learning-rate ratio. They are public as
+Gradient flow moves ν by dν/dt = −r ∂L/∂ν = −r β'(ν) ∂L/∂β, where r is the learning-rate ratio. Users write
 `fs.temperature.Exp`, `ScaledExp`, `Softplus` and `Identity`.
 """
 
@@ -15,37 +15,37 @@ from flowsim.base.modules import Described
 
 
 class AbstractParametrization(Described):
-    """How the inverse temperature β depends on the raw parameter ν that is trained.
+    """How the inverse temperature β depends on the trained raw parameter ν.
 
     Attributes:
-        potential: Name of the potential P with P'(β) = 1/(β'(ν))² among those of `fs.theory.potential` ("exp",
-            "softplus", "identity"), with which a quantity is conserved on parallel cones; None if there is none.
-        scale: The s of β = β(ν/s), 1 without a scale.
+        potential: Name of the potential F with dF/dβ = β/β'(ν)² in `fs.theory.potential` ("exp", "softplus",
+            "identity"), which gives a conserved quantity on parallel cones; None if there is none.
+        scale: s in β = β(ν/s); 1 without a scale.
     """
 
     potential: ClassVar[str | None] = None
-    # Without a type: with one, a field of this name would come before the other fields of a class.
+    # Not annotated: annotated, it would be a field, which comes before the other fields of a class.
     scale = 1.0
 
     @abc.abstractmethod
     def inverse_temperature(self, raw: Any) -> Any:
-        """β(ν), elementwise; same kind of array as `raw`."""
+        """β(ν), elementwise, as the same kind of array as `raw`."""
 
     @abc.abstractmethod
     def raw(self, inverse_temperature: Any) -> Any:
-        """ν(β), the inverse function."""
+        """ν(β), the inverse of `inverse_temperature`."""
 
     @abc.abstractmethod
     def derivative(self, raw: Any) -> Any:
-        """β'(ν)."""
+        """dβ/dν at ν, elementwise."""
 
     def exits(self, raw: Any) -> dict[str, Any]:
-        """Quantities that are positive inside the domain of β(ν), by the name of how a run ends where one is 0."""
+        """Quantities that are positive inside the domain of β(ν); see `AbstractTemperature.exits`."""
         return {}
 
 
 class Exp(AbstractParametrization):
-    """β = exp(ν): CLIP's own (its parameter `logit_scale` is ν)."""
+    """β = exp(ν), as in CLIP, where ν is the parameter `logit_scale`."""
 
     potential: ClassVar[str | None] = "exp"
 
@@ -60,7 +60,14 @@ class Exp(AbstractParametrization):
 
 
 class ScaledExp(AbstractParametrization):
-    """β = exp(ν/s): the paper's "TR scale s" (its appendix prints τ where β is meant)."""
+    """β = exp(ν/s): "TR scale s" of Yaras et al. 2025 (whose appendix prints τ where β is meant).
+
+    Args:
+        scale: s > 0; 2 and 10 are the presets.
+
+    Raises:
+        FlowsimError: If `scale` is not positive.
+    """
 
     scale: Any = eqx.field(converter=number, default=10.0)
     potential: ClassVar[str | None] = "exp"
@@ -79,7 +86,7 @@ class ScaledExp(AbstractParametrization):
 
 
 class Softplus(AbstractParametrization):
-    """β = log(1 + e^ν): the paper's "TR softplus"."""
+    """β = log(1 + e^ν): "TR softplus" of Yaras et al. 2025."""
 
     potential: ClassVar[str | None] = "softplus"
 
@@ -99,7 +106,7 @@ class Softplus(AbstractParametrization):
 
 
 class Identity(AbstractParametrization):
-    """β = ν: the inverse temperature itself is trained; it may reach 0, where τ is infinite."""
+    """β = ν: the inverse temperature itself is trained. A run ends if β reaches 0, where τ is infinite."""
 
     potential: ClassVar[str | None] = "identity"
 

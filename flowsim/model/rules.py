@@ -1,4 +1,4 @@
-"""Rules: how a gradient becomes a velocity. Gradient descent, and the small-step limit of Adam."""
+"""Rules: how a gradient becomes a velocity, for gradient descent and for the small-step limit of Adam."""
 
 import abc
 from typing import Any, ClassVar
@@ -23,11 +23,15 @@ class AbstractRule(Described):
 
     @abc.abstractmethod
     def velocity(self, descent: Float[Numeric, "..."]) -> Float[Numeric, "..."]:
-        """The velocity for −∂L/∂θ of any shape, entry by entry."""
+        """The velocity, entry by entry.
+
+        Args:
+            descent: −∂L/∂θ, of any shape.
+        """
 
 
 class GradientDescent(AbstractRule):
-    """dθ/dt = −∂L/∂θ: the small-step limit of (stochastic) gradient descent, t = Σ learning rates."""
+    """dθ/dt = −∂L/∂θ: the small-step limit of (stochastic) gradient descent, with t the sum of learning rates."""
 
     is_gradient: ClassVar[bool] = True
 
@@ -36,11 +40,17 @@ class GradientDescent(AbstractRule):
 
 
 class AdamLimit(AbstractRule):
-    """dθ/dt = −g/(|g| + ε) entry by entry, g = ∂L/∂θ: the limit of Adam as the learning rate goes to 0.
+    """dθ/dt = −g/(|g| + ε) entry by entry, with g = ∂L/∂θ: the limit of Adam as the learning rate goes to 0.
 
-    At fixed β1 and β2 the averages of g and g² forget faster and faster compared to t = Σ learning rates, so
-    that m → g and v → g²: sign descent, smoothed by ε. Where g changes sign the field turns within ε; large ε
-    (1e-3) keep it integrable, small ones make the flow slide. Source: derived here.
+    At fixed β1 and β2 the averages of g and g² become instantaneous on the scale of t, the sum of learning rates:
+    m → g and v → g². The limit is sign descent, smoothed by ε. Source: derived here.
+
+    Args:
+        epsilon: ε, the size of g over which the field changes sign. 1e-3 can be integrated; with much smaller values
+            the flow becomes stiff and slides along g = 0.
+
+    Raises:
+        FlowsimError: If `epsilon` is not positive.
     """
 
     epsilon: Any = eqx.field(converter=number, default=1e-3)

@@ -1,9 +1,9 @@
-"""Schedules: what a training run does to temperature and features, with the paper's presets by name.
+"""Schedules: a temperature policy and a swap of features, with the presets of Yaras et al. 2025 by name.
 
     fs.schedules.get("TS S3"), fs.schedules.names()
 
-A `Schedule` is a temperature policy plus a swap; it is a pure function of training progress and round-trips
-through JSON, so that simulation and training share one object. Presets: Yaras et al. 2025, tables 2-5.
+A `Schedule` is a pure function of training progress that can be saved as JSON, so simulation and real training share
+one object. Presets: Yaras et al. 2025, tables 2-5.
 """
 
 import json
@@ -27,7 +27,15 @@ from flowsim.model.temperature import (
 
 
 class Schedule(Described):
-    """A temperature policy and a swap."""
+    """A temperature policy and a swap.
+
+    Args:
+        temperature: The policy, e.g. `fs.temperature.Fixed(0.1)`.
+        swap: The swap, e.g. `fs.HardSwap(0.01)`.
+
+    Raises:
+        FlowsimError: If a part is not of its kind.
+    """
 
     temperature: AbstractTemperature = Learnable()
     swap: AbstractSwap = NoSwap()
@@ -47,7 +55,11 @@ class Schedule(Described):
 
     @classmethod
     def from_json(cls, text: str) -> "Schedule":
-        """The schedule that `to_json` wrote. Raises `FlowsimError` for anything else."""
+        """The schedule from the text of `to_json`.
+
+        Raises:
+            FlowsimError: If the text is not a schedule in JSON.
+        """
         try:
             config = json.loads(text)
         except (TypeError, UnicodeDecodeError):
@@ -79,7 +91,7 @@ def _presets() -> dict[str, Schedule]:
     presets["SLRT 0.1"] = Schedule(Learnable(lr_ratio=0.1))
     for p in ("1e-3", "1e-2", "1e-1", "1"):
         presets[f"HS {p}"] = Schedule(swap=HardSwap(float(p)))
-    # The table does not state the fraction of the row swap; it stands among p = 1e-2 settings.
+    # The table does not state the fraction of the row swap, but lists it among settings with p = 1e-2.
     presets["HS rows"] = Schedule(swap=HardSwap(0.01, by="row"))
     presets["SS 5e-2"] = Schedule(swap=SoftSwap(0.05))
     return presets
@@ -89,12 +101,21 @@ _PRESETS = _presets()
 
 
 def names() -> list[str]:
-    """The names of the paper's presets, in the order of its tables."""
+    """The names of the presets of Yaras et al. 2025, in the order of their tables."""
     return list(_PRESETS)
 
 
 def get(name: str) -> Schedule:
-    """The preset `name`. Raises `FlowsimError` with the nearest names if there is none.
+    """The preset with this name.
+
+    Args:
+        name: One of `names()`, e.g. "Baseline" or "TS S3".
+
+    Returns:
+        The schedule.
+
+    Raises:
+        FlowsimError: For an unknown name; the message suggests the nearest ones.
 
     Examples:
         >>> import flowsim as fs
@@ -111,7 +132,17 @@ def get(name: str) -> Schedule:
 
 
 def load(name_or_path: str | Path) -> Schedule:
-    """A preset by name, or a schedule from a `.json` file."""
+    """A preset by name, or a schedule from a `.json` file.
+
+    Args:
+        name_or_path: A preset's name, or a path that ends in ".json".
+
+    Returns:
+        The schedule.
+
+    Raises:
+        FlowsimError: For an unknown name, or a file that cannot be read or holds no schedule.
+    """
     if isinstance(name_or_path, Path):
         name_or_path = str(name_or_path)
     if not isinstance(name_or_path, str) or not name_or_path.endswith(".json"):
@@ -130,7 +161,11 @@ def load(name_or_path: str | Path) -> Schedule:
 
 
 def as_schedule(value: Any) -> Schedule:
-    """A schedule from a schedule, a preset's name, or a temperature policy."""
+    """A schedule from a schedule, a preset's name, a `.json` file, or a temperature policy.
+
+    Raises:
+        FlowsimError: For anything else.
+    """
     if isinstance(value, str):
         return load(value)
     if isinstance(value, AbstractTemperature):
@@ -139,5 +174,5 @@ def as_schedule(value: Any) -> Schedule:
         return value
     raise FlowsimError(
         f"Expected a schedule or a preset's name, but got {shown(value)}. Use e.g. fs.schedules.get('Baseline') or "
-        "fs.temperature.Fixed(0.1); for a curve of your own derive from fs.temperature.AbstractTemperature."
+        "fs.temperature.Fixed(0.1); for your own curve derive from fs.temperature.AbstractTemperature."
     )

@@ -1,4 +1,4 @@
-"""A starting state: rows, directions within cones, similarities alone, or inputs and weights of encoders."""
+"""A start: rows, directions within cones, similarities only, or inputs and weights of encoders."""
 
 from typing import Any
 
@@ -14,15 +14,22 @@ from flowsim.errors import FlowsimError
 
 @bundle
 class Start:
-    """A starting state.
+    """A starting state. Recipes, `from_arrays` and `from_similarity` make checked ones.
 
-    - `image`, `text`: unit rows (n, d), or None if only `similarity` is known.
-    - `gamma`: signed cone height γ in (−1, 1), or None if the rows are not directions within cones.
-    - `log_gamma`: ln|γ| where γ itself underflows; otherwise None.
-    - `basis`: orthogonal (d+1, d+1) in which the lifted cones are expressed; None for the standard one.
-    - `similarity`: Z (n, n), only for `Reduced`.
-    - `image_inputs`, `text_inputs`: what encoders see, (n, p) and (n, q); `image_hidden`, `text_hidden`: weights of
-      the first of two layers, (p, h); `image_weights`, `text_weights`: of the last, (p or h, d).
+    Args:
+        image: Unit rows (n, d) of the images; None if only `similarity` or inputs of encoders are given.
+        text: Unit rows (n, d) of the texts.
+        gamma: Signed height γ in (−1, 1) of the image cone; None if the rows are not directions within cones.
+        log_gamma: ln|γ|, for a γ that may underflow; None otherwise.
+        basis: Orthogonal matrix (d+1, d+1) whose columns are the axes of the lifted cones, the cones' axis last;
+            None for the standard basis.
+        similarity: Z (n, n), only for `Reduced`.
+        image_inputs: Inputs (n, p) of the image encoder.
+        text_inputs: Inputs (n, q) of the text encoder.
+        image_hidden: Weights (p, h) of its first layer, if it has two.
+        text_hidden: Weights (q, h) of its first layer, if it has two.
+        image_weights: Weights (p or h, d) of the last layer of the image encoder.
+        text_weights: Weights (q or h, d) of the last layer of the text encoder.
     """
 
     image: Any = None
@@ -50,7 +57,11 @@ class Start:
         return None if self.image is None else self.image.shape[1]
 
     def rows(self) -> tuple[Any, Any]:
-        """Unit rows (image, text) in the full space: lifted by one dimension if the start has γ."""
+        """Unit rows (image, text) in the full space: (n, d), or (n, d+1) if the start has γ.
+
+        Raises:
+            FlowsimError: If the start has no rows.
+        """
         if self.image is None and self.image_inputs is not None:
             raise FlowsimError("This start holds inputs of encoders, not rows. Use the geometry `LinearEncoders`.")
         if self.image is None:
@@ -66,10 +77,18 @@ class Start:
         return (image, text) if self.basis is None else (image @ self.basis.T, text @ self.basis.T)
 
     def as_cones(self, geometry: str) -> "Start":
-        """This start in the form of two exact parallel cones, with γ.
+        """This start as two exact parallel cones, with γ.
 
-        Rows without γ are accepted only if an axis u exists with image·u = γ and text·u = −γ exactly.
-        Raises `FlowsimError` otherwise, saying what to do.
+        Rows without γ need an axis u with image·u = γ and text·u = −γ to within rounding.
+
+        Args:
+            geometry: Name of the geometry for error messages.
+
+        Returns:
+            The start itself if it has γ, else its directions (n, d−1) with γ and the basis.
+
+        Raises:
+            FlowsimError: If these rows are not two parallel cones.
         """
         if self.gamma is not None:
             return self
@@ -93,10 +112,18 @@ class Start:
 
 
 def from_arrays(image: "ArrayLike", text: "ArrayLike", gamma: float | None = None) -> Start:
-    """A start from your own rows (n, d); rows are scaled to unit length.
+    """A start from your own rows, which are scaled to unit length.
 
-    With `gamma` the rows are directions H within cones at heights ±γ. Raises `FlowsimError` for arrays
-    that are not two finite matrices of the same shape with n >= 2, or contain a zero row.
+    Args:
+        image: Image rows (n, d), at least 2: NumPy, JAX, nested lists or torch tensors.
+        text: Text rows (n, d).
+        gamma: γ in (−1, 1), if the rows are directions H within parallel cones at heights ±γ; None otherwise.
+
+    Returns:
+        The start, in float64.
+
+    Raises:
+        FlowsimError: If the arrays are not two finite matrices of the same shape with n ≥ 2, or contain a zero row.
 
     Examples:
         >>> import flowsim as fs
@@ -122,7 +149,17 @@ def from_arrays(image: "ArrayLike", text: "ArrayLike", gamma: float | None = Non
 
 
 def from_similarity(similarity: "ArrayLike", gamma: float) -> Start:
-    """A start for `Reduced` from Z = H_X H_Yᵀ (n, n) alone, entries in [−1, 1].
+    """A start for `Reduced` from the similarities of the directions alone.
+
+    Args:
+        similarity: Z = H_X H_Yᵀ (n, n), entries in [−1, 1].
+        gamma: γ, in (−1, 1).
+
+    Returns:
+        The start, without rows.
+
+    Raises:
+        FlowsimError: If Z is not a square matrix of cosines, or γ is out of range.
 
     Examples:
         >>> import flowsim as fs
@@ -152,6 +189,7 @@ def _matrix(name: str, value: ArrayLike) -> Float[np.ndarray, "n d"]:
 
 
 def check_gamma(name: str, gamma: Any) -> None:
+    """Raise `FlowsimError` if a cone height is not in (−1, 1)."""
     check_number(name, gamma, cure="Use e.g. 0.3.")
     if is_concrete(gamma):
         value = float(gamma)

@@ -1,14 +1,13 @@
-"""Modality swapping: parts of the image and text features are exchanged before the loss is taken.
+"""Modality swapping: parts of the image and text features are exchanged before the loss is computed.
 
-In a fraction p of training the loss sees swapped features; the result goes into the loss as it is, without
-renormalisation. In continuous time a swap acts on the loss, not on the state: the small-step limit of
-training is the flow of
+In a fraction p of training the loss sees swapped features, without renormalisation. In continuous time a swap acts
+on the loss, not on the state: the small-step limit of training is the gradient flow of
 
     (1 − p) L(X, Y) + p E_w[ L(X', Y') ],    X' = wX + (1 − w)Y,  Y' = (1 − w)X + wY,
 
-with random weights w. The expectation is a sample average over `masks` draws, so that the vector field is
-deterministic: fixed for the whole run (averaged flow), or redrawn after every `redraw` of flow time
-(piecewise flow), which tends to the same flow as the interval shrinks. A discrete run draws in every step.
+with random weights w. The expectation is a sample average over `masks` draws, so the vector field is
+deterministic. The draws are fixed for the whole run (averaged flow), or redrawn at intervals `redraw` of flow time
+(piecewise flow), which tends to the same limit as the interval shrinks. An optimizer draws in every step.
 Source: Yaras et al. 2025, section 5; continuous-time form derived here.
 """
 
@@ -27,14 +26,14 @@ from flowsim.base.modules import Described
 
 
 class AbstractSwap(Described):
-    """A rule for exchanging features between modalities in a `fraction` of training.
+    """A rule that exchanges features between modalities in a fraction of training.
 
     Attributes:
         fraction: p, the fraction of training with a swap.
-        masks: K, the number of draws that stand for the expectation.
-        redraw: Flow time between fresh draws; None keeps the first.
+        masks: K, the number of draws that approximate the expectation.
+        redraw: Flow time between two draws; None keeps the first.
         active: Whether anything is exchanged.
-        splits_rows: Whether the entries of one row are exchanged independently of each other.
+        splits_rows: Whether the entries of a row are exchanged independently of each other.
     """
 
     fraction: AbstractVar[Any]
@@ -45,15 +44,32 @@ class AbstractSwap(Described):
 
     @abc.abstractmethod
     def draw(self, key: Array, count: int, pairs: int, dim: int, dtype: Any) -> Array | None:
-        """Weights w of shape (count, pairs, dim) or (count, pairs, 1); None without a swap. w = 1 is no swap."""
+        """Random weights w; 1 means no swap.
+
+        Args:
+            key: A random key of JAX.
+            count: The number of draws.
+            pairs: n, the number of pairs.
+            dim: d, the number of entries of a row.
+            dtype: Of the weights, e.g. float64.
+
+        Returns:
+            An array (count, pairs, dim) or (count, pairs, 1); None if nothing is ever exchanged.
+        """
 
     @abc.abstractmethod
     def apply(self, weights: Any, image: Any, text: Any) -> tuple[Any, Any]:
-        """(X', Y') of shape (n, d) for one draw of weights, (n, d) or (n, 1); JAX arrays or torch tensors."""
+        """Swapped features (X', Y'), for JAX arrays or torch tensors.
+
+        Args:
+            weights: One draw of weights, (n, d) or (n, 1).
+            image: X (n, d).
+            text: Y (n, d).
+        """
 
 
 class NoSwap(AbstractSwap):
-    """Features go into the loss as they are."""
+    """No swap: the loss sees the features themselves."""
 
     fraction: ClassVar[float] = 0.0
     masks: ClassVar[int] = 0
@@ -69,11 +85,17 @@ class NoSwap(AbstractSwap):
 
 
 class HardSwap(AbstractSwap):
-    """HS: each entry (`by="entry"`) or whole row (`by="row"`) is exchanged with probability one half.
+    """Hard swap ("HS" of Yaras et al. 2025): each entry or whole row is exchanged with probability 1/2.
 
-    - `fraction`: p, the fraction of training with a swap.
-    - `masks`: K, the number of draws that stand for the expectation.
-    - `redraw`: flow time between fresh draws; None keeps the first.
+    Args:
+        fraction: p, the fraction of training with a swap.
+        by: What is exchanged, "entry" or "row".
+        masks: K, the number of draws that approximate the expectation.
+        redraw: Flow time between two draws, for a piecewise flow; None keeps the first.
+
+    Raises:
+        FlowsimError: If `fraction` is outside [0, 1], `masks` is not a positive whole number, `redraw` is not
+            positive, or `by` is unknown.
     """
 
     fraction: Any = eqx.field(converter=number, default=0.001)
@@ -99,10 +121,17 @@ class HardSwap(AbstractSwap):
 
 
 class SoftSwap(AbstractSwap):
-    """SS: each entry is mixed with its partner, X' = λX + (1−λ)Y, λ_ij ~ U[0, 1].
+    """Soft swap ("SS" of Yaras et al. 2025): each entry is mixed with its partner, X' = λX + (1−λ)Y, λ_ij ~ U[0, 1].
 
-    `reading="old"`: Y' = λY + (1−λ)X, both from the old features. `reading="updated"`: the paper's second
-    line read literally, Y' = λY + (1−λ)X'.
+    Args:
+        fraction: p, the fraction of training with a swap.
+        reading: "old": Y' = λY + (1−λ)X. "updated": Y' = λY + (1−λ)X', the paper's second line read literally.
+        masks: K, the number of draws that approximate the expectation.
+        redraw: Flow time between two draws, for a piecewise flow; None keeps the first.
+
+    Raises:
+        FlowsimError: If `fraction` is outside [0, 1], `masks` is not a positive whole number, `redraw` is not
+            positive, or `reading` is unknown.
     """
 
     fraction: Any = eqx.field(converter=number, default=0.05)
@@ -125,9 +154,20 @@ class SoftSwap(AbstractSwap):
 
 
 def step_weights(swap: AbstractSwap, whether: Array, masks: Array, pairs: int, dim: int, dtype: Any) -> Array | None:
-    """Weights of one step of training, (1, n, d) or (1, n, 1): a draw with probability p, else ones (no swap).
+    """Weights of one step of training: a draw with probability p, else ones (no swap).
 
-    `whether` and `masks` are keys; simulated and real training share this function. None without a swap.
+    Simulated and real training share this function.
+
+    Args:
+        swap: The swap.
+        whether: The random key that decides whether to swap.
+        masks: The random key of the draw.
+        pairs: n, the number of pairs.
+        dim: d, the number of entries of a row.
+        dtype: Of the weights, e.g. float64.
+
+    Returns:
+        An array (1, n, d) or (1, n, 1); None if nothing is ever exchanged.
     """
     weights = swap.draw(masks, 1, pairs, dim, dtype)
     return None if weights is None else jnp.where(jax.random.bernoulli(whether, swap.fraction), weights, 1.0)

@@ -1,11 +1,11 @@
 """Temperature policies: how the temperature τ = 1/β of the softmax behaves during training.
 
 A policy is a pure function of training progress u in [0, 1] and, if the temperature is learnable, of its
-raw parameter ν. The very same objects drive the simulator (JAX arrays), real training (plain floats) and
+raw parameter ν. The same objects work in the simulator (JAX arrays), in real training (plain floats) and in
 plots (NumPy arrays). Temperatures are dimensionless.
 
-Learnable temperatures are written β = β(ν) with one of four parametrizations; gradient flow moves ν by
-dν/dt = −r ∂L/∂ν = −r β'(ν) ∂L/∂β, r the learning-rate ratio.
+A learnable temperature has one of four parametrizations β = β(ν). Gradient flow moves ν by
+dν/dt = −r ∂L/∂ν = −r β'(ν) ∂L/∂β, where r is the learning-rate ratio.
 """
 
 import dataclasses
@@ -22,7 +22,14 @@ from flowsim.model.policy import AbstractTemperature, check_temperature
 
 
 class Fixed(AbstractTemperature):
-    """A constant temperature: the paper's "FLT" (fixed large temperature)."""
+    """A constant temperature: "FLT" (fixed large temperature) of Yaras et al. 2025.
+
+    Args:
+        tau: τ, at least 1e-300.
+
+    Raises:
+        FlowsimError: If the temperature is not positive or too small.
+    """
 
     tau: Any = eqx.field(converter=number, default=0.07)
     autonomous: ClassVar[bool] = True
@@ -36,7 +43,14 @@ class Fixed(AbstractTemperature):
 
 
 class Linear(AbstractTemperature):
-    """τ(u) = start + (end − start) u: the paper's "TS S0 .. S3". Linear in τ, not in β.
+    """τ(u) = start + (end − start) u: "TS S0" to "TS S3" of Yaras et al. 2025. Linear in τ, not in β.
+
+    Args:
+        start: τ at the start of training.
+        end: τ at its end.
+
+    Raises:
+        FlowsimError: If a temperature is not positive or too small.
 
     Examples:
         >>> import flowsim as fs
@@ -58,10 +72,17 @@ class Linear(AbstractTemperature):
 
 
 class Cosine(AbstractTemperature):
-    """τ(u) = low + (high − low)(1 + cos 2πcu)/2: cosine alternation, the paper's "TS A0, A1".
+    """τ(u) = low + (high − low)(1 + cos 2πcu)/2: cosine alternation, "TS A0" and "TS A1" of Yaras et al. 2025.
 
-    It starts at `high`, as in Kukleva et al. (ICLR 2023), and makes `cycles` = c full turns. The paper does
-    not state the period: c is a parameter.
+    It starts at `high`, as in Kukleva et al. (ICLR 2023). Yaras et al. do not state the period.
+
+    Args:
+        low: The lowest temperature.
+        high: The highest temperature, at the start.
+        cycles: c, the number of periods during training.
+
+    Raises:
+        FlowsimError: If a temperature or `cycles` is not positive, or `low` is above `high`.
     """
 
     low: Any = eqx.field(converter=number, default=0.01)
@@ -87,12 +108,17 @@ class Cosine(AbstractTemperature):
 
 
 class Learnable(AbstractTemperature):
-    """A trained temperature: β = β(ν), dν/dt = −r ∂L/∂ν. The paper's "Baseline" with its defaults.
+    """A trained temperature: β = β(ν), dν/dt = −r ∂L/∂ν. The defaults are the "Baseline" of Yaras et al. 2025.
 
-    - `init`: the starting temperature τ0.
-    - `parametrization`: β(ν); `Exp()` is CLIP's.
-    - `lr_ratio`: r, the learning rate of ν relative to that of the embeddings ("SLRT" is 0.1).
-    - `clamp`: None, or (τ_min, τ_max): a projected flow that stops ν at the bound (open_clip: (0.01, 1)).
+    Args:
+        init: The initial temperature τ0.
+        parametrization: β(ν); `Exp()` is CLIP's.
+        lr_ratio: r, the learning rate of ν relative to that of the embeddings ("SLRT" is 0.1).
+        clamp: None, or (τ_min, τ_max): a projected flow that stops ν at the bound (open_clip: (0.01, 1)).
+
+    Raises:
+        FlowsimError: If a temperature is not positive, `lr_ratio` is negative, or the clamp does not increase or
+            does not contain `init`.
 
     Examples:
         >>> import flowsim as fs
@@ -129,7 +155,7 @@ class Learnable(AbstractTemperature):
                 )
 
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
-        # Without a raw value: the curve that is known before training, its starting value.
+        # Without a raw value only the initial temperature is known.
         if raw is None:
             return 1.0 / (self.init + 0.0 * progress)
         return self.parametrization.inverse_temperature(raw)
@@ -155,7 +181,7 @@ class Learnable(AbstractTemperature):
     def bounds(self) -> tuple[Any, Any] | None:
         if self.clamp is None:
             return None
-        # ν grows with β, so that ν_max belongs to τ_min.
+        # ν grows with β, so ν_max belongs to τ_min.
         low, high = self.clamp
         return self.parametrization.raw(1.0 / high), self.parametrization.raw(1.0 / low)
 

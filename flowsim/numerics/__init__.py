@@ -1,5 +1,5 @@
-"""What diffrax and JAX lack: a stabilised explicit method for large stiff problems, crossings inside steps, Arnoldi's
-method, InfoNCE in tiles, programs that are kept."""
+"""Additions to diffrax and JAX: a stabilised explicit method for large stiff problems, detection of crossings inside
+steps, Arnoldi's method, InfoNCE in tiles, and a store of compiled programs."""
 
 from flowsim.numerics.chebyshev import RungeKuttaChebyshev
 from flowsim.numerics.compilation import make_room, store_programs, without_host_checks

@@ -1,4 +1,4 @@
-"""A choice between a fast way that needs a condition and one that always works, made once for a whole batch."""
+"""A choice, made once for a whole batch, between a fast branch that needs a condition and one that always works."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,15 +9,16 @@ import numpy as np
 
 
 def exponential_limit(dtype: Any) -> float:
-    """Size of logits up to which sums and ratios of their exponentials are normal numbers."""
+    """Largest |logit| for which sums and ratios of exponentials are normal floating-point numbers."""
     return 0.45 * float(np.log(jnp.finfo(dtype).max))
 
 
 def fast_if(condition: Any, fast: Callable[..., Any], always: Callable[..., Any], *operands: Any) -> Any:
-    """`fast(*operands)` where the condition holds, else `always(*operands)`; operands are (trees of) floating numbers.
+    """`fast(*operands)` if the condition holds, else `always(*operands)`; operands are trees of floating-point arrays.
 
-    Under `vmap`, where `jax.lax.cond` would compute both for each member, the members share one choice: `fast` if the
-    condition holds for all of them. Forward-mode derivatives and `jax.linearize` work, reverse mode does not.
+    Under `vmap`, where `jax.lax.cond` would compute both branches for each member, all members share one choice:
+    `fast` if the condition holds for all of them. Forward-mode derivatives and `jax.linearize` work, reverse mode does
+    not.
     """
 
     def choose(condition: Any, *operands: Any) -> Any:
@@ -28,7 +29,7 @@ def fast_if(condition: Any, fast: Callable[..., Any], always: Callable[..., Any]
     @together.def_vmap
     def _(size: int, batched: Any, condition: Any, *operands: Any) -> Any:
         if not any(jax.tree.leaves(batched)):
-            # So it is where tangents alone are batched, as in `jax.jacfwd`.
+            # Only tangents are batched, as in `jax.jacfwd`.
             found = choose(condition, *operands)
             return found, jax.tree.map(lambda _: False, found)
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched[1:]))
@@ -36,7 +37,7 @@ def fast_if(condition: Any, fast: Callable[..., Any], always: Callable[..., Any]
         found = jax.lax.cond(jnp.all(condition), *each, *operands)
         return found, jax.tree.map(lambda _: True, found)
 
-    # A derivative of its own, since `jax.linearize` cannot take a `custom_vmap` apart.
+    # An explicit derivative, since `jax.linearize` cannot see through a `custom_vmap`.
     call = jax.custom_jvp(together)
 
     @call.defjvp

@@ -1,9 +1,9 @@
 """A stabilised explicit Runge-Kutta-Chebyshev method of order two, as a diffrax solver.
 
 For stiff problems whose Jacobian has (nearly) real negative eigenvalues, such as gradient flows close to an
-equilibrium. With s stages it is stable up to hρ ≈ 0.65 s², so that its cost grows with the square root of
-the stiffness, and it needs nothing but field evaluations: memory and time per stage are those of an
-explicit method, whatever the number of unknowns.
+equilibrium. With s stages it is stable up to hρ ≈ 0.65 s² (step h, spectral radius ρ), so its cost grows only with
+the square root of the stiffness. It needs only evaluations of the field: memory and time per stage are those of an
+explicit method, for any number of unknowns.
 
 Source: Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88 (1997) 315-326.
 """
@@ -25,16 +25,20 @@ from jaxtyping import Array, Float
 
 _DAMPING = 2 / 13
 _SAFETY = 1.2
-#: Unknowns up to which a linearised field is kept; what it keeps may be n×n.
+#: Up to this many unknowns the linearised field is stored, which may take n×n numbers.
 _KEPT = 50_000
 
 
 class RungeKuttaChebyshev(AbstractAdaptiveSolver):
-    """RKC of order two with the number of stages chosen at every step.
+    """The Runge-Kutta-Chebyshev method of order two, with the number of stages chosen at every step.
 
-    The spectral radius ρ of the Jacobian is tracked by `power_iterations` steps of the power method on
-    Jacobian-vector products per step, starting from the last step's vector. A solve that would need more
-    than `max_evaluations` field evaluations ends as if it had run out of steps.
+    The spectral radius of the Jacobian is tracked by the power method on Jacobian-vector products, which starts from
+    the vector of the last step.
+
+    Args:
+        max_evaluations: Most evaluations of the field. A solve that needs more ends with
+            `RESULTS.max_steps_reached`.
+        power_iterations: Steps of the power method per step of the solver.
     """
 
     max_evaluations: int = eqx.field(static=True, default=5_000_000)
@@ -95,7 +99,7 @@ class RungeKuttaChebyshev(AbstractAdaptiveSolver):
 def _dominant(
     terms: Any, t: Any, y: Any, args: Any, vector: Float[Array, " m"], iterations: int
 ) -> tuple[Float[Array, ""], Float[Array, " m"]]:
-    """(spectral radius, dominant vector) of the Jacobian at (t, y) by the power method."""
+    """Spectral radius and dominant vector of the Jacobian at (t, y), by the power method."""
     flat, unravel = ravel_pytree(y)
     field = lambda z: ravel_pytree(terms.vf(t, unravel(z), args))[0]  # noqa: E731
     if flat.size <= _KEPT:
@@ -121,7 +125,7 @@ def _stages(
     f0: Float[Array, " m"],
     stages: Array,
 ) -> Float[Array, " m"]:
-    """The recursion over stages; Chebyshev polynomials T_j and two derivatives at w0 run along with it."""
+    """The recursion over stages, which carries the Chebyshev polynomials T_j and two derivatives at w0."""
     dtype = y0.dtype
     s = stages.astype(dtype)
     offset = _DAMPING / s**2

@@ -1,4 +1,4 @@
-"""How programs are compiled: once a machine, by storing them from one process to the next; and how many are held."""
+"""Compiled programs: a store on disk, so that a machine compiles each only once, and a limit on those in memory."""
 
 import contextlib
 import hashlib
@@ -14,11 +14,11 @@ import jax
 import platformdirs
 from jax.experimental.compilation_cache import compilation_cache
 
-#: A folder for compiled programs, or "off". JAX's own `JAX_COMPILATION_CACHE_DIR` goes before it.
+#: Environment variable with a folder for compiled programs, or "off". `JAX_COMPILATION_CACHE_DIR` takes precedence.
 VARIABLE = "FLOWSIM_CACHE"
 _MAX_BYTES = 512 * 2**20
 _MOST_REGIONS = Path("/proc/sys/vm/max_map_count")
-#: Programs compiled between two looks at how many more the process can hold.
+#: Number of compiled programs between two checks of the room that is left.
 _LOOK = 32
 _tracing = threading.RLock()
 _settled = False
@@ -27,10 +27,13 @@ _compiled = 0
 
 
 def store_programs() -> Path | None:
-    """Let JAX keep compiled programs in the user's cache folder; the folder, or None where it is off.
+    """Let JAX store compiled programs in the user's cache folder.
 
-    `FLOWSIM_CACHE` names another folder, or is "off". A folder that the session has set in JAX already is
-    left alone, and so is everything where no folder can be made. Oldest programs go when 512 MiB are full.
+    The environment variable `FLOWSIM_CACHE` gives another folder, or is "off". Nothing changes if JAX already has such
+    a folder, or if none can be made. The oldest programs are removed when the store exceeds 512 MiB.
+
+    Returns:
+        The folder; None if programs are not stored.
     """
     global _settled
     if not _settled:
@@ -43,18 +46,18 @@ def store_programs() -> Path | None:
                 jax.config.update("jax_compilation_cache_dir", str(folder))
                 jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-                # JAX decides about storing at its first compilation, which may be long ago.
+                # JAX decides at its first compilation whether to store, which may have happened already.
                 compilation_cache.reset_cache()
     folder = _read("jax_compilation_cache_dir")
     return None if folder is None else Path(folder)
 
 
 def make_room() -> None:
-    """Let JAX forget its compiled programs where the process could not hold many more; call it between solves.
+    """Clear JAX's compiled programs if the process cannot hold many more; call it between solves.
 
-    Linux grants a process 65,530 regions of memory (vm.max_map_count). A solver's program takes about 200, and XLA
-    ends the process with a segmentation fault where it gets none: after some 170 flows of different structure.
-    What is needed again is read from the store.
+    Linux allows a process 65,530 memory regions by default (vm.max_map_count). The program of a solve takes about 200,
+    and XLA crashes with a segmentation fault when none is left, after about 170 flows of different structure. Programs
+    that are needed again are read from the store.
     """
     global _counted, _compiled
     if not _counted:
@@ -84,7 +87,7 @@ def _read(option: str) -> Any:
 
 
 def _processor() -> str:
-    """A name for this kind of processor: programs of one may not run on another, and homes are shared."""
+    """A name for this type of processor, since programs may not run on another type and home folders are shared."""
     described = platform.machine() + platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -94,9 +97,9 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def without_host_checks() -> Iterator[None]:
-    """Trace diffrax without its checks at run time (the order of output times), which call back to Python.
+    """Trace diffrax without its run-time checks (of the order of output times), which call back to Python.
 
-    JAX cannot store programs that call back. Whoever uses this has checked the times already.
+    JAX cannot store programs with callbacks. Use it only with times that were checked.
     """
     with _tracing:
         original = eqxi.error_if

@@ -1,10 +1,10 @@
-"""A step size controller that lets no crossing pass unseen: quantities that must stay positive end the solve.
+"""A step size controller that ends a solve where a quantity that must stay positive reaches zero, also inside a step.
 
-diffrax looks at events at the ends of steps alone, and explicit methods of high order take long steps: a quantity may
-become negative and positive again within one. `StopAtCrossings` looks inside. It knows value and slope at both ends
-of every step, hence the cubic through them. Where the cubic comes near zero inside, the step is repeated with its
-end at the minimum; where the value at the end is negative, with its end at the zero. So the solve ends at the end of
-a real step that lies on the zero, not on an interpolant, and no root finder is needed.
+diffrax checks events only at the ends of steps, and explicit methods of high order take long steps, within which a
+quantity may become negative and positive again. `StopAtCrossings` takes the cubic through values and slopes at both
+ends of every step. If the cubic comes near zero inside, the step is repeated so that it ends at the minimum; if the
+value at the end is negative, so that it ends at the zero. The solve thus ends with a real step at the zero, not on an
+interpolant, and needs no root finder.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-#: A zero is found where its bracket is this many machine epsilons wide, relative to 1 + |t|.
+#: A zero counts as found when its bracket has this width, in machine epsilons relative to 1 + |t|.
 _WIDTH = 64
 
 
@@ -24,9 +24,9 @@ class StopAtCrossings(diffrax.AbstractAdaptiveStepSizeController):
     """End a solve where one of several quantities falls to zero, with `RESULTS.event_occurred`.
 
     Args:
-        controller: the adaptive controller that chooses the steps otherwise.
-        values: `values(t, y, args)` of shape (k,), differentiable in forward mode. An entry that begins at zero and
-            rises is no crossing.
+        controller: The adaptive controller that chooses the steps otherwise.
+        values: `values(t, y, args)` of shape (k,), differentiable in forward mode. An entry that starts at zero and
+            rises does not count as a crossing.
         field: `field(t, y, args)` = dy/dt, for the slopes.
     """
 
@@ -70,11 +70,11 @@ class StopAtCrossings(diffrax.AbstractAdaptiveStepSizeController):
         crossed = (value1 <= 0) & ((value0 > 0) | (slope1 < 0))
         on_zero = crossed & ((h <= width) | ((slope1 < 0) & (value1 >= slope1 * width)))
         lowest, at_lowest = _minimum(*cubic)
-        # The cubic may be wrong by half of the smaller end.
+        # The cubic may be off by half of the smaller end value.
         dips = (value1 > 0) & (lowest < 0.5 * jnp.minimum(value0, value1)) & (h > width)
         where = jnp.min(jnp.where(crossed, _zero(*cubic), jnp.where(dips, at_lowest, 1.0)))
         again = keep & jnp.any((crossed & ~on_zero) | dips)
-        # A little beyond the zero, so that the next end has crossed it.
+        # A little beyond the zero, so that the next step ends past it.
         shorter = jnp.clip(where * h + width / 4, width / 2, 0.999 * h)
         result = diffrax.RESULTS.where(keep & ~again & jnp.any(crossed), diffrax.RESULTS.event_occurred, result)
         keep = keep & ~again
@@ -103,7 +103,7 @@ def _coefficients(v0: Array, m0: Array, v1: Array, m1: Array) -> tuple[Array, Ar
 
 
 def _minimum(v0: Array, m0: Array, v1: Array, m1: Array) -> tuple[Array, Array]:
-    """(value, place) of the cubic's minimum inside (0, 1); infinite where there is none."""
+    """Value and place of the minimum of the cubic inside (0, 1); infinite if there is none."""
     a, b = _coefficients(v0, m0, v1, m1)
     squared = b**2 - 3 * a * m0
     root = jnp.sqrt(jnp.maximum(squared, 0))
@@ -114,7 +114,7 @@ def _minimum(v0: Array, m0: Array, v1: Array, m1: Array) -> tuple[Array, Array]:
 
 
 def _zero(v0: Array, m0: Array, v1: Array, m1: Array) -> Array:
-    """A zero of the cubic inside (0, 1), about: secant, then Newton's method. What is left the next step finds."""
+    """An approximate zero of the cubic in (0, 1): secant, then Newton's method. The next step refines it."""
     a, b = _coefficients(v0, m0, v1, m1)
     x = jnp.clip(v0 / jnp.where(v0 == v1, 1, v0 - v1), 0.01, 1)
     for _ in range(4):

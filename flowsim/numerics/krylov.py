@@ -1,4 +1,4 @@
-"""Arnoldi's method: what a linear map does, seen from a few directions."""
+"""Arnoldi's method: a linear map restricted to a small Krylov space."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,17 +11,17 @@ from jaxtyping import Array, Float
 def arnoldi(
     multiply: Callable[[Array], Array], start: Float[Array, " n"], steps: int
 ) -> tuple[Float[Array, "m m"], Float[Array, "m n"]]:
-    """An orthonormal basis Q of the Krylov space of `start`, and the map A there, H = Q A Qᵀ.
+    """An orthonormal basis Q of the Krylov space of `start`, and the map A in it, H = Q A Qᵀ.
 
     The eigenvalues of H approach the outermost ones of A, and Qᵀ e^{Ht} e_1 |start| approaches e^{At} start.
 
     Args:
-        multiply: A times a vector of shape (n,).
-        start: the first direction; not zero.
-        steps: m, the dimension of the space; products with A.
+        multiply: The product of A with a vector of shape (n,).
+        start: The first direction, not zero.
+        steps: m, the dimension of the space and the number of products with A.
 
     Returns:
-        H of shape (m, m) and Q of shape (m, n), one direction a row.
+        H of shape (m, m), and Q of shape (m, n), whose rows are the directions.
     """
     norm = jnp.linalg.norm(start)
     basis = jnp.zeros((steps + 1, start.size), start.dtype).at[0].set(start / jnp.where(norm > 0, norm, 1))

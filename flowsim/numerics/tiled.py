@@ -1,15 +1,14 @@
 """InfoNCE of large batches in tiles of the n×n logits: value and closed-form gradient in O(nd) memory.
 
-The logits M = β X Yᵀ of n pairs are visited in tiles of `block`² entries and never held together. Two visits are
-needed: the first finds the log-sum-exp of every row and column, the second the gradient. The target's own term is
+The logits M = β X Yᵀ of n pairs are computed in tiles of `block`² entries and never stored together. Two passes are
+needed: the first finds the log-sum-exp of every row and column, the second the gradient. The term of the target is
 never summed with the others, so that a loss of 1e-100 keeps its digits, as in `losses`.
 
-Cost of value and gradient: 8n²d flops and 2n² exponentials, against 6n²d and n² with n×n matrices. Where logits
-are so large that exponentials would leave the range of numbers (|M| > 319 in double, 40 in single precision), they
-are taken relative to the target of their row and of their column: 4n² exponentials. Memory: about
-six arrays of n×d and six tiles. With a `mesh` of p devices each of them holds n/p pairs; the texts with what
-belongs to them go round in a ring, so that time and memory per device fall like 1/p (tiles apart), and no device
-ever sees all rows.
+Cost of value and gradient: 8n²d flops and 2n² exponentials, compared to 6n²d and n² with n×n matrices. If logits
+are so large that exponentials could overflow (|M| > 319 in double, 40 in single precision), they are taken relative
+to the target of their row and of their column: 4n² exponentials. Memory: about six arrays of n×d and six tiles. On a
+`mesh` of p devices each holds n/p pairs; the texts and their sums go round in a ring, so that time and memory per
+device fall like 1/p (except for the tiles), and no device ever holds all rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from flowsim.base.checks import check
 from flowsim.numerics.cases import exponential_limit, fast_if
 
-#: The one axis of a mesh of devices: pairs are divided along it.
+#: The only axis of a mesh of devices, along which the pairs are divided.
 PAIRS_AXIS = "pairs"
 
 Rows = Float[Array, "n d"]
@@ -32,7 +31,14 @@ Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 class LossAndGradient(NamedTuple):
-    """L, ∂L/∂X and ∂L/∂Y (n, d), and ∂L/∂β."""
+    """A loss and its gradient.
+
+    Attributes:
+        value: L.
+        image: ∂L/∂X (n, d).
+        text: ∂L/∂Y (n, d).
+        beta: ∂L/∂β.
+    """
 
     value: Float[Array, ""]
     image: Rows
@@ -51,9 +57,9 @@ def loss(
     block: int | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
-    """L alone; arguments as in `loss_and_gradient`, one visit of the logits.
+    """L without its gradient, in one pass over the logits; arguments as in `loss_and_gradient`.
 
-    Differentiable once in either mode by the closed-form gradient, in O(nd) memory.
+    It can be differentiated once in either mode, by the closed-form gradient in O(nd) memory.
     """
 
     options: Any = {"weights": weights, "block": block, "mesh": mesh}
@@ -91,16 +97,24 @@ def loss_and_gradient(
 ) -> LossAndGradient:
     """L = (1/n) Σ_i [a (lse(M_i,:) − Σ_j T_ij M_ij) + b (lse(M_:,i) − Σ_j T_ji M_ji)], M = β X Yᵀ, and its gradient.
 
-    - `image`, `text`: X and Y of shape (n, d), taken as they are (unit rows for cosines); float32 or float64.
-    - `beta`: β, a scalar.
-    - `text_of`: (n,), a permutation: the text of image i is row `text_of[i]`; None for i itself.
-    - `noise`: p of soft targets T = 1 − p at the target and p/(n − 1) elsewhere; None for p = 0.
-    - `weights`: (a, b), of images classifying texts and of the reverse.
-    - `block`: rows of a tile; None for what suits the device.
-    - `mesh`: devices along the one axis "pairs" (see `mesh_of`), whose number divides n; None for those of
-      `jax.set_mesh`, and for one device where no such mesh is set.
+    It works inside `jax.jit`; forward-mode derivatives of the gradient need only one more tile of memory.
 
-    Works inside `jax.jit`; forward-mode derivatives of the gradient cost a second tile and no more memory.
+    Args:
+        image: X (n, d), not normalised here; float32 or float64.
+        text: Y (n, d).
+        beta: β, a scalar.
+        text_of: A permutation (n,): the text of image i is row `text_of[i]`; None for i itself.
+        noise: p of soft targets, 1 − p at the target and p/(n − 1) elsewhere; None for p = 0.
+        weights: (a, b), the weights of images over texts and of texts over images.
+        block: Rows of a tile; None for a good value for the device.
+        mesh: Devices along the axis "pairs" (see `mesh_of`), whose number divides n; None for those of `jax.set_mesh`,
+            or for one device if no such mesh is set.
+
+    Returns:
+        L, ∂L/∂X, ∂L/∂Y and ∂L/∂β.
+
+    Raises:
+        FlowsimError: If the number of devices does not divide n.
     """
 
     def work(ring: _Ring, bounded: bool, x: Rows, y: Rows, beta: Any, noise: Any) -> Any:
@@ -121,12 +135,12 @@ def loss_and_gradient(
 
 
 def mesh_of(devices: Sequence[Any]) -> Mesh:
-    """A mesh with the one axis "pairs" over JAX devices."""
+    """A mesh of JAX devices with the axis "pairs"."""
     return jax.make_mesh((len(devices),), (PAIRS_AXIS,), (jax.sharding.AxisType.Auto,), devices=devices)
 
 
 def spread(tree: Any, mesh: Mesh, pairs: int) -> Any:
-    """Arrays on the devices of a mesh: divided along their first axis of length `pairs`, else a copy on each."""
+    """Put arrays on the devices of a mesh, divided along their first axis of length `pairs`; others are replicated."""
 
     def place(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -142,9 +156,9 @@ def spread(tree: Any, mesh: Mesh, pairs: int) -> Any:
 
 
 def _visit(step: Step, rows: Any, row_sums: Any, columns: Any, column_sums: Any) -> tuple[Any, Any]:
-    """`step(rows, row sums, columns, column sums)` -> (row sums, column sums) for every tile.
+    """Call `step(rows, row sums, columns, column sums)` -> (row sums, column sums) for every tile.
 
-    Each argument is a tree of arrays whose first axis counts blocks. One tile exists at a time.
+    Each argument is a tree of arrays whose first axis counts blocks. Only one tile exists at a time.
     """
 
     def line(column_sums: Any, item: Any) -> tuple[Any, Any]:
@@ -159,13 +173,13 @@ def _visit(step: Step, rows: Any, row_sums: Any, columns: Any, column_sums: Any)
 
 
 class _Ring:
-    """The devices that share the pairs: where this one stands, sums over all, and a visit of all texts."""
+    """The devices that share the pairs: the position of this one, sums over all, and a pass over all texts."""
 
     def __init__(self, devices: int) -> None:
         self.devices = devices
 
     def first(self, pairs: int) -> Any:
-        """Number of the first of the `pairs` pairs on this device."""
+        """Index of the first of the `pairs` pairs on this device."""
         return 0 if self.devices == 1 else jax.lax.axis_index(PAIRS_AXIS) * pairs
 
     def sum(self, value: Any) -> Any:
@@ -175,7 +189,7 @@ class _Ring:
         return value if self.devices == 1 else jax.lax.pmax(value, PAIRS_AXIS)
 
     def visit(self, step: Step, rows: Any, row_sums: Any, columns: Any, column_sums: Any) -> tuple[Any, Any]:
-        """`_visit` for the rows of this device and the columns of all; columns are back home afterwards."""
+        """`_visit` for the rows of this device and the columns of all, which return to their devices afterwards."""
         if self.devices == 1:
             return _visit(step, rows, row_sums, columns, column_sums)
         onwards = [(i, (i + 1) % self.devices) for i in range(self.devices)]
@@ -190,7 +204,7 @@ class _Ring:
 
 
 def _distributed(work: Callable[..., Any], mesh: Mesh | None, out: Any) -> Callable[..., Any]:
-    """`work(ring, bounded, x, y, beta, noise)` on one device, or on those of the mesh with the rows divided."""
+    """`work(ring, bounded, x, y, beta, noise)` on one device, or on those of the mesh, among which rows are divided."""
     around = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     devices = dict(around.shape).get(PAIRS_AXIS, 1)
     if devices == 1:
@@ -212,12 +226,12 @@ def _distributed(work: Callable[..., Any], mesh: Mesh | None, out: Any) -> Calla
 
 
 def _aligned(text: Rows, text_of: Any) -> Rows:
-    """Texts in the order of their images: with them every target is on the diagonal."""
+    """Texts in the order of their images, which puts every target on the diagonal."""
     return text if text_of is None else text[text_of]
 
 
 def _block(n: int, wanted: int | None) -> int:
-    """Rows of a tile: about what is wanted, so that few are padding."""
+    """Rows of a tile, about as many as wanted, with little padding."""
     if wanted is None:
         wanted = 1024 if jax.default_backend() == "cpu" else 8192
     count = -(-n // wanted)
@@ -237,13 +251,13 @@ def _paste(blocks: Array, n: int) -> Array:
 
 
 def _numbers(n: int, block: int, ring: _Ring) -> Array:
-    """Number of each pair in all, (blocks, block); −1 for padding."""
-    place = jnp.arange(n, dtype=jnp.int32) + ring.first(n)  # the type of a device's number
+    """Index of each pair among all, (blocks, block); −1 for padding."""
+    place = jnp.arange(n, dtype=jnp.int32) + ring.first(n)  # int32 as `axis_index`
     return _cut(place + 1, block) - 1
 
 
 def _by_size(work: Callable[..., Any], ring: _Ring) -> Callable[..., Any]:
-    """`work(bounded, x, y, beta, noise)` where |M_ij| ≤ |β| |x_i| |y_j| says whether exp(M_ij) is far from overflow."""
+    """`work(bounded, x, y, beta, noise)`, `bounded` if |M_ij| ≤ |β| |x_i| |y_j| keeps exp(M_ij) far from overflow."""
 
     def call(x: Rows, y: Rows, beta: Any, noise: Any) -> Any:
         longest = [jax.lax.stop_gradient(ring.max(jnp.max(jnp.sum(z**2, axis=1)))) for z in (x, y)]
@@ -255,15 +269,15 @@ def _by_size(work: Callable[..., Any], ring: _Ring) -> Callable[..., Any]:
 
 
 def _product(a: Array, b: Array) -> Array:
-    # Single precision must not become less: logits are β times a cosine.
+    # Full single precision, not less: logits are β times a cosine.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-# --- the first visit: log-sum-exp ---------------------------------------------------------------------
+# --- the first pass: log-sum-exp ----------------------------------------------------------------------
 
 
 class _Softmax(NamedTuple):
-    """By row (or column): `loss` lse(M_i,:) − Σ_j T_ij M_ij, `lse`, and `missing` 1 − p_ii, free of cancellation."""
+    """For each row or column: `loss` lse(M_i,:) − Σ_j T_ij M_ij, `lse`, and `missing` 1 − p_ii without cancellation."""
 
     loss: Float[Array, " n"]
     lse: Float[Array, " n"]
@@ -273,7 +287,7 @@ class _Softmax(NamedTuple):
 def _statistics(
     x: Rows, y: Rows, beta: Any, noise: Any, block: int | None, ring: _Ring, bounded: bool
 ) -> tuple[_Softmax, _Softmax]:
-    """Softmaxes of rows and columns on this device; one exponential for both where logits are `bounded`."""
+    """Softmaxes of rows and columns on this device; with one exponential for both if logits are `bounded`."""
     n, size = x.shape[0], _block(x.shape[0], block)
     target = beta * jnp.sum(x * y, axis=1)
     numbers, targets = _numbers(n, size, ring), _cut(target, size)
@@ -294,7 +308,7 @@ def _statistics(
     none = jnp.zeros_like(targets) if bounded else (jnp.full_like(targets, low), jnp.zeros_like(targets))
     rows, columns = (_cut(x, size), targets, numbers), (_cut(y, size), targets, numbers)
     sums = ring.visit(step, rows, none, columns, none)
-    # Σ_{j≠i} (M_ij − M_ii), for soft targets: sums of rows are enough.
+    # Soft targets need Σ_{j≠i} (M_ij − M_ii), which follows from sums of rows.
     total_x, total_y = (ring.sum(jnp.sum(z, axis=0)) for z in (x, y))
     total = n * ring.devices
     found = []
@@ -314,7 +328,7 @@ def _statistics(
 
 
 def _add(sums: tuple[Array, Array], excess: Array, axis: int) -> tuple[Array, Array]:
-    """(m, s) with s e^m = Σ exp(excess): with the terms of one more tile."""
+    """Add a tile to (m, s), where s e^m = Σ exp(excess)."""
     largest, total = sums
     # The shift cancels from the sum and from all its derivatives.
     new = jax.lax.stop_gradient(jnp.maximum(largest, jnp.max(excess, axis=axis)))
@@ -322,7 +336,7 @@ def _add(sums: tuple[Array, Array], excess: Array, axis: int) -> tuple[Array, Ar
     return new, total * jnp.exp(largest - new) + jnp.sum(terms, axis=axis)
 
 
-# --- the second visit: the gradient -------------------------------------------------------------------
+# --- the second pass: the gradient --------------------------------------------------------------------
 
 
 def _gradient(
@@ -333,7 +347,7 @@ def _gradient(
     n, size = x.shape[0], _block(x.shape[0], block)
     a, b = weights
     numbers = _numbers(n, size, ring)
-    # Off the diagonal G is the softmaxes; on it −(1 − p_ii), which is known to all digits.
+    # Off the diagonal G is the sum of the softmaxes; on it −(1 − p_ii), which is known to all digits.
     missing = _cut(a * rows.missing + b * columns.missing, size)
     each = 0.0 if noise is None else (a + b) * noise / (n * ring.devices - 1)
     own = 0.0 if noise is None else (a + b) * noise

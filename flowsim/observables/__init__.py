@@ -1,22 +1,22 @@
-"""Every metric of a pair of embedding sets, defined once.
+"""Metrics of a pair of embedding sets.
 
 `image` and `text` are arrays of shape (n, d) with samples as rows; row i of one belongs to row i of the
-other (metrics that say *unpaired* also take n and m rows). Rows are scaled to unit length first, so that
+other (metrics called *unpaired* also take n and m rows). Rows are scaled to unit length first, so that
 cosines are inner products. Below, x_i and y_i are the unit rows, Z_ij = ⟨x_i, y_j⟩, and Z_ii are the true
 pairs.
 
 Each function works in two ways, with the same definition:
 
-- called with ordinary arrays (NumPy, JAX, lists), it checks them, computes in float64 whatever the
-  session's JAX settings, and returns Python floats;
+- called with ordinary arrays (NumPy, JAX, torch, lists), it checks them, computes in float64 whatever the JAX
+  settings of the session, and returns Python floats;
 - called inside `jax.jit`, `jax.vmap` or `jax.grad`, it is plain JAX in the precision of its (traced)
-  arguments, and checks shapes only.
+  arguments, and checks only shapes.
 
 All functions raise `FlowsimError` for an argument that is not a real 2-d array, has fewer than two rows, a
 row of zeros, NaN or infinity, or does not fit the other argument.
 
-`report` computes all metrics at once. `REGISTRY` is the table of all observables, those of a flow's state included, and
-`register` adds observables of your own.
+`report` computes all metrics at once. `REGISTRY` is the table of all observables, including those of the state of a
+flow, and `register` adds your own.
 """
 
 from flowsim.observables.files import load_embeddings, open_embeddings

@@ -1,6 +1,6 @@
-"""Sums, factors and neighbours of more rows than memory should hold as float64, one block of rows at a time.
+"""Sums, factors and neighbours of large embedding sets, one block of rows at a time.
 
-What `flowsim.observables` needs of large embedding sets; the formulas of the metrics are there.
+`flowsim.observables` builds the metrics of large sets from them.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from flowsim.base.arrays import moderate
 from flowsim.progress import Progress
 
-#: Rows converted at once, and queries compared with them at once: 64 MiB of similarities.
+#: Rows converted to float64 at once, and queries compared with them at once: 64 MiB of similarities.
 BLOCK = 4096
 QUERIES = 2048
 
@@ -33,7 +33,7 @@ class Rows:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(index of the first row, unit rows) of one block after the other."""
+        """(index of the first row, unit rows) of each block in turn."""
         for start in range(0, len(self), BLOCK):
             yield start, self[start : start + BLOCK]
 
@@ -50,7 +50,13 @@ def spread(rows: Rows, mean: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class PairMeans:
-    """Means over pairs of ‖x_i − y_i‖, ‖x_i − y_i‖² and ⟨x_i, y_i⟩."""
+    """Means over pairs.
+
+    Args:
+        distance: Of ‖x_i − y_i‖.
+        squared: Of ‖x_i − y_i‖².
+        cosine: Of ⟨x_i, y_i⟩.
+    """
 
     distance: float
     squared: float
@@ -58,7 +64,7 @@ class PairMeans:
 
 
 def pair_means(image: Rows, text: Rows) -> PairMeans:
-    """The means over all pairs."""
+    """The means over all pairs of two sets of the same size."""
     totals = np.zeros(3)
     for start, x in image.blocks():
         y = text[start : start + BLOCK]
@@ -68,10 +74,10 @@ def pair_means(image: Rows, text: Rows) -> PairMeans:
 
 
 def factor(rows: Rows, mean: np.ndarray) -> np.ndarray:
-    """R (k, d), k ≤ d, of X − mean = QR: it has the singular values of the centred rows.
+    """R (k, d), k ≤ d, of X − mean = QR, which has the singular values of the centred rows.
 
-    R of the rows so far is stacked on the next block and factored again. Unlike those of XᵀX, its small singular values
-    are right to rounding of the largest one, not to its square root.
+    The R of the rows so far is stacked on the next block and factored again. Its small singular values are accurate to
+    rounding of the largest one; those from XᵀX only to the square root of rounding.
     """
     found = np.zeros((0, len(mean)))
     for _, block in rows.blocks():
@@ -80,9 +86,9 @@ def factor(rows: Rows, mean: np.ndarray) -> np.ndarray:
 
 
 def factor_of_both(image: np.ndarray, text: np.ndarray, centres: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, factor) of both modalities stacked, from the factors, centres and numbers of rows of each.
+    """Mean and factor of both modalities stacked, from the factors, centres and numbers of rows of each.
 
-    Σ (x − m)(x − m)ᵀ = Σ (x − c)(x − c)ᵀ + n (c − m)(c − m)ᵀ: one more row for each modality.
+    Σ (x − m)(x − m)ᵀ = Σ (x − c)(x − c)ᵀ + n (c − m)(c − m)ᵀ adds one row for each modality.
     """
     mean = sum(n * c for n, c in zip(counts, centres, strict=True)) / sum(counts)
     shifts = [math.sqrt(n) * (c - mean)[None, :] for n, c in zip(counts, centres, strict=True)]
@@ -91,8 +97,13 @@ def factor_of_both(image: np.ndarray, text: np.ndarray, centres: Any, counts: An
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-    """What each query finds among the others: `own` and `other`, the largest cosines with own and other rows; `rank`,
-    one plus the number of other rows as close as the best own one; `kernel`, the mean of exp(−2‖q − o‖²) over others.
+    """Results of comparing each query with all rows of the other set.
+
+    Args:
+        own: The largest cosine with the query's own rows.
+        other: The largest cosine with other rows.
+        rank: One plus the number of other rows at least as close as the best own one.
+        kernel: The mean of exp(−2‖q − o‖²) over other rows.
     """
 
     own: np.ndarray
@@ -110,9 +121,16 @@ def neighbours(
     ties: float,
     progress: Progress,
 ) -> Neighbours:
-    """Compare the chosen queries with all other rows; those from `first` on, `count` in number, are their own.
+    """Compare the chosen queries with all rows of the other set.
 
-    Cosines that agree within `ties` are equal.
+    Args:
+        queries: The queries.
+        chosen: Indices of the queries to compare.
+        others: The rows of the other set.
+        first: Index of the first own row of each chosen query.
+        count: Number of consecutive own rows of a query.
+        ties: Cosines that differ by at most this count as equal.
+        progress: Called with a message before each long step.
     """
     parts = []
     step = max(1, min(QUERIES, QUERIES * 8 // count))
@@ -189,8 +207,14 @@ def _softmax_sums(queries: Rows, others: Rows, beta: float, log_norms: np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """How a value was estimated: from `rows` of the `of` rows; with probability 95 % the value of all is in
-    [`low`, `high`]."""
+    """The sample from which a value was estimated.
+
+    Args:
+        rows: Number of rows in the sample.
+        of: Number of all rows.
+        low: Lower limit of a 95 % confidence interval.
+        high: Its upper limit.
+    """
 
     rows: int
     of: int
@@ -202,14 +226,14 @@ _Z = 1.959963984540054  # quantile of the normal distribution at 97.5 %
 
 
 def sample_of_fraction(fraction: float, rows: int, of: int) -> Sample:
-    """Wilson's interval of a fraction of `rows` independent draws."""
+    """Wilson's interval for a fraction of `rows` independent draws."""
     centre_ = (fraction + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
     half = _Z / (1 + _Z**2 / rows) * math.sqrt(fraction * (1 - fraction) / rows + _Z**2 / (4 * rows**2))
     return Sample(rows, of, max(0.0, centre_ - half), min(1.0, centre_ + half))
 
 
 def sample_of_log_mean(values: np.ndarray, of: int) -> Sample:
-    """Interval of the logarithm of a mean, from draws without repetition of the `of` values (delta method)."""
+    """Interval for the logarithm of a mean, from draws without replacement from `of` values (delta method)."""
     error = np.std(values, ddof=1) / math.sqrt(len(values)) * math.sqrt(1 - len(values) / of) / np.mean(values)
     value = math.log(np.mean(values))
     return Sample(len(values), of, value - _Z * float(error), value + _Z * float(error))

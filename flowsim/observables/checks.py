@@ -1,4 +1,4 @@
-"""Checks of what metrics are given: arrays, temperatures and options. Every refusal is a `FlowsimError`."""
+"""Checks of the arguments of metrics: arrays, temperatures and options. All raise `FlowsimError`."""
 
 import math
 from typing import Any
@@ -12,12 +12,12 @@ from flowsim.observables import blocks
 
 
 def check_shapes(arguments: dict[str, Any], pairs: bool) -> None:
-    """Refuse shapes that no metric takes; with `pairs`, also different numbers of rows."""
+    """Refuse invalid shapes; with `pairs`, also different numbers of rows."""
     shapes = {name: np.shape(a) for name, a in arguments.items()}
     for name, shape in shapes.items():
         if name == "temperature":
             if shape != ():
-                raise FlowsimError(f"Argument `temperature` must be one number, but has shape {shape}.")
+                raise FlowsimError(f"Argument `temperature` must be one number, but has shape {shape}. Use e.g. 0.07.")
             continue
         if len(shape) != 2:
             raise FlowsimError(
@@ -39,7 +39,7 @@ def check_shapes(arguments: dict[str, Any], pairs: bool) -> None:
 
 
 def check_values(name: str, value: Any) -> np.ndarray:
-    """`value` as a float64 NumPy array that a metric can take."""
+    """`value` as a float64 NumPy array with checked entries."""
     array = real_array(name, value).astype(np.float64)
     if name == "temperature" and array.ndim == 0:
         if array <= 0:
@@ -85,7 +85,7 @@ def check_finite(name: str, array: np.ndarray, first: int = 0) -> None:
 
 
 def check_blocks(name: str, array: np.ndarray) -> None:
-    """`check_finite` for many rows, which may be mapped from a file."""
+    """`check_finite` for many rows, which may be memory-mapped."""
     for start in range(0, len(array), blocks.BLOCK):
         check_finite(name, np.asarray(array[start : start + blocks.BLOCK], np.float64), start)
 
@@ -101,15 +101,15 @@ def check_captions(images: int, texts: int, captions: int, always: bool = False)
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse what is not a seed."""
+    """Refuse anything but a seed, a whole number of at least 0."""
     check_whole("seed", seed, 0, "Use e.g. 0.")
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse what is not a whole number of at least 1."""
+    """Refuse anything but a whole number of at least 1."""
     check_whole(name, value, 1, "Use e.g. 1.")
 
 
 def moderate_rows(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rows with the same directions, of lengths that compilers do not take for 0 or infinity."""
+    """Rows with the same directions, whose squares neither underflow nor overflow."""
     return {name: moderate(value) if name in ("image", "text") else value for name, value in arrays.items()}

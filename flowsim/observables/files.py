@@ -24,15 +24,15 @@ def load_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
         (image, text), of shapes (n, d) and (m, d).
 
     Raises:
-        FlowsimError: For a file that is missing, unreadable, of another kind, or with something that no metric can
-            take. The message names the file.
+        FlowsimError: For a file that is missing, unreadable, of another kind, or with invalid embeddings. The message
+            gives the path.
     """
     image, text = open_embeddings(path)
     return np.array(image, np.float64), np.array(text, np.float64)
 
 
 def open_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """As `load_embeddings`, but in the dtype of the file, and mapped into memory from a `.npy` file: for `report`.
+    """Like `load_embeddings`, but in the dtype of the file, and memory-mapped from a `.npy` file; for `report`.
 
     Args:
         path: The file.
@@ -43,7 +43,7 @@ def open_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
     Raises:
         FlowsimError: As for `load_embeddings`.
     """
-    if not isinstance(path, str | os.PathLike) or not str(path):  # a whole number would be taken for an open file
+    if not isinstance(path, str | os.PathLike) or not str(path):  # a whole number would mean an open file
         raise FlowsimError(f"Expected the path of a .npy or .npz file, but got {shown(path)}. {_CURE}")
     try:
         image, text = _read(path)
@@ -55,7 +55,7 @@ def open_embeddings(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarra
         raise FlowsimError(f"{path} is a directory. Pass a .npy or .npz file.") from None
     except OSError as error:
         raise FlowsimError(f"{path} cannot be read ({error.strerror or error}). Check the file.") from error
-    except Exception as error:  # NumPy and zipfile raise many kinds for a file that is damaged or foreign
+    except Exception as error:  # NumPy and zipfile raise many kinds for damaged or foreign files
         if "allow_pickle" in str(error) or "Python objects in dtype" in str(error):
             raise FlowsimError(f"{path} holds pickled Python objects, which are not loaded. {_CURE}") from error
         raise FlowsimError(f"{path} is damaged or not a NumPy file ({error}). {_CURE}") from error

@@ -1,4 +1,4 @@
-"""How far the two modalities are apart: distances and angles of their centres, and distances of true pairs."""
+"""How far apart the two modalities are: distances and angles of their centres, and distances of true pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def modality_gap(image: Rows, text: MoreRows) -> Number:
         Δ.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
 
     Examples:
         >>> import flowsim as fs
@@ -41,7 +41,7 @@ def centre_norms(image: Rows, text: MoreRows) -> PerModality:
     """Norms of the two centres, (‖mean_i x_i‖₂, ‖mean_j y_j‖₂).
 
     Normalisation: unit rows. Sample: all rows, unpaired. Range: [0, 1]; 1 when all rows of the modality
-    coincide. Near 0 the direction of a centre, and with it `gap_angle`, means nothing. Source: Liang et
+    coincide. Near 0 the direction of a centre, and hence `gap_angle`, is meaningless. Source: Liang et
     al., NeurIPS 2022.
 
     Args:
@@ -52,20 +52,42 @@ def centre_norms(image: Rows, text: MoreRows) -> PerModality:
         Both norms.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return PerModality(image_centre_norm(image, text), text_centre_norm(image, text))
 
 
 @metric(pairs=False)
 def image_centre_norm(image: Rows, text: MoreRows) -> Number:
-    """‖mean_i x_i‖₂ of the images; see `centre_norms`."""
+    """‖mean_i x_i‖₂ of the images; see `centre_norms`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The norm.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return jnp.linalg.norm(centre(image))
 
 
 @metric(pairs=False)
 def text_centre_norm(image: Rows, text: MoreRows) -> Number:
-    """‖mean_j y_j‖₂ of the texts; see `centre_norms`."""
+    """‖mean_j y_j‖₂ of the texts; see `centre_norms`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The norm.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return jnp.linalg.norm(centre(text))
 
 
@@ -73,8 +95,8 @@ def text_centre_norm(image: Rows, text: MoreRows) -> Number:
 def gap_angle(image: Rows, text: MoreRows) -> Number:
     """Angle between the two centres in degrees: arccos of the cosine of mean_i x_i and mean_j y_j.
 
-    Normalisation: unit rows. Sample: all rows, unpaired. Range: [0, 180]. NaN when a centre vanishes to
-    rounding, and ill-posed when it nearly does: always read it together with `centre_norms`. Source: arXiv
+    Normalisation: unit rows. Sample: all rows, unpaired. Range: [0, 180]; NaN when a centre vanishes to
+    rounding, and ill-conditioned when it nearly does: always read it together with `centre_norms`. Source: arXiv
     2510.03268.
 
     Args:
@@ -85,7 +107,7 @@ def gap_angle(image: Rows, text: MoreRows) -> Number:
         The angle in degrees.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return angle_between(centre(image), centre(text))
 
@@ -112,7 +134,7 @@ def pair_distance(image: Rows, text: Rows) -> Number:
         The mean distance.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return jnp.mean(jnp.linalg.norm(unit(image) - unit(text), axis=1))
 
@@ -132,7 +154,7 @@ def mean_pair_cosine(image: Rows, text: Rows) -> Number:
         The mean cosine.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return jnp.mean(jnp.sum(unit(image) * unit(text), axis=1))
 
@@ -144,7 +166,7 @@ def relative_modality_gap(image: Rows, text: Rows) -> Number:
     d_m is the mean over true pairs; d_II and d_TT are means over distinct rows of one modality (the
     diagonal is excluded). Normalisation: unit rows. Sample: n pairs; sums of rows, no n×n matrix. Range:
     [0, 1]; 0 when pairs coincide, 1 when each modality is a point; NaN when everything is one point. Some
-    code divides d_II + d_TT by 8 instead of 2: its odds r/(1 − r), divided by 4, are those here. Source:
+    code divides d_II + d_TT by 8 instead of 2; its odds r/(1 − r) are 4 times those here. Source:
     Schrodi et al., ICLR 2025.
 
     Args:
@@ -155,7 +177,7 @@ def relative_modality_gap(image: Rows, text: Rows) -> Number:
         The ratio.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     x, y = unit(image), unit(text)
     return relative(jnp.mean(jnp.sum((x - y) ** 2, axis=1)) / 4, _spread(x), _spread(y))

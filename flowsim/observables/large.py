@@ -1,4 +1,4 @@
-"""Metrics of many rows: in blocks, and beyond `EXACT` rows from samples of queries unless all are wanted."""
+"""Metrics of many rows: in blocks, and above `EXACT` rows from samples of queries, unless exact values are wanted."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from flowsim.observables.spread import distance_to_uniform, rank_of_centred
 from flowsim.observables.table import RECALLS
 from flowsim.progress import Progress
 
-#: Up to so many rows a report compares all rows with all others.
+#: Up to this many rows a report compares all rows with all others.
 EXACT = 20_000
 
 
 class Large:
-    """The rows of a report and what several of their metrics share.
+    """The rows of a report, and intermediate results that several metrics share.
 
     Args:
         arrays: `image` (n, d) and `text` (m, d), in any real dtype.
         captions: The number of consecutive text rows that belong to one image.
         seed: Seed of the samples.
         exact: Whether all rows are compared with all others.
-        progress: Called with a few words before each long step.
+        progress: Called with a short message before each long step.
     """
 
     def __init__(
@@ -49,7 +49,12 @@ class Large:
     def measure(
         self, names: tuple[str, ...], tau: np.ndarray | None
     ) -> tuple[dict[str, float], dict[str, blocks.Sample], dict[str, str]]:
-        """Values, what was sampled, and why something is missing, by name."""
+        """Values, samples, and reasons for missing values, by name.
+
+        Args:
+            names: The metrics.
+            tau: The temperature, if it is known.
+        """
         values, samples, reasons = {}, {}, {}
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             for name in names:
@@ -95,7 +100,7 @@ class Large:
     # Comparisons of rows with all others.
 
     def _chosen(self, queries: str, others: str) -> np.ndarray:
-        """Indices of the queries: all, or as many drawn at random as a comparison of `EXACT` rows takes."""
+        """Indices of the queries: all, or a random sample with the cost of comparing `EXACT` rows."""
         n = len(self.rows[queries])
         count = n if self.exact else min(n, max(1000, EXACT**2 // len(self.rows[others])))
         return np.arange(n) if count == n else np.sort(np.random.default_rng(self.seed).choice(n, count, replace=False))
@@ -108,7 +113,7 @@ class Large:
 
     @functools.cached_property
     def _queries(self) -> Any:
-        """The queries in each direction. The same pairs in both, so that their margins are known."""
+        """The queries in each direction: the same pairs in both, as margins need."""
         images = self._chosen("image", "text")
         return Retrieval(images, images if self.captions == 1 else self._chosen("text", "image"))
 
@@ -157,7 +162,7 @@ class Large:
         return blocks.softmax_defect(*self.rows.values(), 1 / tau, self.progress), None  # pyright: ignore
 
     def _separability(self) -> tuple[float, blocks.Sample | None]:
-        """Fitted and judged on at most `EXACT` rows of each modality, also with `exact`: a fit needs no more."""
+        """Fitted and tested on at most `EXACT` rows of each modality, even if `exact`: a fit needs no more."""
         rng = np.random.default_rng(self.seed)
         kept = {}
         for name, rows in self.rows.items():
@@ -183,7 +188,7 @@ class Large:
         "image_effective_rank": lambda s: rank_of_centred(s._factors["image"], len(s.rows["image"])),
         "text_effective_rank": lambda s: rank_of_centred(s._factors["text"], len(s.rows["text"])),
     }
-    #: (value, sample) of metrics that compare rows with all others, or fit; they may add a reason.
+    #: (value, sample) of metrics that compare rows with all others, or fit; they may add a reason for a missing value.
     _COMPARISONS: ClassVar[dict[str, Callable[[Large, dict[str, str]], tuple[float, blocks.Sample | None]]]] = {
         "margin": lambda s, reasons: s._margin(reasons),
         "matched_fraction": lambda s, _: s._fraction(s._margins > 0, "image"),

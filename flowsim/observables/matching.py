@@ -1,6 +1,6 @@
 """Whether pairs are matched: margins of pairs over non-pairs, and how far the softmaxes are from doubly stochastic.
 
-Each metric takes rows, or the n×n matrix that it is about. From rows no n×n matrix is formed.
+Each metric takes either rows, from which no n×n matrix is formed, or the n×n matrix itself.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ def margin(
 ) -> Number:
     """Margin α = min_{i≠j} min(Z_ii − Z_ij, Z_jj − Z_ij), Z_ij = ⟨x_i, y_j⟩.
 
-    Sample: all n(n−1) non-pairs, in blocks of rows. Similarities that agree to rounding are ties, of margin 0. Range:
-    [−2, 2] for unit rows, real otherwise; the pairs are perfectly matched when it is positive. Parallel cones
-    [√(1−γ²) h, ±γ] have 1 − γ² times the margin of their directions h, which the theory uses: pass h for that one. Runs
-    hold it as `direction_margin`.
+    Sample: all n(n−1) non-pairs, in blocks of rows. Similarities that agree to rounding are ties, with margin 0. Range:
+    [−2, 2] for unit rows, real otherwise; the pairs are perfectly matched if it is positive. The margin of parallel
+    cones [√(1−γ²) h, ±γ] is 1 − γ² times that of their directions h. The theory uses the latter: pass h, or record
+    `direction_margin` in a run.
     Source: Yaras et al., CPAL 2025.
 
     Args:
         image: Image rows, shape (n, d), n ≥ 2.
         text: Text rows, shape (n, d).
-        similarity: Z of shape (n, n) instead of the rows, with true pairs on the diagonal. It is taken as it is.
+        similarity: Z of shape (n, n) instead of the rows, with true pairs on the diagonal. It is used as it is.
         normalise: Whether rows are scaled to unit length first.
 
     Returns:
         α.
 
     Raises:
-        FlowsimError: For rows that no metric can take, see the module; for a matrix that is not square; and unless
-            either rows or a matrix are given.
+        FlowsimError: For invalid rows, see `flowsim.observables`; for a matrix that is not square; and unless either
+            rows or a matrix are given.
 
     Examples:
         >>> import flowsim as fs
@@ -63,7 +63,7 @@ def pair_margins(
     Args:
         image: Image rows, shape (n, d), n ≥ 2.
         text: Text rows, shape (n, d).
-        similarity: Z of shape (n, n) instead of the rows, with true pairs on the diagonal. It is taken as it is.
+        similarity: Z of shape (n, n) instead of the rows, with true pairs on the diagonal. It is used as it is.
         normalise: Whether rows are scaled to unit length first.
 
     Returns:
@@ -83,12 +83,12 @@ def matched_fraction(
 
     Sample: the n true pairs against all non-pairs, in blocks of rows. Similarities that agree to rounding are ties and
     do not count. Range: [0, 1]; 1 when `margin` is positive. Source: the matching condition of Yaras et al., CPAL 2025,
-    pair by pair.
+    for each pair.
 
     Args:
         image: Image rows, shape (n, d), n ≥ 2.
         text: Text rows, shape (n, d).
-        similarity: Z of shape (n, n) instead of the rows, with true pairs on the diagonal. It is taken as it is.
+        similarity: Z of shape (n, n) instead of the rows, with true pairs on the diagonal. It is used as it is.
         normalise: Whether rows are scaled to unit length first.
 
     Returns:
@@ -113,21 +113,21 @@ def doubly_stochastic_defect(
     """Defect max(max_j |Σ_i P_ij − 1|, max_i |Σ_j Q_ij − 1|), P and Q the row and column softmax of M = Z/τ.
 
     Sample: n pairs, in blocks of rows. Range: [0, n − 1]; 0 means that the loss exerts no ambient force on the centres,
-    which does not by itself freeze the gap on the sphere. An offset added to all logits changes nothing. Source: the
+    which alone does not freeze the gap on the sphere. A constant added to all logits changes nothing. Source: the
     gradient of the symmetric contrastive loss, cf. arXiv 2603.29080.
 
     Args:
         image: Image rows, shape (n, d), n ≥ 2.
         text: Text rows, shape (n, d).
         temperature: τ = 1/β, not β.
-        logits: M of shape (n, n) instead of rows and temperature. It is taken as it is.
+        logits: M of shape (n, n) instead of rows and temperature. It is used as it is.
         normalise: Whether rows are scaled to unit length first.
 
     Returns:
         The defect.
 
     Raises:
-        FlowsimError: As for `margin`; and when the temperature is not positive.
+        FlowsimError: As for `margin`; and if the temperature is not positive.
     """
     if logits is not None:
         return _defect_of_logits(logits)
@@ -163,7 +163,7 @@ def _margins_of_similarity(similarity: Square) -> Float[Array, " n"]:
 
 
 def without_ties(margins: Any, scale: Any) -> Any:
-    """Margins, exactly 0 where two similarities of size `scale` agree to rounding, whose sign means nothing."""
+    """Margins, set to 0 where two similarities of size `scale` agree to rounding and the sign is meaningless."""
     return namespace(margins).where(abs(margins) <= TIES * eps(margins) * scale, 0.0, margins)
 
 

@@ -1,4 +1,4 @@
-"""The decorator that makes a metric of plain JAX code, and the types of what metrics take and return."""
+"""The decorator that turns plain JAX code into a metric, and the types of arguments and results of metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ _MATRICES = ("similarity", "logits")
 
 
 class PerModality(NamedTuple):
-    """One number for each modality."""
+    """One number for each modality.
+
+    Attributes:
+        image: That of the images.
+        text: That of the texts.
+    """
 
     image: Number
     text: Number
@@ -39,11 +44,11 @@ class PerModality(NamedTuple):
 def metric(*, pairs: bool) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make plain JAX code callable both inside a trace and, in float64, outside.
 
-    Parameters named `image`, `text`, `temperature`, `similarity` and `logits` are arrays; all others are options, of
-    which a program is compiled for each value: whole numbers of at least 1, and True or False for `normalise`.
+    Parameters named `image`, `text`, `temperature`, `similarity` and `logits` are arrays; all others are options, and
+    a program is compiled for each of their values: whole numbers of at least 1, and True or False for `normalise`.
 
-    A metric with a parameter `similarity` or `logits` takes either that matrix or rows. With `normalise=False` it takes
-    rows as they are.
+    A metric with a parameter `similarity` or `logits` takes either that matrix or rows. With `normalise=False` rows
+    are not scaled.
 
     Args:
         pairs: Whether row i of `image` and row i of `text` belong together.
@@ -84,7 +89,7 @@ def metric(*, pairs: bool) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _rows_or_matrix(metric: str, signature: inspect.Signature, arrays: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of a call without those left out, for metrics that take either rows or a matrix."""
+    """The arrays that were given, for metrics that take either rows or a matrix."""
     matrix = next((name for name in _MATRICES if name in signature.parameters), None)
     if matrix is None:
         return arrays

@@ -1,4 +1,4 @@
-"""A named number of embeddings or of a flow, and how its value is computed: on the host, or inside a program."""
+"""Named numbers of embeddings or of a flow, and how they are computed, on the host or inside a compiled program."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from flowsim.observables.rows import unit
 
 @dataclass(frozen=True)
 class Observable:
-    """A named number.
+    """A named number. `register` makes one from a function.
 
-    Attributes:
-        name: Its name in reports, results and files.
-        function: Takes (image, text), and `temperature` where it is needed.
-        symbol: LaTeX, for axes.
+    Args:
+        name: Name in reports, results and files.
+        function: Takes (image, text), and `temperature` if needed.
+        symbol: LaTeX symbol for axes.
         description: Formula on unit rows, range, better direction.
         needs_pairs: Whether row i of both modalities must belong together.
         needs_temperature: Whether `function` takes a temperature.
         traceable: Whether `function` runs inside `jax.jit`.
         undefined: When the value is NaN.
-        of: "rows" for a number of a pair of embedding sets, "state" for one of the state of a flow, whose function is
-            known where the flow is, and "step" for one of a step of training, which only records hold.
+        of: "rows" for a number of a pair of embedding sets, "state" for one of the state of a flow, which only a run
+            computes, and "step" for one of a step of training, which only a training record has.
         normalise: Whether rows are scaled to unit length before `function` sees them.
-        label: Text of an axis; by default name and symbol.
+        label: Label of an axis. Default: name and symbol.
     """
 
     name: str
@@ -55,7 +55,19 @@ class Observable:
         object.__setattr__(self, "label", label)
 
     def __call__(self, image: Any, text: Any, temperature: Any = None) -> Any:
-        """The value for rows (n, d) and (m, d). Raises `FlowsimError` if it is not one number."""
+        """The value for a pair of embedding sets.
+
+        Args:
+            image: Image rows, shape (n, d).
+            text: Text rows, shape (m, d).
+            temperature: τ, if it is needed.
+
+        Returns:
+            One number.
+
+        Raises:
+            FlowsimError: If the function does not return one number, or is not one of rows.
+        """
         if self.normalise:
             image, text = (unit(x) if isinstance(x, Tracer) else blocks.Rows(x)[:] for x in (image, text))
         value = (
@@ -84,18 +96,18 @@ def measure(observable: Observable, image: np.ndarray, text: np.ndarray, tempera
     if not observable.traceable:
         return float(observable(**rows, temperature=None if temperature is None else float(temperature)))
     given = rows if temperature is None else rows | {"temperature": temperature}
-    # Alone: in one program with others it would change their last digits.
+    # On its own: compiled together with others it would change their last digits.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         return float(np.asarray(evaluate((observable,), **given)[observable.name]))
 
 
 def inside_trace(observable: Observable, image: Any, text: Any, temperature: Any) -> Any:
-    """The value of one observable of traced rows; what cannot be traced is called on the host."""
+    """The value of one observable of traced rows; functions that cannot be traced are called on the host."""
     dtype = temperature.dtype
     if observable.traceable:
         return jnp.asarray(observable(image, text, temperature), dtype)
 
-    # The thread that calls back is not in 64-bit mode and would round; it gets and gives bit patterns.
+    # The callback's thread is not in 64-bit mode and would round, so it exchanges bit patterns.
     def on_host(*bits: Any) -> np.ndarray:
         x, y, tau = (_from_bits(np.asarray(b), dtype).astype(np.float64) for b in bits)
         known = np.isfinite(x).all() and np.isfinite(y).all()
@@ -108,7 +120,7 @@ def inside_trace(observable: Observable, image: Any, text: Any, temperature: Any
 
 
 def _to_bits(value: np.ndarray) -> np.ndarray:
-    """A number as `jax.lax.bitcast_convert_type` gives it to uint32: of 64 bits, an array of two."""
+    """A number as `jax.lax.bitcast_convert_type` converts it to uint32; 64 bits give an array of two."""
     words = value.reshape(1).view(np.uint32)
     return words if value.dtype.itemsize == 8 else words[0]
 

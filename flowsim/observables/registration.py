@@ -1,4 +1,4 @@
-"""Observables of users: `register` puts them into the table."""
+"""Your own observables: `register` adds them to the table."""
 
 from __future__ import annotations
 
@@ -48,19 +48,20 @@ def register(
 ) -> Any:
     r"""Add an observable of rows, for `report` and `fs.simulate(..., observables=[...])`. A decorator.
 
-    The function takes `(image, text)` or `(image, text, temperature)` and returns one number. It stays as it is, to be
-    called as before. An observable of yours with the same name gives way, as when a cell is run again.
+    The function itself is unchanged. If you register another one under the same name, it replaces the first, as when
+    a cell of a notebook is run again.
 
     Args:
-        function: f(image, text) or f(image, text, temperature), rows of shapes (n, d) and (m, d), the temperature τ.
-        name: Name in reports and results; by default that of the function.
-        symbol: LaTeX for axes, e.g. r"\rho".
-        description: Formula, range, better direction; by default the first line of the docstring.
-        undefined: When the value is NaN, e.g. "all rows coincide". Reports and results say so.
+        function: f(image, text) or f(image, text, temperature) that returns one number, for rows of shapes (n, d) and
+            (m, d) and the temperature τ.
+        name: Name in reports and results. Default: the name of the function.
+        symbol: LaTeX symbol for axes, e.g. r"\rho".
+        description: Formula, range, better direction. Default: the first line of the docstring.
+        undefined: When the value is NaN, e.g. "all rows coincide", for reports and results.
         needs_pairs: Whether row i of both modalities must belong together. Reports without pairs then leave it out.
         normalise: Whether rows are scaled to unit length first, as for flowsim's own metrics.
-        traceable: Whether the function is made of `jax.numpy` alone. Otherwise it gets NumPy arrays, and a run calls it
-            once for every output time, which takes longer.
+        traceable: Whether the function uses only `jax.numpy`. Otherwise it gets NumPy arrays, and a run calls it once
+            for every output time, which is slower.
 
     Returns:
         The function.
@@ -130,16 +131,16 @@ def _takes_temperature(name: str, function: Callable[..., Any]) -> bool:
 
 
 def _check_traceable(observable: Observable) -> None:
-    """Trace a function with a few rows. Raises `FlowsimError` if JAX cannot, or if it returns no single number."""
+    """Trace a function with a few rows. Raises `FlowsimError` if JAX cannot, or if it does not return one number."""
     rows, temperature = jax.ShapeDtypeStruct((4, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
     try:
         jax.eval_shape(observable, rows, rows, temperature)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
         raise FlowsimError(
-            f"The observable {observable.name!r} cannot be traced: it calls NumPy, or asks for the value of a number "
-            "that is known only when a program runs. Write it with jax.numpy, or pass traceable=False."
+            f"The observable {observable.name!r} cannot be traced: it calls NumPy, or needs the value of a number that "
+            "is known only at run time. Write it with jax.numpy, or pass traceable=False."
         ) from None
     except FlowsimError:
         raise
-    except Exception:  # what rows of another size would not raise; it shows where the observable is used
+    except Exception:  # may be due to these sizes; a real error appears when the observable is used
         return

@@ -33,7 +33,7 @@ from flowsim.observables.separability import linear_separability
 from flowsim.observables.table import RECALLS, REGISTRY, names
 from flowsim.progress import Progress, silent
 
-#: Up to so many rows a report is one compiled program, with rows held in float64.
+#: Up to this many rows a report is one compiled program with all rows in float64.
 AT_ONCE = 2_000
 
 
@@ -41,9 +41,18 @@ AT_ONCE = 2_000
 class Report:
     """All metrics of one pair of embedding sets, from `report`.
 
-    `values` has a float for every name, NaN where `reasons` says why it is missing. `pairs` is the number of
-    one-to-one pairs (None when rows are not paired one to one), `dim` the dimension. `samples` says of values that were
-    estimated how many rows were taken of how many, and the limits `low` and `high` of a 95 % confidence interval.
+    Attributes:
+        values: A float for every metric, by name; NaN if it is missing.
+        reasons: Why values are missing, by name.
+        pairs: Number of one-to-one pairs; None if rows are not paired one to one.
+        dim: d, the dimension.
+        image_rows: Number of image rows.
+        text_rows: Number of text rows.
+        temperature: τ, if it was given.
+        captions_per_image: Number of consecutive text rows of one image.
+        seed: Seed of splits and samples.
+        samples: For values that were estimated, the size of the sample and the limits `low` and `high` of a 95 %
+            confidence interval, by name.
     """
 
     values: dict[str, float]
@@ -58,7 +67,11 @@ class Report:
     samples: dict[str, Sample] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
-        """The value of a metric, NaN if missing; an unknown name raises `FlowsimError`."""
+        """The value of a metric, NaN if it is missing.
+
+        Raises:
+            FlowsimError: For an unknown name.
+        """
         if name not in self.values:
             raise unknown_name("observable", name, self.values)
         return self.values[name]
@@ -92,7 +105,7 @@ class Report:
         return table(self._table(), ("metric", "value", "meaning"), self._title)
 
     def to_json(self) -> str:
-        """Strict JSON: a missing value is null, and its reason is under `reasons`."""
+        """The report as strict JSON, with null for a missing value."""
         content = asdict(self)
         content["values"] = {name: v if math.isfinite(v) else None for name, v in self.values.items()}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -111,28 +124,27 @@ def report(
 ) -> Report:
     """Every metric for two embedding sets, with a reason for each that does not apply.
 
-    Many rows are read in blocks, also from a file that is mapped into memory (`open_embeddings`). Sums over rows and
-    factorisations are exact at any size. Beyond 20,000 rows, metrics that compare all rows with all others take a
-    random sample of queries, each compared with all rows of the pool, and the classifier a sample of rows; `samples`
-    has their number and a 95 % confidence interval. Observables of yours (`register`) are given all rows at once.
+    Large sets are read in blocks, also from a memory-mapped file (`open_embeddings`). Sums over rows and factorisations
+    are exact at any size. Above 20,000 rows, metrics that compare all rows with all others use a random sample of
+    queries, each compared with all rows of the pool, and the classifier uses a sample of rows; `samples` has their
+    sizes and 95 % confidence intervals. Your own observables (`register`) get all rows at once.
 
     Args:
         image: Rows (n, d) of real numbers: NumPy, JAX, torch, lists.
-        text: Rows (m, d).
+        text: Rows (m, d). If m differs from n, only unpaired metrics apply.
         temperature: τ > 0, which some metrics need.
-        captions_per_image: c; above 1, `text` has c·n rows, c in a row for each image: retrieval follows that
-            protocol, and metrics over one-to-one pairs are left out. With unequal row numbers the unpaired metrics
-            remain.
+        captions_per_image: c. Above 1, `text` has c·n rows, c consecutive ones for each image; retrieval follows that
+            protocol, and metrics of one-to-one pairs are left out.
         seed: Seed of the split of `linear_separability`, and of samples.
-        only: Names of the metrics wanted; default all.
-        exact: Whether all rows are compared beyond 20,000, too. The time grows with n·m.
-        progress: Called with a few words before each long step.
+        only: Names of the metrics to compute. Default: all.
+        exact: Whether all rows are compared also above 20,000 rows. The time grows as n·m.
+        progress: Called with a short message before each long step.
 
     Returns:
         A `Report`.
 
     Raises:
-        FlowsimError: For rows that no metric can take, see the module; for row numbers that do not fit
+        FlowsimError: For invalid rows, see `flowsim.observables`; for numbers of rows that do not fit
             `captions_per_image`; and for unknown names in `only`.
 
     Examples:
@@ -219,7 +231,7 @@ def _inapplicable(wanted: tuple[str, ...], n: int, m: int, captions: int, has_te
 def _measure_at_once(
     wanted: tuple[str, ...], arrays: dict[str, np.ndarray], tau: np.ndarray | None, captions: int, seed: int
 ) -> dict[str, float]:
-    """Metrics of rows that memory holds in float64."""
+    """Metrics of rows that fit into memory in float64."""
     rows = moderate_rows({name: array.astype(np.float64) for name, array in arrays.items()})
     traced = tuple(REGISTRY[name] for name in wanted if REGISTRY[name].traceable and name not in RECALLS)
     given = rows if tau is None else rows | {"temperature": tau}

@@ -14,7 +14,12 @@ from flowsim.observables.rows import TIES, by_row, eps, fraction, unit
 
 
 class Retrieval(NamedTuple):
-    """A retrieval number in each direction: recalls (scalars), or ranks (one for each query)."""
+    """Retrieval in both directions.
+
+    Attributes:
+        image_to_text: Recall, or the rank of each image query, shape (n,).
+        text_to_image: Recall, or the rank of each text query, shape (m,).
+    """
 
     image_to_text: Number | Shaped[Array | np.ndarray, " n"]
     text_to_image: Number | Shaped[Array | np.ndarray, " m"]
@@ -25,10 +30,10 @@ def retrieval_ranks(image: Rows, text: MoreRows, captions_per_image: int = 1) ->
     """Rank of the true match of every query, 1 for the best.
 
     With c captions per image, row j of `text` belongs to image j // c. For c = 1 the rank is #{j: Z_ij ≥ Z_ii}, which
-    counts the match itself and every tie. A text query ranks its image among all n images in the same way. An image
-    query takes its best caption, and counts that one and the captions of other images that score as high. Cosines that
-    agree to rounding are ties, so that collapsed embeddings rank last, not at random. Normalisation: unit rows.
-    Computed in blocks of rows.
+    counts the match itself and every tie. A text query ranks its image among all n images in the same way. The rank of
+    an image query counts its best caption and all captions of other images that score at least as high. Cosines that
+    agree to rounding are ties, so collapsed embeddings rank last, not at random. Normalisation: unit rows. Computed in
+    blocks of rows.
 
     Args:
         image: Image rows, shape (n, d).
@@ -39,7 +44,7 @@ def retrieval_ranks(image: Rows, text: MoreRows, captions_per_image: int = 1) ->
         n image→text ranks, and c·n text→image ranks.
 
     Raises:
-        FlowsimError: For rows that no metric can take, see the module; and for numbers of rows that do not fit c.
+        FlowsimError: For invalid rows, see `flowsim.observables`; and for numbers of rows that do not fit c.
     """
     c, (n, m) = captions_per_image, (image.shape[0], text.shape[0])
     check_captions(n, m, c, always=True)
@@ -63,14 +68,14 @@ def retrieval_at_k(image: Rows, text: MoreRows, k: int = 1, captions_per_image: 
 
     Ranks are those of `retrieval_ranks`: ties count against the query. With c captions per image (c = 5 on COCO and
     Flickr) an image query succeeds if any of its captions ranks ≤ k, and each of the c·n captions is a text query.
-    Normalisation: unit rows. Sample: the whole pool, whose size belongs to the number; chance is k/n for c = 1. Range:
-    [0, 1]; NaN where every query would succeed: k above the m − c captions of other images, or above the n − 1 other
-    images. Source: the COCO/Flickr30k protocols, Karpathy & Fei-Fei, CVPR 2015.
+    Normalisation: unit rows. Sample: the whole pool, whose size should be reported too; chance is k/n for c = 1. Range:
+    [0, 1]; NaN if every query would succeed, for k above the m − c captions of other images or the n − 1 other images.
+    Source: the COCO/Flickr30k protocols, Karpathy & Fei-Fei, CVPR 2015.
 
     Args:
         image: Image rows, shape (n, d).
         text: Text rows, shape (c·n, d).
-        k: How many candidates a query may return.
+        k: The number of candidates that a query returns.
         captions_per_image: c, the number of consecutive text rows that belong to one image.
 
     Returns:
@@ -86,5 +91,5 @@ def retrieval_at_k(image: Rows, text: MoreRows, k: int = 1, captions_per_image: 
 
 
 def last_ranks(images: int, texts: int, captions: int) -> Retrieval:
-    """The worst rank that a query can have: an image counts one caption of its own and all of the others."""
+    """The worst possible ranks in both directions: an image counts one of its captions and all of other images."""
     return Retrieval(texts - captions + 1, images)

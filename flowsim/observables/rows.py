@@ -1,4 +1,4 @@
-"""Pieces that several metrics share: unit rows, blocks of similarities, means, and when two numbers are equal."""
+"""What several metrics share: unit rows, similarities in blocks, means, and when two numbers count as equal."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jaxtyping import Array, Float
 from flowsim.observables.metric import MoreRows
 
 EPS64 = float(np.finfo(np.float64).eps)
-#: Most similarities held at once (32 MiB in float64).
+#: Largest number of similarities in memory (32 MiB in float64).
 BLOCK = 2**22
-#: Cosines within this many machine epsilons are equal: far below any real difference.
+#: Cosines within this many machine epsilons count as equal; real differences are far larger.
 TIES = 32
 
 
 def unit(rows: MoreRows) -> MoreRows:
-    """Rows scaled to unit length."""
+    """Rows (m, d) scaled to unit length."""
     scaled = rows / jnp.max(jnp.abs(rows), axis=1, keepdims=True)  # no overflow in the squares
     return scaled / jnp.linalg.norm(scaled, axis=1, keepdims=True)
 
 
 def by_row(function: Callable[..., Any], queries: Any, others: Any) -> Any:
-    """`function(i, similarities of query i to all others)` for every i, in blocks that fit in memory."""
+    """`function(i, similarities of query i to all others)` for every i, in blocks that fit into memory."""
 
     def one(item: Any) -> Any:
         i, query = item
@@ -43,7 +43,7 @@ def centre(rows: MoreRows) -> Float[Array, " d"]:
 
 
 def fraction(hits: Any, like: Any) -> Float[Array, ""]:
-    """Share of true entries. The size is counted: XLA turns n/n into n·(1/n), which is not 1 for n = 49."""
+    """Fraction of true entries. The size is counted since XLA turns n/n into n·(1/n), which is not 1 for n = 49."""
     yes, no = jnp.sum(hits, dtype=like.dtype), jnp.sum(~hits, dtype=like.dtype)
     return yes / (yes + no)
 

@@ -1,4 +1,4 @@
-"""Whether a linear classifier tells images from texts."""
+"""Whether a linear classifier can separate images from texts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from flowsim.observables.checks import check_seed, check_shapes, check_values
 
 
 def linear_separability(image: Any, text: Any, seed: int = 0) -> float:
-    """Accuracy of a logistic regression that tells images from texts, on rows held out from its fit.
+    """Accuracy of a logistic regression that separates images from texts, on held-out rows.
 
-    Each modality is split at random into halves: one to fit on, one to judge on. Equal row numbers get the
-    same split, so that pairs stay together. The fit has an intercept, weights 1/n per modality and a small
-    L2 penalty, which may count a gap below about 0.01 as closed; the accuracy is the mean of the accuracies
-    of the two modalities. Normalisation: unit rows. Sample: all rows, unpaired. Range: [0, 1]; 1 open gap,
-    0.5 closed. Source: cf. arXiv 2405.18570.
+    Each modality is split at random into a training half and a test half, with the same split for equal numbers of
+    rows, so that pairs stay together. The fit has an intercept, weights 1/n per modality and a small L2 penalty, with
+    which a gap below about 0.01 may count as closed. The accuracy is averaged over the two modalities. Normalisation:
+    unit rows. Sample: all rows, unpaired. Range: [0, 1]; 1 for an open gap, 0.5 for a closed one. Source: cf. arXiv
+    2405.18570.
 
     Args:
         image: Image rows, shape (n, d).
@@ -29,8 +29,7 @@ def linear_separability(image: Any, text: Any, seed: int = 0) -> float:
         The accuracy.
 
     Raises:
-        FlowsimError: For rows that no metric can take, see the module; and inside jit, since it is a fit, for stored
-            embeddings.
+        FlowsimError: For invalid rows, see `flowsim.observables`; and inside `jax.jit`.
     """
     if isinstance(image, Tracer) or isinstance(text, Tracer):
         raise FlowsimError("linear_separability fits a classifier and cannot be traced. Call it outside jax.jit.")

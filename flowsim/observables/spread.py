@@ -13,7 +13,13 @@ from flowsim.observables.rows import TIES, by_row, eps, unit
 
 
 class Uniformity(NamedTuple):
-    """`uniformity` within the images, within the texts, and between them."""
+    """The result of `uniformity`.
+
+    Attributes:
+        image: Within the images.
+        text: Within the texts.
+        cross: Between images and texts.
+    """
 
     image: Number
     text: Number
@@ -35,7 +41,7 @@ def alignment(image: Rows, text: Rows) -> Number:
         The mean squared distance.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return jnp.mean(jnp.sum((unit(image) - unit(text)) ** 2, axis=1))
 
@@ -55,28 +61,61 @@ def uniformity(image: Rows, text: Rows) -> Uniformity:
         The three numbers.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return Uniformity(image_uniformity(image, text), text_uniformity(image, text), cross_uniformity(image, text))
 
 
 @metric(pairs=False)
 def image_uniformity(image: Rows, text: MoreRows) -> Number:
-    """log mean_{i<j} exp(−2‖x_i − x_j‖₂²) over the images; unpaired; see `uniformity`."""
+    """log mean_{i<j} exp(−2‖x_i − x_j‖₂²) over the images; unpaired; see `uniformity`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The uniformity.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     x = unit(image)
     return _log_mean_kernel(x, x)
 
 
 @metric(pairs=False)
 def text_uniformity(image: Rows, text: MoreRows) -> Number:
-    """log mean_{i<j} exp(−2‖y_i − y_j‖₂²) over the texts; unpaired; see `uniformity`."""
+    """log mean_{i<j} exp(−2‖y_i − y_j‖₂²) over the texts; unpaired; see `uniformity`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The uniformity.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     y = unit(text)
     return _log_mean_kernel(y, y)
 
 
 @metric(pairs=True)
 def cross_uniformity(image: Rows, text: Rows) -> Number:
-    """log mean_{i≠j} exp(−2‖x_i − y_j‖₂²), true pairs excluded; see `uniformity`."""
+    """log mean_{i≠j} exp(−2‖x_i − y_j‖₂²), true pairs excluded; see `uniformity`.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (n, d).
+
+    Returns:
+        The uniformity.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return _log_mean_kernel(unit(image), unit(text))
 
 
@@ -91,8 +130,8 @@ def _log_mean_kernel(queries: Rows, others: Rows) -> Float[Array, ""]:
 def wasserstein_uniformity(image: Rows, text: MoreRows) -> Number:
     """Minus the Wasserstein distance to uniformity, −√(‖µ‖² + 1 + tr Σ − (2/√d) tr Σ^{1/2}).
 
-    µ and Σ are mean and covariance (ddof = 1) of all image and text rows stacked; tr Σ^{1/2} is the sum of
-    the singular values of the centred stack over √(rows − 1). Normalisation: unit rows. Sample: all rows,
+    µ and Σ are the mean and covariance (ddof = 1) of all image and text rows stacked; tr Σ^{1/2} is the sum of
+    the singular values of the centred stack, divided by √(rows − 1). Normalisation: unit rows. Sample: all rows,
     unpaired. Range: about [−√2, 0]; higher is more uniform. Source: Fang et al. 2023, the "uniformity" of
     Yaras et al. 2025.
 
@@ -104,7 +143,7 @@ def wasserstein_uniformity(image: Rows, text: MoreRows) -> Number:
         Minus the distance.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     stack = jnp.concatenate([unit(image), unit(text)])
     mean = jnp.mean(stack, axis=0)
@@ -114,7 +153,7 @@ def wasserstein_uniformity(image: Rows, text: MoreRows) -> Number:
 
 def distance_to_uniform(mean: Any, centred: Any, rows: int) -> Float[Array, ""]:
     """`wasserstein_uniformity` from the mean and the centred rows, or a factor of them with their singular values."""
-    # Without `full_matrices=False` the left factor, rows × rows, would be allocated even though it is not wanted.
+    # Without `full_matrices=False` the left factor, rows × rows, would be allocated although it is not needed.
     singular = jnp.linalg.svd(centred, compute_uv=False, full_matrices=False) / math.sqrt(rows - 1)
     squared = jnp.sum(mean**2) + 1 + jnp.sum(singular**2) - 2 / math.sqrt(centred.shape[1]) * jnp.sum(singular)
     return -jnp.sqrt(jnp.maximum(squared, 0))
@@ -135,20 +174,42 @@ def effective_rank(image: Rows, text: MoreRows) -> PerModality:
         Both ranks.
 
     Raises:
-        FlowsimError: For rows that no metric can take; see the module.
+        FlowsimError: For invalid rows; see `flowsim.observables`.
     """
     return PerModality(image_effective_rank(image, text), text_effective_rank(image, text))
 
 
 @metric(pairs=False)
 def image_effective_rank(image: Rows, text: MoreRows) -> Number:
-    """`effective_rank` of the images."""
+    """`effective_rank` of the images.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The rank.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return rank_of_centred(*_centred(unit(image)))
 
 
 @metric(pairs=False)
 def text_effective_rank(image: Rows, text: MoreRows) -> Number:
-    """`effective_rank` of the texts."""
+    """`effective_rank` of the texts.
+
+    Args:
+        image: Image rows, shape (n, d).
+        text: Text rows, shape (m, d).
+
+    Returns:
+        The rank.
+
+    Raises:
+        FlowsimError: For invalid rows; see `flowsim.observables`.
+    """
     return rank_of_centred(*_centred(unit(text)))
 
 

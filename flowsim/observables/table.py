@@ -1,4 +1,4 @@
-"""The table of observables: names, symbols and descriptions of all numbers that reports and runs hold."""
+"""The table of observables: names, symbols and descriptions of all numbers in reports and results."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _OF_ROWS = (
 
 def _elsewhere(*_: Any, **__: Any) -> Any:
     raise FlowsimError(
-        "This observable is no metric of rows. Results hold it: record it with fs.simulate(..., observables=[...])."
+        "This observable is not a metric of rows. Record it in a run with fs.simulate(..., observables=[...])."
     )
 
 
@@ -113,7 +113,7 @@ _OF_STEPS = (
 REGISTRY: Registry[Observable] = Registry("observable")
 for _one in (*_OF_ROWS, *_OF_STATES, *_OF_STEPS):
     REGISTRY.add(_one.name, _one, __name__)
-#: Other names and beginnings of names in files of results and sweeps.
+#: Other names, and beginnings of names, that files of results and sweeps use.
 TAKEN = frozenset(
     ["time", "step", "steps", "epoch", "progress", "train_step", "snapshot_time", "status", "stopped_at", "method",
      "run", "seed", "pair", "dim"]
@@ -125,8 +125,8 @@ def names(of: Literal["rows", "state", "step"] = "rows") -> list[str]:
     """The names of observables.
 
     Args:
-        of: "rows" for the metrics of a report, in its order; "state" for what only a run of a flow has; "step" for what
-            only records of training have.
+        of: "rows" for the metrics of a report, in its order; "state" for the numbers that only a run of a flow has;
+            "step" for those that only training records have.
 
     Returns:
         The names. Those of "rows" and "state" go into `fs.simulate(..., observables=[...])`.
@@ -140,14 +140,14 @@ def names(of: Literal["rows", "state", "step"] = "rows") -> list[str]:
 
 
 def entry(name: str) -> Observable:
-    """The entry of a name, for its label and description; a bare one for a name that only a file knows."""
+    """The entry of a name, for its label and description; a minimal one for a name that only a file has."""
     return REGISTRY.get(name) or Observable(name, _elsewhere, "", name.replace("_", " "), of="step")
 
 
 def entries(wanted: Iterable[str]) -> tuple[Observable, ...]:
-    """The entries of known names. Raises `FlowsimError` for others.
+    """The entries of known names; `FlowsimError` for others.
 
-    Programs are compiled for entries, not for names: an observable that is registered again is compiled again.
+    Programs are compiled for entries, not for names, so an observable that is registered again is compiled again.
     """
     found = []
     for name in wanted:

@@ -1,4 +1,4 @@
-"""Geometries: which coordinates flow, how they make unit rows, and how forces move them."""
+"""Geometries: the coordinates that flow, the rows that they give, and how forces move them."""
 
 from flowsim.model.geometry.base import (
     AbstractGeometry,

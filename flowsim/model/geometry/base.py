@@ -1,8 +1,8 @@
-"""Geometries: which coordinates flow, how they make unit rows, and how forces move them.
+"""Geometries: the coordinates that flow, the rows that they give, and how forces move them.
 
-A geometry owns two bundles of arrays. `position` flows; `constants` never changes. It answers two
-questions: what is the similarity matrix S (the loss sees logits M = βS), and which velocity does a force
-F = −∂L/∂S give to the position. All flows are gradient flows in the metric stated by the class.
+A geometry has two trees of arrays: `position` flows, `constants` never changes. It gives the similarity matrix S
+(the loss sees the logits M = βS) and the velocity of the position under a force F = −∂L/∂S. All flows are gradient
+flows in the metric stated by the class. Shapes: n pairs, rows in D dimensions.
 """
 
 import abc
@@ -16,33 +16,33 @@ from flowsim.base.arrays import Numeric
 from flowsim.base.modules import Described, bundle
 from flowsim.model.initial import Start
 
-#: Trees of arrays, another one for each geometry.
+#: Trees of arrays; each geometry has its own.
 Position = Any
 Constants = Any
 
 
 def normalise(rows: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
-    """Rows scaled to unit length."""
+    """Rows (n, d) scaled to unit length."""
     return jnp.asarray(rows) / jnp.linalg.norm(jnp.asarray(rows), axis=1, keepdims=True)
 
 
 def tangent(rows: Float[Numeric, "n d"], vectors: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
-    """The part of each vector that is tangent to the sphere at the (unit) row."""
+    """The part of each vector (n, d) that is tangent to the unit sphere at the unit row (n, d)."""
     vectors = jnp.asarray(vectors)
     return vectors - jnp.sum(rows * vectors, axis=1, keepdims=True) * jnp.asarray(rows)
 
 
 class AbstractGeometry(Described):
-    """Which coordinates flow, how they make unit rows, and how forces move them.
+    """A geometry: the coordinates that flow, the rows that they give, and how forces move them.
 
-    `velocity`, `velocity_from_rows` and `project` are those of the gradient flow at rate 1; `GradientFlow` multiplies
-    by `rate`.
+    Velocities are those of the gradient flow at rate 1; `GradientFlow` multiplies them by `rate`.
 
     Attributes:
-        has_gamma: Whether the position carries the height γ of two parallel cones.
+        has_gamma: Whether the position has the height γ of two parallel cones.
         frozen_directions: Whether the directions within the cones are constants.
-        of_rows: Whether everything follows from the rows and the force on them, so that many pairs go in tiles.
-        rate: Speed of the position relative to the raw temperature's unit.
+        of_rows: Whether everything follows from the rows and the forces on them, so that the loss of many pairs can be
+            computed in tiles.
+        rate: Learning rate of the position; the raw temperature has `lr_ratio`.
     """
 
     has_gamma: AbstractClassVar[bool]
@@ -52,30 +52,64 @@ class AbstractGeometry(Described):
 
     @abc.abstractmethod
     def place(self, start: Start) -> tuple[Position, Constants]:
-        """Coordinates of a start. Raises `FlowsimError` if the start does not fit the geometry."""
+        """The coordinates of a start.
+
+        Args:
+            start: The start.
+
+        Returns:
+            Position and constants (NumPy arrays).
+
+        Raises:
+            FlowsimError: If the start does not fit the geometry.
+        """
 
     @abc.abstractmethod
     def to_start(self, position: Position, constants: Constants) -> Start:
-        """The start that `place` maps to these coordinates (NumPy arrays).
+        """The start (NumPy arrays) that `place` maps to these coordinates.
 
-        The position may be that of many times, with a first axis for them; so are then the arrays that flow.
+        Args:
+            position: Coordinates that flow. They may have a first axis for time, which the flowing arrays of the
+                start then have too.
+            constants: Constant coordinates.
         """
 
     @abc.abstractmethod
     def similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
-        """S: cosines between image and text rows."""
+        """S (n, n), the inner products of image and text rows: cosines for unit rows.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+        """
 
     @abc.abstractmethod
     def pair_similarity(self, position: Position, constants: Constants) -> Float[Numeric, "n n"]:
-        """Z, the similarity of the directions within parallel cones; S where there are no cones."""
+        """Z (n, n), the similarities of the directions within parallel cones; S for geometries without cones.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+        """
 
     @abc.abstractmethod
     def velocity(self, position: Position, constants: Constants, force: Float[Array, "n n"]) -> Position:
-        """Velocity of the position under the force F = −∂L/∂S."""
+        """Velocity of the position.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+            force: F = −∂L/∂S (n, n).
+        """
 
     @abc.abstractmethod
     def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]] | None:
-        """Unit rows (image, text) as the model would output them; None if only similarities are known."""
+        """Rows (n, D) of images and texts as a model would output them; None if only similarities are known.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+        """
 
     @abc.abstractmethod
     def velocity_from_rows(
@@ -85,7 +119,14 @@ class AbstractGeometry(Described):
         image_force: Float[Array, "n D"],
         text_force: Float[Array, "n D"],
     ) -> Position:
-        """Velocity of the position under forces on the output rows."""
+        """Velocity of the position from forces on the rows.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+            image_force: −∂L/∂X (n, D).
+            text_force: −∂L/∂Y (n, D).
+        """
 
     @abc.abstractmethod
     def log_gamma(self, position: Position) -> Float[Numeric, ""] | None:
@@ -93,25 +134,32 @@ class AbstractGeometry(Described):
 
     @abc.abstractmethod
     def project(self, position: Position, velocity: Position) -> Position:
-        """The nearest velocity that keeps the constraints (unit rows), for rules that change single entries."""
+        """The nearest velocity that keeps the constraints, such as unit rows, for rules that act on single entries.
+
+        Args:
+            position: Coordinates that flow.
+            velocity: Any velocity of them.
+        """
 
     @abc.abstractmethod
     def retract(self, position: Position) -> Position:
         """The nearest position that satisfies the constraints, after a discrete step."""
 
     def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
-        """Quantities that are positive inside the geometry's domain, by the name of how a run ends where one is 0.
+        """Quantities that are positive inside the geometry's domain, by name; a run ends where one reaches 0.
+
+        The keys "gamma_one" and "output_zero" have statuses of their own; with other keys the status is `LEFT_DOMAIN`.
 
         Args:
-            position: What flows.
-            constants: What stays.
-            in_steps: Whether the run takes the finite steps of an optimizer, which pass single points.
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+            in_steps: Whether the run takes the finite steps of an optimizer, which jump over single points.
         """
         return {}
 
 
 class AbstractRowGeometry(AbstractGeometry):
-    """A geometry of rows alone, without γ: everything follows from the rows and the force on them."""
+    """A geometry without γ, in which everything follows from the rows and the forces on them."""
 
     has_gamma: ClassVar[bool] = False
     of_rows: ClassVar[bool] = True
@@ -136,11 +184,17 @@ class AbstractRowGeometry(AbstractGeometry):
 
 @bundle
 class Rows:
-    """Image and text rows that flow."""
+    """Image and text rows that flow.
+
+    Args:
+        image: Image rows (n, d).
+        text: Text rows (n, d).
+    """
 
     image: Float[Numeric, "n d"]
     text: Float[Numeric, "n d"]
 
 
 def tangent_rows(position: Rows, velocity: Rows) -> Rows:
+    """The part of a velocity that is tangent to the unit spheres at the rows, which need not have unit length."""
     return Rows(tangent(normalise(position.image), velocity.image), tangent(normalise(position.text), velocity.text))

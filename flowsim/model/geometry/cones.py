@@ -1,4 +1,4 @@
-"""Geometries of two parallel cones, the ansatz of the theorems: with directions that flow, or frozen ones."""
+"""Geometries of two parallel cones, the ansatz of the theorems, with flowing or frozen directions."""
 
 from typing import Any, ClassVar
 
@@ -25,7 +25,13 @@ from flowsim.model.initial import Start
 
 @bundle
 class ConePosition:
-    """Directions within the cones (None where frozen) and ln|γ|."""
+    """Coordinates of two parallel cones.
+
+    Args:
+        image: Directions (n, d) of the images; None if frozen.
+        text: Directions (n, d) of the texts; None if frozen.
+        log_gamma: ln|γ|; meaningless if γ = 0.
+    """
 
     image: Float[Numeric, "n d"] | None
     text: Float[Numeric, "n d"] | None
@@ -34,7 +40,15 @@ class ConePosition:
 
 @bundle
 class ConeConstants:
-    """Sign of γ (0 for γ = 0, an invariant set) and the basis in which the cones lie."""
+    """Constants of two parallel cones.
+
+    Args:
+        sign: Sign of γ; 0 for γ = 0, an invariant set.
+        basis: Basis (D, D) of the cones; None for the standard basis.
+        similarity: Z (n, n), if frozen.
+        image: Directions (n, d) of the images, if frozen and known.
+        text: Directions (n, d) of the texts, if frozen and known.
+    """
 
     sign: Float[Numeric, ""]
     basis: Float[Numeric, "D D"] | None = None
@@ -46,12 +60,12 @@ class ConeConstants:
 class Parallel(AbstractGeometry):
     """Parallel cones, the ansatz of the theorems: X = [√(1−γ²) H_X, γ1], Y = [√(1−γ²) H_Y, −γ1].
 
-    Unit rows H in R^d and one shared height γ flow, each with its own unit metric (not the one induced by
-    the embedding), on logits β(1−γ²)Z − βγ², Z = H_X H_Yᵀ:
+    Unit rows H in R^d and one shared height γ flow, each in its own Euclidean metric (not the one induced by
+    the embedding), with logits β(1−γ²)Z − βγ², Z = H_X H_Yᵀ:
 
         dH_X/dt = −Π(β(1−γ²) ∇ℓ H_Y),  d ln γ/dt = −2βg,  g = −⟨Z, ∇ℓ⟩.
 
-    The coordinate is ln|γ|, so that γ keeps its relative accuracy at 1e-40. From mismatched starts γ can
+    The coordinate is ln|γ|, so γ keeps its relative accuracy even at 1e-40. From mismatched starts γ can
     reach 1 in finite time, where the ansatz ends. Source: Yaras et al. 2025, eqs. 3-4 and 11.
     """
 
@@ -103,8 +117,8 @@ class Parallel(AbstractGeometry):
             image_force, text_force = image_force @ constants.basis, text_force @ constants.basis
         inner = jnp.sum(image_force[:, :-1] * image) + jnp.sum(text_force[:, :-1] * text)
         outer = jnp.sum(image_force[:, -1]) - jnp.sum(text_force[:, -1])
-        # d ln γ = dγ/γ; every force along the axis is proportional to γ, which is zero with it (where swaps mix the
-        # axis with the rest it is not, and `GradientFlow.place` refuses γ = 0).
+        # d ln γ = dγ/γ. Forces along the axis are proportional to γ and vanish with it, except where swaps mix the axis
+        # with other directions; there `GradientFlow.place` refuses γ = 0.
         safe = jnp.where(gamma == 0, 1.0, gamma)
         log_velocity = jnp.where(gamma == 0, 0.0, outer / safe - inner / radius)
         return ConePosition(
@@ -128,10 +142,10 @@ class Parallel(AbstractGeometry):
 
 
 class Reduced(AbstractGeometry):
-    """Parallel cones with frozen directions: only ln|γ| (and the raw temperature) flow; Z is constant.
+    """Parallel cones with frozen directions: only ln|γ| and the raw temperature flow, Z is constant.
 
-    d ln γ/dt = −2βg(β(1−γ²)), g(a) = −⟨Z, ∇ℓ(aZ)⟩. The start gives Z = H_X H_Yᵀ, or Z itself
-    (`fs.initial.from_similarity`); without rows, observables that need vectors are NaN.
+    d ln γ/dt = −2βg(β(1−γ²)), g(a) = −⟨Z, ∇ℓ(aZ)⟩. Z = H_X H_Yᵀ comes from the directions of the start, or is
+    given directly (`fs.initial.from_similarity`); then observables that need vectors are NaN.
     """
 
     has_gamma: ClassVar[bool] = True
@@ -174,7 +188,7 @@ class Reduced(AbstractGeometry):
         text_force: Float[Array, "n D"],
     ) -> Position:
         if constants.image is None:
-            raise FlowsimError("Swaps need rows, but the start holds only similarities. Give rows to `Start`.")
+            raise FlowsimError("Swaps need rows, but the start has only similarities. Give rows to `Start`.")
         full = ConePosition(constants.image, constants.text, position.log_gamma)
         velocity = Parallel().velocity_from_rows(full, constants, image_force, text_force)
         return ConePosition(None, None, velocity.log_gamma)
@@ -197,12 +211,12 @@ def _gamma(position: ConePosition, constants: ConeConstants) -> Float[Numeric, "
 
 
 def _radius(gamma: Float[Numeric, ""]) -> Float[Array, ""]:
-    """√(1 − γ²); where a trial step passes γ = 1 it stays positive, so that the field has a value there."""
+    """√(1 − γ²), kept positive so that the field is finite where a trial step passes γ = 1."""
     return jnp.sqrt(jnp.maximum(1 - jnp.asarray(gamma) ** 2, 1e-24))
 
 
 def _below_one(position: ConePosition, constants: ConeConstants) -> dict[str, Any]:
-    """γ stays below 1; γ = 0 stays 0."""
+    """The domain |γ| < 1; γ = 0 cannot leave it."""
     log_gamma = position.log_gamma
     return {"gamma_one": jnp.where(constants.sign == 0, jnp.ones_like(log_gamma), -log_gamma)}
 
@@ -231,7 +245,7 @@ def _split_gamma(start: Start) -> tuple[Any, Any]:
     gamma = start.gamma
     assert gamma is not None
     if start.log_gamma is not None:
-        # γ itself may have fallen below the smallest number; its sign stays.
+        # γ itself may have underflowed, but keeps its sign.
         return np.asarray(np.copysign(1.0, gamma)), np.asarray(start.log_gamma)
     sign = np.asarray(np.sign(gamma))
     return sign, np.asarray(np.log(np.abs(gamma)) if sign else 0.0)

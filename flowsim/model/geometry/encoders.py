@@ -1,11 +1,11 @@
-"""Encoders: inputs are fixed, weights flow, and their outputs, scaled to unit length, are the rows.
+"""Encoders: inputs are fixed, weights flow, and the outputs, scaled to unit length, are the rows.
 
 A linear or two-layer encoder per modality on synthetic latents (`fs.initial.latents`): the smallest setting in
-which one modality can know less than the other, and in which equal inputs stay equal.
+which one modality can have less information than the other, and in which equal inputs keep equal rows.
 
-Where an output shrinks to 0 its row has no direction any more, and the flow ends: it is left at
-`SMALLEST_OUTPUT`, since rows turn ever faster from there on. Give the embeddings as many dimensions as there are
-factors, or use an optimizer, whose finite steps pass such points.
+Where an output shrinks to 0 its row has no direction and the flow ends. Rows turn ever faster on the way there, so a
+run ends at `SMALLEST_OUTPUT`. Give the embeddings as many dimensions as there are factors, or use an optimizer, whose
+finite steps jump over such points.
 """
 
 import abc
@@ -28,7 +28,14 @@ SMALLEST_OUTPUT = 5e-3
 
 @bundle
 class Weights:
-    """Weights that flow: `hidden` (p, h) is the first of two layers, None for a linear encoder; `last` (p or h, d)."""
+    """The weights of both encoders, which flow.
+
+    Args:
+        image_hidden: Hidden layer (p, h) of the image encoder; None for a linear one.
+        image_weights: Last layer (p or h, d) of the image encoder.
+        text_hidden: Hidden layer (q, h) of the text encoder; None for a linear one.
+        text_weights: Last layer (q or h, d) of the text encoder.
+    """
 
     image_hidden: Float[Numeric, "p h"] | None
     image_weights: Float[Numeric, "k d"]
@@ -38,18 +45,29 @@ class Weights:
 
 @bundle
 class Inputs:
-    """What the encoders see, (n, p) and (n, q)."""
+    """The fixed inputs of both encoders.
+
+    Args:
+        image: Inputs (n, p) of the image encoder.
+        text: Inputs (n, q) of the text encoder.
+    """
 
     image: Float[Numeric, "n p"]
     text: Float[Numeric, "n q"]
 
 
 class AbstractEncoders(AbstractRowGeometry):
-    """Rows f(A) of inputs A, with the gradient flow of the weights in the Euclidean metric."""
+    """Rows f(A)/|f(A)| of inputs A, with the gradient flow of the weights in the Euclidean metric."""
 
     @abc.abstractmethod
     def encode(self, inputs: Any, hidden: Any, last: Any) -> Any:
-        """Outputs (n, d) before they are scaled to unit length."""
+        """Outputs (n, d) before they are scaled to unit length.
+
+        Args:
+            inputs: Inputs (n, p) of one encoder.
+            hidden: Weights (p, h) of its first layer; None if it has one layer.
+            last: Weights (p or h, d) of its last layer.
+        """
 
     def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
         image = self.encode(constants.image, position.image_hidden, position.image_weights)
@@ -57,7 +75,7 @@ class AbstractEncoders(AbstractRowGeometry):
         return normalise(image), normalise(text)
 
     def smallest_output(self, position: Position, constants: Constants) -> Float[Array, ""]:
-        """Length of the shortest output of both modalities, relative to the root mean square of its modality."""
+        """Length of the shortest output, relative to the root mean square of its modality."""
         shortest = []
         for inputs, hidden, last in (
             (constants.image, position.image_hidden, position.image_weights),
@@ -89,7 +107,7 @@ class AbstractEncoders(AbstractRowGeometry):
         return position
 
     def to_start(self, position: Position, constants: Constants) -> Start:
-        # Results are put together outside a solve, where JAX may work in single precision.
+        # Results are assembled outside a solve, where JAX may be in single precision.
         with jax.enable_x64(np.asarray(position.image_weights).dtype == np.float64):
             at_times = np.ndim(position.image_weights) == 3
             rows = jax.vmap(self.rows, (0, None)) if at_times else self.rows
@@ -102,7 +120,10 @@ class AbstractEncoders(AbstractRowGeometry):
 
 
 class LinearEncoders(AbstractEncoders):
-    """Rows A W / |A W|: dW/dt = −∂L/∂W for each modality. Needs a start with inputs (`fs.initial.latents`)."""
+    """A linear encoder per modality: rows A W/|A W|, dW/dt = −∂L/∂W.
+
+    It needs a start with inputs (`fs.initial.latents`).
+    """
 
     def encode(self, inputs: Any, hidden: Any, last: Any) -> Any:
         return inputs @ last
@@ -115,9 +136,9 @@ class LinearEncoders(AbstractEncoders):
 
 
 class MLPEncoders(AbstractEncoders):
-    """Rows of a two-layer perceptron, gelu(A V) W scaled to unit length; V and W flow.
+    """A two-layer perceptron per modality: rows gelu(A V) W, scaled to unit length; V and W flow.
 
-    Needs a start with inputs and two layers (`fs.initial.latents(hidden=...)`). The smooth gelu lets the
+    It needs a start with inputs and two layers (`fs.initial.latents(hidden=...)`). The smooth gelu lets the
     integrator take large steps.
     """
 

@@ -1,4 +1,4 @@
-"""Geometries of rows: free on the sphere, without normalisation, and confined to hyperplanes."""
+"""Geometries of rows: free on the unit sphere, without normalisation, and confined to hyperplanes."""
 
 from typing import Any
 
@@ -24,9 +24,14 @@ from flowsim.model.initial import Start
 class Sphere(AbstractRowGeometry):
     """Every row of both modalities moves freely on the unit sphere S^{d−1}.
 
-    Riemannian gradient flow: dX/dt = −k Π_X(β ∇ℓ Y), dY/dt = −k Π_Y(β ∇ℓᵀ X), Π the row-wise tangent
-    projection. `embedding_rate` = k is the speed of the embeddings relative to the temperature's unit.
-    This is what Figure 2 of Yaras et al. 2025 integrates.
+    Riemannian gradient flow: dX/dt = −k Π_X(β ∇ℓ Y), dY/dt = −k Π_Y(β ∇ℓᵀ X), where Π is the row-wise tangent
+    projection. It is the flow of Figure 2 of Yaras et al. 2025.
+
+    Args:
+        embedding_rate: k, the learning rate of the embeddings; the raw temperature has its own `lr_ratio`.
+
+    Raises:
+        FlowsimError: If `embedding_rate` is not positive.
     """
 
     embedding_rate: Any = eqx.field(converter=number, default=1.0)
@@ -47,7 +52,7 @@ class Sphere(AbstractRowGeometry):
         return Start(image=unit[0], text=unit[1])
 
     def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
-        # Normalising inside the field makes the radial direction neutral instead of unstable.
+        # Normalising inside the field makes the radial direction neutral rather than unstable.
         return normalise(position.image), normalise(position.text)
 
     def velocity_from_rows(
@@ -70,9 +75,8 @@ class Sphere(AbstractRowGeometry):
 class Unnormalized(AbstractRowGeometry):
     """Free rows in R^d without normalisation: logits β⟨x_i, y_j⟩, dX/dt = −β∇ℓ Y, dY/dt = −β∇ℓᵀ X.
 
-    The paper's "Remove Normalization" (with a fixed temperature: β and the lengths of the rows say the same).
-    Lengths grow without bound; cosines are what the observables of directions measure. Source: Yaras et al.
-    2025, section 5.
+    Use it with a fixed temperature, since β only rescales the rows. Their lengths grow without bound; observables
+    of directions use cosines. Source: "Remove Normalization" of Yaras et al. 2025, section 5.
     """
 
     def place(self, start: Start) -> tuple[Position, Constants]:
@@ -102,11 +106,17 @@ class Unnormalized(AbstractRowGeometry):
 
 
 class Subspaces(AbstractRowGeometry):
-    """Unit rows, each modality confined to a hyperplane through 0; `angle` degrees between the two normals.
+    """Unit rows, each modality confined to its own hyperplane through 0.
 
-    Image rows have no last coordinate; text rows are orthogonal to cos φ e_D + sin φ e_{D−1}. Riemannian
-    gradient flow within each great sphere: dX/dt = −Π_X P_X(β∇ℓ Y), P the projection onto the hyperplane.
+    The last coordinate of image rows is 0; text rows are orthogonal to cos φ e_D + sin φ e_{D−1}. Riemannian
+    gradient flow within each great sphere: dX/dt = −Π_X P_X(β∇ℓ Y), where P is the projection onto the hyperplane.
     Source: arXiv 2510.03268 (dimension collapse of the modalities).
+
+    Args:
+        angle: φ, the angle between the normals of the two hyperplanes, from 0 to 90 degrees.
+
+    Raises:
+        FlowsimError: If `angle` is out of range.
     """
 
     angle: Any = eqx.field(converter=number, default=60.0)
@@ -117,7 +127,11 @@ class Subspaces(AbstractRowGeometry):
             check(self.angle <= 90, f"Argument `angle` must be at most 90, but is {float(self.angle):g}. Use degrees.")
 
     def place(self, start: Start) -> tuple[Position, Constants]:
-        """Rows are projected onto their hyperplane and scaled to unit length."""
+        """The rows of a start, projected onto their hyperplanes and scaled to unit length.
+
+        Raises:
+            FlowsimError: If a row is orthogonal to its hyperplane.
+        """
         image, text = start.rows()
         angle = np.deg2rad(np.asarray(self.angle, np.float64))
         normals = np.zeros((2, image.shape[1]))
@@ -138,7 +152,7 @@ class Subspaces(AbstractRowGeometry):
         return Start(image=unit[0], text=unit[1])
 
     def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
-        # What a step entry by entry (Adam) takes out of a tilted hyperplane is not seen.
+        # Steps entry by entry (Adam) may leave a tilted hyperplane; the part outside is dropped.
         flat = _without(position.image, constants.image), _without(position.text, constants.text)
         return normalise(flat[0]), normalise(flat[1])
 
@@ -163,7 +177,12 @@ class Subspaces(AbstractRowGeometry):
 
 @bundle
 class Hyperplanes:
-    """Unit normals of the hyperplanes of both modalities."""
+    """The hyperplanes of both modalities.
+
+    Args:
+        image: Unit normal (D,) of the hyperplane of the images.
+        text: Unit normal (D,) of the hyperplane of the texts.
+    """
 
     image: Float[Numeric, "D"]
     text: Float[Numeric, "D"]
