@@ -50,10 +50,14 @@ def compute(quick: bool, progress: Progress) -> xr.Dataset:
     seeds = range(SEED, SEED + sizes["seeds"])
     ts = np.concatenate([[0.0], np.geomspace(1e-2, T1, sizes["points"])])
     runs = fs.sweep(
-        fs.GradientFlow(), fs.initial.mismatched(PAIRS, DIM - 1, GAMMA0),
-        {"start.fraction": sizes["fractions"], "seed": seeds}, ts=ts, observables=("modality_gap",),
-        progress=progress, **LOOSE,
-    )  # fmt: skip
+        fs.GradientFlow(),
+        fs.initial.mismatched(PAIRS, DIM - 1, GAMMA0),
+        {"start.fraction": sizes["fractions"], "seed": seeds},
+        ts=ts,
+        observables=("modality_gap",),
+        progress=progress,
+        **LOOSE,
+    )
     gap = runs["modality_gap"].to_numpy()
     above = gap > gap[..., :1] + 1e-6
     last = above.shape[-1] - 1 - np.argmax(above[..., ::-1], axis=-1)
@@ -78,9 +82,15 @@ def _repaired(sizes: dict, progress: Progress) -> dict:
         flow = fs.GradientFlow(schedule=fs.temperature.Fixed(1 / BETA), pairing=pairing)
         over = {"pairing.fraction": REPAIRED, "start.height": HEIGHTS, "seed": seeds}
         runs = fs.sweep(
-            flow, fs.initial.cones(sizes["repaired_pairs"], DIM, GAMMA0), over, ts=times, method=method,
-            observables=("modality_gap",), progress=progress, **LOOSE,
-        )  # fmt: skip
+            flow,
+            fs.initial.cones(sizes["repaired_pairs"], DIM, GAMMA0),
+            over,
+            ts=times,
+            method=method,
+            observables=("modality_gap",),
+            progress=progress,
+            **LOOSE,
+        )
         found[f"{name}_gap"] = xr.DataArray(
             runs["modality_gap"].to_numpy().mean(axis=2),
             {"repaired": list(REPAIRED), "height": list(HEIGHTS), "repaired_time": times},
@@ -189,9 +199,15 @@ def _curves(ax: Axes, record: xr.Dataset) -> None:
 
 
 def _points(
-    ax: Axes, x: xr.DataArray, values: xr.DataArray, letter: str, title: str, xlabel: str, ylabel: str,
+    ax: Axes,
+    x: xr.DataArray,
+    values: xr.DataArray,
+    letter: str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
     middle: str = "mean",
-) -> None:  # fmt: skip
+) -> None:
     """Every seed, and their mean or median, joined."""
     (dim,) = x.dims
     (seed,) = (d for d in values.dims if d != dim)

@@ -36,9 +36,12 @@ def compute(quick: bool, progress: Progress) -> xr.Dataset:
     grid = {"schedule.temperature.tau": temperatures, "pairing.noise": noises}
     shared = {"ts": [0.0, sizes["t1"]], "observables": OBSERVABLES, "track": progress, "chunk": sizes["chunk"]}
     random = fs.sweep(
-        flow, fs.initial.cones(PAIRS, PAIRS, GAMMA0), {**grid, "seed": range(SEED, SEED + sizes["seeds"])},
-        **shared, **OPTIONS,
-    )  # fmt: skip
+        flow,
+        fs.initial.cones(PAIRS, PAIRS, GAMMA0),
+        {**grid, "seed": range(SEED, SEED + sizes["seeds"])},
+        **shared,
+        **OPTIONS,
+    )
     frozen = flow.replace(geometry=fs.Reduced())
     simplex = fs.sweep(frozen, fs.initial.simplex(PAIRS, GAMMA0), grid, **shared, **OPTIONS)
     record = xr.Dataset(coords={"temperature": temperatures, "noise": noises})
@@ -65,9 +68,15 @@ def _law(all_pairs: list[int], t1: float, progress: Progress) -> dict:
     for i, n in enumerate(all_pairs):
         flow = fs.GradientFlow(schedule=fs.temperature.Fixed(0.1), pairing=fs.LabelNoise(0.1))
         runs = fs.sweep(
-            flow, fs.initial.uniform(n, n), {"schedule.temperature.tau": 1 / LAW_BETAS, "pairing.noise": LAW_NOISES},
-            ts=[0.0, t1], seed=SEED, observables=OBSERVABLES, progress=progress, **LAW_OPTIONS,
-        )  # fmt: skip
+            flow,
+            fs.initial.uniform(n, n),
+            {"schedule.temperature.tau": 1 / LAW_BETAS, "pairing.noise": LAW_NOISES},
+            ts=[0.0, t1],
+            seed=SEED,
+            observables=OBSERVABLES,
+            progress=progress,
+            **LAW_OPTIONS,
+        )
         last = runs.to_xarray().isel(time=-1)
         pair, image, text = (last[name].to_numpy() for name in NORMS)
         gap[i] = last["modality_gap"].to_numpy()
@@ -150,10 +159,16 @@ def _law_panel(ax, record: xr.Dataset) -> None:
         saturated = one["wanted"] > record["beta"] * n / (n - 1)
         for kind, fill in ((~saturated, None), (saturated, "none")):
             ax.plot(
-                one["wanted"].where(kind).to_numpy().ravel(), one["logit_gap"].where(kind).to_numpy().ravel(),
-                ls="none", marker=marker, ms=5, color="black", mfc=fill or "black", alpha=0.7,
+                one["wanted"].where(kind).to_numpy().ravel(),
+                one["logit_gap"].where(kind).to_numpy().ravel(),
+                ls="none",
+                marker=marker,
+                ms=5,
+                color="black",
+                mfc=fill or "black",
+                alpha=0.7,
                 label=rf"$n = {n}$" if fill is None else None,
-            )  # fmt: skip
+            )
     reach = np.array([2.5, 9.0])
     ax.plot(reach, reach, color="black", lw=0.8, label=r"$\beta m = b^*$")
     ax.set(

@@ -43,9 +43,13 @@ def _locked(dims: list[int], count: int, seeds: range, progress: Progress) -> xr
         loss = fs.Sigmoid(bias=biases[j], bias_rate=None, relative_bias=True)
         run = fs.simulate(
             fs.GradientFlow(schedule=fs.temperature.Linear(HOT, COLD), loss=loss),
-            fs.initial.uniform(PAIRS, dims[i]), ts=[0.0, T1], seed=seeds[k], rtol=1e-5, atol=1e-7,
+            fs.initial.uniform(PAIRS, dims[i]),
+            ts=[0.0, T1],
+            seed=seeds[k],
+            rtol=1e-5,
+            atol=1e-7,
             observables=("modality_gap",),
-        )  # fmt: skip
+        )
         cosines = np.asarray(run.final.image) @ np.asarray(run.final.text).T
         found["pair"][i, j, k] = np.diagonal(cosines).min()
         found["other"][i, j, k] = cosines[wrong].max()
@@ -119,9 +123,18 @@ def _points(ax: Axes, record: xr.Dataset, x: xr.DataArray, y: xr.DataArray) -> N
         colour, marker = STYLES[int(d)]
         across, up = xr.broadcast(x.sel(dim=d) if "dim" in x.dims else x, y.sel(dim=d))
         ax.plot(
-            across.to_numpy().ravel(), up.to_numpy().ravel(), ls="none", marker=marker, ms=4,
-            color=fs.plot.COLOURS[colour], mew=0, alpha=0.6, clip_on=False, zorder=3, label=rf"$d = {d}$",
-        )  # fmt: skip
+            across.to_numpy().ravel(),
+            up.to_numpy().ravel(),
+            ls="none",
+            marker=marker,
+            ms=4,
+            color=fs.plot.COLOURS[colour],
+            mew=0,
+            alpha=0.6,
+            clip_on=False,
+            zorder=3,
+            label=rf"$d = {d}$",
+        )
 
 
 def _feasible(ax: Axes, record: xr.Dataset) -> None:
@@ -134,9 +147,14 @@ def _feasible(ax: Axes, record: xr.Dataset) -> None:
     outside = np.asarray(PUBLISHED_MARGINS) > largest_margin(np.asarray(BIASES), PAIRS) + 1e-9
     for x, y in zip(np.asarray(BIASES)[outside], np.asarray(PUBLISHED_MARGINS)[outside], strict=True):
         ax.annotate(
-            "its middle\nis not $b$", (x, y), (0.98, 0.45), textcoords=("data", "data"), fontsize=7, ha="right",
+            "its middle\nis not $b$",
+            (x, y),
+            (0.98, 0.45),
+            textcoords=("data", "data"),
+            fontsize=7,
+            ha="right",
             arrowprops={"arrowstyle": "-", "lw": 0.6, "shrinkB": 4},
-        )  # fmt: skip
+        )
     ax.set(xlim=(-1.02, 1.02), ylim=(0, 0.8), ylabel="margin $m$")
     ax.set_xlabel("middle of the cosines of pairs and non-pairs")
     ax.legend(loc="upper left")

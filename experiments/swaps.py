@@ -202,9 +202,14 @@ def _errors(ax: Axes, record: xr.Dataset) -> None:
     fixed, redrawn = record["mask_error"].to_numpy(), record["redraw_error"].to_numpy()
     ax.plot(masks, fixed, "o-", color=colours["blue"], ms=4.5, label="$K$ fixed masks, against $K$")
     ax.plot(
-        1 / interval, redrawn, "s", ls=(0, (4, 1.5)), color=colours["vermilion"], ms=4.5,
+        1 / interval,
+        redrawn,
+        "s",
+        ls=(0, (4, 1.5)),
+        color=colours["vermilion"],
+        ms=4.5,
         label="one mask for a time $h$, against $1/h$",
-    )  # fmt: skip
+    )
     reach = np.array([1.0, max(masks.max(), 1 / interval.min())])
     guide = 2 * max(fixed.max() * np.sqrt(masks[0]), redrawn.max()) / np.sqrt(reach)
     ax.plot(reach, guide, color="0.4", lw=0.8, ls=(0, (1, 1)), label="slope $-1/2$")
@@ -228,10 +233,16 @@ def _scatter(ax: Axes, record: xr.Dataset) -> None:
         names = [str(n) for n in record["setting"].to_numpy() if str(n).split()[0] in prefixes]
         if names:
             ax.plot(
-                record["paper"].sel(setting=names), mean.sel(setting=names), ls="none", marker=marker,
-                ms=7 if marker == "*" else 4.5, color=fs.plot.COLOURS[colour], label=label, clip_on=False,
+                record["paper"].sel(setting=names),
+                mean.sel(setting=names),
+                ls="none",
+                marker=marker,
+                ms=7 if marker == "*" else 4.5,
+                color=fs.plot.COLOURS[colour],
+                label=label,
+                clip_on=False,
                 zorder=3,
-            )  # fmt: skip
+            )
     rho, low, high = record["rank_correlation"].to_numpy()
     ax.set(xlim=(0, 0.7), ylim=(0, 0.8), xlabel=r"the paper's gap (CLIP on COCO)")
     ax.set_ylabel(rf"simulated $\Delta$ at $t = {fs.plot.time_text(ORDER_T1).strip('$')}$")

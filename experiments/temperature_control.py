@@ -93,9 +93,14 @@ def plot(record: xr.Dataset) -> Figure:
                 shift = 10 ** (0.1 * k) if scale == "log" else 1 + 0.02 * k
                 every = np.unique(np.searchsorted(time[2:-1], places * shift))
                 ax.plot(
-                    time[1:], record[name].sel(preset=preset)[0, 1:], label=preset, ms=3, markevery=list(every),
-                    zorder=3 if preset == "Baseline" else 2, **styles[preset],
-                )  # fmt: skip
+                    time[1:],
+                    record[name].sel(preset=preset)[0, 1:],
+                    label=preset,
+                    ms=3,
+                    markevery=list(every),
+                    zorder=3 if preset == "Baseline" else 2,
+                    **styles[preset],
+                )
             if scale == "log":
                 ax.set(xscale="log", xlim=(time[1], time[-1]), xticks=[1e-3, 1, 1e3, 1e6])
                 ax.xaxis.set_minor_locator(NullLocator())
@@ -110,9 +115,14 @@ def plot(record: xr.Dataset) -> Figure:
                 ax.set(yscale="log", ylim=(0.008, 0.6), xlabel=plot_.TIME_LABEL)
                 # Below, where it covers nothing.
                 ax.legend(
-                    loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, fontsize=7, labelspacing=0.2,
-                    columnspacing=0.8, handlelength=2.4,
-                )  # fmt: skip
+                    loc="upper center",
+                    bbox_to_anchor=(0.5, -0.25),
+                    ncols=2,
+                    fontsize=7,
+                    labelspacing=0.2,
+                    columnspacing=0.8,
+                    handlelength=2.4,
+                )
             if column == 0:
                 ax.set_ylabel(plot_.label(name))
             else:
@@ -124,9 +134,16 @@ def plot(record: xr.Dataset) -> Figure:
     for rank, i in enumerate(order):
         style = styles[presets[i]]
         ax.plot(
-            final[i], np.full(final.shape[1], rank), ls="", marker=style["marker"], ms=3.6, color=style["color"],
-            alpha=0.55, mew=0, clip_on=False,
-        )  # fmt: skip
+            final[i],
+            np.full(final.shape[1], rank),
+            ls="",
+            marker=style["marker"],
+            ms=3.6,
+            color=style["color"],
+            alpha=0.55,
+            mew=0,
+            clip_on=False,
+        )
         ax.plot(final[i].mean(), rank, "|", ms=9, mew=1.6, color=style["color"], clip_on=False)
     baseline = final[presets.index("Baseline")].mean()
     ax.axvline(baseline, color="black", lw=0.8, ls=(0, (4, 1.5)), zorder=0)

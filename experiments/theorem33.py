@@ -138,9 +138,15 @@ def plot(record: xr.Dataset) -> Figure:
         ylabel=r"starts with $d\Delta/dt > 0$ (%)",
     )
     ax.legend(
-        loc="lower right", labelspacing=0.2, ncols=2, columnspacing=0.8, fontsize=7, frameon=True, framealpha=1,
+        loc="lower right",
+        labelspacing=0.2,
+        ncols=2,
+        columnspacing=0.8,
+        fontsize=7,
+        frameon=True,
+        framealpha=1,
         edgecolor="none",
-    )  # fmt: skip
+    )
     ax.set_title(r"$\bf{(c)}$ starts whose gap opens at first")
 
     ax = axes[1, 1]

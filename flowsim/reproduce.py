@@ -320,8 +320,10 @@ class _Screen:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self.all = self.bars.add_task("", total=len(names), name="figures")
 
     def skip(self, names: Collection[str]) -> None:

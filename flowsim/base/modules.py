@@ -100,7 +100,7 @@ def tracing() -> Iterator[None]:
             raise
         owner, method, line = found[-1]
         raise FlowsimError(
-            f"`{type(owner).__name__}.{method}` (line {line}) cannot be compiled: it asks for the value of a number "
+            f"`{type(owner).__name__}.{method}` (line {line}) cannot be compiled: it needs the value of a number "
             "that is known only when the program runs. Use jax.numpy (or xp = fs.extend.namespace(x)) for NumPy, and "
             "jnp.where(condition, a, b) instead of `if`."
         ) from error

@@ -95,9 +95,12 @@ def _projection(system: System, quick: bool) -> Numbers:
     cases = [(n, h, tau, k) for n in (5,) if quick for h in (0.1, 0.309) for tau in (0.2, 1.0) for k in (1.0, 3.0)]
     cases += [
         (n, h, tau, k)
-        for n in (2, 3, 5, 8) if not quick
-        for h in (0.1, 0.309, 0.8) for tau in (0.2, 1.0) for k in (1.0, 3.0)
-    ]  # fmt: skip
+        for n in (2, 3, 5, 8)
+        if not quick
+        for h in (0.1, 0.309, 0.8)
+        for tau in (0.2, 1.0)
+        for k in (1.0, 3.0)
+    ]
     for n, height, tau, k in cases:
         start = initial.rings(n, height, twist=25.0).draw()
         image, text = start.rows()

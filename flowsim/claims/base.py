@@ -145,9 +145,15 @@ class Claim:
         numbers |= {f"{name}_at_most": float(limit) for name, limit in self.at_most.items()}
         numbers |= {f"{name}_at_least": float(limit) for name, limit in self.at_least.items()}
         return Verdict(
-            self.id, self.statement, self.source, self.assumptions, numbers, self.expected, verdict,
+            self.id,
+            self.statement,
+            self.source,
+            self.assumptions,
+            numbers,
+            self.expected,
+            verdict,
             time.perf_counter() - begin,
-        )  # fmt: skip
+        )
 
 
 def _plain(value: Any) -> float:
@@ -253,10 +259,8 @@ class Table:
             lines += [
                 f"{v.id:<{width}} {mark}{v.verdict:<9}  {v.expected:<8}  "
                 + textwrap.fill(v.statement, 100, subsequent_indent=indent),
-                textwrap.fill(
-                    v.key_numbers(), 100 + len(indent), initial_indent=indent, subsequent_indent=indent
-                ),
-            ]  # fmt: skip
+                textwrap.fill(v.key_numbers(), 100 + len(indent), initial_indent=indent, subsequent_indent=indent),
+            ]
         return "\n".join([*lines, self._summary()])
 
     def _repr_html_(self) -> str:

@@ -33,9 +33,15 @@ def end_states(system: System, pairs: int, dim: int, seed: int, biases: Any = BI
         loss = Sigmoid(bias=bias, bias_rate=None, relative_bias=True)
         flow = system.flow(Sphere(), Linear(0.3, 0.005), loss=loss)
         run = system.simulate(
-            flow, initial.uniform(pairs, dim), ts=[0.0, T1], seed=seed, rtol=1e-5, atol=1e-7,
-            method=None, observables=("modality_gap", "loss"),
-        )  # fmt: skip
+            flow,
+            initial.uniform(pairs, dim),
+            ts=[0.0, T1],
+            seed=seed,
+            rtol=1e-5,
+            atol=1e-7,
+            method=None,
+            observables=("modality_gap", "loss"),
+        )
         cosines = np.full((pairs, pairs), np.nan)
         if run.status.ok:
             cosines = np.asarray(run.final.image) @ np.asarray(run.final.text).T

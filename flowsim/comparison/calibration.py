@@ -120,14 +120,22 @@ class Measured:
         """Numbers of the item."""
         fit, prediction = self.prediction.fit, self.prediction
         return {
-            "pairs": self.pairs, "seen": SEEN,
-            "time_factor": fit.factor, "time_factor_interval": fit.interval,
-            "noise": prediction.noise, "noise_tried": list(NOISE_LEVELS) if prediction.tried else [],
-            "misfit_seen": math.sqrt(fit.cost), "misfit_seen_without_noise": math.sqrt(prediction.plain_cost),
-            "rms_error": self.error, "rms_error_constant": self.error_of_constant,
-            "rms_error_line_in_log_t": self.error_of_line, "relative_to_better_baseline": self.ratio,
-            "spread": self.spread, "relative_to_spread": self.relative, "noise_of_gap": self.noise_of_gap,
-        }  # fmt: skip
+            "pairs": self.pairs,
+            "seen": SEEN,
+            "time_factor": fit.factor,
+            "time_factor_interval": fit.interval,
+            "noise": prediction.noise,
+            "noise_tried": list(NOISE_LEVELS) if prediction.tried else [],
+            "misfit_seen": math.sqrt(fit.cost),
+            "misfit_seen_without_noise": math.sqrt(prediction.plain_cost),
+            "rms_error": self.error,
+            "rms_error_constant": self.error_of_constant,
+            "rms_error_line_in_log_t": self.error_of_line,
+            "relative_to_better_baseline": self.ratio,
+            "spread": self.spread,
+            "relative_to_spread": self.relative,
+            "noise_of_gap": self.noise_of_gap,
+        }
 
     def sentence(self) -> str:
         """The finding in words, without a verdict."""

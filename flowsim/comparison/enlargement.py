@@ -60,10 +60,16 @@ class Theorem:
     def numbers(self) -> dict[str, Any]:
         """Numbers of the item."""
         return {
-            "beta0": self.beta0, "gamma0": self.gamma0, "pairs": self.pairs, "dim": self.dim,
-            "limit": float(self.found.limit), "bound": float(self.found.bound), "proved": bool(self.found.proved),
-            "vacuous": self.vacuous, "measured_rate": self.measured_rate,
-        }  # fmt: skip
+            "beta0": self.beta0,
+            "gamma0": self.gamma0,
+            "pairs": self.pairs,
+            "dim": self.dim,
+            "limit": float(self.found.limit),
+            "bound": float(self.found.bound),
+            "proved": bool(self.found.proved),
+            "vacuous": self.vacuous,
+            "measured_rate": self.measured_rate,
+        }
 
     def words(self) -> str:
         """The theorem as part of a sentence."""
@@ -116,12 +122,18 @@ class Measured:
         """Numbers of the item."""
         theorem = self.theorem
         return {
-            "records": self.count, "equal_records": self.early.equal, "grew": self.grew, "shrank": self.shrank,
-            "fraction": self.grew / self.count, "fraction_interval": list(_clopper_pearson(self.grew, self.count)),
-            "mean_change": self.mean, "mean_change_interval": self.mean_interval,
-            "mean_relative_change": float(np.mean(self.early.change / self.early.gap)), "steps": EARLY,
+            "records": self.count,
+            "equal_records": self.early.equal,
+            "grew": self.grew,
+            "shrank": self.shrank,
+            "fraction": self.grew / self.count,
+            "fraction_interval": list(_clopper_pearson(self.grew, self.count)),
+            "mean_change": self.mean,
+            "mean_change_interval": self.mean_interval,
+            "mean_relative_change": float(np.mean(self.early.change / self.early.gap)),
+            "steps": EARLY,
             "theorem_3_3": {"limit": None, "reason": theorem} if isinstance(theorem, str) else theorem.numbers(),
-        }  # fmt: skip
+        }
 
     def sentence(self) -> str:
         """The finding in words."""

@@ -66,9 +66,14 @@ class Law:
     def numbers(self) -> dict[str, Any]:
         """Numbers of the item."""
         return {
-            "prediction": self.prediction, "fit": self.fit.slope, "interval": self.fit.interval, "r2": self.fit.r2,
-            "bend": self.line.bend, "bend_p": self.line.p, "verdict": self.verdict,
-        }  # fmt: skip
+            "prediction": self.prediction,
+            "fit": self.fit.slope,
+            "interval": self.fit.interval,
+            "r2": self.fit.r2,
+            "bend": self.line.bend,
+            "bend_p": self.line.p,
+            "verdict": self.verdict,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +118,18 @@ class Measured:
     def numbers(self) -> dict[str, Any]:
         """Numbers of the item."""
         return {
-            "exponent": self.fit.slope, "interval": self.fit.interval, "r2": self.fit.r2,
-            "against": "ln β" if self.exponential else "F(β)", "log_beta_range": self.span,
-            "evaluations": len(self.x), "pairs": self.run.pairs, "scale": _scale(self.policy),
+            "exponent": self.fit.slope,
+            "interval": self.fit.interval,
+            "r2": self.fit.r2,
+            "against": "ln β" if self.exponential else "F(β)",
+            "log_beta_range": self.span,
+            "evaluations": len(self.x),
+            "pairs": self.run.pairs,
+            "scale": _scale(self.policy),
             "lr_ratio": float(self.policy.lr_ratio),
             "fit": "ordinary least squares of the logarithm of the gap",
             "laws": {name: law.numbers() for name, law in self.laws.items()},
-        }  # fmt: skip
+        }
 
     def sentence(self) -> str:
         """The finding in words."""

@@ -53,9 +53,17 @@ class ScaledFlow:
     def _run(self, ts: np.ndarray) -> Curve:
         """One simulation, at the times `ts` (T,)."""
         ran = simulate(
-            self.flow, self.start, ts=ts, rtol=1e-6, atol=1e-8, method="explicit", max_steps=self._steps, throw=False,
-            snapshots=ts, observables=("modality_gap", "inverse_temperature"),
-        )  # fmt: skip
+            self.flow,
+            self.start,
+            ts=ts,
+            rtol=1e-6,
+            atol=1e-8,
+            method="explicit",
+            max_steps=self._steps,
+            throw=False,
+            snapshots=ts,
+            observables=("modality_gap", "inverse_temperature"),
+        )
         gap, log_tau = ran.series["modality_gap"], -np.log(ran.series["inverse_temperature"])
         return Curve(ts, gap, log_tau)
 

@@ -72,10 +72,13 @@ class Events:
     def numbers(self) -> dict[str, Any]:
         """Numbers of the item."""
         return _defect_numbers(self.run, self.defect) | {
-            "gap_peak_at": self.at(self.peak), "half_matched_at": self.at(self.half),
-            "all_matched_at": self.at(self.everyone), "matched_at_peak": float(self.fraction[self.peak]),
-            "matched_last": self.matched_last, "closing": self.closing,
-        }  # fmt: skip
+            "gap_peak_at": self.at(self.peak),
+            "half_matched_at": self.at(self.half),
+            "all_matched_at": self.at(self.everyone),
+            "matched_at_peak": float(self.fraction[self.peak]),
+            "matched_last": self.matched_last,
+            "closing": self.closing,
+        }
 
     def stochastic(self) -> str:
         """How far the softmaxes are from doubly stochastic, as part of a sentence."""
@@ -104,9 +107,10 @@ class Order:
     def numbers(self) -> dict[str, Any]:
         """Numbers of the item."""
         return {
-            "closed_before_half_matched": self.before, "closed_before_half_matched_at_least": self.at_least,
+            "closed_before_half_matched": self.before,
+            "closed_before_half_matched_at_least": self.at_least,
             "regrown_after_matching": self.regrown,
-        }  # fmt: skip
+        }
 
 
 def measure(run: Run) -> Events:
@@ -183,9 +187,13 @@ def draw(curves: Curves, ax: Axes) -> None:
     if defect is not None and np.nanmax(defect) > 1e-12:  # below, it is rounding
         top = ax.twinx()
         handles += top.plot(
-            curves.x, np.maximum(defect, 1e-16), color=COLOURS["orange"], ls=(0, (4, 2)), lw=1,
+            curves.x,
+            np.maximum(defect, 1e-16),
+            color=COLOURS["orange"],
+            ls=(0, (4, 2)),
+            lw=1,
             label="doubly stochastic defect (right)",
-        )  # fmt: skip
+        )
         top.set_yscale("log")
         top.set_ylabel("doubly stochastic defect")
         top.spines["right"].set_visible(True)
@@ -220,8 +228,10 @@ def _defect_numbers(run: Run, defect: np.ndarray | None) -> dict[str, Any]:
     if defect is not None:
         finite = defect[np.isfinite(defect)]
         found |= {
-            "defect_first": float(finite[0]), "defect_largest": float(finite.max()), "defect_last": float(finite[-1]),
-        }  # fmt: skip
+            "defect_first": float(finite[0]),
+            "defect_largest": float(finite.max()),
+            "defect_last": float(finite[-1]),
+        }
     return found
 
 

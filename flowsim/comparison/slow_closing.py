@@ -160,9 +160,16 @@ def draw(curves: Curves, ax: Axes) -> None:
     late = _late(t, curves.begin)
     ax.plot(x[late], gap[late], ls="", marker="o", ms=2.6, mew=0, color=RUN, label="run")
     ax.plot(
-        x[~late], gap[~late], ls="", marker="o", ms=2.6, mfc="none", mew=0.6, color=RUN,
+        x[~late],
+        gap[~late],
+        ls="",
+        marker="o",
+        ms=2.6,
+        mfc="none",
+        mew=0.6,
+        color=RUN,
         label="before, not in the fit",
-    )  # fmt: skip
+    )
     ax.plot(x[late], curves.intercept + curves.slope * x[late], color=CLOSED, ls=(0, (4, 2)), lw=1, label="line")
     if curves.straight is not None:
         first, last = (-1 / np.log(s) ** 2 for s in curves.straight)
@@ -185,9 +192,13 @@ def _draw_decades(t: np.ndarray, symbol: str, ax: Axes) -> None:
         if place - last > 0.09 * abs(ax.get_xlim()[0]):
             last = place
             ax.annotate(
-                f"${symbol} = 10^{{{round(np.log10(s))}}}$", (place, 0.02), xycoords=ax.get_xaxis_transform(),
-                fontsize=7, ha="center", color=COLOURS["grey"],
-            )  # fmt: skip
+                f"${symbol} = 10^{{{round(np.log10(s))}}}$",
+                (place, 0.02),
+                xycoords=ax.get_xaxis_transform(),
+                fontsize=7,
+                ha="center",
+                color=COLOURS["grey"],
+            )
 
 
 @register("slow_closing", title="Slow closing", criterion=CRITERION, panels=(Panel(draw),))
@@ -255,6 +266,11 @@ def _on_clock(run: Run) -> dict[str, Any]:
         return {"reason": f"only {len(kept)} evaluations differ on the {run.clock_name}"}
     line = fit_tested_line(x, gap[kept])
     return {
-        "t": run.clock_name, "from": float(t[0]), "slope": line.slope,
-        "slope_interval": fit_slope(x, gap[kept]).interval, "r2": line.r2, "bend": line.bend, "bend_p": line.p,
-    }  # fmt: skip
+        "t": run.clock_name,
+        "from": float(t[0]),
+        "slope": line.slope,
+        "slope_interval": fit_slope(x, gap[kept]).interval,
+        "r2": line.r2,
+        "bend": line.bend,
+        "bend_p": line.p,
+    }

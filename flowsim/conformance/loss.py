@@ -124,9 +124,7 @@ def bias(loss: AbstractLoss) -> str:
 @SUITE.check("softmax", "shapes")
 def softmax(loss: AbstractLoss) -> str:
     logits = logits_of(_PAIRS)
-    apart = difference(
-        compiled(_both, loss, logits + 1.7, Targets()), compiled(_both, loss, logits, Targets())
-    )  # fmt: skip
+    apart = difference(compiled(_both, loss, logits + 1.7, Targets()), compiled(_both, loss, logits, Targets()))
     require(
         apart < CLOSE or not loss.softmax,
         "`softmax` is True, but a constant added to all logits changes `value` or `gradient` by "

@@ -71,9 +71,7 @@ def sums(pairing: AbstractPairing) -> str:
 
 def _distributions(method: str, matrix: np.ndarray, pairs: int, axis: int) -> None:
     which = ("row of `rows`", "column of `columns`")[axis]
-    require(
-        matrix.shape == (pairs, pairs), f"{method} must give (n, n) for {pairs} pairs, but gives {matrix.shape}."
-    )  # fmt: skip
+    require(matrix.shape == (pairs, pairs), f"{method} must give (n, n) for {pairs} pairs, but gives {matrix.shape}.")
     apart = difference(matrix.sum(axis=1 - axis), np.ones(pairs))
     require(
         apart < CLOSE and (matrix >= -CLOSE).all(),

@@ -37,9 +37,18 @@ from flowsim.observables.observable import Observable
 SUITES: tuple[Suite, ...] = tuple(
     module.SUITE
     for module in (
-        temperature, parametrization, loss, row_loss, geometry_flow, pairing, swap, rule, recipe, observable,
+        temperature,
+        parametrization,
+        loss,
+        row_loss,
+        geometry_flow,
+        pairing,
+        swap,
+        rule,
+        recipe,
+        observable,
     )
-)  # fmt: skip
+)
 
 
 def check(part: Any) -> Conformance:

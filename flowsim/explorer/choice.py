@@ -218,9 +218,11 @@ class Choice:
     def code(self) -> str:
         """Python code that computes the same run."""
         parametrization = {
-            "learnable exp": "Exp()", "learnable exp(ν/10)": "ScaledExp(10.0)", "learnable softplus": "Softplus()",
+            "learnable exp": "Exp()",
+            "learnable exp(ν/10)": "ScaledExp(10.0)",
+            "learnable softplus": "Softplus()",
             "learnable β": "Identity()",
-        }.get(self.policy)  # fmt: skip
+        }.get(self.policy)
         low, high = sorted((self.temperature, self.end))
         policy = {
             "fixed": f"Fixed({self.temperature!r})",

@@ -21,9 +21,12 @@ from flowsim.records.status import Outcome
 
 
 def assemble(
-    flow: GradientFlow, start: Any, ran: Trajectory | Descent, options: dict[str, Any],
+    flow: GradientFlow,
+    start: Any,
+    ran: Trajectory | Descent,
+    options: dict[str, Any],
     resolve: Callable[[Simulation, float], Result] | None = None,
-) -> Simulation:  # fmt: skip
+) -> Simulation:
     """The result of a run that has ended.
 
     Args:

@@ -127,11 +127,20 @@ def run(flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, d
     states = jax.tree.map(lambda *x: np.stack(x), *saved)
     times = origin.t0 + elapsed[outputs]
     return Descent(
-        flow, state, times, times, states, status, float(times[reached]), label,
+        flow,
+        state,
+        times,
+        times,
+        states,
+        status,
+        float(times[reached]),
+        label,
         FLOW_TIME if optimizer in ("sgd", optax.sgd) else SUM_OF_RATES,
         {"steps": int(outputs[reached]), "rejected": 0, "segments": 1, "unknowns": size},
-        (first + outputs).astype(dtype), float(horizon), tuple(np.asarray(x) for x in jax.tree.leaves(memory)),
-    )  # fmt: skip
+        (first + outputs).astype(dtype),
+        float(horizon),
+        tuple(np.asarray(x) for x in jax.tree.leaves(memory)),
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -188,9 +197,15 @@ def _output_steps(steps: int) -> np.ndarray:
 
 @eqx.filter_jit
 def _advance(
-    flow: GradientFlow, state: State, unknowns: Unknowns, memory: Any, rates: Any, span: Any, seed: Any,
+    flow: GradientFlow,
+    state: State,
+    unknowns: Unknowns,
+    memory: Any,
+    rates: Any,
+    span: Any,
+    seed: Any,
     transform: optax.GradientTransformation,
-) -> tuple[Unknowns, Any, dict[str, Any]]:  # fmt: skip
+) -> tuple[Unknowns, Any, dict[str, Any]]:
     """From step `begin` to `end` of `span` = (begin, end, steps of schedules, first step of `rates`).
 
     Also returns which domains the flow left on the way.

@@ -81,9 +81,16 @@ def check_policy(flow: GradientFlow) -> None:
 
 
 def solve_options(
-    *, rtol: float, atol: float, method: Any, max_steps: int, observables: Sequence[str], precision: str, seed: int,
+    *,
+    rtol: float,
+    atol: float,
+    method: Any,
+    max_steps: int,
+    observables: Sequence[str],
+    precision: str,
+    seed: int,
     last: float,
-) -> Options:  # fmt: skip
+) -> Options:
     """The options of a solve until flow time `last`.
 
     Raises:

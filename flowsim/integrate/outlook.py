@@ -52,9 +52,13 @@ def linearised(flow: GradientFlow, task: Task, with_gamma: bool, directions: int
     matrices, bases = jax.vmap(lambda start: arnoldi(multiply, start, directions))(starts)
     noise = noise_of(flow, task.t0, task.state, task, velocity_of(flow, task.t0, task.state, task))
     return {
-        "size": jnp.linalg.norm(velocity), "rate": rate, "noise": noise,
-        "along": matrices[0], "every": matrices[1], "seen": bases[1] @ velocity,
-    }  # fmt: skip
+        "size": jnp.linalg.norm(velocity),
+        "rate": rate,
+        "noise": noise,
+        "along": matrices[0],
+        "every": matrices[1],
+        "seen": bases[1] @ velocity,
+    }
 
 
 def outlook_of(found: dict[str, Any], remaining: float) -> Outlook:

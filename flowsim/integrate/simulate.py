@@ -120,9 +120,15 @@ def simulate(
     times = output_times(t1, ts, origin.t0)
     horizon = horizon_of(origin.horizon, float(times[-1]))
     options = solve_options(
-        rtol=rtol, atol=atol, method=method, max_steps=max_steps, observables=observables, precision=precision,
-        seed=origin.seed, last=float(times[-1]),
-    )  # fmt: skip
+        rtol=rtol,
+        atol=atol,
+        method=method,
+        max_steps=max_steps,
+        observables=observables,
+        precision=precision,
+        seed=origin.seed,
+        last=float(times[-1]),
+    )
     with opened(flow, origin, precision, devices) as session:
         kept = _snapshot_times(times, snapshots, session.state)
         ran = Trajectory(session.flow, session.state, origin.t0, times, kept, horizon, options)
@@ -188,9 +194,15 @@ def _resolve(result: Simulation, t: float) -> Simulation:
     )
     options = result.config["options"]
     return simulate(
-        result.flow, head, ts=[t], rtol=options["rtol"], atol=options["atol"], method=options["method"],
-        precision=options["precision"], observables=tuple(options["observables"]),
-    )  # fmt: skip
+        result.flow,
+        head,
+        ts=[t],
+        rtol=options["rtol"],
+        atol=options["atol"],
+        method=options["method"],
+        precision=options["precision"],
+        observables=tuple(options["observables"]),
+    )
 
 
 __all__ = ["DEFAULT_OBSERVABLES", "load", "simulate"]

@@ -60,9 +60,16 @@ class Trajectory:
     memory: tuple[np.ndarray, ...] = ()
 
     def __init__(
-        self, flow: GradientFlow, state: State, t0: float, ts: np.ndarray, kept: np.ndarray, horizon: float,
-        options: Options, most_steps: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        flow: GradientFlow,
+        state: State,
+        t0: float,
+        ts: np.ndarray,
+        kept: np.ndarray,
+        horizon: float,
+        options: Options,
+        most_steps: int | None = None,
+    ) -> None:
         self.flow: GradientFlow = flow
         self.state: State = state
         self.options: Options = options

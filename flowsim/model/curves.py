@@ -58,14 +58,6 @@ class Piecewise(AbstractTemperature):
             first, tau = u, value
         return 1.0 / total
 
-    def starting_at(self, temperature: float) -> "AbstractTemperature":
-        """The policy itself: it has no initial temperature to set."""
-        return self
-
-    def clamped_to(self, low: float, high: float) -> "AbstractTemperature":
-        """The policy itself: it cannot be clamped."""
-        return self
-
     def breakpoints(self) -> tuple[Any, ...]:
         return tuple(u for u, _ in self.points)
 

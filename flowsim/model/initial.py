@@ -338,10 +338,13 @@ class Latents(AbstractRecipe):
         text_inputs = text_inputs + float(self.noise) * rng.standard_normal(text_inputs.shape)
         layers = [_layers(rng, size, self.hidden, self.dim) for size in (self.factors, seen)]
         return Start(
-            image_inputs=image_inputs, text_inputs=text_inputs,
-            image_hidden=layers[0][0], image_weights=layers[0][1],
-            text_hidden=layers[1][0], text_weights=layers[1][1],
-        )  # fmt: skip
+            image_inputs=image_inputs,
+            text_inputs=text_inputs,
+            image_hidden=layers[0][0],
+            image_weights=layers[0][1],
+            text_hidden=layers[1][0],
+            text_weights=layers[1][1],
+        )
 
 
 # Annotated one by one, so that static tools know the types.

@@ -56,9 +56,16 @@ class StopAtCrossings(diffrax.AbstractAdaptiveStepSizeController):
         return first, (inner, self._look(jnp.asarray(t0), y0, args))
 
     def adapt_step_size(
-        self, t0: Any, t1: Any, y0: Any, y1_candidate: Any, args: Any, y_error: Any, error_order: Any,
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
         controller_state: Any,
-    ) -> tuple[Any, Any, Any, Any, Any, diffrax.RESULTS]:  # fmt: skip
+    ) -> tuple[Any, Any, Any, Any, Any, diffrax.RESULTS]:
         inner, (value0, slope0) = controller_state
         keep, next_t0, next_t1, made_jump, moved, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, inner

@@ -218,9 +218,12 @@ def _distributed(work: Callable[..., Any], mesh: Mesh | None, out: Any) -> Calla
         )
         ring = _Ring(devices)
         return jax.shard_map(
-            _by_size(partial(work, ring), ring), mesh=mesh, in_specs=(rows, rows, one, one), out_specs=out,
+            _by_size(partial(work, ring), ring),
+            mesh=mesh,
+            in_specs=(rows, rows, one, one),
+            out_specs=out,
             check_vma=False,
-        )(x, y, beta, noise)  # fmt: skip
+        )(x, y, beta, noise)
 
     return call
 
@@ -340,9 +343,17 @@ def _add(sums: tuple[Array, Array], excess: Array, axis: int) -> tuple[Array, Ar
 
 
 def _gradient(
-    x: Rows, y: Rows, beta: Any, noise: Any, rows: _Softmax, columns: _Softmax, weights: tuple[float, float],
-    block: int | None, ring: _Ring, bounded: bool,
-) -> tuple[Rows, Rows]:  # fmt: skip
+    x: Rows,
+    y: Rows,
+    beta: Any,
+    noise: Any,
+    rows: _Softmax,
+    columns: _Softmax,
+    weights: tuple[float, float],
+    block: int | None,
+    ring: _Ring,
+    bounded: bool,
+) -> tuple[Rows, Rows]:
     """(G Y, Gᵀ X) on this device, G = n ∂L/∂M = a (rowsoftmax − T) + b (columnsoftmax − T)."""
     n, size = x.shape[0], _block(x.shape[0], block)
     a, b = weights

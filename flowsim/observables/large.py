@@ -107,9 +107,14 @@ class Large:
 
     def _compare(self, queries: str, others: str, chosen: np.ndarray, first: np.ndarray, count: int) -> Any:
         return blocks.neighbours(
-            self.rows[queries], chosen, self.rows[others], first, count, TIES * EPS64,
+            self.rows[queries],
+            chosen,
+            self.rows[others],
+            first,
+            count,
+            TIES * EPS64,
             lambda text, done, total, /, **numbers: self.progress(f"{queries} to {others}, {text}", done, total),
-        )  # fmt: skip
+        )
 
     @functools.cached_property
     def _queries(self) -> Any:

@@ -85,18 +85,30 @@ def register(
     """
     if function is None:
         return functools.partial(
-            register, name=name, symbol=symbol, description=description, undefined=undefined, needs_pairs=needs_pairs,
-            normalise=normalise, traceable=traceable,
-        )  # fmt: skip
+            register,
+            name=name,
+            symbol=symbol,
+            description=description,
+            undefined=undefined,
+            needs_pairs=needs_pairs,
+            normalise=normalise,
+            traceable=traceable,
+        )
     check(callable(function), f"Only a function can be an observable, but got {shown(function)}.")
     name = str(getattr(function, "__name__", "")) if name is None else name
     _check_name(name)
     first_line = (inspect.getdoc(function) or "").partition("\n")[0]
     made = Observable(
-        name, function, symbol.strip("$"), description or first_line or name.replace("_", " "),
-        needs_pairs=needs_pairs, needs_temperature=_takes_temperature(name, function), traceable=traceable,
-        undefined=undefined, normalise=normalise,
-    )  # fmt: skip
+        name,
+        function,
+        symbol.strip("$"),
+        description or first_line or name.replace("_", " "),
+        needs_pairs=needs_pairs,
+        needs_temperature=_takes_temperature(name, function),
+        traceable=traceable,
+        undefined=undefined,
+        normalise=normalise,
+    )
     if traceable:
         _check_traceable(made)
     REGISTRY.add(name, made, getattr(function, "__module__", None) or "")

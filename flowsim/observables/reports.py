@@ -186,9 +186,7 @@ def report(
         if math.isnan(values[name]) and name not in reasons:
             reasons[name] = f"undefined: {REGISTRY[name].undefined}".removesuffix(": ")
     pairs = n if n == m and c == 1 else None
-    return Report(
-        values, reasons, pairs, d, n, m, None if tau is None else float(tau), int(c), int(seed), samples
-    )  # fmt: skip
+    return Report(values, reasons, pairs, d, n, m, None if tau is None else float(tau), int(c), int(seed), samples)
 
 
 def _wanted(only: Collection[str] | None) -> tuple[str, ...]:

@@ -83,8 +83,12 @@ def _state(name: str, symbol: str, description: str, label: str = "") -> Observa
     return Observable(name, _elsewhere, symbol, description, of="state", label=label)
 
 
+def _of_training(*_: Any, **__: Any) -> Any:
+    raise FlowsimError("This observable belongs to a training. Read it from its record: fs.load(...).")
+
+
 def _step(name: str, label: str, description: str) -> Observable:
-    return Observable(name, _elsewhere, "", description, of="step", label=label)
+    return Observable(name, _of_training, "", description, of="step", label=label)
 
 
 # fmt: off
@@ -115,9 +119,23 @@ for _one in (*_OF_ROWS, *_OF_STATES, *_OF_STEPS):
     REGISTRY.add(_one.name, _one, __name__)
 #: Other names, and beginnings of names, that files of results and sweeps use.
 TAKEN = frozenset(
-    ["time", "step", "steps", "epoch", "progress", "train_step", "snapshot_time", "status", "stopped_at", "method",
-     "run", "seed", "pair", "dim"]
-)  # fmt: skip
+    [
+        "time",
+        "step",
+        "steps",
+        "epoch",
+        "progress",
+        "train_step",
+        "snapshot_time",
+        "status",
+        "stopped_at",
+        "method",
+        "run",
+        "seed",
+        "pair",
+        "dim",
+    ]
+)
 TAKEN_BEGINNINGS = ("snapshot_", "constant_", "memory_", "seen_", "train_", "_")
 
 
@@ -141,7 +159,7 @@ def names(of: Literal["rows", "state", "step"] = "rows") -> list[str]:
 
 def entry(name: str) -> Observable:
     """The entry of a name, for its label and description; a minimal one for a name that only a file has."""
-    return REGISTRY.get(name) or Observable(name, _elsewhere, "", name.replace("_", " "), of="step")
+    return REGISTRY.get(name) or Observable(name, _of_training, "", name.replace("_", " "), of="step")
 
 
 def entries(wanted: Iterable[str]) -> tuple[Observable, ...]:

@@ -54,17 +54,26 @@ def sphere(embeddings: Snapshot | tuple[Any, Any], ax: Axes | None = None) -> Ax
     for x, y in zip(image, text, strict=True):
         depth = float((x + y) @ sight / 2)
         ax.plot(
-            *np.column_stack([x, y]), color=COLOURS["black"], lw=0.9, alpha=0.45 + 0.4 * _nearness(depth),
+            *np.column_stack([x, y]),
+            color=COLOURS["black"],
+            lw=0.9,
+            alpha=0.45 + 0.4 * _nearness(depth),
             zorder=2 + depth / 2,
-        )  # fmt: skip
+        )
     for rows, colour, marker in ((image, IMAGE_COLOUR, "o"), (text, TEXT_COLOUR, "^")):
         for point in rows:
             depth = float(point @ sight)
             near = _nearness(depth)
             ax.plot(
-                *point[:, None], ls="", marker=marker, ms=3.4 + 1.2 * near, mew=0.4, mec="white",
-                color=_faded(colour, 0.45 + 0.55 * near), zorder=2.5 + depth,
-            )  # fmt: skip
+                *point[:, None],
+                ls="",
+                marker=marker,
+                ms=3.4 + 1.2 * near,
+                mew=0.4,
+                mec="white",
+                color=_faded(colour, 0.45 + 0.55 * near),
+                zorder=2.5 + depth,
+            )
     ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1))
     ax.set_box_aspect((1, 1, 1), zoom=1.55)  # pyright: ignore[reportArgumentType]
     ax.set_axis_off()
@@ -122,9 +131,10 @@ def clouds(image: np.ndarray, text: np.ndarray) -> Figure:
         left.plot(*flat[n:].T, "s", color=COLOURS["vermilion"], ms=2.0, alpha=0.6, mew=0, label="texts")
         gap = np.linalg.norm(image.mean(0) - text.mean(0))
         left.set(
-            xlabel=f"PC 1 ({share[0]:.0%} of the variance)", ylabel=f"PC 2 ({share[1]:.0%})",
+            xlabel=f"PC 1 ({share[0]:.0%} of the variance)",
+            ylabel=f"PC 2 ({share[1]:.0%})",
             title=rf"{n} pairs, gap $\Delta$ = {gap:.3f}",
-        )  # fmt: skip
+        )
         left.set_aspect("equal", adjustable="datalim")
         left.legend(loc="best", markerscale=1.6)
         right.hist(margins, bins=30, color=COLOURS["blue"], alpha=0.8)

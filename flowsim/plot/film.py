@@ -155,10 +155,14 @@ class _Gif(animation.PillowWriter):
 
     def finish(self) -> None:
         self._frames[0].save(  # pyright: ignore[reportAttributeAccessIssue]
-            self.outfile, format="gif", save_all=True,
+            self.outfile,
+            format="gif",
+            save_all=True,
             append_images=self._frames[1:],  # pyright: ignore[reportAttributeAccessIssue]
-            loop=0, duration=int(1000 / self.fps), comment=self.comment.encode("ascii"),
-        )  # fmt: skip
+            loop=0,
+            duration=int(1000 / self.fps),
+            comment=self.comment.encode("ascii"),
+        )
 
 
 def _offline(page: str) -> str:

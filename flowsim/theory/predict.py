@@ -151,10 +151,15 @@ def _series(cones: Start, frozen: _Frozen, log_gamma: np.ndarray, beta: np.ndarr
         centres = np.sum((cones.image.mean(0) - cones.text.mean(0)) ** 2)
         gap = np.sqrt((1 - gamma**2) * centres + 4 * gamma**2)
     return {
-        "modality_gap": gap, "temperature": 1 / beta, "inverse_temperature": beta, "gamma": gamma,
-        "log_gamma": log_gamma, "loss": loss, "margin": -np.expm1(2 * log_gamma) * margin,
+        "modality_gap": gap,
+        "temperature": 1 / beta,
+        "inverse_temperature": beta,
+        "gamma": gamma,
+        "log_gamma": log_gamma,
+        "loss": loss,
+        "margin": -np.expm1(2 * log_gamma) * margin,
         "direction_margin": np.full(len(beta), margin),
-    }  # fmt: skip
+    }
 
 
 def _is_simplex(z: np.ndarray) -> bool:

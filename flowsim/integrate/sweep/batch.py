@@ -55,9 +55,13 @@ PROGRAMS = Programs()
 
 
 def solve_chunk(
-    jobs: list[Job], ts: np.ndarray, horizon: float, options: Options, programs: Programs,
+    jobs: list[Job],
+    ts: np.ndarray,
+    horizon: float,
+    options: Options,
+    programs: Programs,
     stop: threading.Event | None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Series, status, time at the end and steps of each job."""
     with jax.enable_x64(options.dtype == np.float64):
         starts: list[Start] = []

@@ -194,9 +194,15 @@ def sweep(
     times = output_times(t1, ts)
     horizon_ = horizon_of(horizon, float(times[-1]))
     options = solve_options(
-        rtol=rtol, atol=atol, method=method, max_steps=max_steps, observables=observables, precision=precision,
-        seed=seed, last=float(times[-1]),
-    )  # fmt: skip
+        rtol=rtol,
+        atol=atol,
+        method=method,
+        max_steps=max_steps,
+        observables=observables,
+        precision=precision,
+        seed=seed,
+        last=float(times[-1]),
+    )
     grid = Grid(over, mode)
     jobs = [job_of(flow, start, seed, values) for values in grid.points()]
     for job in dict(zip(structures(jobs), jobs, strict=True)).values():
@@ -246,9 +252,16 @@ def load_sweep(path: str | os.PathLike[str]) -> SweepResult:
 
 
 def _run(
-    jobs: list[Job], ts: np.ndarray, horizon: float, options: Options, chunk: int, workers: int | None,
-    executor: Any, progress: Progress, store: "Store | None",
-) -> dict[str, np.ndarray]:  # fmt: skip
+    jobs: list[Job],
+    ts: np.ndarray,
+    horizon: float,
+    options: Options,
+    chunk: int,
+    workers: int | None,
+    executor: Any,
+    progress: Progress,
+    store: "Store | None",
+) -> dict[str, np.ndarray]:
     check(chunk >= 1, f"Argument `chunk` must be at least 1, but is {chunk}. Use e.g. {CHUNK}.")
     found = Found(len(jobs), len(ts), options.observables) if store is None else store.found
     groups: dict[Any, list[int]] = defaultdict(list)
@@ -279,9 +292,13 @@ def _run(
 
 
 def _work(
-    jobs: list[Job], ts: np.ndarray, horizon: float, options: Options, expected: dict[str, str],
+    jobs: list[Job],
+    ts: np.ndarray,
+    horizon: float,
+    options: Options,
+    expected: dict[str, str],
     stop: threading.Event | None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Compute a chunk; runs in a thread, a process or a worker."""
     here = versions()
     for name, version in expected.items():

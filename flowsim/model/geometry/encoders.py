@@ -113,10 +113,15 @@ class AbstractEncoders(AbstractRowGeometry):
             rows = jax.vmap(self.rows, (0, None)) if at_times else self.rows
             image, text = (np.asarray(x) for x in rows(position, constants))
         return Start(
-            image=image, text=text, image_inputs=constants.image, text_inputs=constants.text,
-            image_hidden=position.image_hidden, text_hidden=position.text_hidden,
-            image_weights=position.image_weights, text_weights=position.text_weights,
-        )  # fmt: skip
+            image=image,
+            text=text,
+            image_inputs=constants.image,
+            text_inputs=constants.text,
+            image_hidden=position.image_hidden,
+            text_hidden=position.text_hidden,
+            image_weights=position.image_weights,
+            text_weights=position.text_weights,
+        )
 
 
 class LinearEncoders(AbstractEncoders):
