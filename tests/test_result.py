@@ -110,7 +110,7 @@ def test_the_flow_of_a_result(cones, result):
     assert cones.flow.to_config() == fs.GradientFlow(fs.Parallel()).to_config()
     changed = fs.GradientFlow(schedule=fs.temperature.Fixed(0.3), pairing=fs.LabelNoise(0.2))
     assert dataclasses.replace(result, config={"flow": changed.to_config()}).flow.to_config() == changed.to_config()
-    with pytest.raises(fs.FlowsimError, match="it is a record of training. For a simulation"):
+    with pytest.raises(fs.FlowsimError, match="it is a record of training. To simulate from its embeddings"):
         _ = as_training(result).flow
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flowsim.base.checks import check
 from flowsim.base.files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
-from flowsim.records.netcdf import check_name, holds_several, read_netcdf, reading
+from flowsim.records.netcdf import check_file, check_name, holds_several, read_netcdf, reading
 from flowsim.records.result import FLOW_TIME, SCHEMA_VERSION, Result, Simulation, TrainingRecord
 from flowsim.records.status import Outcome, Status
 
