@@ -1,4 +1,4 @@
-"""How far trainings are: bars on a terminal, and otherwise a line now and then."""
+"""Progress of trainings: bars on a terminal, otherwise a line from time to time."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from flowsim.cli.output import say
 
 @contextlib.contextmanager
 def bars(runs: int = 1) -> Iterator[Callable[[str, dict[str, float]], None]]:
-    """Progress bars on stderr, one for each run at work; a line now and then where that is no terminal."""
+    """Progress bars on stderr, one for each active run; lines from time to time if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield lines()
         return

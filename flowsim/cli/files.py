@@ -1,4 +1,4 @@
-"""Files that commands write and read: whether an output can be written, found before any time is spent."""
+"""Files that commands write and read. Outputs are checked to be writable before any time is spent."""
 
 import os
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def check_writable_folder(folder: Path, option: str = "--out") -> None:
             write_atomically(existing / f".flowsim-{os.getpid()}", lambda temporary: None).unlink()
             return
         except FlowsimError as error:
-            # The system's own words, without the cure for users of Python.
+            # The message of the system, without the advice for Python users.
             reason = getattr(error.__context__, "strerror", None) or str(error)
     raise FlowsimError(f"Cannot write to {str(folder)!r}: {reason}. Choose another folder with {option}.")
 

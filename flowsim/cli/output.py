@@ -1,4 +1,4 @@
-"""What commands print: sentences and progress on stderr, results as JSON on stdout; and their exit codes."""
+"""Output of commands: sentences and progress on stderr, results and JSON on stdout; and exit codes."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ def say(sentence: str) -> None:
 
 
 def say_saved(path: str | None) -> None:
-    """That a file was saved, after all that is on stdout; nothing without a file."""
+    """Report a saved file, after everything on stdout; nothing without a file."""
     sys.stdout.flush()
     if path is not None:
         say(f"Saved {path}.")
@@ -69,7 +69,7 @@ def summary(result: "Result") -> dict[str, Any]:
 def progress(title: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
     """A spinner (or bar, with `total`) on stderr if that is a terminal; yields a function that steps.
 
-    It also says when a program is compiled, which a first run spends most of its time on.
+    It also shows when a program is being compiled, which takes most of the time of a first run.
     """
     if not sys.stderr.isatty():
         yield lambda name: None
