@@ -1,6 +1,6 @@
 """Tables of a study next to the paper's, with rank correlations. They are made from records, without PyTorch.
 
-    fs.clip.Tables.of(fs.load_results("runs.nc"))
+fs.clip.Tables.of(fs.load_results("runs.nc"))
 """
 
 import csv

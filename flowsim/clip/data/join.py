@@ -1,4 +1,4 @@
-"""Images that a reader has found, joined with the tables of captions and splits: the pairs of one split."""
+"""Join the images that a reader has found with the tables of captions and splits."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,18 @@ def joined(
     """The pairs of one split, or of all images.
 
     Args:
-        spec: the source, for messages.
-        split: name of the split; None for all.
-        found: images, with the captions that lie beside them.
-        captions: table of captions, which takes the place of those; None without.
-        splits: table of splits; None without.
-        skips: what was left out so far; grows.
+        spec: The source, for messages.
+        split: Name of the split; None for all.
+        found: Images, with the captions stored next to them.
+        captions: Table of captions, which replaces those; None without.
+        splits: Table of splits; None without.
+        skips: Images left out so far; updated in place.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        FlowsimError: If the split does not exist or is empty, or if no image has a caption.
     """
     names = Names(one.key for one in found)
     assigned = splits_in(splits, names)
@@ -55,7 +61,7 @@ def _with_captions(
     found: Sequence[Found], split: str | None, assigned: Mapping[str, str],
     written: Mapping[str, Sequence[str]] | None, skips: Skips,
 ) -> list[Found]:  # fmt: skip
-    """The images of the split that have captions, with these."""
+    """The images of the split that have captions, with their captions."""
     kept = []
     for one in found:
         if split is not None and assigned.get(one.key) != split:

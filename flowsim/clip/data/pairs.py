@@ -245,12 +245,31 @@ class Pairs:
         """The pairs whose images can be decoded; the others are counted as skipped.
 
         Reads every image to its end, at the lowest resolution that its format allows.
+
+        Args:
+            workers: Number of threads for decoding.
+
+        Returns:
+            The pairs.
+
+        Raises:
+            FlowsimError: If no image can be decoded.
         """
         good = self._good(lambda row, image: read_roughly(image), workers)
         return self if good.all() else self._without(~good)
 
     def select(self, indices: Any) -> "Pairs":
-        """The pairs at `indices` (whole numbers, mask or slice), in that order."""
+        """Select pairs.
+
+        Args:
+            indices: Integers, mask or slice; at least one pair.
+
+        Returns:
+            The pairs, in this order.
+
+        Raises:
+            FlowsimError: For wrong indices, or if they select nothing.
+        """
         chosen = self._rows(indices)
 
         def take(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -273,7 +292,7 @@ class Pairs:
         except IndexError as error:
             raise FlowsimError(f"Wrong indices for {len(self)} pairs: {error}.") from None
         if rows.ndim != 1 or rows.size == 0:
-            raise FlowsimError("Indices of pairs must be a list, a mask or a slice that takes at least one.")
+            raise FlowsimError("Indices of pairs must be a list, a mask or a slice, and select at least one pair.")
         return rows
 
     def _decode(self, place: int, use: Callable[[Image.Image], Any]) -> Any:
@@ -307,7 +326,7 @@ class Pairs:
         if len(names) == len(self):
             raise FlowsimError(
                 f"None of the {len(self):,} images of {self.source!r} can be decoded ({names[0]}, ...). "
-                "Check that they are whole, and of the kinds JPEG, PNG or WebP."
+                "Check that they are complete JPEG, PNG or WebP files."
             )
         skips = Skips(dict(self.skipped), {k: list(v) for k, v in self.examples.items()})
         for name in names:
