@@ -440,7 +440,7 @@ def test_coco_errors(coco, tmp_path):
     with pytest.raises(FlowsimError, match=r"was found near it. Give their folder as `images`"):
         load(coco)
     for content, message in (
-        ("[]", "no file of COCO captions"),
+        ("[]", "not a file of COCO captions"),
         ('{"images": []}', "'annotations'"),
         ("{", "not JSON"),
     ):

@@ -68,8 +68,8 @@ Told: TypeAlias = tuple[str, ...]
 class Shapes:
     """A recipe for images with captions. Sample i of a split depends only on the seed and on i, not on `count`.
 
-    `mispaired` and `duplicates` act in the split "train" only, so evaluations on the others are comparable. Without both
-    and without `imbalance`, no two of the first 20,736 images of a split have the same description.
+    `mispaired` and `duplicates` act in the split "train" only, so evaluations on the others are comparable. Without
+    both and without `imbalance`, no two of the first 20,736 images of a split have the same description.
 
     Args:
         count: Images in each split, at least 2.
