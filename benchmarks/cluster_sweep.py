@@ -2,8 +2,8 @@
 
     python benchmarks/cluster_sweep.py [--runs 4096] [--workers 1 2] [--repeats 7] [--json FILE]
 
-4,096 starts of five pairs to t = 1e6. Workers are started before the clock; their first sweep, which compiles, is not
-timed. The dask cluster (extra `cluster`) consists of processes with one thread each.
+4,096 starts of five pairs to t = 1e6. Timing begins after the workers have started; their first sweep, which compiles,
+is not timed. The dask cluster (extra `cluster`) consists of processes with one thread each.
 """
 
 import argparse

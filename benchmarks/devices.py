@@ -1,10 +1,10 @@
-"""Value and gradient in tiles on several devices: memory on each, and seconds where they share one processor.
+"""Value and gradient in tiles on several devices: memory per device, and seconds on devices that share one processor.
 
     python benchmarks/devices.py [--pairs 32768] [--timed 4096] [--dim 64] [--repeats 7] [--json FILE]
 
-Devices are those that XLA makes of one processor. Memory is the compiler's count for each (arguments, results and
-temporaries; double precision, tiles of 256 rows). Such devices share cores and memory bandwidth, so that the seconds
-(of `--timed` pairs) say what dividing costs, not what more hardware brings: level is ideal.
+The devices are made by XLA from one processor. Memory per device is reported by the compiler (arguments, results and
+temporaries; double precision, tiles of 256 rows). Such devices share cores and memory bandwidth, so the seconds (of
+`--timed` pairs) show the cost of dividing, not the gain of more hardware: constant time is ideal.
 """
 
 import argparse
@@ -27,7 +27,7 @@ COUNTS = (1, 2, 4, 8)
 
 
 def program(count: int) -> tuple[Any, Any]:
-    """(the jitted value and gradient, the mesh of so many devices)."""
+    """The jitted value and gradient, and the mesh of the devices."""
     mesh = tiled.mesh_of(jax.devices()[:count])
     by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("pairs"))
     function = jax.jit(lambda x, y: tiled.loss_and_gradient(x, y, BETA, block=256, mesh=mesh), in_shardings=by_rows)

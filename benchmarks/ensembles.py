@@ -3,13 +3,13 @@
     python benchmarks/ensembles.py [--runs 1024] [--repeats 7] [--json FILE]
 
 The problem: `Sphere`, learnable temperature (β = e^ν, τ0 = 0.07), rows drawn from the uniform distribution, to
-t = 1e6, 33 output times. The error is the largest difference of the gap, over output times and the first trajectories,
-from SciPy's DOP853 at rtol 1e-12. Each solver runs at the loosest tolerance that keeps the error below `--error`.
+t = 1e6, 33 output times. The error is the largest difference of the gap from SciPy's DOP853 at rtol 1e-12, over output
+times and the first trajectories. Each solver runs at the loosest tolerance that keeps the error below `--error`.
 SciPy integrates a NumPy closed form of the same field in the same variable ln(1 + t), one trajectory after another in
-one thread; `sweep` uses all cores. Times are per trajectory, after compilation, alternating within one run.
+one thread; `sweep` uses all cores. Times are per trajectory, after compilation; the solvers alternate within one run.
 
-The floor is what the evaluations of the field cost at least: for each accepted step of Tsit5 six times one exponential
-and three products, for as many trajectories side by side as `sweep` takes, on all cores.
+The floor is the minimal cost of the field evaluations: six times one exponential and three products for each accepted
+step of Tsit5, with the same number of trajectories in parallel as in `sweep`, on all cores.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from flowsim.integrate.sweep import lanes_of
 TIMES = np.concatenate([[0.0], np.geomspace(1e-2, 1e6, 32)])
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 SIZES = ((5, 3), (16, 8), (32, 8))
-#: Trajectories whose error is measured, and those that SciPy is timed on.
+#: Numbers of trajectories for the error and for the timing of SciPy.
 CHECKED = 16
 
 
@@ -44,7 +44,7 @@ def peer(n: int, d: int):
     def field(s: float, y: np.ndarray) -> np.ndarray:
         image, text, beta = y[: n * d].reshape(n, d), y[n * d : -1].reshape(n, d), math.exp(y[-1])
         similarity = image @ text.T
-        weights = np.exp(beta * (similarity - 1))  # steps that are refused may leave the sphere
+        weights = np.exp(beta * (similarity - 1))  # rejected steps may leave the sphere
         weights = 0.5 * (weights / weights.sum(1, keepdims=True) + weights / weights.sum(0))
         weights[np.diag_indices(n)] -= 1
         weights /= n
@@ -78,7 +78,7 @@ def ours(n: int, d: int, runs: int, rtol: float, **options) -> fs.SweepResult:
 
 
 def floor(n: int, d: int, steps: float) -> float:
-    """Seconds that the field evaluations of a trajectory of so many steps take at least."""
+    """Minimal seconds for the field evaluations of a trajectory with this number of steps."""
     lanes, cores, count = lanes_of(n), os.cpu_count() or 1, 200
     rows = np.random.default_rng(0).standard_normal((2, lanes, n, d))
 
@@ -94,7 +94,7 @@ def floor(n: int, d: int, steps: float) -> float:
     with jax.enable_x64(True), ThreadPoolExecutor(cores) as pool:
         x, y = (jnp.asarray(z / np.linalg.norm(z, axis=-1, keepdims=True)) for z in rows)
         jax.block_until_ready(program(x, y))
-        # 64-bit mode is a thread's own; the program is compiled already.
+        # 64-bit mode is set per thread; the program is already compiled.
         begin = time.perf_counter()
         for out in [pool.submit(program.lower(x, y).compile(), x, y) for _ in range(4 * cores)]:
             jax.block_until_ready(out.result())
@@ -116,7 +116,7 @@ def measure(n: int, d: int, runs: int, repeats: int, limit: float) -> dict:
         for rtol in TOLERANCES:
             begin = time.perf_counter()
             peer_gap(n, d, starts[0], method, rtol)
-            # Without a chance; implicit methods build dense Jacobians.
+            # Too slow: implicit methods build dense Jacobians.
             if peers and time.perf_counter() - begin > 4 * min(p["seconds"] for p in peers.values()):
                 break
             begin = time.perf_counter()

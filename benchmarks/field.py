@@ -2,12 +2,12 @@
 
     python benchmarks/field.py [--pairs 64 128 ... 8192] [--dims 64] [--repeats 7] [--single] [--json FILE]
 
-The floor is what no evaluation on n×n matrices can avoid: three products of n×n×d (similarities, and the forces on
-both rows) and one exponential of n×n, compiled by XLA in one program. Field and floor are evaluated many times within
-one program, each time at slightly other rows, as in a solve. From 256 pairs on the field goes through tiles, which
-takes a product more and a quarter of the memory traffic, so that it may fall below this floor. `numpy` is the closed
-form as one would write it, `torch` the loss with automatic differentiation (if PyTorch is installed). All alternate
-within one run; a repeat is the mean of as many evaluations as take a tenth of a second.
+The floor is the work that every evaluation on n×n matrices needs: three products of n×n×d (similarities, and the forces
+on both modalities) and one exponential of n×n, compiled by XLA in one program. Field and floor are evaluated many times
+within one program, each time at slightly different rows, as in a solve. From 256 pairs the field uses tiles, with one
+more product but a quarter of the memory traffic, so it may fall below this floor. `numpy` is a direct implementation of
+the closed form, `torch` the loss with automatic differentiation (if PyTorch is installed). All alternate within one
+run; a repeat is the mean over about a tenth of a second.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Threads that wait for work would take the cores from whoever is measured next.
+# Threads that wait for work would take the cores from the next measurement.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 import jax
@@ -29,7 +29,7 @@ import numpy as np
 
 import flowsim as fs
 
-#: Evaluates the field so many times.
+#: Evaluates the field a given number of times.
 Call = Callable[[int], Any]
 
 
@@ -61,7 +61,7 @@ def floor(image: np.ndarray, text: np.ndarray) -> Call:
 
 
 def repeated(function: Callable[[Any], Any], first: Any) -> Call:
-    """`count` evaluations, each of what the one before returned, in one program."""
+    """`count` evaluations in one program, each at the result of the one before."""
 
     @jax.jit
     def program(first: Any, count: Any) -> Any:

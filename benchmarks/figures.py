@@ -1,4 +1,4 @@
-"""The figure of docs/performance.md, drawn from what the other benchmarks wrote with `--json`.
+"""The figure of docs/performance.md, drawn from the results that the other benchmarks wrote with `--json`.
 
     python benchmarks/figures.py            # benchmarks/results/*.json -> figures/performance.{png,pdf}
 
@@ -15,7 +15,7 @@
     python benchmarks/solver_problems.py --scipy 4 --json benchmarks/results/solver_problems.json
 
 Points are medians, bars reach from the smallest to the largest repeat. The figure carries a stamp of this code and of
-the numbers that it draws; a test compares it with what is there.
+the numbers that it draws; a test compares it with the current code and numbers.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from flowsim.base.sources import drawing_hash, write_stamp
 from flowsim.plot import COLOURS, PAGE
 
 HERE = Path(__file__).resolve().parent
-#: What is drawn, of benchmarks/results.
+#: Files of benchmarks/results that are drawn.
 DRAWN = (
     "cluster_sweep", "devices", "ensembles", "field", "field_dim", "large_batch", "large_batch_tiled", "single",
     "solver_problems",

@@ -1,11 +1,10 @@
-"""How long a user waits: for the first result of a process, and for the same problem with other numbers.
+"""Waiting time of a user: for the first result of a process, and for the same problem with other numbers.
 
     python benchmarks/first_result.py [--repeats 7]
 
-A process imports flowsim and simulates the default problem (Figure 2 to t = 1e5). *First ever*: with an empty store of
-compiled programs; *second process*: with the store that the first has filled. *Again*: in one process, after
-its first call, each time with another temperature and another height; nothing is compiled. `import diffrax` is the
-peer of the import.
+A process imports flowsim and simulates the default problem (Figure 2 to t = 1e5). *First ever*: with an empty cache of
+compiled programs; *second process*: with the cache filled by the first. *Again*: in one process, after its first call,
+each time with another temperature and another height; nothing is compiled. `import diffrax` is the peer of the import.
 """
 
 import argparse

@@ -4,9 +4,9 @@
         [--single] [--devices 1] [--json FILE]
 
 Every line is measured in a fresh process, whose peak memory (VmHWM) includes Python, JAX and the compiler; the
-first call, which compiles, is not timed. Above `--once-above` pairs that first call is the only one, and is timed
-with its compilation (one or two seconds). `numpy` is the plain formula as one would write it: n×n logits, two
-softmaxes, four matrix products. Seconds of processors, of all threads together, hardly depend on other work.
+first call, which compiles, is not timed. Above `--once-above` pairs there is only this first call, which is timed
+including compilation (one or two seconds). `numpy` is a direct implementation: n×n logits, two softmaxes, four matrix
+products. CPU time, summed over all threads, hardly depends on other work.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""open_clip's own trainer on the runs of the bridge: the same weights, batches, crops and hyperparameters.
+"""open_clip's own trainer on runs of `fs.clip.train`: the same weights, batches, crops and hyperparameters.
 
     python benchmarks/open_clip_peer.py [--preset laptop] [--steps 50] [--repeats 7] [--data SOURCE] [--threads 1]
 
-prints the largest difference of the losses, and images/s of both in turns. Data are in memory for both: what is
-compared is the step (and flowsim's recording of it).
+prints the largest difference of the losses, and images/s of both, which alternate. Data are in memory for both, so the
+steps are compared (and flowsim's recording of them).
 """
 
 import argparse
@@ -15,7 +15,7 @@ import warnings
 import numpy as np
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # other people's deprecations
+    warnings.simplefilter("ignore")  # deprecation warnings of other packages
     import torch
     from open_clip.loss import ClipLoss
     from open_clip_train.scheduler import cosine_lr

@@ -1,11 +1,11 @@
-"""Numbers of about 200 runs over all parts, to show that a change of the code's structure changes none of them.
+"""Numbers of about 200 runs over all parts, to show that refactoring changes none of them.
 
-    python benchmarks/same_numbers.py record before.json     # at the old revision; goes on where it was stopped
+    python benchmarks/same_numbers.py record before.json     # at the old revision; resumes where it was stopped
     python benchmarks/same_numbers.py record after.json      # at the new one, same machine, same versions
     python benchmarks/same_numbers.py compare before.json after.json
 
-A run is kept as the status, the steps and every number of every series, written in hexadecimal: what `compare` calls
-equal is equal to the last bit. Only public names are used, so that one file of this script serves both revisions.
+For each run the status, the steps and every number of every series are stored, in hexadecimal, so `compare` is bitwise.
+Only public names are used, so that the same script works for both revisions.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 import flowsim as fs
 
-#: Today's names of what an older revision calls differently; `compare` reads both.
+#: Old name -> current name, for files of older revisions; `compare` reads both.
 RENAMED: dict[str, str] = {
     "series raw": "series raw_temperature", "snapshot raw": "snapshot raw_temperature", "raw": "raw_temperature",
     # On parallel cones only; the old name is now that of the rows.
@@ -275,7 +275,7 @@ def record(path: str, only: str | None) -> None:
 
 
 def renamed(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both runs under today's names, without what the older revision did not have under a name that it used."""
+    """Both runs under current names, without series whose names had another meaning in the older revision."""
     moved = {key: RENAMED[key] for key in old if RENAMED.get(key) in new and RENAMED[key] not in old}
     return {moved.get(key, key): value for key, value in old.items()}, {k: v for k, v in new.items() if k not in moved}
 

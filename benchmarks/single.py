@@ -5,8 +5,8 @@
 The problem is that of `ensembles.py`: `Sphere`, learnable temperature, uniform rows, to t = 1e6, 33 output times. Each
 solver runs at the loosest tolerance (the loop: with the fewest steps) that keeps the error of the gap below `--error`,
 measured against SciPy's DOP853 at rtol 1e-12. All integrate in ln(1 + t), in double precision, with the closed form of
-the gradient; PyTorch's peers take part where torch and torchdiffeq are installed. Times are without compilation,
-alternating within one run; `simulate` returns ten observables at all output times, the others one gap.
+the gradient; the PyTorch solvers need torch and torchdiffeq. Times are without compilation, and the solvers alternate
+within one run; `simulate` returns ten observables at all output times, the others only the gap.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def scipy(method: str) -> Callable[[fs.initial.Start], Solve]:
 
 
 def plain_diffrax(start: fs.initial.Start) -> Solve:
-    """Tsit5 with the formula as one writes it, compiled as a whole."""
+    """Tsit5 with a direct implementation of the formula, compiled as a whole."""
     s = jnp.log1p(jnp.asarray(TIMES))
 
     def field(s: Any, state: Any, _: Any) -> Any:

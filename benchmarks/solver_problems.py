@@ -1,4 +1,4 @@
-"""The fixed set of 200 problems on which the choice of method is judged: status, steps and time of each.
+"""A fixed set of 200 problems to judge the choice of methods: status, steps and time of each.
 
     python benchmarks/solver_problems.py [--first 200] [--skip 0] [--scipy SECONDS] [--json FILE]
 
@@ -7,10 +7,10 @@ to 4,097 unknowns; all at default settings, none tuned. The first 60 are InfoNCE
 A run ends *right* if it covered its output times with finite observables, if γ reached 1 from a mismatched start on
 parallel cones, or if an output of an encoder shrank to 0. Times are of a second call, without compilation.
 
-With `--scipy` each problem is also given to SciPy's LSODA, DOP853 and (up to 500 unknowns) BDF: the same compiled
-field in the same variable ln(1 + t), the same tolerances and output times, at most so many seconds each. What
-piecewise flows, clamps and early ends ask of a driver is not given to SciPy; those problems have no peer.
-The file of `--json` is written after every problem; with `--skip` what it holds of the skipped ones is kept.
+With `--scipy` each problem is also solved by SciPy's LSODA, DOP853 and (up to 500 unknowns) BDF: the same compiled
+field in the same variable ln(1 + t), the same tolerances and output times, with a limit in seconds for each method.
+Problems with piecewise flows, clamps or early ends are not given to SciPy, and have no peer.
+The file of `--json` is written after every problem; with `--skip` its results of the skipped problems are kept.
 """
 
 import argparse
@@ -132,11 +132,11 @@ def beyond() -> Iterator[Problem]:
 
 
 class _TooLong(Exception):
-    """SciPy's time is up."""
+    """SciPy has reached its time limit."""
 
 
 def scipys_best(flow: fs.GradientFlow, recipe: fs.initial.AbstractRecipe, t1: float, seed: int, limit: float):
-    """(seconds, method) of SciPy's fastest that ends within the limit; (None, why) if none does."""
+    """(seconds, method) of SciPy's fastest method within the limit; (None, reason) if none finishes."""
     if flow.redraw is not None or getattr(flow.schedule.temperature, "clamp", None):
         return None, "no peer"
     with jax.enable_x64(True):
@@ -171,7 +171,7 @@ def scipys_best(flow: fs.GradientFlow, recipe: fs.initial.AbstractRecipe, t1: fl
 
 
 def right(result: fs.Result, name: str) -> bool:
-    """Whether this status is a right end for this problem."""
+    """Whether this status is correct for this problem."""
     if result.status.ok:
         finite = all(np.isfinite(v).all() for k, v in result.series.items() if k != "log_gamma")
         return finite
@@ -182,9 +182,9 @@ def right(result: fs.Result, name: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--first", type=int, default=200, help="only so many of the problems")
-    parser.add_argument("--skip", type=int, default=0, help="not the first so many of them")
-    parser.add_argument("--scipy", type=float, default=0.0, help="seconds for each of SciPy's methods")
+    parser.add_argument("--first", type=int, default=200, help="use only this many problems, from the first")
+    parser.add_argument("--skip", type=int, default=0, help="number of problems to skip at the beginning")
+    parser.add_argument("--scipy", type=float, default=0.0, help="time limit in seconds for each of SciPy's methods")
     parser.add_argument("--json", default=None)
     arguments = parser.parse_args()
     rows = []

@@ -1,8 +1,8 @@
-"""The methods for stiff problems on some of the fixed set: seconds, steps, and how far their ends lie apart.
+"""The methods for stiff problems on some of the fixed set: seconds, steps, and how far their results differ.
 
     python benchmarks/stiff_methods.py [--repeats 7] [--once-above 20] [--json FILE]
 
-Label noise at a fixed temperature has a true equilibrium: ln t goes on, the curvature stays. With `automatic` the
+Label noise at a fixed temperature has a true equilibrium: ln t grows while the curvature stays. With `automatic` the
 explicit method takes the first 2,000 steps and the stabilised one (up to 200 unknowns the dense one) the rest. The
 dense method is left out above 1,000 unknowns. Seconds are without compilation. Methods alternate; one whose first run
 takes longer than `--once-above` seconds is run once.
@@ -42,7 +42,7 @@ def main() -> None:
                     continue
                 results[method] = fs.simulate(flow, start, t1=t1, seed=seed, method=method, throw=False)
                 taken = results[method].stats["run_seconds"]
-                # The first run compiles; of a long one its other seconds are enough.
+                # The first run compiles; if it is long, its seconds without compilation are used.
                 if repeat or taken > options.once_above:
                     seconds[method].append(taken)
         print(f"{name}: {unknowns} unknowns", flush=True)

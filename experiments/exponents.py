@@ -1,9 +1,8 @@
 """How fast the gap closes: local power of ln t up to t = 1e100, against the laws, by geometry.
 
-Parallel cones close like (ln t)^(−2s²/r) for β = exp(ν/s) and learning-rate ratio r, whatever the number of
-pairs. Free rows on the sphere whose softmaxes are doubly stochastic, such as Figure 2's, close like
-(ln t)^(−s²/(r n)), far more slowly. Source: Yaras et al. 2025, Theorem 3.2 (Parallel, r = s = 1); the rest is
-derived in `flowsim.theory`.
+Parallel cones close like (ln t)^(−2s²/r) for β = exp(ν/s) and learning-rate ratio r, for any number of pairs. Free rows
+on the sphere with doubly stochastic softmaxes, such as those of Figure 2, close like (ln t)^(−s²/(r n)), far more
+slowly. Source: Yaras et al. 2025, Theorem 3.2 (Parallel, r = s = 1); the rest is derived in `flowsim.theory`.
 """
 
 import numpy as np
@@ -23,7 +22,7 @@ PAIRS, GAMMA0, TAU0 = 32, 0.5, 0.5
 FREE_PAIRS, FREE_DIM = 16, 8
 #: (scale s, learning-rate ratio r)
 LAWS = ((1.0, 0.1), (2.0, 1.0), (1.0, 1.0), (1.0, 10.0))
-#: Times ln t from which the sphere is shown: two starts take until ln t = 20 to match and cool down.
+#: Times ln t from which the sphere is shown: two starts need until ln t = 20 to match and cool down.
 SPHERE_FROM = 25
 #: Partners that differ by less than this angle, in degrees, count as aligned.
 ALIGNED = 0.1
@@ -79,14 +78,14 @@ def compute(quick: bool, progress: Progress) -> xr.Dataset:
 
 
 def _angle(result: fs.Result) -> np.ndarray:
-    """The largest angle between the horizontal directions of partners, in degrees, at every time."""
+    """Largest angle between the horizontal directions of partners, in degrees, at every time."""
     image, text = (np.asarray(result.snapshots[side]) for side in ("image", "text"))
     turned = (image[..., 0] + 1j * image[..., 1]) / (text[..., 0] + 1j * text[..., 1])
     return np.degrees(np.abs(np.angle(turned))).max(axis=1)
 
 
 def _run(geometry: str, pairs: int, scale: float, ratio: float, ts: np.ndarray) -> fs.Result:
-    # exp(ν/1) is exp(ν): one parametrization serves all, and compiles once per geometry and size.
+    # exp(ν/1) is exp(ν), so one parametrization serves all, and compiles once per geometry and size.
     learnable = fs.temperature.Learnable(
         init=0.07 if geometry == "Sphere" else TAU0,
         parametrization=fs.temperature.ScaledExp(scale),

@@ -1,7 +1,7 @@
 """Gap, temperature and embeddings along the flow of five mismatched pairs: Figure 2 of the paper.
 
-Two regular pentagons in three dimensions, image at height +γ0 and text at −γ0, γ0 = (√5 − 1)/4, one turned by
-−144° against the other; β = exp(ν), τ0 = 0.07. The curves digitised from the paper lie over ours.
+Two regular pentagons in three dimensions, images at height +γ0 and texts at −γ0, γ0 = (√5 − 1)/4, rotated by −144°
+against each other; β = exp(ν), τ0 = 0.07. The curves digitised from the paper are drawn over ours.
 Source: Yaras et al., "Explaining and Mitigating the Modality Gap in Contrastive Multimodal Learning", CPAL
 2025, Figure 2.
 """
@@ -19,7 +19,7 @@ SEED = 0
 FULL = {"points": 600}
 QUICK = {"points": 200}
 
-#: The times at which the paper shows the embeddings.
+#: Times at which the paper shows the embeddings.
 SHOWN = (0.0, 0.4, 2.3, 4.0, 1e2, 1e5)
 #: The paper's time axis shows t + 0.1.
 SHIFT = 0.1

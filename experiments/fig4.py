@@ -1,9 +1,9 @@
 """Slow closure and early enlargement of the gap in the simulator: counterpart of Figure 4 of the paper.
 
-The paper shows CLIP trained on 2,048 pairs; here the gradient flow itself runs. (a) Gap against −1/ln(t)²:
-parallel cones approach the straight line of Theorem 3.2, free rows on the sphere do not. (b) Change of the
-gap within a short time over random mismatched starts: all enlarge when γ0 ≫ 1/√(2n), not when γ0 is smaller
-than the random distance of the centres. Source: Yaras et al. 2025, Figure 4.
+The paper shows CLIP trained on 2,048 pairs; this is the gradient flow itself. (a) Gap against −1/ln(t)²: parallel
+cones approach the straight line of Theorem 3.2, free rows on the sphere do not. (b) Change of the gap within a short
+time from random mismatched starts: the gap always opens if γ0 ≫ 1/√(2n), but not if γ0 is smaller than the random
+distance between the centres. Source: Yaras et al. 2025, Figure 4.
 
 The short time of (b) is a choice: with γ0 = 0.3, 20 seeds gave 100 % positive at t = 0.3, 95 % at t = 1, 30 % at
 t = 3 and none at t = 10, when the gap is closing.
@@ -30,7 +30,7 @@ OBSERVABLES = ("modality_gap", "temperature", "direction_margin")
 
 def compute(quick: bool, progress: Progress) -> xr.Dataset:
     sizes = QUICK if quick else FULL
-    # Both panels use 161 times: the compiled solve is shared.
+    # Both panels use 161 times, so they share the compiled solve.
     late = np.concatenate([[0.0], np.exp(np.geomspace(np.log(T_FIRST), np.log(T_LAST), 160))])
     late[-1] = T_LAST
     early = np.linspace(0.0, EARLY, 161)

@@ -1,9 +1,9 @@
 """What opens the gap and what keeps it open: mismatched starts, wrong pairs, hot encoders, missing factors.
 
-Mismatched: some texts have changed places at the start. Re-paired: some are paired at random in every step
-(expected flow), against a wrong permutation that is frozen. Encoders: two linear ones see the same latent
-factors, or the text fewer of them. Sources: Yaras et al. 2025, section 3; arXiv 2405.18570 (contrastive gap);
-Schrodi et al. 2025 (information imbalance); the flows are measured here.
+Mismatched: some texts change places at the start. Re-paired: some pairs are random in every step (expected flow),
+compared with a frozen wrong permutation. Encoders: two linear encoders see the same latent factors, or the text sees
+fewer. Sources: Yaras et al. 2025, section 3; arXiv 2405.18570 (contrastive gap); Schrodi et al. 2025 (information
+imbalance); the flows are measured here.
 """
 
 import dataclasses
@@ -175,7 +175,7 @@ SHADES = (
 )  # fmt: skip
 
 
-#: A legend below its panel, where it covers nothing.
+#: Legend below its panel, where it covers no data.
 BELOW = {
     "loc": "upper center", "bbox_to_anchor": (0.45, -0.28), "columnspacing": 0.8, "labelspacing": 0.2, "fontsize": 7,
     "title_fontsize": 7, "handlelength": 2.4,

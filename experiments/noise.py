@@ -1,9 +1,9 @@
 """Label noise as a second temperature: where the gap settles, over temperature τ and noise p.
 
 Targets (1−p)I + p/(n−1)(J−I) at fixed temperature. Predicted: a critical temperature τ* = n/((n−1)b*),
-b* = ln[(1−p)(n−1)/p]; above it no gap is left, below it Δ ≤ 2√(1−τ/τ*) and the logit gap β·m is b*. Free rows
-from random cones, and simplex cones with frozen directions, which meet the bound. Derived here, on the loss of
-Yaras et al. 2025, eq. 2.
+b* = ln[(1−p)(n−1)/p]; above it the gap closes, below it Δ ≤ 2√(1−τ/τ*) and the logit gap β·m is b*. Free rows from
+random cones, and simplex cones with frozen directions, which attain the bound. Derived here, for the loss of Yaras et
+al. 2025, eq. 2.
 """
 
 import numpy as np
@@ -19,12 +19,12 @@ QUICK = {"temperatures": 8, "noises": 8, "seeds": 1, "law_pairs": [8], "t1": 1e2
 
 PAIRS, GAMMA0 = 8, 0.6
 LAW_NOISES, LAW_BETAS = np.array([0.01, 0.1, 0.3]), np.array([5.0, 10.0, 20.0, 50.0])
-#: A gap above this counts as open; the bound at 1 % below τ* is 0.2.
+#: A larger gap counts as open; the bound at 1 % below τ* is 0.2.
 OPEN = 0.02
 OPTIONS = {"rtol": 1e-4, "atol": 1e-6, "method": "stabilised"}
 LAW_OPTIONS = {"rtol": 1e-5, "atol": 1e-7, "method": "stabilised"}
 NORMS = ("mean_pair_cosine", "image_centre_norm", "text_centre_norm")
-#: The same for every sweep, whose compiled programs are shared.
+#: Equal for all sweeps, so that they share compiled programs.
 OBSERVABLES = ("modality_gap", *NORMS)
 
 

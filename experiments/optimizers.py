@@ -1,8 +1,8 @@
 """Optimizers with finite steps against the gradient flow: SGD, momentum, Adam and AdamW from shared starts.
 
-SGD is Euler's method for the flow; momentum runs on a clock 1/(1−μ) times faster; Adam follows another flow: it
-opens the gap further at first and then closes it, where the gradient flow leaves most of it. Beyond Yaras et al.
-2025, whose theory is gradient flow and whose CLIP is trained with Adam-like steps. The last panel trains linear
+SGD is Euler's method for the flow; with momentum μ time runs 1/(1−μ) times faster; Adam follows a different flow: it
+opens the gap further at first and then closes it, while the gradient flow leaves most of it. This goes beyond Yaras et
+al. 2025, whose theory is gradient flow and whose CLIP is trained with Adam-like steps. The last panel trains linear
 encoders on noisy pairs: held-out retrieval against fixed temperature is an inverted U (compare their tables 2-5).
 """
 
@@ -20,7 +20,7 @@ FULL = {
     "pairs": 16, "dim": 8, "steps": 100_000, "rates": [0.08, 0.04, 0.02, 0.01, 0.005], "seeds": 4, "temperatures": 9,
     "retrieval_seeds": 8,
 }  # fmt: skip
-#: Both starts of the same size share compiled programs.
+#: Both starts have the same size, so they share compiled programs.
 QUICK = {
     "pairs": 5, "dim": 3, "steps": 4_000, "rates": [0.08, 0.02, 0.005], "seeds": 1, "temperatures": 3,
     "retrieval_seeds": 2,
@@ -41,7 +41,7 @@ def compute(quick: bool, progress: Progress) -> xr.Dataset:
             columns[f"{label}_{name}"] = run["modality_gap"].rename(time="lr_sum").drop_attrs()
         run = fs.simulate(flow, start, ts=columns[f"{label}_sgd"]["lr_sum"].to_numpy(), seed=SEED, snapshots=[0.0])
         columns[f"{label}_flow"] = run["modality_gap"].rename(time="lr_sum").drop_attrs()
-    # As many times as before: the compiled program is shared.
+    # The same number of times as before, to share the compiled program.
     outputs = columns["cones_flow"].size
     rates = sizes["rates"]
     errors = np.empty((2, len(rates), sizes["seeds"]))

@@ -1,7 +1,7 @@
 """The gap at a fixed time over starting temperature τ0 and starting height γ0, mismatched against matched.
 
-Free rows on the sphere, β = exp(ν), r = 1. Matched starts close from the beginning; mismatched ones first
-enlarge, up to the peak, and carry the enlarged gap to late times. Beyond the paper, whose runs all start at
+Free rows on the sphere, β = exp(ν), r = 1. The gap of matched starts closes from the beginning; that of mismatched ones
+first opens up to a peak, and stays enlarged until late times. This goes beyond the paper, whose runs all start at
 τ0 = 0.07; compare Yaras et al. 2025, section 3.
 """
 

@@ -2,7 +2,7 @@
 
 Embeddings of training pairs at the start, after one epoch and at the end (PCA); the gap against −1/log(t)²; and the
 change of the gap over the first ten steps from many initialisations. Reads the records of `flowsim clip study` and
-`flowsim clip early` (`reference/clip_laptop.nc`, `reference/clip_early.nc`; made as `docs/clip.md` says).
+`flowsim clip early` (`reference/clip_laptop.nc`, `reference/clip_early.nc`; see `docs/clip.md` for how to make them).
 Yaras et al. 2025, figures 1 and 4.
 """
 

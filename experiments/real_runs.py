@@ -1,8 +1,8 @@
 """Real CLIP training under the paper's schedules, at laptop size: gap, temperature, and the order of the methods.
 
-Reads the records of `flowsim clip study --preset laptop` on 2,048 photographs (`reference/clip_laptop.nc`; how they
-were made is in `docs/clip.md`) and computes what the paper's tables 2-5 and Figure 6 show: final gaps beside the
-paper's, gaps at equal training loss, retrieval against gap. Yaras et al. 2025, tables 2-5, figures 6 and 7.
+Reads the records of `flowsim clip study --preset laptop` on 2,048 photographs (`reference/clip_laptop.nc`;
+`docs/clip.md` explains how they were made) and computes the numbers of the paper's tables 2-5 and Figure 6: final gaps
+next to the paper's, gaps at equal training loss, retrieval against gap. Yaras et al. 2025, tables 2-5, figures 6 and 7.
 """
 
 from pathlib import Path

@@ -1,10 +1,10 @@
 """The sigmoid loss of SigLIP: margin and gap at a locked relative bias; redrawn pairs towards the expected flow.
 
-M = β(S − b) with b locked, β rising along a schedule. A margin m about the middle of the cosines of pairs and
-non-pairs is feasible up to a line; where d ≥ n the flow reaches it, in the double-constant family
-x = (δw, √(1−δ²)), y = (δw, −√(1−δ²)), whose gap is 2√(1−δ²). Wrong pairs that are redrawn after every h of flow
-time tend to the flow of the expected targets. Sources: arXiv 2509.18552 (bias, line, family); re-pairing derived
-here. Beyond Yaras et al. 2025, whose loss is InfoNCE.
+M = β(S − b) with locked b, and β rising along a schedule. A margin m about the middle of the cosines of pairs and
+non-pairs is feasible up to a line. If d ≥ n the flow reaches it, in the double-constant family x = (δw, √(1−δ²)),
+y = (δw, −√(1−δ²)), whose gap is 2√(1−δ²). If wrong pairs are redrawn after every h of flow time, the flow tends to that
+of the expected targets as h decreases. Sources: arXiv 2509.18552 (bias, line, family); re-pairing is derived here. This
+goes beyond Yaras et al. 2025, whose loss is InfoNCE.
 """
 
 import numpy as np
@@ -113,7 +113,7 @@ STYLES = {4: ("vermilion", "s"), 12: ("blue", "o")}
 
 
 def _line(b: np.ndarray) -> np.ndarray:
-    """The largest feasible margin about b."""
+    """Largest feasible margin about b."""
     return np.clip(largest_margin(b, PAIRS), 0, None)
 
 

@@ -1,8 +1,8 @@
 """Swapping features between the modalities: gap by kind and fraction, convergence in masks, order of all methods.
 
-HardSwap (HS) exchanges entries or rows, SoftSwap (SS) mixes entries, in a fraction p of training; in continuous
-time a swap acts on the loss, averaged over K masks or with one mask at a time, redrawn after every h of flow
-time. Source: Yaras et al. 2025, section 4, Tables 2-5; the continuous-time form is derived here.
+HardSwap (HS) exchanges entries or rows, SoftSwap (SS) mixes entries, in a fraction p of the steps. In continuous time a
+swap acts on the loss: averaged over K masks, or with one mask at a time, redrawn after every h of flow time. Source:
+Yaras et al. 2025, section 4, Tables 2-5; the continuous-time form is derived here.
 """
 
 import csv
@@ -78,7 +78,7 @@ def _convergence(start, sizes: dict, progress: Progress) -> dict:
         return runs["modality_gap"].to_numpy()[..., -1]
 
     wanted = gaps([fs.HardSwap(0.5, by="entry", masks=sizes["many"])], 1)[0, 0]
-    # A single mask that is redrawn only later shares the program of those that are.
+    # A single mask whose redraw is after the end shares the program of those that are redrawn.
     later = {k: 2 * SHORT if k == 1 else None for k in counts}
     fixed = gaps([fs.HardSwap(0.5, by="entry", masks=k, redraw=later[k]) for k in counts], draws)
     redrawn = gaps([fs.HardSwap(0.5, by="entry", masks=1, redraw=h) for h in intervals], draws)
@@ -101,7 +101,7 @@ def _order(start, sizes: dict, seeds, progress: Progress) -> dict:
     over = {"schedule": [_few_masks(fs.schedules.get(n), sizes["masks"]) for n in presets], "seed": seeds}
     gaps = dict(zip(presets, _last(fs.sweep(fs.GradientFlow(), start, over, **options)), strict=True))
     if BARE in names:
-        # Without normalisation the temperature is a choice of units.
+        # Without normalisation the temperature only sets the unit of the features.
         flow = fs.GradientFlow(fs.Unnormalized(), fs.Schedule(fs.temperature.Fixed(1.0)))
         gaps[BARE] = _last(fs.sweep(flow, start, {"seed": seeds}, **options))
     found = np.stack([gaps[n] for n in names])
@@ -147,7 +147,7 @@ KINDS = {
     "entry": ("HS, entries", "blue", "o"), "row": ("HS, rows", "vermilion", "s"),
     "old": ("SS, old features", "green", "D"), "updated": ("SS, updated features", "purple", "v"),
 }  # fmt: skip
-#: A legend below its panel, where it covers nothing.
+#: Legend below its panel, where it covers no data.
 BELOW = {
     "loc": "upper center",
     "bbox_to_anchor": (0.5, -0.22),

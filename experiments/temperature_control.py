@@ -1,11 +1,11 @@
 """Temperature control: gap and temperature under every preset of the paper without swaps, from shared starts.
 
-Fixed (FLT), scheduled (TS) and reparametrized (TR, SLRT) temperatures, against the baseline, which learns
-β = exp(ν). All runs share their mismatched starts and their time. Source: Yaras et al. 2025, section 4 and
-tables 2-4; there CLIP is trained, here the gradient flow runs on free rows.
+Fixed (FLT), scheduled (TS) and reparametrized (TR, SLRT) temperatures, compared with the baseline, which learns
+β = exp(ν). All runs have the same mismatched starts and the same duration. Source: Yaras et al. 2025, section 4 and
+tables 2-4, where CLIP is trained; here the gradient flow runs on free rows.
 
-The order depends on the time of comparison, which is a choice: at t = 1e4 (first seed) FLT 4e-2 (0.627) and TS
-S3 (0.622) still lie above Baseline (0.619); at t = 1e6, shown here, they lie below it.
+The order depends on the time of comparison: at t = 1e4 (first seed) FLT 4e-2 (0.627) and TS S3 (0.622) are still above
+Baseline (0.619); at t = 1e6, shown here, they are below it.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ QUICK = {"seeds": 2, "presets": ["Baseline", "SLRT 0.1", "FLT 1e-2", "FLT 2e-2",
 
 PAIRS, DIM, GAMMA0, T1 = 16, 8, 0.3, 1e6
 OBSERVABLES = ("modality_gap", "temperature", "margin")
-#: Spaced evenly in the logarithm, and in t itself, where schedules run.
+#: Spaced evenly in the logarithm of t, and in t itself for schedules.
 TS = np.unique(np.concatenate([[0.0], np.geomspace(1e-3, T1, 120), np.linspace(0.0, T1, 122)[1:]]))
 
 
@@ -48,7 +48,7 @@ def compute(quick: bool, progress: Progress) -> xr.Dataset:
     return record
 
 
-#: Columns: title, prefixes of the presets' names, and the time axis: schedules run in t itself.
+#: Columns: title, prefixes of the presets' names, and the time axis, which is linear for schedules.
 FAMILIES = (
     ("fixed", ("FLT",), "log"),
     ("scheduled", ("TS",), "linear"),
@@ -88,7 +88,7 @@ def plot(record: xr.Dataset) -> Figure:
         for row, name in enumerate(("modality_gap", "temperature")):
             ax = figure.add_subplot(grid[row, column])
             for k, preset in enumerate(["Baseline", *members]):
-                # One seed for the curves; all seeds at the right. Markers at different places on each curve.
+                # Curves show one seed, the right side all seeds. Markers at different places on each curve.
                 places = np.geomspace(1e-2, 10**5.3, 6) if scale == "log" else np.linspace(0.06, 0.86, 6) * T1
                 shift = 10 ** (0.1 * k) if scale == "log" else 1 + 0.02 * k
                 every = np.unique(np.searchsorted(time[2:-1], places * shift))
@@ -113,7 +113,7 @@ def plot(record: xr.Dataset) -> Figure:
                 ax.set_title(rf"$\bf{{({'abc'[column]})}}$ {title}")
             else:
                 ax.set(yscale="log", ylim=(0.008, 0.6), xlabel=plot_.TIME_LABEL)
-                # Below, where it covers nothing.
+                # Below the axes, where it covers no data.
                 ax.legend(
                     loc="upper center",
                     bbox_to_anchor=(0.5, -0.25),

@@ -1,8 +1,8 @@
 """Early enlargement of the gap, Theorem 3.3: bound, limit n → ∞, and exact initial speeds of random starts.
 
-Rows uniform on the sphere within cones at heights ±γ0. The proof bounds 2 dγ/dt from below; the statement is
-about dΔ/dt, which is smaller. Both are computed exactly for random starts: the first from the vector field,
-the second as its Jacobian-vector product with the gap. Source: Yaras et al. 2025, Theorem 3.3.
+Directions are uniform on the sphere, in cones at heights ±γ0. The proof bounds 2 dγ/dt from below; the statement is
+about dΔ/dt, which is smaller. Both are computed exactly for random starts: the first from the vector field, the second
+as the Jacobian-vector product of the gap with it. Source: Yaras et al. 2025, Theorem 3.3.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ QUICK = {"pairs": [32], "dims": [3, 64], "draws": 32}
 
 BETA0, GAMMA0, DELTA = 1 / 0.07, 0.3, 0.05
 HEIGHTS = np.geomspace(0.005, 0.6, 13)
-#: Beyond this many pairs only the speeds are drawn, not the signs over all heights.
+#: For more pairs only the speeds are drawn, not the signs over all heights.
 MANY = 128
 
 

@@ -109,7 +109,7 @@ def test_version(command):
     [
         ([], ["Give a command: reproduce, claims, simulate, sweep, animate, compare, measure, check, clip."]),
         (["simulat"], ["Unknown command 'simulat'. Did you mean 'simulate'"]),
-        (["--quick", "reproduce"], ["'--quick' stands before the command"]),
+        (["--quick", "reproduce"], ["'--quick' must follow the command"]),
         (["simulate", "--sed", "1"], ["Unknown option of simulate '--sed'. Did you mean '--seed'"]),
         (["reproduce", "--quik"], ["Unknown option of reproduce '--quik'. Did you mean '--quick'"]),
         (["claims", "--jsn"], ["Unknown option of claims '--jsn'. Did you mean '--json'"]),
@@ -153,7 +153,7 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
         ),
         (["--set", "schedule.temperature.init=-0.1"], ["`temperature` must be positive, but is -0.1. Use"]),
         (["--set", "schedule.temperature.init=nan"], ["`temperature` must be positive, but is nan"]),
-        (["--set", "schedule.temperature.init=warm"], ["must be a number, but is 'warm'. Now it is 0.07"]),
+        (["--set", "schedule.temperature.init=warm"], ["must be a number, but is 'warm'. Its value is 0.07"]),
         (["--set", "schedule.temperature.init=null"], ["must be a number, but is 'null'"]),
         (["--set", "schedule.temperature.init"], ["`--set` takes PATH=VALUE"]),
         (["--set", "schedule.temperature.int=1"], ["Did you mean 'schedule.temperature.init'"]),
@@ -186,7 +186,7 @@ def test_arguments_that_cannot_be_read(refuses, arguments, says):
         (["--resume", "run.nc", "--geometry", "parallel"], ["`--geometry` does not go with `--resume`"]),
         (
             ["--resume", "a.nc", "--t1", "9", "--out", "./a.nc"],
-            ["whose first part would be lost", "Choose another name"],
+            ["would overwrite the first part", "Choose another name"],
         ),
         (["--out", "run.txt"], ["takes a .nc file, but got 'run.txt'"]),
         (["--out", "pairs.npy/run.nc"], ["'pairs.npy' is a file, not a folder", "--out"]),
@@ -278,7 +278,7 @@ def test_what_a_resumed_run_brings_cannot_be_set(saved, refuses, command, monkey
     )
     biased.save("biased.nc")
     refuses("simulate", "--resume", "biased.nc", "--t1", "20", *sigmoid, says=["`--set loss.bias` changes nothing"])
-    refuses(*resume, "--seed", "3", says=["goes on with the seed of the run"])
+    refuses(*resume, "--seed", "3", says=["continues with the seed of the run"])
     # What does change something stays possible.
     flows = []
     monkeypatch.setattr("flowsim.integrate.simulate.simulate", lambda flow, start, **_: flows.append(flow) or start)
@@ -305,7 +305,7 @@ def test_a_run_that_stops_early_is_saved_and_says_so(saved, command, monkeypatch
     code, out, err = command("simulate", "--geometry", "parallel", "--out", "early.nc", "--json")
     assert code == 2
     assert err.startswith("flowsim: Stopped: the cone height γ reached 1")
-    assert err.endswith("t = 1. The part that was computed is saved in early.nc.\n")
+    assert err.endswith("t = 1. The completed part is saved in early.nc.\n")
     assert err.count("\n") == 1
     summary = json.loads(out, parse_constant=pytest.fail)
     assert summary["status"] == "GAMMA_ONE"
@@ -504,12 +504,12 @@ def test_objects_of_over():
         (["--over", "seed=-1"], ["Seeds must be whole numbers of at least 0, but one is '-1'"]),
         (["--over", "seed=0.5"], ["Seeds must be whole numbers"]),
         (["--over", "seed=5:5"], ["Range '5:5' is empty"]),
-        (["--over", "start.height=geom:0:1:5"], ["ends of one sign and not 0", "or lin:0:1:5."]),
-        (["--over", "start.height=geom:-1:1:5"], ["goes from -1 to 1 by equal factors"]),
+        (["--over", "start.height=geom:0:1:5"], ["same sign and not be 0", "or lin:0:1:5."]),
+        (["--over", "start.height=geom:-1:1:5"], ["is geometric, so its ends must have the same sign"]),
         (["--over", "start.height=geom:0.1:1:1"], ["A range is geom:FIRST:LAST:COUNT, but got 'geom:0.1:1:1'"]),
         (["--over", "start.height=lin:0:1"], ["A range is lin:FIRST:LAST:COUNT", "lin:0.01:1:20"]),
         (["--over", "start.height=0.1,,0.2"], ["'0.1,,0.2' has an empty value"]),
-        (["--over", "start.height=0.1,high"], ["'height' must be a number, but is 'high'. Now it is 0.309"]),
+        (["--over", "start.height=0.1,high"], ["'height' must be a number, but is 'high'. Its value is 0.309"]),
         (["--over", "start.pairs=4.5"], ["'pairs' must be a whole number, but is '4.5'"]),
         (["--over", "start.hight=0.1"], ["Did you mean 'height'"]),
         (["--over", "schedule.temperature.int=0.1"], ["Did you mean 'schedule.temperature.init'"]),

@@ -171,7 +171,7 @@ def test_what_is_not_there(folder, tmp_path):
         load(write(tmp_path / "empty", a__txt="a"))
     with pytest.raises(FlowsimError, match=r"captions.tsv' is a table. Give the folder"):
         load(folder / "captions.tsv")
-    with pytest.raises(FlowsimError, match=r"no table that can be read"):
+    with pytest.raises(FlowsimError, match=r"is not a table"):
         load(folder, captions=folder / "a.png")
 
 
@@ -395,7 +395,7 @@ def test_tars_that_cannot_be_read(tmp_path):
     whole = pack(tmp_path / "whole.tar", members).read_bytes()
     write(tmp_path, cut__tar=whole[:2000], none__tar="not a tar")
     for name in ("cut", "none"):
-        with pytest.raises(FlowsimError, match=rf"{name}.tar' is no whole tar file"):
+        with pytest.raises(FlowsimError, match=rf"{name}.tar' is not a complete tar file"):
             load(tmp_path / f"{name}.tar")
     with pytest.raises(FlowsimError, match=r"No file matches '.*train-\*.tar'"):
         load(tmp_path / "train-*.tar")
@@ -437,10 +437,10 @@ def test_coco_errors(coco, tmp_path):
     (tmp_path / "train2017").rename(tmp_path / "annotations" / "images")
     assert len(load(coco)) == 2
     (tmp_path / "annotations" / "images").rename(tmp_path / "val2017" / "deeper")
-    with pytest.raises(FlowsimError, match=r"there are no images that it lists. Give their folder as `images`"):
+    with pytest.raises(FlowsimError, match=r"was found near it. Give their folder as `images`"):
         load(coco)
     for content, message in (
-        ("[]", "no file of COCO captions"),
+        ("[]", "not a file of COCO captions"),
         ('{"images": []}', "'annotations'"),
         ("{", "not JSON"),
     ):

@@ -101,7 +101,7 @@ def test_a_finished_run_is_not_trained_again_and_another_one_is_not_overwritten(
     np.testing.assert_array_equal(again.training["train_loss"], record.training["train_loss"])
     with pytest.raises(fs.FlowsimError, match="holds another run"):
         train(TINY, "TS S3", path, cpu=True)
-    with pytest.raises(fs.FlowsimError, match="weights were not kept"):
+    with pytest.raises(fs.FlowsimError, match="weights were not saved"):
         train(TINY, "Baseline", path, cpu=True, weights=path.with_name("weights.pt"))
     assert path.stat().st_mtime_ns == before
 

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 class Animate(FlowOptions):
     """Film a saved run, or integrate a gradient flow and film it: gap, temperature, and the embeddings.
 
-    The embeddings are shown on the sphere in three dimensions, else as the matrix of their cosines.
+    In three dimensions the embeddings are shown on the sphere, otherwise as the matrix of their cosines.
 
     Example: flowsim animate --start rings --twist -144 --out fig2.gif
     """
 
     file: File = ()
-    """A saved run, or a record of training; without, the flow of the other options is integrated."""
+    """A saved run or training record; without it, the flow of the other options is integrated."""
     run_name: RunName = None
-    """Which run of a file of several, e.g. "Baseline, seed 0"."""
+    """Which run of a file with several, e.g. "Baseline, seed 0"."""
     frames: Annotated[int, whole("--frames", "120")] = 120
-    """Number of frames, evenly spaced in the logarithm of time; of a saved run at most its snapshots."""
+    """Number of frames, evenly spaced in the logarithm of time; for a saved run at most its number of snapshots."""
     fps: Annotated[int, whole("--fps", "20")] = 20
     """Frames per second."""
     out: Annotated[str, text("--out", "FILM.gif"), hint("(default: flow.gif)")] = "flow.gif"
@@ -54,13 +54,11 @@ class Animate(FlowOptions):
         return 0
 
     def _saved(self, file: str) -> "Result":
-        """The run in a file; `FlowsimError` for options of a run that would have no effect on it."""
+        """The run in a file; raises `FlowsimError` for options that have no effect on a saved run."""
         for field in dataclasses.fields(FlowOptions):
             if getattr(self, field.name) != field.default:
                 option = flag({"changes": "set"}.get(field.name, field.name))
-                raise FlowsimError(
-                    f"Option `{option}` does not go with a saved run, which is filmed as it is. Leave it out."
-                )
+                raise FlowsimError(f"Option `{option}` has no effect on a saved run. Leave it out.")
         from flowsim.integrate.simulate import load
 
         runs = saved_runs([file], self.run_name)
@@ -73,17 +71,22 @@ class Animate(FlowOptions):
         return load(file) if name == file else runs[name]
 
     def _integrated(self) -> "Result":
-        """The run of the options, with a snapshot for every frame."""
+        """The run that the options describe, with a snapshot for every frame."""
         import numpy as np
 
         from flowsim.integrate.simulate import simulate
 
         if self.run_name is not None:
-            raise FlowsimError("Option `--run` chooses among the runs of a file. Give the file, or leave it out.")
+            raise FlowsimError("Option `--run` selects one run of a file. Give the file, or leave it out.")
         flow, start = self.flow_and_start()
         t1 = T1 if self.t1 is None else self.t1
         times = np.concatenate([[0.0], np.geomspace(min(1e-2, t1 / 10), t1, self.frames - 1)])
         return simulate(
-            flow, start, ts=times, seed=self.seed, rtol=self.rtol, snapshots=times,
+            flow,
+            start,
+            ts=times,
+            seed=self.seed,
+            rtol=self.rtol,
+            snapshots=times,
             method=self.method,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
+        )

@@ -1,4 +1,4 @@
-"""`flowsim check`: whether a part that you wrote does what flowsim expects of its kind."""
+"""`flowsim check`: test a part that you wrote against what flowsim expects of its kind."""
 
 import contextlib
 import dataclasses
@@ -20,8 +20,8 @@ from flowsim.errors import FlowsimError, unknown_name
 class Check:
     """Check a part that you wrote: a policy, loss, geometry, pairing, swap, rule, recipe or observable.
 
-    A class is built with its defaults; the name of an object or of a function works, too. The exit code is 0 if all
-    checks passed, else 1.
+    A class is built with its defaults; the name of an object or function also works. The exit code is 0 if all checks
+    passed, else 1.
 
     Example: flowsim check my_losses.py:Ranking
     """
@@ -53,7 +53,7 @@ class Check:
 
 @contextlib.contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """Modules of the current folder can be imported, also when a part imports them late."""
+    """Make modules of the current folder importable, also while the part is checked."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -64,7 +64,7 @@ def _current_folder_first() -> Iterator[None]:
 
 
 def _named(text: str) -> Any:
-    """What MODULE:NAME names."""
+    """The object that MODULE:NAME refers to."""
     home, _, name = text.rpartition(":")
     if not home or not name:
         raise FlowsimError(f"Expected MODULE:CLASS, but got {text!r}. Use e.g. my_losses.py:Ranking.")
@@ -82,11 +82,11 @@ def _imported(home: str) -> ModuleType:
         if not Path(home).is_file():
             raise FlowsimError(f"There is no file {home!r}. Give a .py file, or a module as in `import my.module`.")
         name = Path(home).stem
-        # A file may be called like a module that is in use, e.g. types.py.
+        # A file may have the name of a loaded module, e.g. types.py.
         spec = importlib.util.spec_from_file_location(f"checked_{name}" if name in sys.modules else name, home)
         assert spec is not None and spec.loader is not None, "a .py file has a loader"
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
+        sys.modules[spec.name] = module  # dataclasses look up their module
         spec.loader.exec_module(module)
         return module
     except FlowsimError:

@@ -9,20 +9,20 @@ from flowsim.errors import unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Claims:
-    """Check the paper's claims: statement, measured numbers, verdict; all of them, or those named.
+    """Measure the paper's claims, all or those named, and print statements, numbers and verdicts.
 
-    The exit code is 0 if every verdict is the expected one, else 1.
+    The exit code is 0 if every verdict is as expected, else 1.
     """
 
     names: Names = ()
     """Claims to check, e.g. lemma-3.1; default all."""
     json: Flag = False
-    """JSON alone on stdout: a list of {id, statement, source, assumptions, numbers, expected, verdict}."""
+    """Print only JSON on stdout: a list of {id, statement, source, assumptions, numbers, expected, verdict}."""
     quick: Flag = False
     """Smaller samples at the same tolerances."""
 
     def run(self) -> int:
-        """Check; 0 if every verdict is the expected one."""
+        """Measure and print; 0 if every verdict is as expected."""
         from flowsim import claims
 
         known = claims.names()

@@ -15,7 +15,7 @@ class Clip:
     """The same schedules on real CLIP models (extra `clip`): train, measure, study, early. See flowsim clip --help."""
 
     def run(self) -> int:
-        """Refuse: a command is missing."""
+        """Raise `FlowsimError`, because a command is missing."""
         raise FlowsimError("Give a command after clip: train, measure, study or early. See flowsim clip --help.")
 
 

@@ -22,24 +22,24 @@ class Measure:
     pretrained: Annotated[str | None, text("--pretrained", "TAG|FILE"), hint("(default: random weights)")] = None
     """Weights: a tag of open_clip, or a file."""
     data: Annotated[str, text("--data", "SOURCE"), hint("(default: shapes)")] = "shapes"
-    """Where the pairs come from; see flowsim clip train --help."""
+    """Source of the pairs; see flowsim clip train --help."""
     split: Annotated[str | None, text("--split", "NAME"), hint("(default: test if there is one)")] = None
     """Split of the source."""
     pairs: Annotated[int, whole("--pairs", "512")] = 512
-    """Pairs to embed: the retrieval pool. Of more they are drawn at random, always the same."""
+    """Pairs to embed: the retrieval pool. From a larger split they are drawn at random, always the same ones."""
     image_size: Annotated[int | None, whole("--image-size", "224"), hint()] = None
-    """Pixels; default the model's."""
+    """Pixels per side; default: those of the model."""
     temperature: Annotated[float | None, number("--temperature", "0.01"), hint("(default: that of the weights)")] = None
-    """Temperature for loss and softmax."""
+    """Temperature of loss and softmax."""
     labelled: Annotated[str | None, text("--labelled", "SOURCE"), hint()] = None
     """Labelled images for zero-shot (split test) and linear probe (train and test): folders of classes
     (train/dog/1.jpg), WebDataset with .cls (classnames.txt names classes that are numbers), or shapes."""
     template: Annotated[str, text("--template", "TEXT"), hint("(default: a photo of a {})")] = "a photo of a {}"
-    """Prompt of a class."""
+    """Prompt for a class; {} stands for its name."""
     out: Annotated[str | None, text("--out", "ROWS.npz"), hint()] = None
     """Save embeddings and numbers; `flowsim measure` reads the file."""
     figure: Annotated[str | None, text("--figure", "FILE.png"), hint()] = None
-    """Draw both clouds (PCA) and the margins."""
+    """Draw both sets of embeddings (PCA) and the margins."""
     cpu: Flag = False
     """Use the CPU even if there is a GPU."""
     json: Flag = False
@@ -53,10 +53,17 @@ class Measure:
             check_writable_folder(Path(self.figure).parent, "--figure")
         split = self.split or bridge("data").evaluation_split(self.data)
         measured = bridge("evaluate").measure(
-            self.model, self.data, self.pretrained, split=split, pairs=self.pairs,
-            labelled=self.labelled, template=self.template, image_size=self.image_size, temperature=self.temperature,
+            self.model,
+            self.data,
+            self.pretrained,
+            split=split,
+            pairs=self.pairs,
+            labelled=self.labelled,
+            template=self.template,
+            image_size=self.image_size,
+            temperature=self.temperature,
             device="cpu" if self.cpu else None,
-        )  # fmt: skip
+        )
         if self.out is not None:
             measured.save(self.out)
         if self.figure is not None:

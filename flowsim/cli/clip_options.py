@@ -20,18 +20,18 @@ PRESETS = ("smoke", "laptop", "small-gpu", "paper")
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
-    """Options that say what is trained on what; those that are not given are the preset's."""
+    """Options of a training run; the preset gives the values of the others."""
 
     preset: Annotated[str, choice("--preset", PRESETS)] = "smoke"
     """Settings to start from: smoke (generated shapes, seconds), laptop, small-gpu, paper."""
     model: Annotated[str | None, text("--model", "NAME|FILE.json"), hint()] = None
-    """open_clip model (RN50, ViT-B-32, ...), or a model configuration in its form."""
+    """open_clip model (RN50, ViT-B-32, ...), or a JSON model configuration as open_clip has them."""
     pretrained: Annotated[str | None, text("--pretrained", "TAG|FILE"), hint()] = None
     """Weights to start from: a tag of open_clip, or a file."""
     data: Annotated[str | None, text("--data", "SOURCE"), hint()] = None
     """Folder with images or tars and captions.tsv, WebDataset, COCO captions JSON, or shapes:KEY=VALUE,..."""
     held_out_data: Annotated[str | None, text("--held-out-data", "SOURCE"), hint()] = None
-    """Another source for evaluation; then all of both sources is used."""
+    """Another source for evaluation; both sources are then used completely."""
     limit: Annotated[int | None, whole("--limit", "2048"), hint()] = None
     """Use this many training pairs."""
     epochs: Annotated[float | None, number("--epochs", "10"), hint()] = None
@@ -39,7 +39,7 @@ class TrainingOptions:
     steps: Annotated[int | None, whole("--steps", "1000"), hint()] = None
     """Optimizer steps, instead of epochs."""
     batch_size: Annotated[int | None, whole("--batch-size", "64"), hint()] = None
-    """Pairs of one loss, over all devices."""
+    """Pairs in one loss, over all devices."""
     accumulate: Annotated[int | None, whole("--accumulate", "1"), hint()] = None
     """Losses averaged before a step; each has its own negatives, so this is not a larger batch."""
     optimizer: Annotated[str | None, choice("--optimizer", ("adamw", "sgd")), hint()] = None
@@ -49,9 +49,9 @@ class TrainingOptions:
     precision: Annotated[str | None, choice("--precision", ("fp32", "bf16")), hint()] = None
     """Precision of the model; the loss is always fp32."""
     clamp: Annotated[tuple[float, ...] | None, conf.arg(metavar="MIN MAX", help_behavior_hint="")] = None
-    """Bounds of a learnable temperature, e.g. 0.01 1; `--clamp 0 0` takes them away."""
+    """Bounds of a learnable temperature, e.g. 0.01 1; `--clamp 0 0` removes them."""
     pairs: Annotated[int | None, whole("--pairs", "512"), hint()] = None
-    """Pairs that an evaluation embeds."""
+    """Pairs embedded in each evaluation."""
     threads: Annotated[int | None, whole("--threads", "1"), hint()] = None
     """Threads of one run on a CPU."""
     cpu: Flag = False
@@ -66,7 +66,7 @@ class TrainingOptions:
         """The preset's settings with the options that were given, and with `more`."""
         settings: Training = bridge("settings").preset(self.preset)
         known = {field.name for field in dataclasses.fields(settings)}
-        # Options are called as the settings that they set.
+        # Options have the names of the settings that they set.
         names = [field.name for field in dataclasses.fields(TrainingOptions) if field.name in known]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.epochs is not None:
@@ -79,7 +79,7 @@ class TrainingOptions:
             name, value = parse_setting(settings, change)
             given[name] = value
         if self.preset != "smoke" and "data" not in given:
-            raise FlowsimError(f"The preset {self.preset!r} brings no data. Add --data FOLDER, or --data shapes.")
+            raise FlowsimError(f"The preset {self.preset!r} has no data. Add --data FOLDER, or --data shapes.")
         return settings.replace(**given, **more)
 
     @staticmethod
@@ -101,7 +101,7 @@ class SeveralOptions(TrainingOptions):
 
 
 def parse_setting(settings: "Training", change: str) -> tuple[str, Any]:
-    """(name, value) of NAME=VALUE, converted to the kind of the setting."""
+    """(name, value) of NAME=VALUE, converted to the type of the setting."""
     name, equals, value = change.partition("=")
     kinds = {f.name: str(f.type) for f in dataclasses.fields(settings)}
     if name not in kinds:
@@ -131,7 +131,7 @@ def parse_setting(settings: "Training", change: str) -> tuple[str, Any]:
 
 
 def bridge(module: str) -> Any:
-    """A module of `flowsim.clip`; a sentence if PyTorch or open_clip is missing."""
+    """A module of `flowsim.clip`; raises `FlowsimError` if PyTorch or open_clip is missing."""
     leave_gpu_to_torch()
     try:
         for package in ("torch", "torchvision", "open_clip", "accelerate"):
@@ -144,6 +144,6 @@ def bridge(module: str) -> Any:
 
 
 def leave_gpu_to_torch() -> None:
-    """JAX only measures here; it must be told before it is loaded."""
+    """Keep JAX on the CPU, where it only measures; this must be set before JAX is loaded."""
     if "jax" not in sys.modules:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")

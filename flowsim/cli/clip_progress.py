@@ -1,4 +1,4 @@
-"""How far trainings are: bars on a terminal, and otherwise a line now and then."""
+"""Progress of trainings: bars on a terminal, otherwise a line from time to time."""
 
 import contextlib
 import sys
@@ -11,9 +11,9 @@ from flowsim.progress import Progress
 
 @contextlib.contextmanager
 def bars(name: str | None = None, runs: int = 1) -> Iterator[Progress]:
-    """Progress bars on stderr, one for each run at work; a line now and then where that is no terminal.
+    """Progress bars on stderr, one for each active run; lines from time to time if stderr is not a terminal.
 
-    `name`: of a single run; those of a study come with theirs.
+    `name`: the name of a single run. The runs of a study report their own.
     """
     if not sys.stderr.isatty():
         yield lines(name)

@@ -1,4 +1,4 @@
-"""`flowsim clip study`: every method of the paper over seeds."""
+"""`flowsim clip study`: every method of the paper with several seeds."""
 
 import dataclasses
 import sys
@@ -14,18 +14,18 @@ from flowsim.cli.output import print_json, say
 
 @dataclasses.dataclass(frozen=True)
 class Study(SeveralOptions):
-    """Train every method of the paper over seeds; tables beside the paper's, figures, rank correlations.
+    """Train every method of the paper with several seeds; tables next to the paper's, figures, rank correlations.
 
-    Example: flowsim clip study --preset laptop --data PHOTOS --methods short --seeds 3 --jobs 2. The same command goes
-    on where it was stopped; with --tables it only reads the records that are there.
+    Example: flowsim clip study --preset laptop --data PHOTOS --methods short --seeds 3 --jobs 2. The same command
+    resumes where it was stopped; with --tables it only reads finished records.
     """
 
     methods: Annotated[str, text("--methods", "all|short|NAME,..."), hint("(default: all)")] = "all"
-    """All presets of the paper, the nine of a short study, or a list."""
+    """All methods of the paper, the nine of a short study, or a list."""
     seeds: Annotated[int, whole("--seeds", "3")] = 3
-    """How many seeds, from 0; one seed of all methods comes first."""
+    """Number of seeds, from 0; all methods run with one seed before the next."""
     tables: Flag = False
-    """Train nothing: tables of the finished records in --out."""
+    """Do not train; only make the tables of the finished records in --out."""
     json: Flag = False
     """Tables and rank correlations as JSON on stdout."""
 

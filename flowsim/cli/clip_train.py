@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Train(TrainingOptions):
-    """Train a CLIP model under a schedule; the record is a result like that of a simulation.
+    """Train a CLIP model with a schedule; the record has the form of a simulation's result.
 
-    Example: flowsim clip train --preset smoke --schedule "TS S3" --out run.nc. The same command goes on where it was
+    Example: flowsim clip train --preset smoke --schedule "TS S3" --out run.nc. The same command resumes where it was
     stopped. `accelerate launch -m flowsim clip train ...` uses several GPUs.
     """
 
@@ -29,18 +29,18 @@ class Train(TrainingOptions):
     seed: Annotated[int, whole("--seed", "0")] = 0
     """Seed of weights, batches, crops and swaps."""
     out: Annotated[str, text("--out", "RUN.nc"), hint("(default: run.nc)")] = "run.nc"
-    """The record, written at each evaluation; a checkpoint lies beside it until the run is finished."""
+    """The record, written at each evaluation, with a checkpoint next to it until the run is finished."""
     weights: Annotated[str | None, text("--weights", "FILE.pt"), hint()] = None
-    """Save the final weights; open_clip reads them."""
+    """Save the final weights, in a file that open_clip reads."""
     tensorboard: Annotated[str | None, text("--tensorboard", "DIR"), hint()] = None
     """Also write the numbers for TensorBoard."""
     force: Flag = False
-    """Start again, over a record that is there."""
+    """Start again, and replace an existing record."""
     json: Flag = False
     """Status and final observables as JSON on stdout."""
 
     def run(self) -> int:
-        """Train or go on, and print the record; 0 if the run completed."""
+        """Train or resume, and print the record; 0 if the run completed."""
         check_writable_file(Path(self.out), ".nc")
         leave_gpu_to_torch()
         from flowsim.model import schedules
@@ -51,13 +51,19 @@ class Train(TrainingOptions):
         first = bridge("session").is_first_process()
         with bars(self.schedule) if first else contextlib.nullcontext(lines(self.schedule)) as progress:
             record = train(
-                settings, schedule, self.out, cpu=self.cpu, force=self.force, weights=self.weights,
-                tensorboard=self.tensorboard, progress=progress,
-            )  # fmt: skip
+                settings,
+                schedule,
+                self.out,
+                cpu=self.cpu,
+                force=self.force,
+                weights=self.weights,
+                tensorboard=self.tensorboard,
+                progress=progress,
+            )
         return self._end(record) if first else 0
 
     def _end(self, record: "Result") -> int:
-        """Print the record, and say what was left out and how the run ended; the exit code."""
+        """Print the record, what was left out, and how the run ended; the exit code."""
         if self.json:
             print_json(summary(record))
         else:
@@ -69,5 +75,5 @@ class Train(TrainingOptions):
         if record.status.ok:
             say_saved(self.out)
             return 0
-        say(f"{record.status.sentence} What was measured before is in {self.out}.")
+        say(f"{record.status.sentence} Earlier measurements are saved in {self.out}.")
         return EXIT_BAD_INPUT

@@ -1,4 +1,4 @@
-"""`flowsim compare`: a run beside simulation and closed forms."""
+"""`flowsim compare`: a run compared with simulation and closed forms."""
 
 import dataclasses
 from pathlib import Path
@@ -12,22 +12,22 @@ from flowsim.errors import FlowsimError
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Compare a run, or a record of training, with the simulation and the closed forms: numbers, verdict, a sentence.
+    """Compare a run or training record with a simulation and with closed forms: numbers, verdicts and sentences.
 
-    Further files are other initialisations of the same run, for the early enlargement of the gap. A file of several
-    runs (`flowsim clip study`, `early`) counts as all of them, or with --run as the one of that name.
+    Further files are other initialisations of the same run, for the early enlargement of the gap. A file with several
+    runs (`flowsim clip study`, `early`) counts as all of them, unless --run selects one.
     """
 
     files: Files = ()
     """Saved runs."""
     run_name: RunName = None
-    """Which run of a file of several, e.g. "Baseline, seed 0"."""
+    """Which run of a file with several, e.g. "Baseline, seed 0"."""
     parts: Annotated[str | None, text("--parts", "NAME,..."), hint("(default: all)")] = None
-    """Items wanted: simulation, exponent, slow_closing, enlargement, matching, calibration."""
+    """Comparisons to make: simulation, exponent, slow_closing, enlargement, matching, calibration."""
     out: Annotated[str | None, text("--out", "FIGURE"), hint()] = None
     """Draw everything into a figure, .png or .pdf."""
     json: Flag = False
-    """JSON on stdout; a number that is missing is null."""
+    """JSON on stdout; missing numbers are null."""
 
     def run(self) -> int:
         """Compare, draw, print."""

@@ -1,7 +1,7 @@
-"""The entry point: chooses the command, runs it, and turns every ending into an exit code and one sentence.
+"""The entry point: chooses the command, runs it, and turns every outcome into an exit code and one sentence.
 
-Bad input is one sentence on stderr and exit code 2, with nothing written. Commands are dataclasses that tyro fills;
-each imports what it needs when it runs, so that help is fast.
+Bad input gives one sentence on stderr and exit code 2, and nothing is written. Commands are dataclasses that tyro
+fills; each imports what it needs when it runs, so that help is fast.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(error))
         return EXIT_BAD_INPUT
     except BrokenPipeError:
-        # The reader went away (`| head`). Nothing may complain when Python flushes at exit.
+        # The reader closed the pipe (`| head`). Python must not fail when it flushes at exit.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
@@ -85,7 +85,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _settings(command: Command) -> Collection[str]:
-    """What `--set NAME=VALUE` of a command can name, if it sets training."""
+    """Names that `--set NAME=VALUE` of a training command takes; none for other commands."""
     if not isinstance(command, TrainingOptions):
         return ()
     from flowsim.clip.settings import Training

@@ -1,4 +1,4 @@
-"""Files that commands write and read: whether an output can be written, found before any time is spent."""
+"""Files that commands write and read. Outputs are checked to be writable before any time is spent."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Options of every command that integrates a flow, and the flow and the start that they describe."""
+"""Options of every command that integrates a flow, and the flow and start that they describe."""
 
 import dataclasses
 import inspect
@@ -33,13 +33,13 @@ STARTS = ("rings", "cones", "uniform", "matched", "orthonormal", "simplex", "mis
 #: Fields of `FlowOptions` that are parameters of starts; some starts call `height` gamma.
 START_OPTIONS = ("pairs", "dim", "height", "twist", "fraction", "factors", "text_factors", "hidden", "noise")
 
-#: Last flow time unless another is asked for.
+#: Default last flow time.
 T1 = 1e5
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowOptions:
-    """Options of every command that integrates: the flow, its start, and how."""
+    """Options of every command that integrates: the flow, its start, and the solver."""
 
     preset: Annotated[str | None, text("--preset", "NAME"), hint("(default: Baseline)")] = None
     """Schedule of the paper by name."""
@@ -58,9 +58,9 @@ class FlowOptions:
     ] = None
     """Cone height γ0, between -1 and 1."""
     twist: Annotated[float | None, number("--twist", "-144"), hint()] = None
-    """Turn of the text ring in degrees (rings)."""
+    """Rotation of the text ring in degrees (rings)."""
     fraction: Annotated[float | None, number("--fraction", "0.5"), hint()] = None
-    """Fraction of texts that start in a wrong place (mismatched)."""
+    """Fraction of texts that start at a wrong place (mismatched)."""
     factors: Annotated[int | None, whole("--factors", "8"), hint()] = None
     """Number of latent factors (latents)."""
     text_factors: Annotated[int | None, whole("--text-factors", "4"), hint()] = None
@@ -80,13 +80,13 @@ class FlowOptions:
         conf.arg(name="set", help_behavior_hint="(repeatable)"),
     ] = ()
     """Change one value of the flow, e.g. schedule.temperature.init=0.1."""
-    method: Annotated[str | None, choice("--method", METHODS), hint("(default: chosen)")] = None
+    method: Annotated[str | None, choice("--method", METHODS), hint("(default: automatic)")] = None
     """Integrator."""
     rtol: Annotated[float, number("--rtol", "1e-9")] = 1e-9
     """Relative tolerance."""
 
     def flow_and_start(self, resume: str | None = None) -> "tuple[GradientFlow, Start | AbstractRecipe | Result]":
-        """What is integrated: a flow and its start, or a saved run that goes on."""
+        """A flow and its start, or, with `resume`, a flow and the saved run to continue."""
         from flowsim.base.modules import PARTS
         from flowsim.model import schedules
         from flowsim.model.flow import GradientFlow
@@ -99,7 +99,7 @@ class FlowOptions:
         return self._changed(flow)[0], start
 
     def _schedule(self) -> "Schedule | None":
-        """The schedule that was asked for, if any."""
+        """The schedule given by an option, if any."""
         from flowsim.model import schedules
 
         if self.preset is not None and self.schedule is not None:
@@ -113,29 +113,29 @@ class FlowOptions:
         return schedules.load(self.schedule)
 
     def _resumed(self, resume: str, schedule: "Schedule | None") -> "tuple[GradientFlow, Result]":
-        """A saved run, and its flow with the changes; `FlowsimError` for options of another start."""
+        """The flow of a saved run with the changes, and the run; raises `FlowsimError` for options of a start."""
         from flowsim.integrate.simulate import load
 
         given = [o for o in ("start", "embeddings", *START_OPTIONS) if getattr(self, o) is not None]
         if given or self.geometry != "sphere":
             raise FlowsimError(
                 f"Option `{flag((given or ['geometry'])[0])}` does not go with `--resume`, "
-                "which brings its own start and geometry. Leave it out."
+                "because the run has its own start and geometry. Leave it out."
             )
         run = load(resume)
         flow = run.flow
         if self.seed not in (0, run.config["options"]["seed"]):
             raise FlowsimError(
-                "Option `--seed` does not go with `--resume`, which goes on with the seed of the run. Leave it out."
+                "Option `--seed` does not go with `--resume`, which continues with the seed of the run. Leave it out."
             )
         flow, changed = self._changed(flow if schedule is None else flow.replace(schedule=schedule))
         _refuse_what_the_run_brings(run, flow, changed)
         return flow, run
 
     def _changed(self, flow: "GradientFlow") -> "tuple[GradientFlow, Collection[str]]":
-        """The flow with every `--set`, and their paths."""
+        """The flow with the changes of every `--set`, and their paths."""
         changes: dict[str, Any] = {}
-        seen = flow  # with the objects that earlier changes put in: later paths may lead into them
+        seen = flow  # with the objects set by earlier changes, because later paths may lead into them
         for change in self.changes:
             path, value = parse_change(seen, change)
             changes[path] = value
@@ -144,7 +144,7 @@ class FlowOptions:
         return flow.replace(**changes) if changes else flow, changes.keys()
 
     def _start(self) -> "Start | AbstractRecipe":
-        """The start that was asked for: your own rows, or a recipe with its options."""
+        """The start given by the options: your own rows, or a recipe with its options."""
         from flowsim import observables
         from flowsim.model import initial
 
@@ -167,20 +167,20 @@ class FlowOptions:
 
 
 def start_options(recipe: Any) -> dict[str, str]:
-    """Option -> parameter of a recipe, for those of its parameters that the command line can set."""
+    """Option -> parameter, for the parameters of a recipe that the command line can set."""
     parameters = inspect.signature(recipe).parameters
     named = {o: "gamma" if o == "height" and "gamma" in parameters else o for o in START_OPTIONS}
     return {option: name for option, name in named.items() if name in parameters}
 
 
 def _refuse_what_the_run_brings(run: "Result", flow: "GradientFlow", changes: Collection[str]) -> None:
-    """Starting values of what is trained: a run that goes on has its own, so that changing them does nothing."""
+    """Refuse starting values of trained numbers, which have no effect when a run is continued."""
     trained = {
         "schedule.temperature.init": flow.schedule.temperature.learnable,
         "loss.bias": "bias" in run.snapshots and getattr(flow.loss, "bias_rate", None) is not None,
     }
     for path in (p for p, is_trained in trained.items() if is_trained and p in changes):
         raise FlowsimError(
-            f"`--set {path}` changes nothing with `--resume`: it is learned, and goes on from its value in the file. "
-            "Leave it out, or start again from the rows: fs.simulate(flow, run.final.start, t1=...) in Python."
+            f"`--set {path}` changes nothing with `--resume`, because a learned value continues from the file. "
+            "Leave it out, or start a new run from the rows: fs.simulate(flow, run.final.start, t1=...) in Python."
         )

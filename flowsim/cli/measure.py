@@ -19,11 +19,11 @@ class Measure:
     captions_per_image: Annotated[int, whole("--captions-per-image", "5")] = 1
     """Number of text rows for each image row."""
     only: Annotated[str | None, text("--only", "NAME,..."), hint("(default: all)")] = None
-    """Metrics wanted, e.g. modality_gap,matched_fraction."""
+    """Metrics to print, e.g. modality_gap,matched_fraction."""
     exact: Flag = False
-    """Beyond 20,000 rows compare all with all others, not a sample; the time grows with their square."""
+    """Compare all rows with all others, also beyond 20,000, where the default is a sample; quadratic in time."""
     json: Flag = False
-    """JSON on stdout; a value that is missing is null, with its reason."""
+    """JSON on stdout; missing values are null, with a reason."""
 
     def run(self) -> int:
         """Measure and print."""

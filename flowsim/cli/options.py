@@ -1,4 +1,4 @@
-"""Kinds of options that commands are made of: how tyro reads a number, a word or a choice, and how it refuses one."""
+"""Types of options: how tyro reads a number, a text or a choice, and refuses a wrong one."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ class UsageError(Exception):
 def _value(
     option: str, convert: Callable[[str], Any], metavar: str, wanted: str, example: str
 ) -> PrimitiveConstructorSpec[Any]:
-    """How tyro reads one value; a wrong one is refused in flowsim's words."""
+    """How tyro reads one value; a wrong one raises flowsim's message."""
 
     def read(tokens: list[str]) -> Any:
         try:
@@ -51,7 +51,7 @@ def text(option: str, metavar: str) -> PrimitiveConstructorSpec[Any]:
 
 
 def choice(option: str, known: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
-    """One of `known`; other words are refused with the nearest ones."""
+    """One of `known`; other values are refused, with the nearest ones in the message."""
 
     def convert(token: str) -> str:
         if token not in known:
@@ -62,7 +62,7 @@ def choice(option: str, known: Sequence[str]) -> PrimitiveConstructorSpec[Any]:
 
 
 def hint(remark: str = "") -> Any:
-    """The remark in parentheses after an option's help; by default none."""
+    """The remark in parentheses after an option's help; none by default."""
     return conf.arg(help_behavior_hint=remark)
 
 

@@ -1,4 +1,4 @@
-"""What commands print: sentences and progress on stderr, results as JSON on stdout; and their exit codes."""
+"""Output of commands: sentences and progress on stderr, results and JSON on stdout; and exit codes."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ def say(sentence: str) -> None:
 
 
 def say_saved(path: str | None) -> None:
-    """That a file was saved, after all that is on stdout; nothing without a file."""
+    """Report a saved file, after everything on stdout; nothing without a file."""
     sys.stdout.flush()
     if path is not None:
         say(f"Saved {path}.")
@@ -71,7 +71,7 @@ def summary(result: "Result") -> dict[str, Any]:
 def progress(title: str) -> Iterator[Progress]:
     """A spinner on stderr if that is a terminal, and a bar once a total is known; yields what moves them.
 
-    It also shows when a program is compiled, which takes most of the time of a first run.
+    It also shows when a program is being compiled, which takes most of the time of a first run.
     """
     if not sys.stderr.isatty():
         yield silent

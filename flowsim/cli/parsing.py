@@ -1,4 +1,4 @@
-"""From the arguments of a command line to a command with its options; tyro's boxes become sentences."""
+"""Parse a command line into a command with its options; tyro's error boxes become sentences."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def parse(argv: Sequence[str], prog: str, commands: dict[str, type[Command]]) ->
     if head not in commands and not head.startswith("-"):
         raise unknown_name("command", head, commands)
     if head.startswith("-") and head not in ("-h", "--help") and not head.startswith("--tyro"):
-        raise FlowsimError(f"Option {head!r} stands before the command. Write {prog} COMMAND {head}.")
+        raise FlowsimError(f"Option {head!r} must follow the command. Write {prog} COMMAND {head}.")
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
@@ -66,7 +66,7 @@ def options_of(command: str, prog: str, commands: dict[str, type[Command]]) -> l
 def _tyro(argv: Sequence[str], prog: str, commands: dict[str, type[Command]]) -> tuple[Any, list[str]]:
     union: Any = None
     for name, cls in commands.items():
-        # A command's full text in its own help, its first line in the list of commands.
+        # Help of a command shows its full text, the list of commands its first line.
         text = cls.__doc__ or ""
         if argv[0] == name:
             description = "\n\n".join(" ".join(p.split()) for p in text.split("\n\n"))
@@ -85,7 +85,7 @@ def _tyro(argv: Sequence[str], prog: str, commands: dict[str, type[Command]]) ->
 
 
 def _unboxed(text: str) -> str:
-    """The sentence within a box that tyro draws: the lines below the title, up to the first rule."""
+    """The sentence in a box drawn by tyro: the lines below the title, up to the first rule."""
     lines = []
     for line in text.splitlines()[1:]:  # the first holds the title
         inner = line.strip("│| ")

@@ -22,7 +22,7 @@ class Reproduce:
     quick: Flag = False
     """Smaller sizes at the same tolerances."""
     force: Flag = False
-    """Compute again even if a record is there."""
+    """Recompute even if there is a record."""
     out: Annotated[str | None, text("--out", "DIR"), hint("(default: figures/full, with --quick figures/quick)")] = None
     """Folder for figures and records."""
 

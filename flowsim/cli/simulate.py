@@ -40,10 +40,14 @@ class Simulate(FlowOptions):
             raise FlowsimError("Option `--resume` needs the new last time. Add e.g. --t1 1e8.")
         with progress("Integrating"):
             result = simulate(
-                flow, start, t1=t1, seed=self.seed, rtol=self.rtol,
+                flow,
+                start,
+                t1=t1,
+                seed=self.seed,
+                rtol=self.rtol,
                 method=self.method,  # pyright: ignore[reportArgumentType]
                 throw=False,
-            )  # fmt: skip
+            )
         if self.out is not None:
             result.save(self.out)
         if self.json:
@@ -58,16 +62,16 @@ class Simulate(FlowOptions):
         check_writable_file(Path(self.out), ".nc")
         if self.resume is not None and Path(self.out).resolve() == Path(self.resume).resolve():
             raise FlowsimError(
-                f"Options `--resume` and `--out` both name {self.out!r}, whose first part would be lost: what is "
-                "saved begins where that run ended. Choose another name with --out."
+                f"Options `--resume` and `--out` both name {self.out!r}. This would overwrite the first part of the "
+                "run, because only its new part is saved. Choose another name with --out."
             )
 
     def _end(self, result: "Result") -> int:
-        """Say how the run ended and where it is; the exit code."""
+        """Report how the run ended and where it is saved; the exit code."""
         if result.status.ok:
             say_saved(self.out)
             return 0
         sys.stdout.flush()
-        saved = "" if self.out is None else f" The part that was computed is saved in {self.out}."
+        saved = "" if self.out is None else f" The completed part is saved in {self.out}."
         say(f"{result.status.sentence} This happened at t = {result.status.stopped_at:.6g}.{saved}")
         return EXIT_BAD_INPUT

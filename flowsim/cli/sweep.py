@@ -30,11 +30,11 @@ class Sweep(FlowOptions):
         conf.UseAppendAction[tuple[Annotated[str, text("--over", "PATH=V1,V2,...")], ...]],
         conf.arg(help_behavior_hint="(repeatable)"),
     ] = ()
-    """Values of a path of the flow, of start.height etc., or of seed: a list, 0:8, lin:0:1:5 or geom:0.01:1:20."""
+    """Values of a path of the flow, of the start (start.height), or of seed: a list, 0:8, lin:0:1:5, geom:0.01:1:20."""
     mode: Annotated[str, choice("--mode", ("product", "zip"))] = "product"
-    """Every combination of the values, or values side by side."""
+    """product: every combination of the values; zip: element by element."""
     to: Annotated[str | None, text("--to", "RUNS.zarr"), hint()] = None
-    """Folder that is filled on the way; the same command resumes where it was stopped."""
+    """Folder to which finished runs are saved; the same command resumes where it was stopped."""
     executor: Annotated[str | None, text("--executor", "WHERE"), hint("(default: threads)")] = None
     """Address of a dask scheduler (tcp://host:8786), or processes:N."""
     out: Annotated[str | None, text("--out", "RUNS.nc"), hint()] = None

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def parse_change(flow: "GradientFlow", change: str) -> tuple[str, Any]:
-    """(path, value) of "PATH=VALUE": a number, JSON, a preset's name, or the name of a kind of object.
+    """(path, value) of "PATH=VALUE": a number, JSON, a preset's name, or the name of a class of parts.
 
-    Raises `FlowsimError` if the path does not exist or the value is of another sort than the one there.
+    Raises `FlowsimError` if the path does not exist, or if the value has another type than the present one.
     """
     from flowsim.model import schedules
 
@@ -60,7 +60,7 @@ def _tokens(text: str) -> list[str]:
     if found := re.fullmatch(r"(-?\d+):(-?\d+)", text):
         whole = [str(i) for i in range(int(found[1]), int(found[2]))]
         if not whole:
-            raise FlowsimError(f"Range {text!r} is empty. Its second number, which is left out, must be larger.")
+            raise FlowsimError(f"Range {text!r} is empty. Its end, which is not included, must be larger.")
         return whole
     return _listed(text)
 
@@ -79,8 +79,8 @@ def _spaced(text: str, kind: str, numbers: list[str]) -> list[str]:
         )
     if kind == "geom" and first * last <= 0:
         raise FlowsimError(
-            f"Range {text!r} goes from {first:g} to {last:g} by equal factors, which needs ends of one sign and "
-            f"not 0. Use e.g. geom:0.01:1:20, or lin:{':'.join(numbers)}."
+            f"Range {text!r} is geometric, so its ends must have the same sign and not be 0. "
+            f"Use e.g. geom:0.01:1:20, or lin:{':'.join(numbers)}."
         )
     values = {"lin": np.linspace, "geom": np.geomspace}[kind](first, last, count)
     return [f"{x:.17g}" for x in values]
@@ -102,7 +102,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _value_at(owner: Any, path: str, text: str) -> Any:
-    """The value that a text stands for at a path; names of presets stay names."""
+    """The value of a text for a path; names of presets stay names."""
     from flowsim.base import paths
     from flowsim.model import schedules
 
@@ -124,7 +124,7 @@ def _value_at(owner: Any, path: str, text: str) -> Any:
 
 
 def _object_at(owner: Any, path: str, value: Any) -> Any:
-    """`value`, or the object that it names, if that may stand at the path."""
+    """`value`, or the object that it names; raises `FlowsimError` if the path does not take it."""
     from flowsim.base.modules import parts_of
 
     kinds = _kinds_at(owner, path)
@@ -152,7 +152,7 @@ def _required(cls: Any) -> list[str]:
 
 
 def _kinds_at(owner: Any, path: str) -> Any:
-    """The class, or classes, whose objects may stand at a path."""
+    """The class or classes that a path takes."""
     from flowsim.base import paths
 
     before, _, name = path.rpartition(".")
@@ -161,14 +161,14 @@ def _kinds_at(owner: Any, path: str) -> Any:
 
 
 def _check_kind(path: str, text: str, old: Any, value: Any) -> None:
-    """Refuse a value of another kind than the one there."""
-    for kind, wanted in ((bool, "true or false"), (int, "a whole number"), (str, "a word")):
+    """Refuse a value of another type than the present one."""
+    for kind, wanted in ((bool, "true or false"), (int, "a whole number"), (str, "a string")):
         if isinstance(old, kind):
             if type(value) is not kind:
-                raise FlowsimError(f"Path {path!r} must be {wanted}, but is {text!r}. Now it is {old}.")
+                raise FlowsimError(f"Path {path!r} must be {wanted}, but is {text!r}. Its value is {old}.")
             return
     if hasattr(old, "shape") and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise FlowsimError(f"Path {path!r} must be a number, but is {text!r}. Now it is {float(old):g}.")
+        raise FlowsimError(f"Path {path!r} must be a number, but is {text!r}. Its value is {float(old):g}.")
 
 
 def _parse_value(text: str) -> Any:
@@ -182,10 +182,10 @@ def _parse_value(text: str) -> Any:
 
 
 def _expected(owner: Any, path: str, old: Any) -> str:
-    """What may stand at a path, in words."""
+    """The values that a path takes, for messages."""
     from flowsim.base.modules import parts_of
 
     if dataclasses.is_dataclass(old):
         return f"one of {', '.join(parts_of(_kinds_at(owner, path)))}"
-    kinds = ((bool, "true or false"), (int, "a whole number"), (str, "a word"), (tuple, "a list"))
+    kinds = ((bool, "true or false"), (int, "a whole number"), (str, "a string"), (tuple, "a list"))
     return next((wanted for kind, wanted in kinds if isinstance(old, kind)), "a number")

@@ -1,7 +1,7 @@
-"""Messages of the library in the words of the command line.
+"""Translate messages of the library for the command line.
 
-The library names the arguments of Python. Here "Argument `t1` must be ..." becomes "Option `--t1` must be ...", and
-cures such as `force=True` or `split=None` become options.
+The library names arguments of Python. Here "Argument `t1` must be ..." becomes "Option `--t1` must be ...", and advice
+such as `force=True` or `split=None` becomes options.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-#: Functions that a message may tell the user to call -> commands.
+#: Function that a message may recommend -> command.
 _COMMANDS = {"fs.clip.study": "flowsim clip study", "fs.clip.early_changes": "flowsim clip early"}
 
 _ARGUMENT = re.compile(r"^Argument `(\w+)`")
@@ -18,14 +18,17 @@ _NAME = re.compile(r"(?<!Argument )(?<!Setting )`([\w.]+)(?:=([^`]*))?`")
 
 
 def in_options(message: str, options: Collection[str], given: Mapping[str, Any], settings: Collection[str] = ()) -> str:
-    """The message with options in place of arguments.
+    """The message with options instead of arguments.
 
     Args:
-        message: of the library.
-        options: that the command has, e.g. "--t1".
-        given: values of the options that the user gave, by field: other arguments with a wrong value come from
-            elsewhere, e.g. from `--set`.
-        settings: names that `--set NAME=VALUE` of the command takes.
+        message: A message of the library.
+        options: Options of the command, e.g. "--t1".
+        given: Values of the options that the user gave, by field. An argument that is not among them has its value
+            from elsewhere, e.g. from `--set`.
+        settings: Names that `--set NAME=VALUE` of the command takes.
+
+    Returns:
+        The message for the command line.
     """
 
     def flag(name: str) -> str | None:

@@ -1,16 +1,16 @@
-"""The bridge: flowsim's schedules on real CLIP models (open_clip, PyTorch); extra `clip`.
+"""Train real CLIP models (open_clip, PyTorch) with flowsim's schedules; needs the extra `clip`.
 
     import flowsim as fs
     record = fs.clip.train(fs.clip.preset("smoke"), fs.schedules.get("TS S3"), "run.nc")
 
-- `settings`: what a training run is, and the presets; `data`: where pairs come from
+- `settings`: the settings of a training run, and presets; `data`: sources of pairs
 - `models`: open_clip models, weights loaded safely; `contrast`: temperature, swaps and loss on features
 - `training`: the public function; `learner`: one step; `loop`, `plan`, `record`, `checkpoint`: all steps of a run;
-  `identity`: which runs are the same; `session`: devices and processes
+  `identity`: whether two runs are the same; `session`: devices and processes
 - `embed`, `evaluate`, `labelled`: observables of a model
-- `studies`: the paper's experiment; `tables`, `figures`: its outcome beside the paper's
+- `studies`: the paper's experiment; `tables`, `figures`: its results next to the paper's
 
-Everything is loaded when first used: the data need no PyTorch.
+Modules are imported on first use; `data` does not need PyTorch.
 """
 
 import importlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flowsim.clip.tables import Tables
     from flowsim.clip.training import train
 
-# No function is called as the module that holds it, which would take its place once that is loaded.
+# No function has the name of its module, which would replace it once the module is loaded.
 _HOME = {
     "Tables": "tables", "Training": "settings", "early_changes": "studies", "measure": "evaluate",
     "preset": "settings", "study": "studies", "train": "training",

@@ -1,7 +1,7 @@
-"""Batches of a split in a fixed random order: what step k sees depends on (seed, k) alone.
+"""Batches of a split in a fixed random order: the batch of step k depends only on (seed, k).
 
-A run that is resumed at step k therefore sees what it would have seen. With several processes each takes its
-share of the same batch.
+So a resumed run sees the same batches as an uninterrupted one. With several processes each takes its share of the same
+batch.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 from flowsim.clip.data import Pairs, Resize
 from flowsim.clip.settings import Training
 
-#: Decoded pixels that are kept in memory unless `preload` says otherwise.
+#: Largest size of decoded pixels kept in memory, in bytes, unless `preload` is set.
 _FITS = 4 * 2**30
 
 
@@ -42,7 +42,7 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Micro-batches of an epoch; an incomplete last batch is left out."""
+        """Micro-batches in one epoch; an incomplete last batch is left out."""
         return len(self.pairs) // self.settings.batch_size
 
     def indices(self, k: int) -> np.ndarray:
@@ -76,7 +76,7 @@ class Batches:
             pixels = self._ahead[1].result()
         else:
             pixels = self._read(self.indices(k)[mine])
-        # The next batch is decoded while this one is computed on.
+        # The next batch is decoded while this one is used.
         self._ahead = (k + 1, self._reader.submit(self._read, self.indices(k + 1)[mine]))
         return pixels
 
@@ -93,9 +93,14 @@ def onto(batches: Batches, device: torch.device) -> None:
 
 
 def prepare(
-    pairs: Pairs, tokenize: Any, size: int, settings: Training, rank: int = 0, processes: int = 1,
+    pairs: Pairs,
+    tokenize: Any,
+    size: int,
+    settings: Training,
+    rank: int = 0,
+    processes: int = 1,
     resize: Resize = Resize(),
-) -> Batches:  # fmt: skip
+) -> Batches:
     """Batches of `pairs` at `size` pixels. Broken images are left out; pixels are kept in memory if they fit."""
     keep = settings.preload if settings.preload is not None else len(pairs) * 3 * size * size <= _FITS
     if keep:

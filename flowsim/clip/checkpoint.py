@@ -1,4 +1,4 @@
-"""Checkpoints: everything that the rest of a run depends on, written beside its record until the run has ended."""
+"""Checkpoints: all state that the rest of a run depends on, kept next to its record until the run has ended."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ class Checkpoint:
         save_tensors({"run": json.dumps(config, sort_keys=True), **state}, self.path)
 
     def read(self, config: dict[str, Any]) -> dict[str, Any] | None:
-        """The state, None without a checkpoint. Raises `FlowsimError` if it is damaged, or of another run."""
+        """The state; None without a checkpoint. Raises `FlowsimError` if it is damaged, or of another run."""
         if not self.path.exists():
             return None
         try:
@@ -38,7 +38,7 @@ class Checkpoint:
         check(
             same,
             f"The checkpoint {str(self.path)!r} belongs to a run with other settings. "
-            "Give those again, another `out`, or `force=True`.",
+            "Use the same settings, another `out`, or `force=True`.",
         )
         return state
 
@@ -48,12 +48,12 @@ class Checkpoint:
 
 
 def save_tensors(state: Any, path: str | os.PathLike[str]) -> None:
-    """Write tensors atomically. Raises `FlowsimError` where that is not possible, also on a full disk."""
+    """Write tensors atomically. Raises `FlowsimError` if this fails, also on a full disk."""
 
     def write(temporary: str) -> None:
         try:
             torch.save(state, temporary)
-        except RuntimeError as error:  # PyTorch's own writer hides what the system said
+        except RuntimeError as error:  # PyTorch's writer hides the system's error
             raise OSError(errno.EIO, "PyTorch could not write all of it; the disk may be full") from error
 
     write_atomically(path, write)

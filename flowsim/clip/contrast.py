@@ -1,8 +1,8 @@
-"""What a schedule does to a batch of features: temperature, swap and contrastive loss, in PyTorch.
+"""Apply a schedule to a batch of features: temperature, swap and contrastive loss, in PyTorch.
 
-The schedule is the simulator's own object. Swaps are drawn and applied by `fs.swaps` (JAX draws, on the CPU);
-temperatures that are not learnable are evaluated by their policy in double precision; the loss is open_clip's
-ClipLoss with the inverse temperature passed explicitly.
+The schedule is the same object as in the simulator. Swaps are drawn and applied by `fs.swaps` (JAX draws, on the CPU);
+policies evaluate temperatures in double precision; the loss is open_clip's ClipLoss with the inverse temperature passed
+explicitly.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from flowsim.model.temperature import AbstractTemperature
 
 
 class _InverseTemperature(torch.autograd.Function):
-    """β of a learnable policy at (progress, ν), computed by the policy itself in double precision."""
+    """β of a learnable policy at (progress, ν), computed by the policy in double precision."""
 
     @staticmethod
     def forward(ctx: Any, raw: torch.Tensor, policy: AbstractTemperature, progress: float) -> torch.Tensor:
@@ -61,7 +61,7 @@ class Temperature(torch.nn.Module):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Put ν back between its bounds, if there are any: call it after each step."""
+        """Clamp ν to its bounds, if there are any; called after each step."""
         if self.bounds is not None:
             assert self.raw is not None
             self.raw.clamp_(*self.bounds)
@@ -115,7 +115,7 @@ class Contrast:
         return self._loss(image, text, inverse_temperature.to(image))
 
     def swapped(self, image: torch.Tensor, text: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The features that the loss of `step` sees."""
+        """The features after the swap of `step`, which enter the loss."""
         pairs, dim = image.shape
         weights = swap_weights(self.swap, self.seed, step, pairs * self.processes, dim)
         if weights is None:

@@ -1,7 +1,7 @@
 """Embeddings of a model on pairs, and every observable of `flowsim.observables` on them.
 
-The metrics are the simulator's own functions; here features only become arrays. Protocol: first caption of each
-image, whole images without augmentation, unit rows.
+The metrics are the same functions as in the simulator. Protocol: first caption of each image, whole images without
+augmentation, unit rows.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Pairs ready to be embedded: pixels (n, 3, s, s) uint8, tokens (n, context); `pairs` without broken images."""
+    """Pairs to be embedded: pixels (n, 3, s, s) uint8, tokens (n, context); `pairs` without broken images."""
 
     pairs: Pairs
     pixels: torch.Tensor
@@ -76,7 +76,7 @@ def _in_parts(model: models.Model, inputs: torch.Tensor, device: Any, autocast: 
 def observe(image: np.ndarray, text: np.ndarray, inverse_temperature: float, which: str = "all") -> dict[str, float]:
     """Observables by name of unit rows (n, d), and `loss`, the contrastive loss of all n pairs at β.
 
-    `which` is "all" or "gap" (only what costs no factorisation and little compiling).
+    `which` is "all", or "gap" for modality gap and loss only, which need no factorisation and little compilation.
     """
     loss = {"loss": contrastive_loss(image, text, inverse_temperature)}
     if which == "gap":

@@ -1,4 +1,4 @@
-"""Measuring a model: every observable, retrieval with all captions, margins, and accuracies on labelled images."""
+"""Measure a model: every observable, retrieval with all captions, margins, and accuracies on labelled images."""
 
 import dataclasses
 import json
@@ -20,14 +20,18 @@ from flowsim.clip.labelled import Labelled, classify
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Everything about one model on one set of pairs: see `measure`.
+    """All measurements of one model on one set of pairs; made by `measure`.
 
-    - `report`: all observables over one-to-one pairs
-    - `five`: retrieval with all captions, over the images with at least two; None where there are not two such images
-    - `margins` (n,): cosine of each pair minus that of its nearest non-pair, in either direction
-    - `image`, `text`: the unit rows (n, d)
-    - `zero_shot`, `linear_probe`: accuracies on labelled images, None without any
-    - `protocol`: model, weights, data, number of pairs, captions, prompts, and what was skipped, with names
+    Attributes:
+        report: All observables over one-to-one pairs.
+        five: Retrieval with all captions, over images with at least two; None if there are fewer than two such images.
+        loss: Contrastive loss of all n pairs; its chance level is ln n.
+        margins: (n,) cosine of each pair minus that of its nearest non-pair, in either direction.
+        image: Unit rows of the images, (n, d).
+        text: Unit rows of the texts, (n, d).
+        zero_shot: Zero-shot accuracy on labelled images; None without any.
+        linear_probe: Accuracy of a linear probe; None without labelled images for its fit.
+        protocol: Model, weights, data, number of pairs, captions, prompts, and skipped images with names.
     """
 
     report: observables.Report
@@ -41,7 +45,7 @@ class Measurement:
     protocol: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """All numbers as a plain dictionary, for JSON."""
         quantiles = {f"{q:.0%}": float(np.quantile(self.margins, q)) for q in _QUANTILES}
         reasons = dict(self.report.reasons)
         if self.five is None:
@@ -60,7 +64,17 @@ class Measurement:
         }
 
     def save(self, path: str) -> Path:
-        """Write unit rows and numbers to an .npz file, which `fs.observables.load_embeddings` reads."""
+        """Write unit rows and numbers to a file, which `fs.observables.load_embeddings` reads.
+
+        Args:
+            path: Name of an .npz file.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            FlowsimError: If the name does not end in .npz, or the file cannot be written.
+        """
         check(path.endswith(".npz"), f"Embeddings are saved as .npz, but got {path!r}. Use e.g. rows.npz.")
 
         def write(temporary: str) -> None:
@@ -90,7 +104,7 @@ _ONE_CAPTION = "fewer than two images have more than one caption"
 
 
 def _plain(value: Any) -> str:
-    """A fact of the protocol in one line; what was skipped as "broken image: 2 (a.jpg, b.jpg)"."""
+    """A fact of the protocol in one line; skipped images as "broken image: 2 (a.jpg, b.jpg)"."""
     if not isinstance(value, dict):
         return str(value)
     parts = [f"{reason}: {skip['count']:,} ({', '.join(skip['names'])})" for reason, skip in value.items()]
@@ -115,29 +129,29 @@ def measure(
     seed: int = 0,
     device: str | None = None,
 ) -> Measurement:
-    """Embed pairs with a model and measure everything.
+    """Embed pairs with a model and measure every observable, retrieval, margins and accuracies.
 
     Broken images are left out; `protocol` counts and names them.
 
     Args:
-        model: an open_clip name, or the path of a model configuration in open_clip's JSON.
-        data: source of the pairs, see `data.load`.
-        pretrained: open_clip's tag, or a file of weights; None for random weights.
-        split: of the source; None for all images.
-        pairs: N, at least 2. Of a larger split they are drawn at random, always the same ones.
-        labelled: source of images with classes, see `data.load_labelled`. Its train split fits the linear probe, its
-            test split judges probe and zero-shot.
-        template: prompt of a class, in which {} is its name.
-        image_size: pixels; None takes the model's.
+        model: An open_clip name, or the path of a model configuration in open_clip's JSON.
+        data: Source of the pairs, see `data.load`.
+        pretrained: A tag of open_clip, or a file of weights; None for random weights.
+        split: Split of the source; None for all images.
+        pairs: Number of pairs, at least 2. From a larger split they are drawn at random, always the same ones.
+        labelled: Source of images with classes, see `data.load_labelled`. The linear probe is fitted on its split
+            train; probe and zero-shot are evaluated on test.
+        template: Prompt for a class, in which {} stands for its name.
+        image_size: Pixels per side; None takes those of the model.
         temperature: τ of the softmax; None takes that of the weights.
-        seed: of the weights of an untrained model.
-        device: of PyTorch; None takes a GPU if there is one.
+        seed: Seed of the random weights of an untrained model.
+        device: Device of PyTorch; None takes a GPU if there is one.
 
     Returns:
-        The measurement; `save` keeps it.
+        The measurement.
 
     Raises:
-        FlowsimError: for bad input, naming the file.
+        FlowsimError: For bad input.
     """
     if temperature is not None:
         check_number("temperature", temperature, positive=True, cure="Use e.g. 0.01.")
@@ -163,17 +177,23 @@ def measure(
     if found is not None:
         protocol |= {"labelled_images": found.images, "labelled_skipped": found.skipped, "classes": found.classes}
     return Measurement(
-        observables.report(image, text, temperature=1.0 / beta), five, contrastive_loss(image, text, beta), margins,
-        image, text, None if found is None else found.zero_shot, None if found is None else found.linear_probe,
+        observables.report(image, text, temperature=1.0 / beta),
+        five,
+        contrastive_loss(image, text, beta),
+        margins,
+        image,
+        text,
+        None if found is None else found.zero_shot,
+        None if found is None else found.linear_probe,
         protocol,
-    )  # fmt: skip
+    )
 
 
 def _all_captions(
     built: models.Model, pairs: Pairs, image: np.ndarray, device: torch.device
 ) -> tuple[observables.Report | None, int, int]:
-    """Retrieval with all captions, how many of each image, and the pool; None without two such images."""
-    # The metric takes the same number of captions of each image: images with only one have no part in it.
+    """Retrieval with all captions, captions per image, and number of images; None with fewer than two such images."""
+    # The metric needs the same number of captions for each image, so images with only one are left out.
     several = np.flatnonzero([len(c) > 1 for c in pairs.captions])
     captions = min((len(pairs.captions[i]) for i in several), default=1)
     if len(several) < 2:

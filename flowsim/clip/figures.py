@@ -1,7 +1,7 @@
-"""Figures of a study: what the paper's figures 1, 4, 6 and 7 show, from records. Needs no PyTorch.
+"""Figures of a study, made from records: those of figures 1, 4, 6 and 7 of Yaras et al. 2025. Needs no PyTorch.
 
-Each comes in two parts, as the experiments have them: numbers (`*_numbers(records) -> xarray.Dataset`), and the
-drawing of those alone (`*_figure(numbers) -> Figure`). Yaras et al. 2025.
+Each has two parts, as in the experiments: the numbers (`*_numbers(records) -> xarray.Dataset`), and a drawing that uses
+only these (`*_figure(numbers) -> Figure`).
 """
 
 import math
@@ -22,14 +22,24 @@ from flowsim.records.result import TrainingRecord
 if TYPE_CHECKING:
     import xarray as xr
 
-#: Points of the smoothed training loss that are kept.
+#: Number of points of the smoothed training loss to keep.
 _POINTS = 150
-#: Steps before which the slow closing is not looked for, as in the paper.
+#: First step of the fit of the slow closing, as in the paper.
 _FIRST_STEP = 100
 
 
 def methods_numbers(records: Mapping[str, TrainingRecord]) -> "xr.Dataset":
-    """Curves and final values of all methods over (method, seed), gaps at equal loss, and rank correlations."""
+    """Numbers of the figure of methods.
+
+    Args:
+        records: Records by name, as `study` returns them.
+
+    Returns:
+        Curves and final values over (method, seed), gaps at equal loss, and rank correlations.
+
+    Raises:
+        FlowsimError: If no run completed, or if their lengths differ.
+    """
     import xarray as xr
 
     tables = Tables.of(records)
@@ -59,8 +69,11 @@ def methods_numbers(records: Mapping[str, TrainingRecord]) -> "xr.Dataset":
     printed = {method: row["modality_gap"] for (_, method), row in tables.paper.items()}
     record["paper_gap"] = ("method", [printed.get(m, math.nan) for m in tables.methods])
     record.attrs["loss_level"] = tables.loss_level
-    for name, found in (("paper", tables.with_paper()), ("tau", tables.correlation("gap", "temperature")),
-                        ("recall", tables.correlation("gap", "image_retrieval"))):  # fmt: skip
+    for name, found in (
+        ("paper", tables.with_paper()),
+        ("tau", tables.correlation("gap", "temperature")),
+        ("recall", tables.correlation("gap", "image_retrieval")),
+    ):
         if found is not None:
             record.attrs[f"rho_{name}"] = [found.rho, found.low, found.high]
     return record
@@ -69,7 +82,13 @@ def methods_numbers(records: Mapping[str, TrainingRecord]) -> "xr.Dataset":
 def methods_figure(record: "xr.Dataset") -> Figure:
     """Gap, temperature, gap at equal loss; final gap against temperature, the paper's gap, and retrieval.
 
-    Curves are means over seeds; in the lower panels bars are the range over seeds.
+    Curves are means over seeds; bars in the lower panels are the range over seeds.
+
+    Args:
+        record: Numbers from `methods_numbers`.
+
+    Returns:
+        The figure.
     """
     figure = Figure(figsize=(plot.PAGE, 5.4), layout="constrained")
     axes = figure.subplots(2, 3)
@@ -80,16 +99,18 @@ def methods_figure(record: "xr.Dataset") -> Figure:
     for k, method in enumerate(methods):
         here, draw = mean.sel({"method": method}), {**style[method], "ms": 3}
         gap = here["seen_modality_gap"].interp(step=here["train_step"].to_numpy())
-        # Markers at other places on each curve, where some lie on each other.
+        # Markers at different places on each curve, because some curves overlap.
         for ax, x, y in (
-            (axes[0, 0], here["step"], here["seen_modality_gap"]), (axes[0, 1], here["step"], here["temperature"]),
+            (axes[0, 0], here["step"], here["seen_modality_gap"]),
+            (axes[0, 1], here["step"], here["temperature"]),
             (axes[0, 2], here["train_loss"], gap),
-        ):  # fmt: skip
+        ):
             ax.plot(x, y, markevery=((k + 0.5) / len(methods) * 0.22, 0.22), **draw)
         for ax, x, y in (
-            (axes[1, 0], "final_temperature", "final_gap"), (axes[1, 1], "paper_gap", "final_gap"),
+            (axes[1, 0], "final_temperature", "final_gap"),
+            (axes[1, 1], "paper_gap", "final_gap"),
             (axes[1, 2], "final_gap", "final_seen_image_retrieval"),
-        ):  # fmt: skip
+        ):
             one = record.sel({"method": method})
             _with_range(ax, one[x].to_numpy(), one[y].to_numpy(), style[method])
         handles.append(Line2D([], [], label=method, **{**draw, "ms": 5}))
@@ -115,9 +136,12 @@ def methods_figure(record: "xr.Dataset") -> Figure:
     seeds = record.sizes["seed"]
     above = f"Curves: mean of {seeds} seeds; bars: range over the seeds." if seeds > 1 else "One seed."
     _legend(
-        figure, handles, methods, f"{above} Dotted in (c): the smallest loss that every run reaches.",
+        figure,
+        handles,
+        methods,
+        f"{above} Dotted in (c): the smallest loss that every run reaches.",
         r"$\rho$: Spearman's rank correlation. R@1: recall at 1.",
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -129,7 +153,7 @@ def _with_range(ax: Axes, x: np.ndarray, y: np.ndarray, style: Mapping[str, Any]
         return
     x, y = x[both], y[both]
     centre = [float(v.mean()) for v in (x, y)]
-    # The mean of equal values can lie beside them by rounding.
+    # The mean of equal values can differ from them by rounding.
     across, up = np.maximum([[[c - v.min()], [v.max() - c]] for c, v in zip(centre, (x, y), strict=True)], 0.0)
     ax.errorbar(*centre, xerr=across, yerr=up, elinewidth=0.8, ms=5, **{**style, "ls": ""})
 
@@ -140,9 +164,13 @@ def _legend(figure: Figure, handles: Sequence[Any], methods: Sequence[str], *tex
     words = [f"{head}: {meaning}" for head, meaning in _MEANINGS.items() if head in heads]
     lines = ["; ".join(words[:3]), "; ".join(words[3:]), *text]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(5, len(handles)), handlelength=2.6,
-        title="\n".join(line for line in lines if line), title_fontsize=7.5,
-    )  # fmt: skip
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(5, len(handles)),
+        handlelength=2.6,
+        title="\n".join(line for line in lines if line),
+        title_fontsize=7.5,
+    )
 
 
 #: What the paper's names of methods stand for.
@@ -153,7 +181,7 @@ _MEANINGS = {
 }  # fmt: skip
 
 
-#: Qualities of a model, in the order of the paper's figures 6 and 7: what is drawn, and how it is called.
+#: Qualities of a model, in the order of the paper's figures 6 and 7, with their axis labels.
 _QUALITIES = {
     "image_retrieval": "image R@1, %", "text_retrieval": "text R@1, %", "zero_shot": "zero-shot accuracy, %",
     "linear_probe": "linear probe, %",
@@ -161,7 +189,14 @@ _QUALITIES = {
 
 
 def qualities(record: "xr.Dataset") -> list[str]:
-    """Those qualities of `methods_numbers` that were measured, along with gap and uniformity, for any method."""
+    """Qualities of `methods_numbers` that were measured, along with gap and uniformity, for at least one method.
+
+    Args:
+        record: Numbers from `methods_numbers`.
+
+    Returns:
+        Names of the qualities.
+    """
     if not np.isfinite(record["final_uniformity"]).any():
         return []
     return [name for name in _QUALITIES if np.isfinite(record[f"final_{name}"]).any()]
@@ -170,7 +205,16 @@ def qualities(record: "xr.Dataset") -> list[str]:
 def quality_figure(record: "xr.Dataset") -> Figure:
     """Retrieval (Figure 6), zero-shot and linear probe (Figure 7) against gap and uniformity, held out.
 
-    Bars are the range over seeds. Raises `FlowsimError` if none of them was measured.
+    Bars are the range over seeds.
+
+    Args:
+        record: Numbers from `methods_numbers`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        FlowsimError: If none of the qualities was measured.
     """
     shown = qualities(record)
     check(shown, "These records hold no retrieval. Train with observables 'all', and with `labelled` for accuracies.")
@@ -198,13 +242,32 @@ def quality_figure(record: "xr.Dataset") -> Figure:
 
 
 def shows_gap(run: TrainingRecord) -> bool:
-    """Whether a run has what `gap_figure` draws: three snapshots, and evaluations late enough for the slow closing."""
+    """Whether a run can be drawn by `gap_figure`: it needs three snapshots, and evaluations after step 100.
+
+    Args:
+        run: A training record.
+
+    Returns:
+        True if it can be drawn.
+    """
     late = run.coordinates["step"] >= _FIRST_STEP
     return "image" in run.snapshots and len(run.snapshot_time) == 3 and int(late.sum()) > 2
 
 
 def gap_numbers(run: TrainingRecord, early: Mapping[str, TrainingRecord]) -> "xr.Dataset":
-    """Clouds of a run's snapshots, each on its own main axes, its gap, and the gaps of first steps of many runs."""
+    """Numbers of the figure of the gap.
+
+    Args:
+        run: Record of a run with snapshots.
+        early: Records of the first steps of many runs, from `early_changes`.
+
+    Returns:
+        Principal components of each snapshot, the gap of the run with a fit of its slow closing, and the gaps of the
+        first steps.
+
+    Raises:
+        FlowsimError: If the record holds no embeddings, or if `early` is empty.
+    """
     import xarray as xr
 
     check("image" in run.snapshots, "This record holds no embeddings. Train with `snapshot_pairs` above 0.")
@@ -226,11 +289,12 @@ def gap_numbers(run: TrainingRecord, early: Mapping[str, TrainingRecord]) -> "xr
             "gap": ("step", run.series["seen_modality_gap"]),
             "early_gap": (("seed", "early_step"), np.array([r.series["seen_modality_gap"] for r in early.values()])),
             "early_batch_gap": (
-                ("seed", "batch_step"), np.array([r.training["train_modality_gap"] for r in early.values()]),
+                ("seed", "batch_step"),
+                np.array([r.training["train_modality_gap"] for r in early.values()]),
             ),
         },
         {"step": steps, "early_step": next(iter(early.values())).coordinates["step"]},
-    )  # fmt: skip
+    )
     late = steps >= _FIRST_STEP
     x = -1 / np.log10(steps[late].astype(float)) ** 2
     slope, offset = np.polyfit(x, run.series["seen_modality_gap"][late], 1)
@@ -240,7 +304,14 @@ def gap_numbers(run: TrainingRecord, early: Mapping[str, TrainingRecord]) -> "xr
 
 
 def gap_figure(record: "xr.Dataset") -> Figure:
-    """Three clouds (Figure 1), slow closing (Figure 4a), early changes (Figure 4b)."""
+    """Embeddings at three times (Figure 1), slow closing (Figure 4a), early changes (Figure 4b).
+
+    Args:
+        record: Numbers from `gap_numbers`.
+
+    Returns:
+        The figure.
+    """
     colours = plot.COLOURS
     figure = Figure(figsize=(plot.PAGE, 4.5), layout="constrained")
     grid = figure.add_gridspec(2, 6)
@@ -292,7 +363,7 @@ def gap_figure(record: "xr.Dataset") -> Figure:
 
 
 def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How each method is drawn: colour and marker by family; within it lines, and the filled part of the marker."""
+    """Style of each method: colour and marker show the family; lines and marker fillings differ within it."""
     colours, lines = plot.COLOURS, ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
     family = {"Baseline": ("black", "o"), "FLT": ("blue", "s"), "TS": ("vermilion", "^"), "TR": ("green", "v"),
               "SLRT": ("purple", "D"), "HS": ("orange", "p"), "SS": ("sky", "h"), "No": ("grey", "P")}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What makes two runs the same run: equal settings, on data, models and weights of equal content."""
+"""Identity of runs: two runs are the same if their settings and the contents of data, model and weights are equal."""
 
 import dataclasses
 import hashlib
@@ -19,14 +19,14 @@ from flowsim.records.status import Status
 
 
 def configuration(settings: Training, schedule: Schedule) -> dict[str, Any]:
-    """What the record says of a run before its data are read; two runs that differ here are not the same."""
+    """The part of a record that is known before its data are read; runs that differ here are not the same."""
     return {"kind": "training", "schedule": to_config(schedule), "training": _plain(settings)}
 
 
 def same_run(record: TrainingRecord, settings: Training, schedule: Schedule) -> bool:
-    """Whether a record is one of this run: the same settings, on the same data, model and weights by their content.
+    """Whether a record belongs to this run: the same settings, and equal contents of data, model and weights.
 
-    Records of earlier versions hold no digests; those are told by the names of their files.
+    Records of earlier versions hold no digests; for them only the names of the files are compared.
     """
     config = json.loads(json.dumps(configuration(settings, schedule)))
     if any(record.config.get(key) != value for key, value in config.items()):
@@ -37,14 +37,14 @@ def same_run(record: TrainingRecord, settings: Training, schedule: Schedule) -> 
 
 
 def same_configuration(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two configurations are equal; a digest that only one of them has says nothing."""
+    """Whether two configurations are equal; digests that only one of them has are ignored."""
     a, b = one.get("digests", {}), other.get("digests", {})
     rest = [{k: v for k, v in config.items() if k != "digests"} for config in (one, other)]
     return rest[0] == rest[1] and all(a[name] == b[name] for name in a.keys() & b.keys())
 
 
 def ended_record(path: Path, settings: Training, schedule: Schedule) -> TrainingRecord | None:
-    """The record at `path` if its run has ended, None if it is to go on. Raises `FlowsimError` for another run's."""
+    """The record at `path` if its run has ended, None if it can be resumed; raises `FlowsimError` for another run."""
     found = load_result(path)
     if not isinstance(found, TrainingRecord) or not same_run(found, settings, schedule):
         raise FlowsimError(
@@ -55,9 +55,9 @@ def ended_record(path: Path, settings: Training, schedule: Schedule) -> Training
 
 
 def digests(settings: Training) -> dict[str, str]:
-    """Digits that tell the content of files from other files of the same name: data, model and weights.
+    """Digests of the contents of data, model and weights, which distinguish files of the same name.
 
-    Shapes and open_clip's own models are told by their names.
+    Generated shapes and open_clip's own models have none, because their names identify them.
     """
     found: dict[str, str] = {}
     training, held_out = load_pools(settings)
@@ -74,16 +74,16 @@ def digests(settings: Training) -> dict[str, str]:
 
 
 def short_report(pairs: data.Pairs) -> str:
-    """The report of pairs with their source named without its folder, which differs from machine to machine."""
+    """The report of pairs, with the source named without its folder, which differs between machines."""
     report, source = pairs.report(), pairs.source
     return report if data.is_generated(source) else report.replace(source, Path(source).name)
 
 
 def _plain(settings: Training) -> dict[str, Any]:
-    """Settings for the record. Files are named without their folders, which differ from machine to machine."""
+    """Settings for the record. Files are named without their folders, which differ between machines."""
     config = dataclasses.asdict(settings)
     config["clamp"] = None if settings.clamp is None else list(settings.clamp)
-    del config["checkpoint_seconds"]  # changes nothing in the record
+    del config["checkpoint_seconds"]  # has no effect on the record
     for name in ("data", "held_out_data", "labelled", "model", "pretrained"):
         is_source = name not in ("model", "pretrained")
         if config[name] is not None and not (is_source and data.is_generated(config[name])):

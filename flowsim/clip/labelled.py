@@ -1,4 +1,4 @@
-"""Images with classes: zero-shot and linear-probe accuracy of a model."""
+"""Zero-shot and linear-probe accuracy of a model on images with classes."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from flowsim.errors import FlowsimError
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Images with classes: those that fit the linear probe (None without a train split), and those that judge."""
+    """Images with classes: `fit` for the linear probe (None without a train split), `judge` for the accuracies."""
 
     fit: Pairs | None
     judge: Pairs
@@ -27,24 +27,25 @@ class Labelled:
         """The splits train and test of a source; reads no image. Raises `FlowsimError` if it has no classes."""
         check(
             "{}" in template,
-            f"Argument `template` has no place for the class, but is {template!r}. Use e.g. 'a photo of a {{}}'.",
+            f"Argument `template` has no place for the class, because {template!r} lacks {{}}. "
+            "Use e.g. 'a photo of a {}'.",
         )
         judge = load_labelled(source, "test")
-        check(len(judge.classes) > 1, f"{source!r} has one class only. Give images of at least two.")
+        check(len(judge.classes) > 1, f"{source!r} has only one class. Give images of at least two.")
         try:
             fit = load_labelled(source, "train")
-        except FlowsimError:  # the source is sound, as it has the other split: zero-shot needs no more
+        except FlowsimError:  # the source is valid, as it has the other split, which is enough for zero-shot
             fit = None
         return cls(fit, judge, template)
 
     def digest(self) -> str:
-        """Digits that tell these images from others; see `Pairs.digest`."""
+        """Digest of these images; see `Pairs.digest`."""
         return "-".join(pairs.digest() for pairs in (self.fit, self.judge) if pairs is not None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Classified:
-    """Accuracies on labelled images (`linear_probe` None without a train split), and on how many of which classes."""
+    """Accuracies on labelled images (`linear_probe` None without a train split), and numbers of images and classes."""
 
     zero_shot: float
     linear_probe: float | None
@@ -54,7 +55,7 @@ class Classified:
 
 
 def classify(built: models.Model, labelled: Labelled, device: Any = "cpu") -> Classified:
-    """Zero-shot and linear-probe accuracy on the images that judge; broken images are left out and counted."""
+    """Zero-shot and linear-probe accuracy on `judge`; broken images are left out and counted."""
 
     def rows(pairs: Pairs) -> tuple[Pairs, np.ndarray]:
         pairs, pixels = pairs.decoded(built.image_size, resize=built.resize)

@@ -1,7 +1,7 @@
 """A model in training: one optimizer step of it, and its weights.
 
-Model, tokenizer and loss are open_clip's, devices and precision accelerate's. Step k depends on the settings, the seed
-and k alone: dropout, where a model has it, is drawn from them too.
+Model, tokenizer and loss come from open_clip, devices and precision from accelerate. Step k depends only on the
+settings, the seed and k, which also seed dropout.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from flowsim.model.schedules import Schedule
 
 
 class Towers(torch.nn.Module):
-    """Model and temperature as one module, so that one wrapper for several devices holds both."""
+    """Model and temperature as one module, so that one wrapper for several devices contains both."""
 
     def __init__(self, clip: torch.nn.Module, temperature: Temperature, normalize: bool = True) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Towers(torch.nn.Module):
 
 
 class Learner:
-    """A model that takes steps of the plan on batches under a schedule."""
+    """A model in training: takes the steps of a plan on batches, with a schedule."""
 
     def __init__(
         self, settings: Training, schedule: Schedule, session: Session, model: Model, batches: Batches, plan: Plan
     ) -> None:
         self.settings, self.session, self.batches, self.plan = settings, session, batches, plan
         self.temperature = Temperature(schedule.temperature, settings.clamp)
-        model.module.logit_scale.requires_grad_(False)  # the schedule has the temperature
+        model.module.logit_scale.requires_grad_(False)  # the schedule sets the temperature
         if session.processes > 1:
             model = dataclasses.replace(model, module=synchronised(model.module, session.device.type))
         self.model = model
@@ -57,7 +57,7 @@ class Learner:
         self.contrast = Contrast(schedule, settings.seed, session.rank, session.processes)
 
     def take_step(self, k: int) -> torch.Tensor:
-        """Step k; (loss, modality gap of the batch, ν or NaN) on the device, before the step."""
+        """Take step k; returns (loss, modality gap of the batch, ν or NaN) before the step, on the device."""
         settings, accelerator, device = self.settings, self.session.accelerator, self.session.device
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.plan.rates[k] * group["ratio"])
@@ -67,7 +67,7 @@ class Learner:
         losses, gaps = [], []
         for j in range(settings.accumulate):
             micro = k * settings.accumulate + j
-            # Dropout draws from PyTorch's generator: a run that goes on must not depend on what was drawn before.
+            # Dropout uses PyTorch's generator: a resumed run must not depend on earlier draws.
             seed_torch(settings.seed, micro, self.session.rank)
             pixels, tokens, boxes = self.batches.batch(micro)
             images = crop(pixels.to(device, non_blocking=True), boxes, self.model.mean, self.model.std)
@@ -100,7 +100,7 @@ class Learner:
         return {"towers": self.towers.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """Inverse of `state`."""
         self.towers.load_state_dict(state["towers"])
         self.optimizer.load_state_dict(state["optimizer"])
 

@@ -1,4 +1,4 @@
-"""The loop of a run: steps, evaluations, checkpoints, until the last step or a loss that is not finite."""
+"""The training loop: steps, evaluations and checkpoints, until the last step or a loss that is not finite."""
 
 import dataclasses
 import time
@@ -16,7 +16,7 @@ from flowsim.progress import Progress
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
 
-#: Losses are fetched from the device this often (steps): each fetch waits for it.
+#: Steps between fetches of losses from the device; each fetch waits for the device.
 _FETCH = 25
 
 Numbers = dict[str, float]
@@ -24,12 +24,12 @@ Numbers = dict[str, float]
 
 @dataclasses.dataclass
 class Loop:
-    """A run that can be taken to its end.
+    """A training run.
 
-    - `learner`, `record`: the model, and what is known of it.
-    - `held_out`, `seen`: pairs that each evaluation embeds; `labelled`: images that judge the finished model.
-    - `path`: of the record, None if it is not stored; `checkpoint` beside it.
-    - `progress`: is called by the main process.
+    - `learner`, `record`: the model, and its record.
+    - `held_out`, `seen`: pairs embedded in each evaluation; `labelled`: images for the finished model's accuracies.
+    - `path`: file of the record, None if it is not stored; the checkpoint is next to it.
+    - `progress`: called by the main process.
     """
 
     learner: Learner
@@ -48,7 +48,7 @@ class Loop:
         self._since = 0
 
     def restore(self, force: bool = False) -> None:
-        """Go on from the checkpoint, if there is one; with `force` it is removed.
+        """Resume from the checkpoint, if there is one; with `force` it is removed.
 
         Raises `FlowsimError` if it is damaged or of another run.
         """
@@ -63,7 +63,7 @@ class Loop:
             self.record.seconds = state["seconds"]
 
     def run(self, weights: Path | None = None) -> TrainingRecord:
-        """Train to the last step; the finished record. The weights of a completed run are exported before it."""
+        """Train to the last step and return the record; weights of a completed run are exported first."""
         self._saved = time.monotonic()
         self.learner.wrapped.train()
         if self.record.step == 0 and not self.record.log.rows:
@@ -89,13 +89,13 @@ class Loop:
         self._begin, self._since = time.perf_counter(), self.record.step
 
     def _is_checkpoint_due(self) -> bool:
-        # The main process alone saves: clocks differ, and nobody may wait for another.
+        # Only the main process saves: clocks differ, and no process may wait for another.
         if not self.session.is_main or self.checkpoint is None:
             return False
         return time.monotonic() - self._saved > self.settings.checkpoint_seconds
 
     def _fetch(self) -> bool:
-        """Take the values of the last steps from the device into the record; whether they are finite."""
+        """Copy the values of the last steps from the device to the record; whether they are finite."""
         record = self.record
         values = torch.stack(self._pending).cpu().double().numpy()
         self._pending.clear()
@@ -115,9 +115,9 @@ class Loop:
         return bool(np.isfinite(values[:, :2]).all())
 
     def _evaluate(self) -> bool:
-        """Observe the model now, on held-out pairs and on training pairs; the main process writes the record.
+        """Evaluate the model on held-out pairs and on training pairs; the main process writes the record.
 
-        False, and nothing is noted, if its embeddings are not finite any more.
+        Returns False, and records nothing, if the embeddings are not finite.
         """
         begin = time.perf_counter()
         learner, record, device = self.learner, self.record, self.session.device
@@ -154,7 +154,7 @@ class Loop:
         self._saved = time.monotonic()
 
     def _end(self, status: Status, weights: Path | None) -> TrainingRecord:
-        """The finished record; the main process writes it, and what belongs to it."""
+        """Finish the run and return its record, which the main process writes."""
         if self.session.is_main and status is Status.COMPLETED:
             self._finish(weights)
         result = self.record.result(status)
@@ -166,7 +166,7 @@ class Loop:
         return result
 
     def _finish(self, weights: Path | None) -> None:
-        """What comes after the last step: accuracies on labelled images, and the weights."""
+        """After the last step: accuracies on labelled images, and the weights."""
         record = self.record
         if self.checkpoint is not None and (self.labelled is not None or weights is not None):
             self._write_checkpoint()  # if one of them fails, the training is not lost

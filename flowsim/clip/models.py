@@ -17,7 +17,7 @@ import torch
 from flowsim.clip.data import Resize
 from flowsim.errors import FlowsimError, unknown_name
 
-#: What a tag says about images.
+#: Entries of a tag about images.
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 _CONFIGS = Path(__file__).parent / "configs"
 open_clip.add_model_config(_CONFIGS)
@@ -25,7 +25,7 @@ open_clip.add_model_config(_CONFIGS)
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model with what belongs to it.
+    """A model with its tokenizer and image preprocessing.
 
     `tokenize(list of str)` -> (n, context) int64 token ids. Images become squares of `image_size` pixels by `resize`;
     pixels in [0, 1] are normalised with `mean`, `std`.
@@ -44,17 +44,16 @@ class Model:
 def build(name: str, pretrained: str | None = None, image_size: int | None = None, seed: int = 0) -> Model:
     """The open_clip model `name` (or JSON file), initialised with `seed`, on the CPU in fp32.
 
-    `pretrained`: a file of weights, or one of open_clip's tags; a tag also says the activation (QuickGELU), the
-    normalisation and the resizing that its weights were trained with, which the model then has. Raises
-    `FlowsimError` for an unknown model or tag (with near misses), for a damaged configuration, and for weights that
-    cannot be read or belong to another model.
+    `pretrained`: a file of weights, or one of open_clip's tags; a tag also sets the activation (QuickGELU), the
+    normalisation and the resizing that its weights were trained with. Raises `FlowsimError` for an unknown model or tag
+    (with near misses), for a damaged configuration, and for weights that cannot be read or belong to another model.
     """
     known = _known(name)
     tag = {} if pretrained is None else _tag(pretrained, known)
     torch.manual_seed(seed)
     size = image_size or tag.get("size")
     options: dict[str, Any] = {} if size is None else {"force_image_size": size}
-    # What the tag does not say stays open_clip's.
+    # open_clip's defaults remain for everything that the tag does not set.
     options["force_preprocess_cfg"] = {k: tag[k] for k in _PREPROCESS if k in tag}
     with _quiet():
         try:
@@ -79,7 +78,7 @@ def build(name: str, pretrained: str | None = None, image_size: int | None = Non
 
 @torch.no_grad()
 def _try(module: Any) -> None:
-    """Embed one blank image: a configuration that cannot work fails here, not in the first step."""
+    """Embed one blank image, so that an invalid configuration fails here and not in the first step."""
     size = module.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     module.eval().encode_image(torch.zeros(1, 3, height, width))
@@ -87,7 +86,7 @@ def _try(module: Any) -> None:
 
 
 def _tag(source: str, name: str) -> dict[str, Any]:
-    """What open_clip knows of a tag's weights; empty for a file. Raises `FlowsimError` if it is neither."""
+    """open_clip's entry of a tag; empty for a file of weights. Raises `FlowsimError` if it is neither."""
     if Path(source).is_file():
         return {}
     if Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or "/" in source:
@@ -115,11 +114,11 @@ def load_weights(module: Any, source: str, name: str, tag: dict[str, Any] | None
     try:
         open_clip.load_checkpoint(module, path, weights_only=True)
     except Exception as error:  # a damaged or foreign file fails in many ways
-        # Shapes that do not fit are found by open_clip (an assertion) or by PyTorch.
+        # Wrong shapes are detected by open_clip (an assertion) or by PyTorch.
         if isinstance(error, AssertionError) or "state_dict" in str(error):
             raise FlowsimError(
                 f"The weights in {source!r} belong to another model than {name}: {_first_line(error, 1)}. "
-                "Give the model that they were trained with."
+                "Give the model that they were trained for."
             ) from None
         raise FlowsimError(
             f"The file {source!r} holds no weights that can be loaded safely ({_first_line(error)}). "
@@ -144,10 +143,10 @@ def _known(name: str) -> str:
     if missing:
         raise FlowsimError(
             f"The model configuration {name!r} lacks {', '.join(sorted(missing))}. "
-            "Write it as open_clip does, e.g. as in open_clip's RN50.json."
+            "Use open_clip's format, e.g. that of its RN50.json."
         )
     if path.stem in open_clip.list_models() and open_clip.get_model_config(path.stem) != config:
-        raise FlowsimError(f"{path.stem!r} already is another model. Rename the file {name!r}.")
+        raise FlowsimError(f"{path.stem!r} is already the name of another model. Rename the file {name!r}.")
     open_clip.add_model_config(path)
     return path.stem
 
@@ -159,7 +158,7 @@ def _first_line(error: BaseException, skip: int = 0) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Without open_clip's log lines and other people's deprecations."""
+    """Suppress open_clip's log messages and deprecation warnings of other packages."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

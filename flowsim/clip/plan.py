@@ -1,4 +1,4 @@
-"""The plan of a run: its learning rates, and the steps after which it is evaluated and embeddings are stored."""
+"""The plan of a run: its learning rates, and the steps of evaluations and snapshots."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from flowsim.clip.settings import Training
 class Plan:
     """The steps of a run.
 
-    - `steps`: how many; `per_epoch`: how many see the training pairs once.
-    - `rates` (steps,): the learning rate of each. `elapsed` (steps + 1,): their sum before each, and at the end.
-    - `evaluations`, `snapshots`: after how many steps the model is evaluated, and its embeddings are stored.
+    - `steps`: number of steps; `per_epoch`: steps in one epoch.
+    - `rates` (steps,): learning rate of each step. `elapsed` (steps + 1,): their sum before each step and at the end.
+    - `evaluations`, `snapshots`: numbers of steps after which the model is evaluated, and its embeddings are stored.
     """
 
     steps: int
@@ -25,7 +25,7 @@ class Plan:
 
     @classmethod
     def of(cls, settings: Training, pairs: int) -> "Plan":
-        """For so many training pairs. Raises `FlowsimError` if there are fewer than one step takes."""
+        """The plan for a number of training pairs. Raises `FlowsimError` if there are fewer than one step takes."""
         steps = settings.total_steps(pairs)
         rates = np.array([settings.learning_rate(k, steps) for k in range(steps)])
         epoch = min(settings.steps_per_epoch(pairs), steps)
@@ -40,7 +40,7 @@ class Plan:
 
 
 def _evaluations(count: int, steps: int, epoch: int) -> list[int]:
-    """About `count` steps, half of them evenly spaced, half in the logarithm; 0, an epoch and the last."""
+    """About `count` steps, half of them evenly spaced, half in the logarithm; with 0, one epoch and the last."""
     half = count / 2
     even = np.linspace(0, steps, max(2, round(half)))
     log = np.geomspace(1, steps, max(1, round(half)))

@@ -1,4 +1,4 @@
-"""The pairs of a run, for training and for evaluation; many short runs in one process share them."""
+"""The pairs of a run, for training and for evaluation; many short runs in one process reuse them."""
 
 import functools
 from pathlib import Path
@@ -29,10 +29,10 @@ def _loaded(source: str, split: str | None, limit: int | None, stamp: Any) -> da
 
 
 def _stamp(source: str) -> Any:
-    """What changes when the files of a source do: their times, as far as they are seen at once."""
+    """A value that changes with the files of a source: their modification times, as far as these are cheap to get."""
     if data.is_generated(source):
         return None
     path = Path(source)
     seen = [path, *(path / f"{name}.{kind}" for name in ("captions", "splits") for kind in ("tsv", "csv"))]
     times = tuple(p.stat().st_mtime_ns for p in seen if p.exists())
-    return times or object()  # a pattern: nothing is seen, and nothing is shared
+    return times or object()  # for a pattern there are no times, so nothing is reused

@@ -1,7 +1,7 @@
-"""The record of a run as it grows: rows of evaluations, values of steps, embeddings; and the result made of them.
+"""The record of a running training: rows of evaluations, values of steps, embeddings; and the result made of them.
 
-It has the simulator's form: one row per evaluation with every observable of N held-out pairs, and of N training pairs
-under `seen_...`; `time` is the sum of learning rates, which is flow time for plain SGD only.
+It has the form of a simulation's result: one row per evaluation with every observable of N held-out pairs, and of N
+training pairs as `seen_...`; `time` is the sum of learning rates, which is flow time for plain SGD only.
 """
 
 import dataclasses
@@ -28,17 +28,17 @@ class Log:
     snapshots: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def add_row(self, row: dict[str, float]) -> None:
-        """One evaluation."""
+        """Add one evaluation."""
         for name, value in row.items():
             self.rows.setdefault(name, []).append(float(value))
 
     def add_step(self, values: dict[str, float]) -> None:
-        """One step."""
+        """Add one step."""
         for name, value in values.items():
             self.steps.setdefault(name, []).append(float(value))
 
     def add_snapshot(self, step: int, arrays: dict[str, Any]) -> None:
-        """Embeddings after so many steps."""
+        """Add the embeddings after `step` steps."""
         self.snapshot_steps.append(step)
         for name, value in arrays.items():
             self.snapshots.setdefault(name, []).append(np.asarray(value))
@@ -54,7 +54,7 @@ class Log:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Log":
-        """The inverse of `state`."""
+        """Inverse of `state`."""
         rows, steps = ({k: v.tolist() for k, v in state[part].items()} for part in ("rows", "steps"))
         snapshots = {k: list(v.numpy()) for k, v in state["snapshots"].items()}
         return cls(rows, steps, state["snapshot_steps"], snapshots)
@@ -62,11 +62,11 @@ class Log:
 
 @dataclasses.dataclass
 class Record:
-    """How far a run is, and what is known of it.
+    """State and record of a run.
 
-    - `step`: steps taken. `seconds`: spent on training and on evaluation.
-    - `config`: what the record says of the run. `parameters`: of the model.
-    - `accuracies`: of the finished model, on labelled images.
+    - `step`: steps taken. `seconds`: time spent on training and on evaluation.
+    - `config`: configuration stored in the record. `parameters`: number of parameters of the model.
+    - `accuracies`: accuracies of the finished model on labelled images.
     """
 
     settings: Training
@@ -82,18 +82,22 @@ class Record:
 
     @property
     def pairs_per_step(self) -> int:
-        """Training pairs that one step sees."""
+        """Training pairs in one step."""
         return self.settings.batch_size * self.settings.accumulate
 
     def note_steps(self, values: np.ndarray) -> None:
-        """Take (loss, gap, ν or NaN) of the last steps, (k, 3), into the log."""
+        """Add (loss, gap, ν or NaN) of the last k steps, (k, 3), to the log."""
         policy = self.schedule.temperature
         for k, (loss, gap, raw) in zip(range(self.step - len(values), self.step), values, strict=True):
             beta = policy.inverse_temperature(k / self.plan.steps, np.float64(raw) if policy.learnable else None)
-            self.log.add_step({
-                "train_loss": loss, "train_modality_gap": gap, "train_temperature": 1.0 / float(beta),
-                "learning_rate": self.plan.rates[k],
-            })  # fmt: skip
+            self.log.add_step(
+                {
+                    "train_loss": loss,
+                    "train_modality_gap": gap,
+                    "train_temperature": 1.0 / float(beta),
+                    "learning_rate": self.plan.rates[k],
+                }
+            )
 
     def result(self, status: Status) -> TrainingRecord:
         """The record so far."""

@@ -1,8 +1,8 @@
-"""Where a run happens: processes, device and precision; threads; the lock of its record; and TensorBoard.
+"""Environment of a run: processes, device and precision; threads; the lock of its record; and TensorBoard.
 
-Several processes share each batch, and its loss and gradient are those of the whole batch. So are the statistics of
-batch normalisation on GPUs; on CPUs, where PyTorch cannot share them, each process normalises its own part. Dropout is
-drawn by each process for itself.
+Several processes share each batch; its loss and gradient are those of the whole batch. On GPUs this also holds for the
+statistics of batch normalisation; on CPUs, where PyTorch cannot share them, each process normalises its own part.
+Each process draws dropout separately.
 """
 
 import contextlib
@@ -34,20 +34,20 @@ class Session:
 
     @classmethod
     def begin(cls, precision: str, cpu: bool) -> "Session":
-        """A session of "fp32" or "bf16", on a CPU if `cpu`."""
+        """Begin a session with "fp32" or "bf16", on the CPU if `cpu`."""
         if "RANK" not in os.environ:
-            # accelerate keeps precision and device for the whole session; a second run may want others.
+            # accelerate keeps precision and device for the whole process; a second run may need others.
             accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         return cls(accelerate.Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no"))
 
     @property
     def device(self) -> torch.device:
-        """Of this process."""
+        """Device of this process."""
         return self.accelerator.device
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes."""
+        """Whether this process writes files."""
         return self.accelerator.is_main_process
 
     @property
@@ -57,47 +57,50 @@ class Session:
 
     @property
     def processes(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         return self.accelerator.num_processes
 
     def memory(self) -> dict[str, float]:
-        """The largest memory of a GPU so far, in bytes."""
+        """Peak GPU memory so far, in bytes; empty on a CPU."""
         if self.device.type != "cuda":
             return {}
         return {"peak_memory_bytes": float(torch.cuda.max_memory_allocated(self.device))}
 
     def versions(self) -> dict[str, str]:
-        """Versions of what computes, and the device."""
+        """Versions of the packages, and the device."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
-            "flowsim": importlib.metadata.version("flowsim"), "torch": torch.__version__,
-            "open_clip": open_clip.__version__, "accelerate": accelerate.__version__, "device": name,
-        }  # fmt: skip
+            "flowsim": importlib.metadata.version("flowsim"),
+            "torch": torch.__version__,
+            "open_clip": open_clip.__version__,
+            "accelerate": accelerate.__version__,
+            "device": name,
+        }
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of those that a launcher started; known before there is a session."""
+    """Whether this process is the first one started by a launcher; works before a session begins."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def synchronised(module: torch.nn.Module, device: str) -> torch.nn.Module:
-    """The module with batch normalisation over all processes; as it is on a CPU, where PyTorch has none."""
+    """The module with batch normalisation over all processes; unchanged on a CPU, where PyTorch has none."""
     if device != "cuda":
         return module
-    from timm.layers.norm_act import convert_sync_batchnorm  # also knows timm's own kind
+    from timm.layers.norm_act import convert_sync_batchnorm  # also converts timm's own layers
 
     return convert_sync_batchnorm(module)
 
 
 def seed_torch(seed: int, micro: int, rank: int) -> None:
-    """Seed what PyTorch draws in a micro-batch (dropout), apart from the seeds of batches and crops."""
+    """Seed PyTorch's draws in a micro-batch (dropout), independently of batches and crops."""
     state = np.random.SeedSequence((seed, 2, micro, rank)).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(state >> np.uint64(1)))
 
 
 @contextlib.contextmanager
 def limited_threads(count: int | None) -> Iterator[None]:
-    """Limit the threads of PyTorch, and those of the linear algebra that measures: waiting threads cost most."""
+    """Limit the threads of PyTorch, and of the linear algebra of the metrics, because idle threads are expensive."""
     if count is None:
         yield
         return
@@ -111,7 +114,7 @@ def limited_threads(count: int | None) -> Iterator[None]:
 
 
 def check_writable_file(path: Path) -> None:
-    """Refuse a file that cannot be written, before any time is spent."""
+    """Refuse a file that cannot be written, before any time is spent; only its folder is created."""
     check(not path.is_dir(), f"Cannot write {str(path)!r}: it is a folder. Choose the name of a file.")
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""What a training run is: model, data, optimizer, recording. Plain numbers, so that it goes into the record.
+"""Settings of a training run: model, data, optimizer, recording. Plain values, so that the record can store them.
 
-The schedule (temperature and swap) is not here: it is a `flowsim.Schedule`, the same object that drives the
-simulator.
+The schedule (temperature and swap) is separate: a `flowsim.Schedule`, the same object that drives the simulator.
 """
 
 import dataclasses
@@ -23,34 +22,51 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Settings of one training run. Raises `FlowsimError` for values that cannot be.
+    """Settings of one training run. `preset` gives good values to start from, and `replace` changes them.
 
-    Model and data
-    - `model`: an open_clip name (RN50, ViT-B-32, ...), or the path of a model configuration in open_clip's JSON.
-    - `pretrained`: open_clip's tag, or a file of weights; None trains from scratch.
-    - `data`: folder, tar shards, COCO JSON, or `shapes:...` (see `data.load`). Evaluation is on its split `held_out`
-      (training on `split`), or on another source `held_out_data`; None there takes all of a source.
-    - `limit`: use this many training pairs; `captions`: "all" (one at random in each epoch) or "first".
-    - `image_size`: pixels; None takes the model's. `augment`: "random-resized-crop" of `crop_scale` of the area,
-      or "centre". `preload`: keep decoded pixels in memory (None: if they fit).
+    Args:
+        model: An open_clip name (RN50, ViT-B-32, ...), or the path of a model configuration in open_clip's JSON.
+        pretrained: A tag of open_clip, or a file of weights; None trains from scratch.
+        data: Source of the pairs: folder, tar shards, COCO JSON, or "shapes:..." (see `data.load`).
+        split: Split of `data` for training; None for all of it.
+        held_out: Split for evaluation; None for all of its source.
+        held_out_data: Source for evaluation; None takes `data`.
+        limit: Number of training pairs to use; None for all.
+        captions: "all" (one drawn at random in each epoch) or "first".
+        image_size: Pixels per side; None takes those of the model.
+        augment: "random-resized-crop" or "centre".
+        crop_scale: Smallest area of a random crop, as a fraction of the image.
+        preload: Keep decoded pixels in memory; None does if they fit.
+        epochs: Passes over the training pairs.
+        steps: Optimizer steps; overrides `epochs`.
+        batch_size: Pairs in one loss, over all devices.
+        accumulate: Losses averaged before a step. This is not a larger batch: each loss has its own negatives.
+        optimizer: "adamw" or "sgd".
+        lr: Largest learning rate.
+        weight_decay: Weight decay of the weights.
+        momentum: Momentum of SGD.
+        beta1: Decay rate of the first moment in AdamW.
+        beta2: Decay rate of the second moment in AdamW.
+        eps: Epsilon of AdamW.
+        decay_all: Also apply weight decay to biases and gains.
+        temperature_decay: Also apply weight decay to the raw temperature.
+        warmup: Fraction of the steps in which the learning rate rises linearly.
+        decay: Learning rate after warm-up: "cosine" or "constant".
+        clamp: (τ_min, τ_max) for learnable temperatures whose schedule has no clamp; open_clip uses (0.01, 1).
+        normalize: Scale features to unit length before the loss; False is the paper's "No normalization".
+        threads: CPU threads; None leaves the choice to PyTorch. Parallel runs are fastest with one thread each.
+        precision: "fp32", or "bf16" for the model; the loss is always in fp32.
+        seed: Seed of weights, batches, crops, captions, swaps and dropout.
+        pairs: N, the number of training pairs and of held-out pairs embedded in each evaluation (first caption, centre
+            crop).
+        evaluations: Approximate number of evaluations.
+        observables: "all", or "gap" for modality gap and loss only.
+        labelled: Source of images with classes, for zero-shot and linear-probe accuracies of the finished model.
+        snapshot_pairs: Training pairs whose embeddings are stored at the start, after one epoch and at the end.
+        checkpoint_seconds: Seconds between checkpoints, from which a killed run resumes.
 
-    Optimization
-    - `epochs`, or `steps`, which overrides it. `batch_size` pairs, over all devices: the negatives of one loss.
-    - `accumulate`: losses averaged before a step. This is not a larger batch: each loss has its own negatives.
-    - `optimizer` with `lr`, `weight_decay`, `momentum` (SGD), `beta1`, `beta2`, `eps` (AdamW).
-    - `decay_all`: weight decay also on biases and gains; `temperature_decay`: also on the raw temperature.
-    - `warmup`: share of the steps with linearly rising learning rate, then `decay` "cosine" or "constant".
-    - `clamp`: (τ_min, τ_max) for learnable temperatures whose schedule has none; open_clip's is (0.01, 1).
-    - `normalize`: scale features to unit length before the loss; without, the paper's "No normalization".
-    - `threads`: of the CPU; None leaves PyTorch's choice. Runs side by side are fastest with one each.
-    - `precision`: "fp32", or "bf16" (model only: the loss is always in fp32). `seed`: of everything.
-
-    Recording
-    - `pairs`: N, training pairs and held-out pairs that each evaluation embeds (first caption, centre crop).
-    - `evaluations`: about how many; `observables`: "all", or "gap" for the quick ones.
-    - `labelled`: source of images with classes; the finished model's zero-shot and linear-probe accuracies on it.
-    - `snapshot_pairs`: training pairs whose embeddings are stored, at the start, after one epoch and at the end.
-    - `checkpoint_seconds`: pause between checkpoints, from which a killed run continues.
+    Raises:
+        FlowsimError: For values that are not allowed.
     """
 
     model: str = "flowsim-vit-64"
@@ -124,7 +140,17 @@ class Training:
             )
 
     def replace(self, **changes: Any) -> "Training":
-        """A copy with some values changed; unknown names raise `FlowsimError` with the nearest ones."""
+        """A copy with some settings changed.
+
+        Args:
+            **changes: New values by name.
+
+        Returns:
+            The changed settings.
+
+        Raises:
+            FlowsimError: For unknown names, with the nearest ones, and for values that are not allowed.
+        """
         names = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in names:
@@ -132,16 +158,33 @@ class Training:
         return dataclasses.replace(self, **changes)
 
     def total_steps(self, training_pairs: int) -> int:
-        """Optimizer steps of a run over `training_pairs` pairs; incomplete batches are left out.
+        """Number of optimizer steps of a run.
 
-        Raises `FlowsimError` if there are fewer pairs than one step takes.
+        Args:
+            training_pairs: Number of training pairs; incomplete batches are left out.
+
+        Returns:
+            `steps` if it is set, otherwise the steps of all epochs.
+
+        Raises:
+            FlowsimError: If there are fewer pairs than one step takes.
         """
         if self.steps is not None:
             return self.steps
         return max(1, math.floor(self.epochs * self.steps_per_epoch(training_pairs)))
 
     def steps_per_epoch(self, training_pairs: int) -> int:
-        """Optimizer steps that see `training_pairs` pairs once."""
+        """Number of optimizer steps in one epoch.
+
+        Args:
+            training_pairs: Number of training pairs.
+
+        Returns:
+            The number of steps.
+
+        Raises:
+            FlowsimError: If there are fewer pairs than one step takes.
+        """
         need = self.batch_size * self.accumulate
         check(
             training_pairs >= need,
@@ -150,7 +193,15 @@ class Training:
         return training_pairs // need
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Learning rate of step 0 .. steps − 1: linear warm-up to `lr`, then cosine to 0, or constant."""
+        """Learning rate of a step: linear warm-up to `lr`, then cosine to 0, or constant.
+
+        Args:
+            step: From 0 to steps − 1.
+            steps: Number of steps of the run.
+
+        Returns:
+            The learning rate.
+        """
         warm = int(self.warmup * steps)
         if step < warm:
             return self.lr * (step + 1) / warm
@@ -164,7 +215,7 @@ def _whole(name: str, value: Any, least: int) -> None:
     check(good, f"Argument `{name}` must be a whole number of at least {least}, but is {value!r}. Use e.g. {least}.")
 
 
-#: name -> (settings, what it is for)
+#: name -> (settings, description)
 PRESETS: dict[str, tuple[Training, str]] = {
     "smoke": (
         Training(
@@ -194,7 +245,17 @@ PRESETS: dict[str, tuple[Training, str]] = {
 
 
 def preset(name: str) -> Training:
-    """The settings of a preset: smoke, laptop, small-gpu or paper. Raises `FlowsimError` for other names."""
+    """The settings of a preset.
+
+    Args:
+        name: "smoke", "laptop", "small-gpu" or "paper".
+
+    Returns:
+        The settings.
+
+    Raises:
+        FlowsimError: For other names.
+    """
     if name not in PRESETS:
         raise unknown_name("training preset", name, PRESETS)
     return PRESETS[name][0]

@@ -1,9 +1,9 @@
-"""The paper's experiment: every method from the same initial weights, batches and data, over several seeds.
+"""The paper's experiment: every method from the same initial weights, batches and data, with several seeds.
 
     records = fs.clip.study(fs.clip.preset("laptop").replace(data="photos"), "clip-runs", "short", seeds=3, jobs=2)
 
-Each run is a separate `train`, in a separate process, and resumes by itself; the study only starts what is missing and
-gathers the records. All methods of one seed come before the next seed, so that there is a table early.
+Each run is a separate `train` in a separate process, and resumes by itself; the study starts the missing runs and
+collects the records. All methods run with one seed before the next, so that there is a table early.
 """
 
 import dataclasses
@@ -24,18 +24,28 @@ from flowsim.records.load import load_result, load_trainings, save_results
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
 
-#: The rows of the paper's table 2 and those around them that a short study needs.
+#: The rows of the paper's Table 2, and further methods of a short study.
 SHORT = (
     "Baseline", "FLT 1e-2", "FLT 4e-2", "FLT 1e-1", "TS S3", "TR softplus", "SLRT 0.1", "HS 1e-2", "SS 5e-2",
 )  # fmt: skip
 
 
-#: The paper's row that is no schedule: features as they are, at τ = 1 (a temperature would be a choice of units).
+#: The paper's row that is not a schedule: features without normalisation, at τ = 1 (which only sets their unit).
 WITHOUT_NORMALIZATION = "No normalization"
 
 
 def methods(names: str | Sequence[str]) -> list[str]:
-    """Names of methods from "all", "short" or a list. Raises `FlowsimError` for names that do not exist."""
+    """Names of the methods of a study.
+
+    Args:
+        names: "all", "short", or a list of names (a sequence, or separated by commas).
+
+    Returns:
+        The names.
+
+    Raises:
+        FlowsimError: For unknown names.
+    """
     known = [*schedules.names(), WITHOUT_NORMALIZATION]
     if names == "all":
         return known
@@ -49,7 +59,15 @@ def methods(names: str | Sequence[str]) -> list[str]:
 
 
 def setup(method: str, settings: Training) -> tuple[Training, Schedule]:
-    """Settings and schedule of a method."""
+    """Settings and schedule of a method.
+
+    Args:
+        method: Name of a method, see `methods`.
+        settings: Settings of the study.
+
+    Returns:
+        (settings, schedule).
+    """
     if method == WITHOUT_NORMALIZATION:
         return dataclasses.replace(settings, normalize=False), Schedule(Fixed(1.0))
     return settings, schedules.get(method)
@@ -67,22 +85,23 @@ def study(
 ) -> dict[str, TrainingRecord]:
     """Train every method with every seed.
 
-    The same call goes on where it was stopped.
+    The same call resumes where it was stopped.
 
     Args:
-        settings: of every run, except for the seed.
-        out: folder of the records, one file each, and of `runs.nc` with all of them.
+        settings: Settings of every run; the seed is replaced.
+        out: Folder of the records, one file each, and of `runs.nc` with all of them.
         names: "all" methods of the paper, the nine of a "short" study, or a list.
-        seeds: how many, from 0, or which. The seed sets weights, batches, crops and swaps alike for all methods.
-        jobs: runs at the same time, each in its own process.
-        cpu: use the CPU even if there is a GPU.
-        progress: called with the run's name, its step, the number of steps, and the numbers of `fs.clip.train`.
+        seeds: Number of seeds, from 0, or a list. A seed sets the same weights, batches, crops and swaps for all
+            methods.
+        jobs: Runs at the same time, each in its own process.
+        cpu: Use the CPU even if there is a GPU.
+        progress: Called with the name of a run, its step, the number of steps, and the numbers of `fs.clip.train`.
 
     Returns:
         Records by name ("TS S3, seed 0").
 
     Raises:
-        FlowsimError: for bad input.
+        FlowsimError: For bad input.
     """
     folder, chosen = Path(out), methods(names)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -102,12 +121,22 @@ def study(
 
 
 def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -> list[Path]:
-    """Write the tables (Markdown) and the figures of a study into its folder; the files.
+    """Write the tables (Markdown) and the figures of a study into its folder.
 
     `methods`: gap and temperature of all methods over time and at equal loss. `quality`: retrieval (the paper's
     Figure 6) and, if the runs had `labelled`, zero-shot and linear-probe accuracy (Figure 7) against gap and
     uniformity; left out if the records hold none of them. `gap`: embeddings, slow closing and early changes (figures 1
     and 4), if `early_changes` was run with the same folder, and the runs are longer than an epoch and 100 steps.
+
+    Args:
+        records: Records by name, as `study` returns them.
+        out: Folder of the study.
+
+    Returns:
+        The files.
+
+    Raises:
+        FlowsimError: If no run completed, or if their lengths differ.
     """
     from flowsim import plot
     from flowsim.clip import figures
@@ -158,7 +187,17 @@ def _named(name: str, progress: Progress) -> Progress:
 
 
 def finished(out: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
-    """The records of a study's folder whose runs have ended, by name. Raises `FlowsimError` if there are none."""
+    """The records of all finished runs in the folder of a study.
+
+    Args:
+        out: Folder of the study.
+
+    Returns:
+        Records by name.
+
+    Raises:
+        FlowsimError: If there are none.
+    """
     records = {}
     known = {file_name(name, 0).removesuffix("seed0.nc"): name for name in methods("all")}
     for path in sorted(Path(out).glob("*.seed*.nc")):
@@ -172,28 +211,34 @@ def finished(out: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
 
 
 def early_changes(
-    settings: Training, out: str | os.PathLike[str], count: int = 100, steps: int = 10, *, jobs: int = 1,
-    cpu: bool = False, progress: Progress = silent,
-) -> dict[str, TrainingRecord]:  # fmt: skip
-    """The first steps from many initialisations (the paper's Figure 4b).
+    settings: Training,
+    out: str | os.PathLike[str],
+    count: int = 100,
+    steps: int = 10,
+    *,
+    jobs: int = 1,
+    cpu: bool = False,
+    progress: Progress = silent,
+) -> dict[str, TrainingRecord]:
+    """Train the first steps from many initialisations (the paper's Figure 4b).
 
-    Each run takes `steps` steps of the Baseline with its full learning rate, and is evaluated after every one.
-    Finished runs are kept in `early.nc`, in parts of ten, so that the same call goes on, also with another `count`.
+    Each run takes `steps` steps of the Baseline at the full, constant learning rate, and is evaluated after each step.
+    Finished runs are saved in parts of ten, so the same call resumes, also with another `count`.
 
     Args:
-        settings: of every run, except for the seed, the steps and the evaluations.
-        out: folder of `early.nc`.
-        count: initialisations: seeds from 0.
-        steps: of each.
-        jobs: parts at the same time, each in its own process.
-        cpu: use the CPU even if there is a GPU.
-        progress: called with the run's name, its step, the number of steps, and the numbers of `fs.clip.train`.
+        settings: Settings of every run; seed, steps, evaluations, observables, warm-up and decay are replaced.
+        out: Folder of `early.nc` and of the parts.
+        count: Number of initialisations, with seeds from 0.
+        steps: Steps of each run.
+        jobs: Parts at the same time, each in its own process.
+        cpu: Use the CPU even if there is a GPU.
+        progress: Called with the name of a run, its step, the number of steps, and the numbers of `fs.clip.train`.
 
     Returns:
         Records by name ("seed 0").
 
     Raises:
-        FlowsimError: for bad input, and for a folder that holds other runs.
+        FlowsimError: For bad input, and for a folder that holds other runs.
     """
     check(count >= 1, f"Argument `count` must be at least 1, but is {count}. Use e.g. 100.")
     check(jobs >= 1, f"Argument `jobs` must be at least 1, but is {jobs}. Use e.g. 2.")
@@ -212,8 +257,15 @@ def early_changes(
 
 
 def changes(records: Mapping[str, TrainingRecord]) -> dict[str, list[float]]:
-    """Change of the gap of each beginning: of held-out pairs and of training pairs from the first to the last
-    evaluation, and of the batches from the first step to the last."""
+    """Change of the gap in each of the runs of `early_changes`.
+
+    Args:
+        records: Records by name.
+
+    Returns:
+        Changes of "held-out pairs" and "training pairs" from the first to the last evaluation, and of the "batch" from
+        the first to the last step; one number per run.
+    """
     found: dict[str, list[float]] = {}
     for name, values in (
         ("held-out pairs", [r.series["modality_gap"] for r in records.values()]),

@@ -1,4 +1,4 @@
-"""Tables of a study beside the paper's, and what can be said about their order. Reads records; needs no PyTorch.
+"""Tables of a study next to the paper's, with rank correlations. They are made from records, without PyTorch.
 
 fs.clip.Tables.of(fs.load_results("runs.nc"))
 """
@@ -29,12 +29,12 @@ COLUMNS: dict[str, tuple[str, str | None, float]] = {
     "seen_image_retrieval": ("seen_text_to_image_at_1", None, 100.0),
     "seen_loss": ("seen_loss", None, 1.0),
 }
-#: Pairs of columns whose rank correlation over methods is of interest.
+#: Pairs of columns whose rank correlation over methods is reported.
 PAIRS = (("gap", "image_retrieval"), ("gap", "text_retrieval"), ("gap", "uniformity"), ("gap", "temperature"),
          ("gap", "zero_shot"), ("gap", "linear_probe"), ("uniformity", "image_retrieval"),
          ("seen_gap", "seen_image_retrieval"))  # fmt: skip
 _DRAWS = 1000
-#: Columns of the printed tables. What is marked with a star is of training pairs.
+#: Columns of the printed tables. A star marks training pairs.
 _TITLES = {
     "gap": "gap", "temperature": "τ", "uniformity": "uniformity", "zero_shot": "zero-shot",
     "linear_probe": "linear probe", "image_retrieval": "image R@1", "text_retrieval": "text R@1", "seen_gap": "gap*",
@@ -44,7 +44,14 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-    """Spearman's ρ with a 95 % interval from resampling methods (and seeds within them)."""
+    """Spearman's ρ with a 95 % interval from resampling methods (and seeds within them).
+
+    Attributes:
+        rho: Spearman's ρ of the means over seeds.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        methods: Number of methods.
+    """
 
     rho: float
     low: float
@@ -57,12 +64,18 @@ class Correlation:
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """Final values of every method, (methods, seeds) by column; NaN where a seed is missing.
+    """Final values of every method in a study, next to the paper's. `Tables.of` makes them from records.
 
-    - `paper`: table number and method -> its row, as printed
-    - `at_loss`: gap and temperature of each run where its smoothed training loss first reaches `loss_level`, the
-      largest of the runs' smallest: so the gaps are compared at equal training loss
-    - `left_out`: runs that did not complete, with the reason
+    Attributes:
+        methods: Names of the methods.
+        seeds: Seeds.
+        values: Column -> final values, (methods, seeds), in the paper's units; NaN where a seed is missing.
+        at_loss: Step, gap and temperature of each run where its smoothed training loss first reaches `loss_level`, so
+            that gaps can be compared at equal training loss; (methods, seeds).
+        loss_level: The smallest training loss that every run reaches.
+        steps: Steps of each run.
+        paper: (table number, method) -> row of the paper, as printed.
+        left_out: Runs that did not complete, with the reason.
     """
 
     methods: tuple[str, ...]
@@ -76,22 +89,32 @@ class Tables:
 
     @classmethod
     def of(cls, records: Mapping[str, TrainingRecord]) -> "Tables":
-        """From the records of a study, by name; runs that did not complete are left out, and named.
+        """Tables of a study. Runs that did not complete are left out, and listed.
 
-        Raises `FlowsimError` if no run completed, or if they have unequal lengths.
+        Args:
+            records: Records by name ("TS S3, seed 0"), as `study` returns them.
+
+        Returns:
+            The tables.
+
+        Raises:
+            FlowsimError: If no run completed, if their lengths differ, or for names of another form.
         """
         check(records, "There are no records. Run `fs.clip.study` first.")
         records, left_out = completed(records)
         check(
             records,
-            f"No run completed: {', '.join(left_out)}. Go on with the study; if runs diverged, use a smaller "
+            f"No run completed: {', '.join(left_out)}. Continue the study; if runs diverged, use a smaller "
             "`lr` or a longer `warmup`.",
         )
         runs = {split_name(name): record for name, record in records.items()}
         methods = tuple(dict.fromkeys(method for method, _ in runs))
         seeds = tuple(sorted({seed for _, seed in runs}))
         lengths = {int(r.coordinates["step"][-1]) for r in runs.values()}
-        check(len(lengths) == 1, f"The runs have unequal numbers of steps ({sorted(lengths)}). Compare equal ones.")
+        check(
+            len(lengths) == 1,
+            f"The runs have different numbers of steps ({sorted(lengths)}). Give runs of equal length.",
+        )
         values = {column: np.full((len(methods), len(seeds)), np.nan) for column in COLUMNS}
         level = max(float(np.nanmin(smoothed_loss(r))) for r in runs.values())
         at_loss = {name: np.full((len(methods), len(seeds)), np.nan) for name in ("step", "seen_gap", "temperature")}
@@ -105,25 +128,50 @@ class Tables:
         return cls(methods, seeds, values, at_loss, level, lengths.pop(), paper_tables(), left_out)
 
     def mean(self, column: str) -> np.ndarray:
-        """Mean over seeds, (methods,)."""
+        """Mean over seeds.
+
+        Args:
+            column: Name of a column, e.g. "gap".
+
+        Returns:
+            (methods,) means.
+        """
         return np.nanmean(self.values[column], axis=1)
 
     def correlation(self, x: str, y: str) -> Correlation | None:
-        """Rank correlation of two columns over methods; None with fewer than four methods."""
+        """Rank correlation of two columns over methods.
+
+        Args:
+            x: Name of a column.
+            y: Name of another.
+
+        Returns:
+            The correlation; None with fewer than four methods, and for a column whose means are all equal.
+        """
         return rank_correlation(self.values[x], self.values[y])
 
     def with_paper(self, column: str = "gap") -> Correlation | None:
-        """Rank correlation of a column with the paper's, over the methods that both have."""
+        """Rank correlation of a column with that of the paper, over the methods that both have.
+
+        Args:
+            column: Name of a column that the paper's tables have.
+
+        Returns:
+            The correlation; None with fewer than four methods, and for a column whose means are all equal.
+        """
         printed = {method: row for (_, method), row in self.paper.items()}
         both = [i for i, m in enumerate(self.methods) if m in printed]
         theirs = np.array([[printed[self.methods[i]][COLUMNS[column][1] or column]] for i in both])
         return rank_correlation(self.values[column][both], np.atleast_2d(theirs))
 
     def disagreements(self) -> list[str]:
-        """Pairs of methods, 0.01 or more apart in the paper, whose gaps are in the other order here in every seed.
+        """Pairs of methods, 0.01 or more apart in the paper, whose gaps have the opposite order here in every seed.
 
-        Seeds that only one of the two has do not count. It is no test: with one seed it is one difference, and with
-        three, an eighth of the pairs without any difference would be in the other order by chance.
+        Only seeds that both methods have count. This is not a statistical test: without any true difference, a pair
+        has the opposite order in three seeds with probability 1/8.
+
+        Returns:
+            One sentence per pair.
         """
         return [
             f"{a} against {b}: {ours.mean():+.3f} here ({_seeds(ours.size)}), {theirs:+.3f} in the paper"
@@ -145,18 +193,22 @@ class Tables:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """All numbers as a plain dictionary, for JSON."""
         return {
-            "methods": list(self.methods), "seeds": list(self.seeds), "steps": self.steps,
+            "methods": list(self.methods),
+            "seeds": list(self.seeds),
+            "steps": self.steps,
             "values": {c: v.tolist() for c, v in self.values.items()},
-            "loss_level": self.loss_level, "at_loss": {c: v.tolist() for c, v in self.at_loss.items()},
+            "loss_level": self.loss_level,
+            "at_loss": {c: v.tolist() for c, v in self.at_loss.items()},
             "correlations": {f"{x}~{y}": _as_list(self.correlation(x, y)) for x, y in PAIRS},
-            "paper_order": _as_list(self.with_paper()), "disagreements": self.disagreements(),
+            "paper_order": _as_list(self.with_paper()),
+            "disagreements": self.disagreements(),
             "left_out": list(self.left_out),
-        }  # fmt: skip
+        }
 
     def markdown(self) -> str:
-        """Tables 2 to 5 in the paper's layout, ours beside the paper's in parentheses, and what follows from them."""
+        """Tables 2 to 5 in the paper's layout, with the paper's values in parentheses, and rank correlations."""
         parts = []
         for number in (2, 3, 4, 5):
             rows = [m for n, m in self.paper if n == number and m in self.methods]
@@ -199,8 +251,14 @@ class Tables:
         rows = []
         for i, method in enumerate(self.methods):
             at = {name: values[i] for name, values in self.at_loss.items()}
-            rows.append([method, _with_spread(at["seen_gap"], 3), _with_spread(at["temperature"], 4),
-                         _with_spread(at["step"], 0)])  # fmt: skip
+            rows.append(
+                [
+                    method,
+                    _with_spread(at["seen_gap"], 3),
+                    _with_spread(at["temperature"], 4),
+                    _with_spread(at["step"], 0),
+                ]
+            )
         return _markdown(["method", "gap", "τ", "step"], rows)
 
     def _other_order(self) -> str:
@@ -221,15 +279,28 @@ class Tables:
 
 
 def completed(records: Mapping[str, TrainingRecord]) -> tuple[dict[str, TrainingRecord], tuple[str, ...]]:
-    """The records of runs that completed, and the names of the others with the reason: "TS S3, seed 0 (diverged)"."""
+    """Split records into those of completed runs and the names of the others.
+
+    Args:
+        records: Records by name.
+
+    Returns:
+        Records of completed runs, and the other names with the reason: "TS S3, seed 0 (diverged)".
+    """
     others = tuple(f"{name} ({r.status.code.name.lower()})" for name, r in records.items() if not r.status.ok)
     return {name: r for name, r in records.items() if r.status.ok}, others
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation | None:
-    """Spearman's ρ of the means of x, y (methods, seeds), and a bootstrap over methods and seeds within them.
+    """Spearman's ρ of the means over seeds, with a bootstrap over methods and seeds within them.
 
-    None with fewer than four methods, and where x or y is the same for all of them: there is no order then.
+    Args:
+        x: (methods, seeds); NaN where a seed is missing.
+        y: (methods, seeds), or (methods, 1).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The correlation; None with fewer than four methods, and if all means of x or of y are equal.
     """
     good = np.isfinite(x).any(axis=1) & np.isfinite(y).any(axis=1)
     if good.sum() < 4:
@@ -248,7 +319,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation
 
 
 def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means over the last axis of values drawn with replacement, as often as there are any (NaN: missing)."""
+    """Bootstrap means over the last axis: as many draws with replacement as there are values (NaN: missing)."""
     missing = np.isnan(values)
     there = np.take_along_axis(values, np.argsort(missing, axis=-1, kind="stable"), -1)
     count = (~missing).sum(-1, keepdims=True)
@@ -261,7 +332,15 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def smoothed_loss(record: TrainingRecord, share: float = 0.02) -> np.ndarray:
-    """Training loss averaged over a window of `share` of the steps that ends at each step; NaN before the first."""
+    """Moving average of the training loss.
+
+    Args:
+        record: A training record.
+        share: Length of the window as a fraction of the steps; it ends at each step.
+
+    Returns:
+        (steps,) means; NaN before the first full window.
+    """
     loss = record.training["train_loss"]
     width = max(1, round(share * len(loss)))
     sums = np.cumsum(np.concatenate([[0.0], loss]))
@@ -285,7 +364,17 @@ def _when_loss(record: TrainingRecord, level: float) -> dict[str, float]:
 
 
 def split_name(name: str) -> tuple[str, int]:
-    """("TS S3", 0) of "TS S3, seed 0"."""
+    """Method and seed of the name of a run: ("TS S3", 0) of "TS S3, seed 0".
+
+    Args:
+        name: Name of a run.
+
+    Returns:
+        (method, seed).
+
+    Raises:
+        FlowsimError: For names of another form.
+    """
     method, _, seed = name.rpartition(", seed ")
     check(method and seed.isdigit(), f"{name!r} does not name a run of a study. Names are like 'TS S3, seed 0'.")
     return method, int(seed)

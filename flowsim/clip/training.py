@@ -1,7 +1,7 @@
-"""Training a CLIP model under a schedule, recorded as a `TrainingRecord`.
+"""Train a CLIP model with a schedule, recorded as a `TrainingRecord`.
 
-Step k of a run depends on its settings, its seed and k alone, and everything else is in the checkpoint: a killed run
-goes on as if nothing had happened (bit by bit on a CPU).
+Step k of a run depends only on its settings, its seed and k, and the checkpoint holds the rest of its state. So a
+killed run resumes without any difference (bitwise on a CPU).
 """
 
 import os
@@ -38,27 +38,28 @@ def train(
     tensorboard: str | None = None,
     progress: Progress = silent,
 ) -> TrainingRecord:
-    """Train `settings.model` on `settings.data` under a schedule.
+    """Train `settings.model` on `settings.data` with a schedule.
 
     Args:
-        settings: what is trained on what, and how.
-        schedule: an object, a preset's name or a JSON file.
-        out: the record (.nc), written at every evaluation; None keeps it in memory. A checkpoint lies beside it until
-            the run is finished; the same call goes on from there, and returns the record of a finished run. A record
-            of another run is not overwritten.
-        cpu: use the CPU even if there is a GPU.
-        force: train again, over a record or a checkpoint that is there.
-        weights: file for the final weights of a run that completes, a state dict that open_clip loads.
-        tensorboard: folder for the numbers of `progress`.
-        progress: called by the first process, as `progress("training", step, steps, loss=..., temperature=...,
+        settings: Model, data, optimizer and recording, e.g. `fs.clip.preset("laptop")`.
+        schedule: A schedule, the name of a preset, or a JSON file.
+        out: File of the record (.nc), written at every evaluation; None keeps it in memory. A checkpoint is kept next
+            to it until the run is finished. The same call resumes from there; for a finished run it returns the
+            record. A record of another run is not overwritten.
+        cpu: Use the CPU even if there is a GPU.
+        force: Train again, and replace an existing record or checkpoint.
+        weights: File for the final weights of a completed run: a state dict that open_clip loads.
+        tensorboard: Folder for the numbers that `progress` gets.
+        progress: Called by the first process, as `progress("training", step, steps, loss=..., temperature=...,
             modality_gap=..., images_per_second=...)`.
 
     Returns:
-        The record. A loss that is not finite ends the run with status DIVERGED; the record holds what came before.
+        The record. A loss that is not finite ends the run with status DIVERGED; the record then holds the evaluations
+        before.
 
     Raises:
-        FlowsimError: for bad input before any training, and where a file cannot be written; the record of the last
-            evaluation and the last checkpoint are then still there.
+        FlowsimError: For bad input, before any training, and if a file cannot be written; the record of the last
+            evaluation and the last checkpoint are then kept.
     """
     schedule = as_schedule(schedule)
     path = None if out is None else Path(out)
@@ -67,7 +68,7 @@ def train(
         if path.is_file() and not force and (done := ended_record(path, settings, schedule)) is not None:
             check(
                 weights is None or Path(weights).exists(),
-                f"{str(path)!r} is finished, and its weights were not kept. Train it again with `force=True`.",
+                f"{str(path)!r} is a finished run whose weights were not saved. Train it again with `force=True`.",
             )
             return done
     first = is_first_process()
@@ -85,7 +86,7 @@ def train(
 
 
 def _prepared(settings: Training, schedule: Schedule, path: Path | None, cpu: bool, progress: Progress) -> Loop:
-    """The run before its first step: its model, its data and its record. Raises `FlowsimError` for bad input."""
+    """The run before its first step: model, data and record. Raises `FlowsimError` for bad input."""
     session = Session.begin(settings.precision, cpu)
     check(
         settings.batch_size % session.processes == 0,
@@ -113,15 +114,20 @@ def _prepared(settings: Training, schedule: Schedule, path: Path | None, cpu: bo
 
 
 def _facts(training: Pairs, seen: Sample, held_out: Sample) -> dict[str, Any]:
-    """What the record says of the data."""
+    """Facts about the data, for the record."""
     return {
         "evaluation": {
-            "pairs": len(held_out), "seen_pairs": len(seen), "captions": "first", "crop": "centre",
+            "pairs": len(held_out),
+            "seen_pairs": len(seen),
+            "captions": "first",
+            "crop": "centre",
             "retrieval_pool": len(held_out),
         },
         "data": {
-            "training_pairs": len(training), "report": short_report(training),
+            "training_pairs": len(training),
+            "report": short_report(training),
             "held_out_report": short_report(held_out.pairs),
-            "skipped": dict(training.skipped), "held_out_skipped": dict(held_out.pairs.skipped),
+            "skipped": dict(training.skipped),
+            "held_out_skipped": dict(held_out.pairs.skipped),
         },
-    }  # fmt: skip
+    }

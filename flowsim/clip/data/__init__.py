@@ -1,11 +1,10 @@
-"""Image-text pairs behind one interface: folders, tar shards, WebDataset, COCO, and shapes made from a seed; and
-images with classes.
+"""Image-text pairs from folders, tar shards, WebDataset, COCO, or rendered shapes; and images with classes.
 
     pairs = fs.clip.data.load("photos", "train")
     pairs.captions[0], pairs.image(0), pairs.pixels(64)
     print(pairs.report())
 
-Needs neither JAX nor PyTorch. Readers of other sources register with `register`.
+Needs neither JAX nor PyTorch. `register` adds readers of other sources.
 """
 
 from flowsim.clip.data.coco import read as _read_coco  # noqa: F401  (readers register when they are loaded)

@@ -16,7 +16,7 @@ from flowsim.errors import FlowsimError
 def numbered(
     kept: Sequence[Found], all_labels: Sequence[str | None], skips: Skips
 ) -> tuple[Int[np.ndarray, "n"] | None, tuple[str, ...]]:
-    """Class numbers and class names, the same ones in every split; None unless every image has a class."""
+    """Class numbers and class names, equal in all splits; None unless every image has a class."""
     missing = [one.key for one in kept if one.label is None]
     if missing:
         if len(missing) < len(kept):
@@ -33,7 +33,7 @@ def numbered(
 
 
 def class_names(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of classes that are numbers, from a file with one in each line; others have their names already."""
+    """Names for classes that are numbers, from a file with one per line; other classes keep their names."""
     if not path.is_file() or not all(name.isdigit() for name in classes):
         return classes
     lines = read_text(path).splitlines()
@@ -41,6 +41,6 @@ def class_names(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     if len(names) < len(classes):
         raise FlowsimError(
             f"{str(path)!r} names {len(names)} classes, but there is a class {len(classes) - 1}. "
-            "Give a line for each class, from 0 on."
+            "Give one line per class, starting with class 0."
         )
     return names

@@ -1,4 +1,4 @@
-"""The reader of COCO captions: one JSON file that lists images and captions, and a folder of the images."""
+"""The reader of COCO captions: one JSON file that lists images and captions, and a folder with the images."""
 
 import glob
 import json
@@ -22,7 +22,7 @@ def _is_coco(source: str) -> bool:
 
 @register("coco", _is_coco, describes="a COCO .json")
 def read(source: str, split: str | None, *, splits: PathLike | None = None, images: PathLike | None = None) -> Pairs:
-    """The images that the file lists and that exist, with its captions."""
+    """The images that the file lists and that exist, with their captions."""
     skips, path = Skips(), Path(source)
     found = _found(path, images, skips)
     table = beside(path.parent, "splits") if splits is None else Path(splits)
@@ -57,16 +57,16 @@ def _content(path: Path) -> tuple[dict[Any, str], list[tuple[Any, str]]]:
         names = {one["id"]: str(one["file_name"]) for one in content["images"]}
         return names, [(one["image_id"], str(one["caption"]).strip()) for one in content["annotations"]]
     except json.JSONDecodeError as error:
-        raise FlowsimError(f"{str(path)!r} is not JSON ({error}). Fetch it again.") from None
+        raise FlowsimError(f"{str(path)!r} is not JSON ({error}). Download it again.") from None
     except (KeyError, TypeError) as error:
         raise FlowsimError(
-            f"{str(path)!r} is no file of COCO captions (missing: {error}). It needs images with id and file_name, "
+            f"{str(path)!r} is not a file of COCO captions (missing: {error}). It needs images with id and file_name, "
             "and annotations with image_id and caption."
         ) from None
 
 
 def _folder(path: Path, images: PathLike | None, names: Sequence[str]) -> str:
-    """The folder of the images: the given one, or one beside the file or its folder that holds any of them."""
+    """The folder of the images: the given one, or one next to the file or its folder that holds any of them."""
     parents = [str(path.absolute().parent), str(path.absolute().parent.parent)]
     near = [p for parent in parents for p in (parent, *sorted(glob.glob(os.path.join(glob.escape(parent), "*", ""))))]
     for folder in near if images is None else [os.fspath(images)]:
@@ -76,4 +76,4 @@ def _folder(path: Path, images: PathLike | None, names: Sequence[str]) -> str:
         raise FlowsimError(
             f"The folder {str(images)!r} holds no image listed in {str(path)!r}. Give another as `images`."
         )
-    raise FlowsimError(f"Beside {str(path)!r} there are no images that it lists. Give their folder as `images`.")
+    raise FlowsimError(f"No image listed in {str(path)!r} was found near it. Give their folder as `images`.")

@@ -1,4 +1,4 @@
-"""The files of a source: in folders, in tar shards, and behind patterns such as shards-{0000..0007}.tar.
+"""The files of a source: in folders, in tar shards, and in patterns such as shards-{0000..0007}.tar.
 
 Tars are read in place: a file within one is a range of its bytes.
 """
@@ -20,7 +20,7 @@ _WILDCARDS = re.compile(r"[{*?\[]")
 
 
 class Bytes(NamedTuple):
-    """Where bytes lie: a file, or a part of one. Opened for each read, so that threads share nothing."""
+    """Location of bytes: a file, or a part of one. It is opened for each read, so that threads share nothing."""
 
     path: str
     offset: int = 0
@@ -44,7 +44,7 @@ class File(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An image of a source, with what the source itself says about it."""
+    """An image of a source, with captions and class if the source has them."""
 
     key: str
     image: Bytes
@@ -63,9 +63,9 @@ def is_image(name: str) -> bool:
 
 
 def list_files(spec: str, skips: Skips) -> tuple[list[File], Path]:
-    """All files that `spec` names, those in tars included, and the folder in which tables may lie.
+    """All files that `spec` names, including those in tars, and the folder in which tables may be.
 
-    Raises `FlowsimError` if there are no images among them, and for what cannot be read.
+    Raises `FlowsimError` if there are no images among them, and for files that cannot be read.
     """
     path = Path(spec)
     if path.is_dir():
@@ -85,13 +85,13 @@ def list_files(spec: str, skips: Skips) -> tuple[list[File], Path]:
 
 
 def images_of(files: Sequence[File]) -> list[Found]:
-    """The images among the files, under names that tell them apart."""
+    """The images among the files, with distinct names."""
     chosen = [file for file in files if is_image(file.name)]
     return [Found(key, file.data) for key, file in zip(distinct_names(chosen), chosen, strict=True)]
 
 
 def distinct_names(files: Sequence[File]) -> list[str]:
-    """Names; where shards use the same ones, each begins with that of its shard."""
+    """Names of the files; if shards use the same names, each name begins with that of its shard."""
     names = [file.name for file in files]
     if len(set(names)) == len(names):
         return names
@@ -99,7 +99,7 @@ def distinct_names(files: Sequence[File]) -> list[str]:
 
 
 def _in_folder(path: Path, skips: Skips) -> list[File]:
-    """The files in a folder and those within it, and in its tars; hidden ones do not count."""
+    """The files in a folder, its subfolders and its tars, without hidden files."""
     loose, shards, refused = [], [], []
     for full in _walk(path):
         name = full.name.lower()
@@ -112,7 +112,7 @@ def _in_folder(path: Path, skips: Skips) -> list[File]:
     loose.sort(key=lambda file: file.name)
     files = [*loose, *_in_tars(sorted(shards), skips)]
     if refused and not any(is_image(file.name) for file in files):
-        _in_tars(refused[:1], skips)  # which says why it cannot be read
+        _in_tars(refused[:1], skips)  # raises the reason why it cannot be read
     return files
 
 
@@ -124,7 +124,7 @@ def _walk(path: Path) -> Iterator[Path]:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Patterns without braces: {0000..0007} counts, {a,b} lists."""
+    """Expand the braces of a pattern: {0000..0007} counts, {a,b} lists."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         return [pattern]
@@ -144,7 +144,7 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _in_tars(shards: Sequence[Path], skips: Skips) -> list[File]:
-    """The files within tars, by the places of their bytes; nothing is unpacked."""
+    """The files in tars, by the location of their bytes; nothing is unpacked."""
     files: list[File] = []
     seen: set[tuple[Path, str]] = set()
     for shard, shard_name in zip(shards, _shard_names(shards), strict=True):
@@ -161,14 +161,16 @@ def _in_tars(shards: Sequence[Path], skips: Skips) -> list[File]:
                     seen.add((shard, name))
                     files.append(File(name, shard_name, Bytes(str(shard), member.offset_data, member.size)))
         except tarfile.TarError as error:
-            raise FlowsimError(f"{str(shard)!r} is no whole tar file ({error}). Fetch or pack it again.") from None
+            raise FlowsimError(
+                f"{str(shard)!r} is not a complete tar file ({error}). Download or pack it again."
+            ) from None
         except OSError as error:
             raise FlowsimError(f"Cannot read {str(shard)!r}: {error.strerror}. Check the path.") from None
     return files
 
 
 def _shard_names(shards: Sequence[Path]) -> list[str]:
-    """Names of shards without the ending, with their folders where they would be the same."""
+    """Names of shards without the ending, with their folders if the names alone are not unique."""
     names = [shard.name.removesuffix(".tar") for shard in shards]
     if len(set(names)) < len(names):  # train/0.tar and test/0.tar
         root = os.path.commonpath([shard.parent for shard in shards])
@@ -182,6 +184,5 @@ def _refuse_compressed(shard: Path) -> None:
     kind = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
     if kind is not None:
         raise FlowsimError(
-            f"{str(shard)!r} is compressed ({kind}), and images cannot be read from the middle of it. "
-            "Decompress it to a plain .tar."
+            f"{str(shard)!r} is compressed ({kind}), so images cannot be read in place. Decompress it to a plain .tar."
         )

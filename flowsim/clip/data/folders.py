@@ -23,7 +23,7 @@ def labelled(source: str, split: str) -> Pairs:
     files, home = list_files(source, skips)
     found, assigned = _placed(with_siblings(files, skips), home)
     skips.counts.pop("caption without image", None)  # captions are not needed here
-    if (table := beside(home, "splits")) is not None:  # which says more than names of folders
+    if (table := beside(home, "splits")) is not None:  # takes precedence over names of folders
         assigned = splits_in(table, Names(one.key for one in found))
     sizes = split_sizes(found, assigned)
     if not sizes:
@@ -49,13 +49,19 @@ def labelled(source: str, split: str) -> Pairs:
         )
     labels, classes = numbered(kept, [one.label for one in found if one.key in assigned], skips)
     return Pairs.of(
-        [one.key for one in kept], [()] * len(kept), opener([one.image for one in kept]), source=source, split=split,
-        labels=labels, classes=class_names(home / "classnames.txt", classes), skips=skips,
-    )  # fmt: skip
+        [one.key for one in kept],
+        [()] * len(kept),
+        opener([one.image for one in kept]),
+        source=source,
+        split=split,
+        labels=labels,
+        classes=class_names(home / "classnames.txt", classes),
+        skips=skips,
+    )
 
 
 def _placed(siblings: list[Found], home: Path) -> tuple[list[Found], dict[str, str]]:
-    """Images with the class of their folder where they have no other, and split by key, as folders say it."""
+    """Images with the class of their folder unless they have another, and the split of each key by folder."""
     found, assigned = [], {}
     for one in siblings:
         part, folder = split_and_class(one, home)

@@ -1,4 +1,4 @@
-"""Images that a reader has found, joined with the tables of captions and splits: the pairs of one split."""
+"""Join the images that a reader has found with the tables of captions and splits."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,18 @@ def joined(
     """The pairs of one split, or of all images.
 
     Args:
-        spec: the source, for messages.
-        split: name of the split; None for all.
-        found: images, with the captions that lie beside them.
-        captions: table of captions, which takes the place of those; None without.
-        splits: table of splits; None without.
-        skips: what was left out so far; grows.
+        spec: The source, for messages.
+        split: Name of the split; None for all.
+        found: Images, with the captions stored next to them.
+        captions: Table of captions, which replaces those; None without.
+        splits: Table of splits; None without.
+        skips: Images left out so far; updated in place.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        FlowsimError: If the split does not exist or is empty, or if no image has a caption.
     """
     names = Names(one.key for one in found)
     assigned = splits_in(splits, names)
@@ -41,9 +47,15 @@ def joined(
         raise _no_captions(spec, split, captions, skips)
     labels, classes = numbered(kept, [one.label for one in found], skips)
     return Pairs.of(
-        [one.key for one in kept], [one.captions for one in kept], opener([one.image for one in kept]),
-        source=spec, split=split, labels=labels, classes=classes, skips=skips,
-    )  # fmt: skip
+        [one.key for one in kept],
+        [one.captions for one in kept],
+        opener([one.image for one in kept]),
+        source=spec,
+        split=split,
+        labels=labels,
+        classes=classes,
+        skips=skips,
+    )
 
 
 def opener(images: Sequence[Bytes]) -> Callable[[int], Image.Image]:
@@ -52,10 +64,13 @@ def opener(images: Sequence[Bytes]) -> Callable[[int], Image.Image]:
 
 
 def _with_captions(
-    found: Sequence[Found], split: str | None, assigned: Mapping[str, str],
-    written: Mapping[str, Sequence[str]] | None, skips: Skips,
-) -> list[Found]:  # fmt: skip
-    """The images of the split that have captions, with these."""
+    found: Sequence[Found],
+    split: str | None,
+    assigned: Mapping[str, str],
+    written: Mapping[str, Sequence[str]] | None,
+    skips: Skips,
+) -> list[Found]:
+    """The images of the split that have captions, with their captions."""
     kept = []
     for one in found:
         if split is not None and assigned.get(one.key) != split:

@@ -1,4 +1,4 @@
-"""Images with their captions: what every reader returns, and what training and measuring use."""
+"""Images with their captions: returned by every reader, used by training and measurements."""
 
 import dataclasses
 import hashlib
@@ -14,40 +14,55 @@ from PIL import Image
 from flowsim.clip.data.pixels import BROKEN, WORKERS, Resize, checked_size, in_threads, read_roughly, rgb, square
 from flowsim.errors import FlowsimError
 
-_NAMES_KEPT = 3  # names remembered of what was skipped, for each reason
+_NAMES_KEPT = 3  # names of skipped images kept for each reason
 
 
 @dataclass
 class Skips:
-    """What was left out, by reason, with the first few names."""
+    """Images that were left out, by reason, with the first few names.
+
+    Args:
+        counts: Reason -> number of images.
+        names: Reason -> first few names.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, name: str) -> None:
-        """Count one more."""
+        """Count one more image.
+
+        Args:
+            reason: Why it was left out.
+            name: Its name.
+        """
         self.counts[reason] = self.counts.get(reason, 0) + 1
         kept = self.names.setdefault(reason, [])
         if len(kept) < _NAMES_KEPT and name not in kept:
             kept.append(name)
 
     def examples(self) -> dict[str, tuple[str, ...]]:
-        """Reason -> the first few names."""
+        """The first few names of each reason."""
         return {reason: tuple(names) for reason, names in self.names.items()}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pairs:
-    """Images with their captions, in the order of the source; images are decoded when asked for.
-
-    - `keys`: file names of the images, or "train-000017" for shapes.
-    - `captions`: one or more of each image; none of labelled images that have none (`load_labelled`).
-    - `labels`: class of each image, by place in `classes`; None (and no classes) where the source has none.
-    - `skipped`: reason -> how many were left out; `examples`: the first few names of each.
-    - `source`, `split`: what was asked for.
-    - `mispaired`, `true_captions`: which images carry captions of another, and the right ones; only where known.
+    """Images with their captions, in the order of the source; images are decoded on demand.
 
     Readers make them with `Pairs.of`.
+
+    Attributes:
+        keys: File names of the images, or e.g. "train-000017" for shapes.
+        captions: One or more captions of each image; labelled images (`load_labelled`) may have none.
+        labels: (n,) class of each image, as index into `classes`; None if the source has no classes.
+        classes: Names of the classes.
+        skipped: Reason -> number of images that were left out.
+        source: The source, as the user wrote it.
+        split: The split; None for all images.
+        examples: Reason -> first few names of the images that were left out.
+        mispaired: (n,) which images have the captions of another image; None if this is not known.
+        true_captions: The right captions of each image; None if they are not known.
     """
 
     keys: tuple[str, ...]
@@ -79,26 +94,26 @@ class Pairs:
         mispaired: Bool[np.ndarray, "n"] | None = None,
         true_captions: Sequence[Sequence[str]] | None = None,
     ) -> "Pairs":
-        """Pairs from what a reader has found.
+        """Make pairs in a reader.
 
         Args:
             keys: n names, one for each image.
-            captions: of each image.
-            open_image: opens image i, 0 .. n − 1; called by several threads at once. Of what Pillow raises for a
-                damaged image, the pairs make a skip or a sentence.
-            source: what the user asked for.
-            split: the same.
-            labels: (n,) the class of each image, by place in `classes`; None without classes.
-            classes: names of the classes.
-            skips: what was left out.
-            mispaired: (n,) which images carry captions of another.
-            true_captions: the right ones.
+            captions: Captions of each image.
+            open_image: Function that opens image i, from 0 to n − 1; called by several threads at once. Exceptions
+                that Pillow raises for damaged images are handled.
+            source: The source, as the user wrote it.
+            split: The split; None for all images.
+            labels: (n,) class of each image, as index into `classes`; None without classes.
+            classes: Names of the classes.
+            skips: Images that were left out.
+            mispaired: (n,) which images have the captions of another image.
+            true_captions: The right captions of each image.
 
         Returns:
             The pairs.
 
         Raises:
-            FlowsimError: if there are none, or if the lengths are unequal.
+            FlowsimError: If there are no images, or if lengths differ.
         """
         n = len(keys)
         if n == 0:
@@ -129,7 +144,7 @@ class Pairs:
         return f"<Pairs: {self.report()}>"
 
     def report(self) -> str:
-        """One or two sentences: how many pairs from where, and what was skipped for which reason."""
+        """A short text: the number of pairs, their source, and the images skipped for each reason."""
         counts = [len(c) for c in self.captions]
         each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         split = "" if self.split is None else f", split {self.split!r}"
@@ -147,25 +162,29 @@ class Pairs:
         return f"{text} Skipped: {'; '.join(reasons)}."
 
     def left_out(self) -> dict[str, dict[str, Any]]:
-        """Reason -> how many images were left out ("count"), and the first few of their names ("names")."""
+        """Reason -> number of images left out ("count"), and the first few of their names ("names")."""
         return {
             reason: {"count": count, "names": list(self.examples.get(reason, ()))}
             for reason, count in self.skipped.items()
         }
 
     def digest(self) -> str:
-        """16 hexadecimal digits that tell these pairs from others: names, captions and classes, in their order.
-
-        The pixels are not read for it.
-        """
+        """16 hexadecimal digits of a hash of names, captions and classes, in their order; pixels are not read."""
         labels = None if self.labels is None else [self.classes[k] for k in self.labels]
         content = json.dumps([self.keys, self.captions, labels], ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def image(self, i: int) -> Image.Image:
-        """Image i at its full size, RGB; transparent parts become white.
+        """One image at its full size, in RGB; transparent parts become white.
 
-        Raises `FlowsimError` with the name of an image that cannot be decoded.
+        Args:
+            i: Index of the image.
+
+        Returns:
+            The image.
+
+        Raises:
+            FlowsimError: If the image cannot be decoded, with its name.
         """
         (place,) = self._places[self._rows([i])]
         return self._decode(int(place), rgb)
@@ -173,20 +192,19 @@ class Pairs:
     def pixels(
         self, size: int, indices: Any = None, workers: int = WORKERS, resize: Resize = Resize()
     ) -> UInt8[np.ndarray, "k size size 3"]:
-        """Images as squares.
+        """Pixels of images, as squares.
 
         Args:
-            size: pixels along each side.
-            indices: whole numbers, mask or slice; None for all.
-            workers: threads that decode.
-            resize: by default the shorter side is scaled to `size` (bicubic, antialiased), and the middle is kept.
+            size: Pixels along each side.
+            indices: Integers, mask or slice; None for all.
+            workers: Number of threads for decoding.
+            resize: By default the shorter side is scaled to `size` (bicubic, antialiased), and the middle is kept.
 
         Returns:
             (k, size, size, 3) uint8.
 
         Raises:
-            FlowsimError: with the name of an image that cannot be decoded; `decoded` and `checked` leave such images
-                out.
+            FlowsimError: If an image cannot be decoded, with its name; `decoded` and `checked` leave such images out.
         """
         resize.checked()
         places = self._places[self._rows(slice(None) if indices is None else indices)]
@@ -201,7 +219,19 @@ class Pairs:
     def decoded(
         self, size: int, workers: int = WORKERS, resize: Resize = Resize()
     ) -> tuple["Pairs", UInt8[np.ndarray, "k size size 3"]]:
-        """The pairs whose images can be decoded, and their `pixels`; the others are counted as skipped."""
+        """The pairs whose images can be decoded, and their `pixels`; the others are counted as skipped.
+
+        Args:
+            size: Pixels along each side.
+            workers: Number of threads for decoding.
+            resize: How images become squares, see `pixels`.
+
+        Returns:
+            The pairs, and (k, size, size, 3) uint8.
+
+        Raises:
+            FlowsimError: If no image can be decoded.
+        """
         resize.checked()
         squares = np.empty((len(self), checked_size(size), size, 3), np.uint8)
 
@@ -215,12 +245,31 @@ class Pairs:
         """The pairs whose images can be decoded; the others are counted as skipped.
 
         Reads every image to its end, at the lowest resolution that its format allows.
+
+        Args:
+            workers: Number of threads for decoding.
+
+        Returns:
+            The pairs.
+
+        Raises:
+            FlowsimError: If no image can be decoded.
         """
         good = self._good(lambda row, image: read_roughly(image), workers)
         return self if good.all() else self._without(~good)
 
     def select(self, indices: Any) -> "Pairs":
-        """The pairs at `indices` (whole numbers, mask or slice), in that order."""
+        """Select pairs.
+
+        Args:
+            indices: Integers, mask or slice; at least one pair.
+
+        Returns:
+            The pairs, in this order.
+
+        Raises:
+            FlowsimError: For wrong indices, or if they select nothing.
+        """
         chosen = self._rows(indices)
 
         def take(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -243,7 +292,7 @@ class Pairs:
         except IndexError as error:
             raise FlowsimError(f"Wrong indices for {len(self)} pairs: {error}.") from None
         if rows.ndim != 1 or rows.size == 0:
-            raise FlowsimError("Indices of pairs must be a list, a mask or a slice that takes at least one.")
+            raise FlowsimError("Indices of pairs must be a list, a mask or a slice, and select at least one pair.")
         return rows
 
     def _decode(self, place: int, use: Callable[[Image.Image], Any]) -> Any:
@@ -277,7 +326,7 @@ class Pairs:
         if len(names) == len(self):
             raise FlowsimError(
                 f"None of the {len(self):,} images of {self.source!r} can be decoded ({names[0]}, ...). "
-                "Check that they are whole, and of the kinds JPEG, PNG or WebP."
+                "Check that they are complete JPEG, PNG or WebP files."
             )
         skips = Skips(dict(self.skipped), {k: list(v) for k, v in self.examples.items()})
         for name in names:

@@ -1,4 +1,4 @@
-"""From an encoded image to a square of RGB pixels, by several threads at once."""
+"""Decode images to squares of RGB pixels, with several threads."""
 
 import os
 import struct
@@ -13,9 +13,9 @@ from PIL import Image
 
 from flowsim.errors import FlowsimError, unknown_name
 
-#: Threads that decode at the same time.
+#: Number of threads for decoding.
 WORKERS = min(8, os.cpu_count() or 1)
-#: What Pillow raises for images that are cut off, damaged, or too large to be honest.
+#: Exceptions of Pillow for images that are truncated, damaged, or suspiciously large.
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
@@ -23,17 +23,25 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 
 
 class Resize(NamedTuple):
-    """How an image becomes a square: open_clip's names.
+    """How an image becomes a square, with open_clip's names.
 
-    - `mode`: "shortest" scales the shorter side and keeps the middle; "squash" scales each side by itself.
-    - `interpolation`: "bicubic" or "bilinear", antialiased.
+    Args:
+        mode: "shortest" scales the shorter side and keeps the middle; "squash" scales each side separately.
+        interpolation: "bicubic" or "bilinear", antialiased.
     """
 
     mode: str = "shortest"
     interpolation: str = "bicubic"
 
     def checked(self) -> "Resize":
-        """Itself. Raises `FlowsimError` for an unknown mode or interpolation."""
+        """Check mode and interpolation.
+
+        Returns:
+            The same object.
+
+        Raises:
+            FlowsimError: For an unknown mode or interpolation.
+        """
         for kind, known in (("mode", ("shortest", "squash")), ("interpolation", tuple(_FILTERS))):
             if getattr(self, kind) not in known:
                 raise unknown_name(f"{kind} of resizing", getattr(self, kind), known)
@@ -55,7 +63,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
 def square(image: Image.Image, size: int, resize: Resize) -> UInt8[np.ndarray, "size size 3"]:
     """The image as a square of `size` pixels."""
-    # JPEG at a lower resolution where it stays at least twice what is needed.
+    # Decode JPEG at a lower resolution, if it is still at least twice the needed one.
     image.draft(None, (2 * size, 2 * size))
     image = rgb(image)
     width, height = image.size
@@ -81,7 +89,7 @@ def checked_size(size: int) -> int:
 
 
 def in_threads(do: Callable[[int], None], count: int, workers: int) -> None:
-    """Call `do` with 0 .. count − 1, by `workers` threads; the first error is raised."""
+    """Call `do` with 0 .. count − 1 in `workers` threads; raises the first error."""
     if workers < 1:
         raise FlowsimError(f"Argument `workers` must be at least 1, but is {workers}. Use e.g. 4.")
     with ThreadPoolExecutor(workers) as pool:

@@ -1,4 +1,4 @@
-"""What an image of shapes can show: kinds, colours, sizes, places, backgrounds; and how it is drawn."""
+"""Scenes of shapes: kinds, colours, sizes, places, backgrounds; and their drawing."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows: one or two shapes, and a background of a shade and a texture."""
+    """Content of an image: one or two shapes, and a background with a shade and a texture."""
 
     shapes: tuple[Shape, ...]
     shade: str
@@ -59,7 +59,7 @@ class Scene:
 
 
 def draw(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
-    """The scene in RGB, `size` pixels along each side; `rng` draws what captions never tell."""
+    """The scene in RGB, `size` pixels along each side; `rng` draws the nuisance that captions never mention."""
     canvas = _background(scene, size, rng)
     for shape in scene.shapes:
         colour = np.asarray(COLOURS[shape.colour]) + rng.uniform(-14, 14, 3)

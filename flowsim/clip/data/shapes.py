@@ -1,11 +1,11 @@
-"""Rendered shapes with captions: an image-text task without a download, made from a seed.
+"""Rendered shapes with captions: an image-text task generated from a seed, without a download.
 
     shapes = fs.clip.data.Shapes(count=2000, mispaired=0.2)
     shapes.render(0), shapes.captions(0)
 
-An image shows one or two coloured shapes on a background. The captions tell what is seen in several wordings. What
-they never tell (exact place, size, angle, colour, texture and grain) is nuisance. The causes of a modality gap that
-the simulator knows can be switched on one by one: wrong pairs, duplicates, and captions that tell less than is seen.
+An image shows one or two coloured shapes on a background. The captions describe it in several wordings. Details that
+they never mention (exact place, size, angle, colour, texture and grain) are nuisance. The causes of a modality gap that
+the simulator has can be switched on separately: wrong pairs, duplicates, and captions that describe less than is shown.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from flowsim.clip.data.scenes import COLOURS, KINDS, PLACES, SHADES, SIZES, TEXT
 from flowsim.clip.data.sources import register
 from flowsim.errors import FlowsimError, unknown_name
 
-#: What a scene consists of, in the order in which captions give it up.
+#: Attributes of a scene, in the order in which `imbalance` removes them from captions.
 ATTRIBUTES = ("background", "place", "size", "colour", "kind")
-#: Name -> number of the stream of the seed.
+#: Name -> number of the random stream.
 SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
 CLASSES = tuple(f"{colour} {kind}" for colour in COLOURS for kind in KINDS)
 
@@ -42,7 +42,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "bottom": ("at the bottom", "in the bottom middle"),
     "lower right": ("in the lower right", "in the bottom right corner"),
 }
-#: Sentences: the shapes, and what follows where the background is told.
+#: Sentences: the shapes, and the part that describes the background.
 _TEMPLATES: tuple[tuple[str, str], ...] = (
     ("{shapes}", " on a {shade} {texture} background"),
     ("a picture of {shapes}", " on a {shade} background that is {texture}"),
@@ -54,30 +54,38 @@ _TEMPLATES: tuple[tuple[str, str], ...] = (
     ("simple drawing: {shapes}", ", {shade} {texture} background"),
 )
 
-_CODES = 1  # what a random stream is for: the order of scenes,
-_CONTENT = 2  # the rest of a scene and its nuisance,
-_WORDING = 3  # the words of captions,
-_MISPAIRING = 4  # and who gets whose captions
+# Random streams.
+_CODES = 1  # the order of scenes
+_CONTENT = 2  # the rest of a scene and its nuisance
+_WORDING = 3  # the words of captions
+_MISPAIRING = 4  # the exchange of captions
 
-#: What one caption can say of a scene: a tuple of words, equal exactly if the captions are true of each other's image.
+#: The facts that captions of a scene mention; equal exactly if the captions are true of each other's image.
 Told: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A recipe for images with captions. Sample i of a split depends on the seed and on i only, not on `count`.
+    """A recipe for images with captions. Sample i of a split depends only on the seed and on i, not on `count`.
 
-    - `count`: images of a split. `size`: pixels along each side. `captions_per_image`: different wordings.
-    - `objects`: shapes in an image, 1 or 2.
-    - `imbalance`: how many attributes captions never tell, in the order of ATTRIBUTES: background, place, size,
-      colour. The text sees a subset of the factors (as `text_factors` of `Latents`).
-    - `mispaired`: fraction of images that permanently have the captions of another image, which are not true of them
-      (as `FrozenMispairing`). Which ones depends on `count` too.
-    - `duplicates`: fraction of the couples of consecutive images that are the same image, pixel for pixel, with
-      captions in other words (as `Clusters` of size 2).
+    `mispaired` and `duplicates` act in the split "train" only, so evaluations on the others are comparable. Without
+    both and without `imbalance`, no two of the first 20,736 images of a split have the same description.
 
-    The last two act in the split "train" only, so that what is measured on the others is comparable. Without them and
-    without `imbalance`, no two of the first 20,736 images of a split have the same description.
+    Args:
+        count: Images in each split, at least 2.
+        size: Pixels along each side, 16 to 1024.
+        seed: Seed of the images and captions.
+        captions_per_image: Number of different wordings, 1 to 8.
+        mispaired: Fraction of images that permanently have the captions of another image, which are not true of them
+            (as `FrozenMispairing`). Which images these are also depends on `count`.
+        duplicates: Fraction of the pairs of consecutive images that are identical, pixel for pixel, with different
+            wordings (as `Clusters` of size 2).
+        imbalance: Number of attributes that captions never mention, in the order background, place, size, colour; 0 to
+            4. The text sees a subset of the factors (as `text_factors` of `Latents`).
+        objects: Shapes in an image, 1 or 2.
+
+    Raises:
+        FlowsimError: For values that are not allowed.
     """
 
     count: int = 10_000
@@ -110,7 +118,17 @@ class Shapes:
 
     @classmethod
     def parse(cls, text: str) -> "Shapes":
-        """The recipe written as "count=2000,mispaired=0.2"; nothing stands for the defaults."""
+        """The recipe of a text such as "count=2000,mispaired=0.2".
+
+        Args:
+            text: Settings separated by commas; the empty text gives the defaults.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            FlowsimError: For unknown settings and wrong values.
+        """
         types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         given: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
@@ -129,7 +147,7 @@ class Shapes:
         return cls(**given)
 
     def scene(self, index: int, split: str = "train") -> Scene:
-        """What image `index` of the split shows."""
+        """The scene that image `index` of the split shows."""
         return self._compose(index, split)[0]
 
     def render(self, index: int, split: str = "train") -> Image.Image:
@@ -138,21 +156,21 @@ class Shapes:
         return draw(scene, self.size, rng)
 
     def captions(self, index: int, split: str = "train") -> tuple[str, ...]:
-        """True captions of image `index`, each in another wording, without what `imbalance` leaves out."""
+        """True captions of image `index`, in different wordings, without the attributes that `imbalance` removes."""
         scene = self.scene(index, split)
         rng = self._rng(_WORDING, split, index)
         chosen = rng.permutation(len(_TEMPLATES))[: self.captions_per_image]
         return tuple(self._sentence(scene, *_TEMPLATES[int(k)], rng) for k in chosen)
 
     def label(self, index: int, split: str = "train") -> int:
-        """The class of the first shape of image `index`, by place in CLASSES."""
+        """The class of the first shape of image `index`, as index into CLASSES."""
         first = self.scene(index, split).shapes[0]
         return CLASSES.index(f"{first.colour} {first.kind}")
 
     def text_of(self, split: str = "train") -> Int[np.ndarray, "n"]:
-        """For each image, the image whose captions it carries: itself, but for a fraction `mispaired`.
+        """For each image, the index of the image whose captions it has: its own, except for a fraction `mispaired`.
 
-        The captions change hands among these images, never to one that they are true of (where that is possible).
+        These images exchange their captions such that, if possible, no image gets captions that are true of it.
         """
         source = np.arange(self.count)
         moved = round(self.mispaired * self.count) if split == "train" else 0
@@ -160,7 +178,7 @@ class Shapes:
             return source
         rng = self._rng(_MISPAIRING, split, self.count)
         chosen = rng.permutation(self.count)[:moved]
-        # Images with the same description stand together, in random order; everybody looks past the largest group.
+        # Images are grouped by description, in random order; a shift by the largest group leaves every group.
         told = [self.told(int(i), split) for i in chosen]
         rank = dict(zip(dict.fromkeys(told), rng.permutation(len(set(told))), strict=True))
         group = np.array([rank[t] for t in told])
@@ -169,12 +187,12 @@ class Shapes:
         return source
 
     def mispaired_mask(self, split: str = "train") -> Bool[np.ndarray, "n"]:
-        """Which images carry captions that are not true of them."""
+        """(count,) which images have captions that are not true of them."""
         pairs = enumerate(self.text_of(split).tolist())
         return np.array([i != j and self.told(i, split) != self.told(j, split) for i, j in pairs])
 
     def told(self, index: int, split: str = "train") -> Told:
-        """What captions tell of image `index`: captions are true of an image if it has the same."""
+        """The facts that captions of image `index` mention; they are true of all images with the same facts."""
         scene = self.scene(index, split)
         kept = ATTRIBUTES[self.imbalance :]
         words = [getattr(shape, a) for shape in scene.shapes for a in kept if a != "background"]
@@ -247,7 +265,7 @@ def _labelled(source: str, split: str) -> Pairs:
 
 @register("shapes", _is_shapes, describes="'shapes'", labelled=_labelled, splits=tuple(SPLITS), generated=True)
 def read(source: str, split: str | None) -> Pairs:
-    """The pairs of "shapes", or of "shapes:count=2000,mispaired=0.2"; without a split those of train."""
+    """The pairs of "shapes", or of e.g. "shapes:count=2000,mispaired=0.2"; `split` None is train."""
     shapes, split = Shapes.parse(source.removeprefix("shapes").removeprefix(":")), split or "train"
     if split not in SPLITS:
         raise unknown_name("split of shapes", split, SPLITS)

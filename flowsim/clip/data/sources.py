@@ -1,8 +1,8 @@
-"""Where pairs come from: the registry of readers, and the functions that choose the reader of a source.
+"""Load pairs from sources: the registry of readers, and the functions that choose the reader of a source.
 
     pairs = fs.clip.data.load("photos", "train")
 
-A reader is a function that registers with a name and a test of whether it reads a given source; see `register`.
+A reader is registered with a name and a function that recognizes its sources; see `register`.
 """
 
 import difflib
@@ -23,21 +23,22 @@ from flowsim.errors import FlowsimError
 PathLike: TypeAlias = str | os.PathLike[str]
 _Read = TypeVar("_Read", bound=Callable[..., Pairs])
 
-#: Tables and folders that `load` passes on to readers that take them.
+#: Arguments that `load` passes to readers that have them as parameters.
 _TABLES = ("captions", "splits", "images")
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How one kind of source is read; `register` makes it.
+    """The reader of one kind of source; made by `register`.
 
-    - `name`: of the kind.
-    - `recognizes`: whether a source, as the user writes it, is of this kind.
-    - `describes`: such a source in words, for messages.
-    - `read`: `read(source, split, **tables)` gives the pairs of a split (None: of all images).
-    - `labelled`: `labelled(source, split)` gives images with classes; None if the kind has no classes.
-    - `splits`: splits that every source of the kind has.
-    - `generated`: the source's text says all: nothing is read from a disk.
+    Attributes:
+        name: Name of the kind.
+        recognizes: Function that tells whether a source, as the user writes it, is of this kind.
+        describes: Description of such a source, for messages.
+        read: `read(source, split, **tables)` returns the pairs of a split (None: of all images).
+        labelled: `labelled(source, split)` returns images with classes; None if the kind has no classes.
+        splits: Splits that every source of the kind has.
+        generated: True if the data are generated from the source's text, and nothing is read from disk.
     """
 
     name: str
@@ -50,12 +51,12 @@ class Reader:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """Which of `captions`, `splits` and `images` the function `read` has as parameters."""
+        """Those of `captions`, `splits` and `images` that `read` has as parameters."""
         parameters = inspect.signature(self.read).parameters
         return tuple(name for name in _TABLES if name in parameters)
 
 
-#: Readers by name; those that were registered last are asked first.
+#: Readers by name; the last registered one is tried first.
 READERS: Registry[Reader] = Registry("reader")
 
 
@@ -68,26 +69,27 @@ def register(
     splits: Sequence[str] = (),
     generated: bool = False,
 ) -> Callable[[_Read], _Read]:
-    """Make a function the reader of a kind of source. A decorator.
+    """Decorator that registers a function as the reader of a kind of source.
 
-    A reader that was registered last is asked first. One of the same name that was registered before, as when a cell
-    is run again, gives way. A study with several `jobs` trains in other processes: there, readers are known if the
-    script registers them at its top level.
+    The last registered reader is tried first. Registering a name again, e.g. by running a cell twice, replaces the
+    reader. A study with several `jobs` trains in other processes, which know a reader only if the script registers it
+    at top level.
 
     Args:
-        name: of the kind, e.g. "parquet".
-        recognizes: whether a source, as the user writes it, is of this kind.
-        describes: such a source in words, which messages list, e.g. "a .parquet file"; by default the name in quotes.
-        labelled: `labelled(source, split)` gives images with classes, for `load_labelled`.
-        splits: splits that every source of the kind has.
-        generated: True if the source's text says all, and nothing is read from a disk.
+        name: Name of the kind, e.g. "parquet".
+        recognizes: Function that tells whether a source, as the user writes it, is of this kind.
+        describes: Description of such a source, listed in messages, e.g. "a .parquet file"; default: the name in
+            quotes.
+        labelled: `labelled(source, split)` returns images with classes, for `load_labelled`.
+        splits: Splits that every source of the kind has.
+        generated: True if the data are generated from the source's text, and nothing is read from disk.
 
     Returns:
-        The decorator of `read(source, split)`, which returns `Pairs`: of one split, or of all images if it is None. Of
-        the keyword arguments `captions`, `splits` and `images` of `load` it gets those that it has as parameters.
+        The decorator of `read(source, split)`, which returns the `Pairs` of one split, or of all images if it is None.
+        If it has parameters `captions`, `splits` or `images`, it gets these arguments of `load`.
 
     Raises:
-        FlowsimError: for the name of one of flowsim's own readers.
+        FlowsimError: For the name of one of flowsim's own readers.
 
     Examples:
         >>> import numpy as np
@@ -121,34 +123,34 @@ def load(
     seed: int = 0,
     verify: bool = False,
 ) -> Pairs:
-    """The pairs of a source, all of them or those of one split.
+    """Load the pairs of a source, all of them or those of one split.
 
     Args:
-        spec: one of
+        spec: One of
 
-            - a folder with images and `captions.tsv` (or `.csv`; columns filename and caption, a row for each caption),
-              and for splits `splits.tsv` (columns filename and split); the images may lie in folders within it, or in
+            - a folder with images and `captions.tsv` (or `.csv`; columns filename and caption, one row per caption),
+              and `splits.tsv` (columns filename and split) if there are splits; the images may be in subfolders or in
               `.tar` files;
-            - a WebDataset, in which files share a stem: `a.jpg` (png, webp), `a.txt` (a caption in each line) or
-              `a.json` (with "caption" or "captions"), and for classes `a.cls`: a folder, a `.tar`, or a pattern such as
+            - a WebDataset, whose files share a stem: `a.jpg` (png, webp), `a.txt` (one caption per line) or `a.json`
+              (with "caption" or "captions"), and `a.cls` for classes: a folder, a `.tar`, or a pattern such as
               "shards-{0000..0007}.tar" or "train-*.tar"; tars are read in place;
-            - the JSON of COCO captions; its images lie in the folder `images`, or in one beside the file;
+            - the JSON of COCO captions, with its images in the folder `images`, or in one next to the file;
             - "shapes", or "shapes:count=2000,mispaired=0.2" with the settings of `Shapes`; its splits are train, val,
               test ("./shapes" is a folder);
-            - what a reader of yours recognizes (`register`).
-        split: name of the split; None for all images.
-        captions: table of captions elsewhere.
-        splits: table of splits elsewhere.
-        images: folder of COCO's images.
-        limit: keep this many pairs, drawn at random.
-        seed: of that draw.
-        verify: read each image once, and leave out those that cannot be decoded.
+            - a source that your own reader recognizes (`register`).
+        split: Name of the split; None for all images.
+        captions: Table of captions, if it is elsewhere.
+        splits: Table of splits, if it is elsewhere.
+        images: Folder of COCO's images.
+        limit: Number of pairs to keep, drawn at random; None for all.
+        seed: Seed of that draw.
+        verify: Read each image once, and leave out those that cannot be decoded.
 
     Returns:
-        The pairs. Whatever is left out is counted in `Pairs.skipped`.
+        The pairs. Everything left out is counted in `Pairs.skipped`.
 
     Raises:
-        FlowsimError: for what is missing, unreadable or empty.
+        FlowsimError: If something is missing, unreadable or empty.
     """
     source = os.fspath(spec)
     reader = reader_of(source)
@@ -170,24 +172,24 @@ def load(
 
 
 def load_labelled(spec: PathLike, split: str) -> Pairs:
-    """Images with classes; captions are not needed.
+    """Load images with classes; captions are not needed.
 
     Args:
-        spec: one of
+        spec: One of
 
-            - a folder with the images of each class in a folder of its name (`train/dog/1.jpg`, `test/cat/2.jpg`);
-            - a WebDataset with `a.cls` beside `a.jpg`: the name of a class, or its number;
+            - a folder with one subfolder per class (`train/dog/1.jpg`, `test/cat/2.jpg`);
+            - a WebDataset with `a.cls` next to `a.jpg`, which holds the name of a class, or its number;
             - "shapes:...", as in `load`;
-            - what a reader of yours recognizes, if it was registered with `labelled`.
-        split: "train" or "test". It is that of `splits.tsv`, or else what a folder or shard is named after (`train/`,
-            `test-0003.tar`); "val" stands in for "test" where there is no test.
+            - a source that your own reader recognizes, if it was registered with `labelled`.
+        split: "train" or "test", from `splits.tsv` or else from the name of a folder or shard (`train/`,
+            `test-0003.tar`). If there is no "test", "val" is used instead.
 
     Returns:
-        The images with `labels` and `classes`; `classnames.txt` beside them names the classes 0, 1, ..., one in each
-        line. Images without class or split are counted in `Pairs.skipped`.
+        The images with `labels` and `classes`. A file `classnames.txt` next to them names the classes 0, 1, ..., one
+        per line. Images without class or split are counted in `Pairs.skipped`.
 
     Raises:
-        FlowsimError: for what is missing, unreadable or empty.
+        FlowsimError: If something is missing, unreadable or empty.
     """
     source = os.fspath(spec)
     reader = reader_of(source)
@@ -198,7 +200,17 @@ def load_labelled(spec: PathLike, split: str) -> Pairs:
 
 
 def reader_of(source: str) -> Reader:
-    """The reader that recognizes a source. Raises `FlowsimError` with all kinds of sources if none does."""
+    """The reader that recognizes a source.
+
+    Args:
+        source: Source as the user writes it.
+
+    Returns:
+        The reader.
+
+    Raises:
+        FlowsimError: If none does, with all kinds of sources.
+    """
     reader = _find(source)
     if reader is None:
         path = Path(source)
@@ -212,13 +224,13 @@ def reader_of(source: str) -> Reader:
 
 
 def is_generated(source: str) -> bool:
-    """Whether a source is made from its text, as shapes are, and is no place on a disk."""
+    """Whether the data are generated from the source's text, as for shapes, and not read from disk."""
     reader = _find(source)
     return reader is not None and reader.generated
 
 
 def evaluation_split(source: str) -> str | None:
-    """The split "test" of sources that have splits; None for others, of which all is evaluated."""
+    """The split "test" of sources that have splits; None for others, which are evaluated completely."""
     reader = _find(source)
     own = reader is not None and "test" in reader.splits
     return "test" if own or beside(Path(source), "splits") is not None else None

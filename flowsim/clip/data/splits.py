@@ -1,4 +1,4 @@
-"""Splits of a source: whether one exists, and what folders and shards say of split and class by their names."""
+"""Splits of a source, and splits and classes given by the names of folders and shards."""
 
 import os
 import re
@@ -9,12 +9,12 @@ from pathlib import Path
 from flowsim.clip.data.files import Found
 from flowsim.errors import FlowsimError, unknown_name
 
-#: Names of folders and shards that say a split: train, train-0003.tar, validation.
+#: Names of folders and shards that mean a split: train, train-0003.tar, validation.
 _SPLIT_NAME = re.compile(r"(train|test|val)(ing|idation)?(?![a-z])")
 
 
 def split_sizes(found: Iterable[Found], assigned: Mapping[str, str]) -> Counter[str]:
-    """Images of each split."""
+    """Number of images in each split."""
     return Counter(assigned[one.key] for one in found if one.key in assigned)
 
 
@@ -22,7 +22,7 @@ def check_split(spec: str, split: str, assigned: Mapping[str, str], sizes: Mappi
     """Refuse a split that does not exist, or is empty; the message lists those that exist."""
     if not assigned:
         raise FlowsimError(
-            f"{spec!r} has no splits. Add splits.tsv with the columns filename and split, or take all of it with "
+            f"{spec!r} has no splits. Add splits.tsv with the columns filename and split, or use all images with "
             "`split=None`; for training also with `held_out=None`, or with another `held_out_data`."
         )
     known = {name: sizes.get(name, 0) for name in assigned.values()}
@@ -34,12 +34,12 @@ def check_split(spec: str, split: str, assigned: Mapping[str, str], sizes: Mappi
 
 
 def split_and_class(one: Found, home: Path) -> tuple[str | None, str | None]:
-    """What folders and shards say of an image; the class is the first folder after the split's."""
+    """Split and class of an image by its folders and shard; the class is the first folder below that of the split."""
     folders = one.key.split("/")[:-1]
     if one.image.size >= 0:  # within a shard
         shard = os.path.relpath(one.image.path, home).split(os.sep)
         inside = folders
-        for k in range(1, len(shard) + 1):  # names that several shards use begin with the shard's
+        for k in range(1, len(shard) + 1):  # names that occur in several shards begin with that of the shard
             if "/".join(folders[:k]) + ".tar" == "/".join(shard[-k:]):
                 inside = folders[k:]
         folders = [*shard, *inside]

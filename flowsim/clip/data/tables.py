@@ -1,4 +1,4 @@
-"""Tables beside images: captions and splits by file name, in .tsv or .csv files."""
+"""Tables next to images: captions and splits by file name, in .tsv or .csv files."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from flowsim.errors import FlowsimError
 
 
 class Names:
-    """Finds the key of an image from the name that a table gives it: the key, or a file name that only one has."""
+    """Finds the key of an image from a name in a table: the key itself, or a file name that only one image has."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.keys = set(keys)
@@ -19,7 +19,7 @@ class Names:
             self.bases.setdefault(key.rpartition("/")[2], []).append(key)
 
     def key(self, name: str) -> str:
-        """The key; the name itself where no image has it, or several."""
+        """The key; the name itself if no image or several images have it."""
         name = name.replace("\\", "/").removeprefix("./")
         same = [] if name in self.keys else self.bases.get(name.rpartition("/")[2], [])
         return same[0] if len(same) == 1 else name
@@ -57,7 +57,7 @@ def beside(folder: Path, name: str) -> Path | None:
 def rows(path: Path, *columns: str) -> list[tuple[str, ...]]:
     """Some columns of a table with a header, stripped. Tabs separate without quoting; commas as in CSV files."""
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise FlowsimError(f"{str(path)!r} is no table that can be read. Give a .tsv (tabs) or a .csv (commas).")
+        raise FlowsimError(f"{str(path)!r} is not a table. Give a .tsv (tabs) or .csv (commas) file.")
     text = read_text(path)
     if path.suffix.lower() == ".csv":
         try:

@@ -10,7 +10,7 @@ from flowsim.errors import FlowsimError
 
 
 def with_siblings(files: Sequence[File], skips: Skips) -> list[Found]:
-    """Images with what lies beside them under the same stem: captions and a class."""
+    """Images with the captions and class of the files with the same stem."""
     groups: dict[tuple[str, str], dict[str, File]] = defaultdict(dict)
     for file in files:
         stem, _, ending = file.name.rpartition(".")
@@ -40,7 +40,7 @@ def _label(parts: Mapping[str, File]) -> str | None:
 
 
 def _captions(parts: Mapping[str, File]) -> tuple[str, ...]:
-    """The captions in `stem.txt`, one in each line, or in `stem.json`."""
+    """The captions in `stem.txt`, one per line, or in `stem.json`."""
     for ending in ("txt", "json"):
         if ending not in parts:
             continue
