@@ -107,7 +107,7 @@ def _encoders(seeds, shared: list[int], progress: Progress) -> dict:
     options: dict[str, Any] = {
         "method": "explicit",
         "observables": ("modality_gap", "loss"),
-        "track": progress,
+        "progress": progress,
         **LOOSE,
     }
     flow = fs.GradientFlow(fs.LinearEncoders(), fs.Schedule(fs.temperature.Fixed(0.07)))

@@ -34,7 +34,7 @@ def compute(quick: bool, progress: Progress) -> xr.Dataset:
     noises = np.geomspace(0.01, 0.5, sizes["noises"])
     flow = fs.GradientFlow(schedule=fs.temperature.Fixed(0.1), pairing=fs.LabelNoise(0.1))
     grid = {"schedule.temperature.tau": temperatures, "pairing.noise": noises}
-    shared = {"ts": [0.0, sizes["t1"]], "observables": OBSERVABLES, "track": progress, "chunk": sizes["chunk"]}
+    shared = {"ts": [0.0, sizes["t1"]], "observables": OBSERVABLES, "progress": progress, "chunk": sizes["chunk"]}
     random = fs.sweep(
         flow,
         fs.initial.cones(PAIRS, PAIRS, GAMMA0),

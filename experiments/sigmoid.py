@@ -75,7 +75,7 @@ def _redrawn(sizes: dict, progress: Progress) -> dict:
 
         def gaps(flow: fs.GradientFlow, over: dict) -> np.ndarray:
             start = fs.initial.cones(PAIRS, REPAIRED_DIM, 0.3).draw(SEED)
-            options = {"rtol": 1e-6, "atol": 1e-9, "observables": ("modality_gap",), "track": progress}
+            options = {"rtol": 1e-6, "atol": 1e-9, "observables": ("modality_gap",), "progress": progress}
             return fs.sweep(flow, start, over, ts=[0.0, SHORT], **options)["modality_gap"].to_numpy()[..., -1]
 
         wanted = gaps(flow.replace(pairing=fs.FreshRepairing(fraction=FRACTION)), {"seed": [SEED]})[0]

@@ -97,7 +97,7 @@ def _order(start, sizes: dict, seeds, progress: Progress) -> dict:
         printed = {row["method"]: float(row["modality_gap"]) for row in csv.DictReader(file)}
     names = [n for n in printed if sizes["methods"] == "all" or n in FEW]
     presets = [n for n in names if n != BARE]
-    options = {"ts": TIMES * ORDER_T1 / T1, "track": progress, **OPTIONS}
+    options = {"ts": TIMES * ORDER_T1 / T1, "progress": progress, **OPTIONS}
     over = {"schedule": [_few_masks(fs.schedules.get(n), sizes["masks"]) for n in presets], "seed": seeds}
     gaps = dict(zip(presets, _last(fs.sweep(fs.GradientFlow(), start, over, **options)), strict=True))
     if BARE in names:
