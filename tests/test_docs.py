@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import importlib
 import importlib.util
+import inspect
 import io
 import json
 import pkgutil
@@ -95,6 +96,49 @@ def test_examples_of_docstrings(name, elsewhere):
     for test in examples:
         runner.run(test, out=report.write, clear_globs=True)
     assert not runner.failures, report.getvalue()
+
+
+def public() -> dict[str, object]:
+    """The functions and classes that `fs` and its namespaces hand out, by name."""
+    found = {}
+    for name in dir(fs):
+        thing = getattr(fs, name)
+        if not inspect.ismodule(thing):
+            found[name] = thing
+        elif name != "clip":  # which needs torch
+            own = [key for key, value in vars(thing).items() if getattr(value, "__module__", "") == thing.__name__]
+            for key in getattr(thing, "__all__", own):
+                found[f"{name}.{key}"] = getattr(thing, key)
+    return {
+        name: thing
+        for name, thing in found.items()
+        if inspect.isfunction(thing) or (inspect.isclass(thing) and not issubclass(thing, Exception))
+        if not name.rpartition(".")[2].startswith("_")
+    }
+
+
+def documented_arguments(thing: object) -> set[str]:
+    """The names in the sections of arguments and attributes of a docstring."""
+    found: set[str] = set()
+    for part in re.findall(r"^(?:Args|Attributes):\n((?:    .*\n|\n)*)", inspect.getdoc(thing) + "\n", re.MULTILINE):
+        for names in re.findall(r"^    ([*\w]+(?:, [*\w]+)*): ", part, re.MULTILINE):
+            found |= {name.strip("*") for name in names.split(", ")}
+    return found
+
+
+#: Classes whose attributes are documented where they are inherited, and those that are not called.
+ELSEWHERE = ("Simulation", "TrainingRecord", "Status")
+
+
+@pytest.mark.parametrize("name", sorted(set(public()) - set(ELSEWHERE)))
+def test_docstrings_name_every_argument(name):
+    thing = public()[name]
+    arguments = {p for p in inspect.signature(thing).parameters if p not in ("self", "cls")}
+    found = documented_arguments(thing)
+    # One argument may be explained in the first line.
+    assert arguments <= found or (len(arguments) == 1 and not found), arguments - found
+    if not inspect.isclass(thing):
+        assert found <= arguments
 
 
 def test_the_main_functions_have_examples():

@@ -41,6 +41,15 @@ def shown(value: Any) -> str:
 
 
 def check(condition: Any, message: str) -> None:
+    """Raise an error unless a condition holds.
+
+    Args:
+        condition: What must be true; a value that is known now, not a traced one.
+        message: One sentence with what is wrong, and one with the cure.
+
+    Raises:
+        FlowsimError: If the condition is false.
+    """
     if not bool(condition):
         raise FlowsimError(message)
 
@@ -73,7 +82,18 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_number(name: str, value: Any, *, positive: bool = False, minimum: float | None = None, cure: str) -> None:
-    """Refuse what is no number, not finite, or not positive, or below `minimum`; traced values pass."""
+    """Refuse an argument that is not a finite number in its range; traced values pass.
+
+    Args:
+        name: The argument's name.
+        value: Its value.
+        positive: Whether it must be above 0.
+        minimum: The smallest value that is allowed.
+        cure: The last sentence of the message, e.g. "Use e.g. Fixed(0.07)."
+
+    Raises:
+        FlowsimError: If it is no number, not finite, or outside its range.
+    """
     if isinstance(value, jax.core.Tracer) or type(value) is object or (np.ndim(value) > 0 and hasattr(value, "dtype")):  # pyright: ignore
         return  # the last: the numbers of many runs
     if not is_concrete(value) or not is_real(np.asarray(value)):

@@ -37,11 +37,13 @@ def _unchanged(flow: GradientFlow) -> GradientFlow:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """The system under test: every flow and every run of a claim comes from here.
+    """The system under test, from which a claim takes every flow and every run.
 
-    `corrupt` turns a right flow into the one that is measured; the default leaves it alone. A wrong model put
-    here must turn the claims that depend on what it breaks. Starts, closed forms and judgement do not pass
+    A wrong model must turn the claims that depend on what it breaks. Starts, closed forms and verdicts do not pass
     through it.
+
+    Args:
+        corrupt: Turns a right flow into the one that is measured. Default: the flow itself.
     """
 
     corrupt: Callable[[GradientFlow], GradientFlow] = _unchanged
@@ -53,7 +55,17 @@ class System:
         pairing: AbstractPairing | None = None,
         **parts: Any,
     ) -> GradientFlow:
-        """The flow under test; `schedule` is a schedule, a preset's name or a temperature policy; `parts`: the rest."""
+        """The flow under test.
+
+        Args:
+            geometry: Default: `Sphere()`.
+            schedule: A schedule, the name of a preset, or a temperature policy.
+            pairing: Default: `Matched()`.
+            **parts: Other arguments of `GradientFlow`.
+
+        Returns:
+            The flow, after `corrupt`.
+        """
         flow = GradientFlow(
             geometry=Sphere() if geometry is None else geometry,
             schedule=schedule,
@@ -63,20 +75,51 @@ class System:
         return self.corrupt(flow)
 
     def simulate(self, flow: GradientFlow, start: Start | AbstractRecipe, **options: Any) -> Result:
-        """`fs.simulate` with the explicit method; a run that ends early has NaN at its later output times."""
+        """`fs.simulate` with the explicit method and at most 10,000 steps.
+
+        Args:
+            flow: From `System.flow`.
+            start: As in `fs.simulate`.
+            **options: Other arguments of `fs.simulate`.
+
+        Returns:
+            The run. A run that ends early raises nothing and has NaN at its later output times.
+        """
         options = {"method": "explicit", "max_steps": MAX_STEPS, "throw": False, **options}
         return simulate(flow, start, **options)
 
     def sweep(
         self, flow: GradientFlow, start: Start | AbstractRecipe, over: Mapping[str, Any], **options: Any
     ) -> SweepResult:
-        """`fs.sweep` in one thread, at the tolerances of a claim about sizes and orders of gaps."""
+        """`fs.sweep` in one thread, with tolerances for claims about the size or order of gaps.
+
+        Args:
+            flow: From `System.flow`.
+            start: As in `fs.sweep`.
+            over: As in `fs.sweep`.
+            **options: Other arguments of `fs.sweep`. Default: `rtol=1e-6`, `atol=1e-9`.
+
+        Returns:
+            The runs.
+        """
         return sweep(flow, start, over, **{"rtol": 1e-6, "atol": 1e-9, "workers": 1, **options})
 
     def descend(
         self, flow: GradientFlow, start: Start | AbstractRecipe, optimizer: Any, lr: float, steps: int, **options: Any
     ) -> Result:
-        """`fs.descend`; a run that ends early has NaN at its later output times."""
+        """`fs.descend`.
+
+        Args:
+            flow: From `System.flow`.
+            start: As in `fs.descend`.
+            optimizer: As in `fs.descend`.
+            lr: As in `fs.descend`.
+            steps: As in `fs.descend`.
+            **options: Other arguments of `fs.descend`.
+
+        Returns:
+            The run. A run that ends early raises nothing and has NaN at its later output times.
+        """
         return descend(flow, start, optimizer, lr, steps, throw=False, **options)
 
 
@@ -84,12 +127,21 @@ class System:
 class Claim:
     """A statement, how to measure it, and which verdict is expected.
 
-    - `measure(system, quick)`: the numbers. `quick` changes sizes (seeds, horizons), never tolerances.
-    - `at_most`, `at_least`: the limits on named numbers; the claim holds if all are respected.
-    - `expected`: "fails" for a statement of the paper that does not hold as printed, or one that is not
-      claimed for this flow; the statement is then given as it reads, and the numbers show by how much it
-      fails.
-    - `cheap`: whether `flowsim reproduce --quick` measures it too: claims that need few compiled programs.
+    Args:
+        id: A short name, e.g. "lemma-3.1".
+        statement: What is claimed, in one sentence.
+        source: Where it comes from.
+        assumptions: Geometry, start, parameters and times of the measurement.
+        measure: `measure(system, quick)` returns numbers by name. `quick` reduces sizes (seeds, horizons), never
+            tolerances.
+        expected: "holds", or "fails" for a statement of the paper that does not hold as printed or is not claimed for
+            this flow. The statement is then quoted, and the numbers show by how much it fails.
+        cheap: Whether `flowsim reproduce --quick` measures it too; for claims that need few compiled programs.
+        at_most: Upper limits of numbers by name. The claim holds if all limits are respected.
+        at_least: Lower limits of numbers by name.
+
+    Raises:
+        FlowsimError: If there is no limit, or `expected` is another word.
     """
 
     id: str
@@ -113,9 +165,17 @@ class Claim:
     def judge(self, numbers: Mapping[str, float]) -> Finding:
         """Whether every limit is respected.
 
-        A number that is not finite supports nothing: it makes a claim that is expected to hold fail, and
-        leaves one that is expected to fail undecided, so that a broken run never passes for a finding. Raises
-        `FlowsimError` if a number with a limit was not measured.
+        A number that is not finite supports nothing. A claim that is expected to hold then fails; one that is expected
+        to fail is undecided, so that a broken run is never taken for a finding.
+
+        Args:
+            numbers: The measured numbers by name.
+
+        Returns:
+            "holds", "fails" or "undecided".
+
+        Raises:
+            FlowsimError: If a number with a limit was not measured.
         """
         for name in (*self.at_most, *self.at_least):
             if name not in numbers:
@@ -128,7 +188,18 @@ class Claim:
         return "holds" if good else "fails"
 
     def run(self, quick: bool = False, system: System | None = None) -> "Verdict":
-        """Measure and judge. Limits are recorded among the numbers. Raises `FlowsimError` for what cannot be judged."""
+        """Measure and judge.
+
+        Args:
+            quick: Smaller sizes at the same limits.
+            system: What is measured. Default: flowsim itself.
+
+        Returns:
+            The verdict; its numbers include the limits.
+
+        Raises:
+            FlowsimError: If the measurement returns no dictionary, or lacks a number with a limit.
+        """
         begin = time.perf_counter()
         check(
             system is None or isinstance(system, System),
@@ -163,7 +234,18 @@ def _plain(value: Any) -> float:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Verdict:
-    """A measured claim. `numbers` holds the measured values and the limits they are judged by."""
+    """A measured claim.
+
+    Attributes:
+        id: As in `Claim`.
+        statement: As in `Claim`.
+        source: As in `Claim`.
+        assumptions: As in `Claim`.
+        numbers: The measured numbers, and the limits as `NAME_at_most` and `NAME_at_least`.
+        expected: The expected verdict.
+        verdict: "holds", "fails" or "undecided".
+        seconds: How long the measurement took.
+    """
 
     id: str
     statement: str

@@ -126,5 +126,18 @@ def table(
     system: System | None = None,
     only: Sequence[str] | None = None,
 ) -> Table:
-    """`run_all` as a table for the terminal and for notebooks; the arguments and errors are the same."""
+    """Measure claims, and show them as a table in the terminal or a notebook.
+
+    Args:
+        quick: As in `run_all`.
+        progress: As in `run_all`.
+        system: As in `run_all`.
+        only: As in `run_all`.
+
+    Returns:
+        The table; it iterates over its verdicts.
+
+    Raises:
+        FlowsimError: For an unknown id.
+    """
     return Table(run_all(quick, progress, system, only))

@@ -159,7 +159,7 @@ def sweep(
         horizon: As in `fs.simulate`.
         rtol: As in `fs.simulate`.
         atol: As in `fs.simulate`.
-        method: As in `fs.simulate`, except that from `rtol` = 1e-7 on the explicit method is Tsit5.
+        method: As in `fs.simulate`, except that the explicit method is Tsit5 for `rtol` ≥ 1e-7.
         max_steps: As in `fs.simulate`.
         observables: As in `fs.simulate`.
         precision: As in `fs.simulate`.
@@ -168,7 +168,7 @@ def sweep(
         executor: Where chunks are computed instead of in threads: a `dask.distributed.Client` or its address
             ("tcp://host:8786"), any `concurrent.futures.Executor`, or "processes:N" for N processes on this machine.
             Only this session writes to `to`.
-        track: Progress reporting, `track(chunks, text)`: a generator that yields the chunks it is given.
+        progress: Called as `progress("sweeping", done, total)` before the first chunk and after each.
 
     Returns:
         Observables over the swept parameters and flow time, and how each run ended.
