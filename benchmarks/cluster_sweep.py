@@ -65,7 +65,7 @@ def main() -> None:
             seconds = []
             try:
                 with kind(count) as where:
-                    solve(options.runs, **where)
+                    found = solve(options.runs, **where)
                     for _ in range(options.repeats):
                         begin = time.perf_counter()
                         found = solve(options.runs, **where)

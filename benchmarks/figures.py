@@ -73,7 +73,7 @@ def title(ax: Axes, text: str) -> None:
 
 
 def curve(
-    ax: Axes, x: Sequence[float], repeats: Sequence[Sequence[float]], label: str, colour: str, **line: Any
+    ax: Axes, x: Sequence[float], repeats: Sequence[Sequence[float] | np.ndarray], label: str, colour: str, **line: Any
 ) -> None:
     """Medians with bars from minimum to maximum, on logarithmic axes."""
     middle = np.array([np.median(r) for r in repeats])

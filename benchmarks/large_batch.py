@@ -11,6 +11,7 @@ products. CPU time, summed over all threads, hardly depends on other work.
 
 import argparse
 import json
+import math
 import os
 import re
 import statistics
@@ -26,12 +27,13 @@ import numpy as np
 BETA = 1 / 0.07
 
 
-def rows_of(pairs: int, dim: int, dtype: Any) -> list[np.ndarray]:
+def rows_of(pairs: int, dim: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """Unit rows of images, and of texts near them."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((pairs, dim))
     text = image + rng.standard_normal((pairs, dim))
-    return [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype) for x in (image, text)]
+    image, text = ((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype) for x in (image, text))
+    return image, text
 
 
 def plain(image: np.ndarray, text: np.ndarray) -> tuple[Any, ...]:
@@ -81,19 +83,21 @@ def prepared(kind: str, image: np.ndarray, text: np.ndarray, devices: int) -> Ca
 def measure(kind: str, pairs: int, dim: int, repeats: int, single: bool, devices: int) -> dict[str, Any]:
     """One line, in this process."""
     call = prepared(kind, *rows_of(pairs, dim, np.float32 if single else np.float64), devices)
-    seconds, busy = [], []
+    value, seconds, busy = math.nan, [], []
     for index in range(repeats + 1):
         begin = time.perf_counter(), time.process_time()
         value = float(call()[0])
         if index or repeats == 0:
             seconds.append(time.perf_counter() - begin[0])
             busy.append(time.process_time() - begin[1])
-    peak = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    held = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert held is not None
+    peak = int(held[1]) / 1024
     return {"kind": kind, "pairs": pairs, "value": value, "seconds": seconds, "busy": busy, "peak_mib": round(peak)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pairs", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192])
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)

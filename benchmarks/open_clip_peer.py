@@ -8,6 +8,7 @@ steps are compared (and flowsim's recording of them).
 
 import argparse
 import logging
+import math
 import statistics
 import time
 import warnings
@@ -78,7 +79,7 @@ def train(settings: Training, cuda: bool = False) -> tuple[np.ndarray, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--preset", default="smoke")
     parser.add_argument("--data", default="shapes")
     parser.add_argument("--steps", type=int, default=50)
@@ -94,7 +95,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     images = settings.batch_size * options.steps
     speeds: dict[str, list[float]] = {"flowsim": [], "open_clip": []}
-    memory = {}
+    memory, difference = {}, math.nan
     for repeat in range(options.repeats + 1):  # the first warms up
         if options.cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -108,7 +109,7 @@ def main() -> None:
         if repeat:
             speeds["flowsim"].append(record.stats["images_per_second"])
             speeds["open_clip"].append(images / seconds)
-    difference = np.abs(record.training["train_loss"] - losses).max()
+        difference = np.abs(record.training["train_loss"] - losses).max()
     print(f"{settings.model}, batch {settings.batch_size}, {settings.precision}, {options.steps} steps")
     print(f"largest difference of the losses: {difference:.2e}")
     for name, values in speeds.items():

@@ -296,7 +296,7 @@ def compare(before: str, after: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=["record", "compare"])
     parser.add_argument("files", nargs="+")
     parser.add_argument("--only", default=None, help="runs whose name holds this text")

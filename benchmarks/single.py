@@ -102,7 +102,7 @@ def torchdiffeq(start: fs.initial.Start) -> Solve | None:
     """Its dopri5."""
     try:
         import torch
-        from torchdiffeq import odeint
+        from torchdiffeq import odeint  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     n, d, y0 = start.pairs, start.dim or 0, _torch_start(start)

@@ -16,9 +16,10 @@ import numpy as np
 from solver_problems import problems
 
 import flowsim as fs
+from flowsim.integrate.methods import Method
 
 NAMES = ("sphere noise 0.1", "Sphere (64, 16) LabelNoise fixed 0.3", "Parallel (128, 16) LabelNoise fixed 0.05")
-METHODS = (None, "implicit", "krylov", "stabilised")
+METHODS: tuple[Method | None, ...] = (None, "implicit", "krylov", "stabilised")
 DENSE = 1000
 
 
@@ -34,8 +35,8 @@ def main() -> None:
             continue
         results = {}
         unknowns = int(fs.simulate(flow, start, t1=1.0, seed=seed).stats["unknowns"])
-        methods = [m for m in METHODS if m != "implicit" or unknowns <= DENSE]
-        seconds: dict[str | None, list[float]] = {m: [] for m in methods}
+        methods: list[Method | None] = [m for m in METHODS if m != "implicit" or unknowns <= DENSE]
+        seconds: dict[Method | None, list[float]] = {m: [] for m in methods}
         for repeat in range(options.repeats + 1):
             for method in methods:
                 if seconds[method] and seconds[method][0] > options.once_above:

@@ -597,7 +597,7 @@ def test_shapes_are_pairs_as_any_others():
 def grey():
     """A reader of "grey:COUNT", known for one test."""
 
-    def labelled(source, split):
+    def labelled(source, split) -> Pairs:
         return read(source, split, labels=[k % 2 for k in range(int(source[5:]))], classes=("even", "odd"))
 
     @register("grey", lambda source: source.startswith("grey:"), describes="'grey:COUNT'", labelled=labelled)

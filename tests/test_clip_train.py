@@ -13,12 +13,15 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
 import flowsim as fs
 from flowsim import cli
 from flowsim.comparison.record import Run as Compared
+from flowsim.model.temperature import Learnable
 from flowsim.records.load import load_results
+from flowsim.records.result import TrainingRecord
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # other people's deprecations
@@ -166,7 +169,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(tmp_path):
     wild = dataclasses.replace(TINY, optimizer="sgd", lr=1e30, warmup=0.0)
     record = train(wild, cpu=True, out=tmp_path / "wild.nc")
     assert record.status.code is fs.Status.DIVERGED
-    assert fs.load(tmp_path / "wild.nc").coordinates["step"][0] == 0
+    loaded = fs.load(tmp_path / "wild.nc")
+    assert isinstance(loaded, TrainingRecord)
+    assert loaded.coordinates["step"][0] == 0
 
 
 def test_causes_of_the_simulator_can_be_switched_on_in_training():
@@ -295,8 +300,11 @@ def test_two_processes_train_as_one(tmp_path):
 
 def test_batch_normalisation_is_shared_by_gpus_only():
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
-    assert type(synchronised(module, "cpu")[1]) is torch.nn.BatchNorm2d
+    alone = synchronised(module, "cpu")
+    assert isinstance(alone, torch.nn.Sequential)
+    assert type(alone[1]) is torch.nn.BatchNorm2d
     shared = synchronised(module, "cuda")
+    assert isinstance(shared, torch.nn.Sequential)
     assert type(shared[1]) is torch.nn.SyncBatchNorm
     assert shared.state_dict().keys() == module.state_dict().keys()
 
@@ -343,6 +351,7 @@ def test_a_tag_brings_its_activation_normalisation_and_resizing(tmp_path, monkey
     ours = embed.embed_images(built, sample.pixels, "cpu")
     images = {k: v for k, v in tag.items() if k != "quick_gelu"}
     pixels = image_transform_v2(PreprocessCfg(size=32, **images), is_train=False)(Image.fromarray(image))
+    assert isinstance(pixels, torch.Tensor)
     with torch.no_grad():
         wanted = theirs.eval().encode_image(pixels[None], normalize=True).numpy()
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
@@ -545,7 +554,10 @@ def test_quality_is_drawn_against_gap_and_uniformity_where_it_was_measured(small
     assert figures.qualities(numbers) == ["image_retrieval", "text_retrieval", "zero_shot"]
     axes = figures.quality_figure(numbers).axes
     assert len(axes) == 6
-    points = {tuple(bar.lines[0].get_xydata()[0]) for bar in axes[5].containers}
+    points = set()
+    for bar in axes[5].containers:
+        assert isinstance(bar, ErrorbarContainer)
+        points.add(tuple(np.asarray(bar.lines[0].get_xydata())[0]))
     tables = Tables.of(fuller)
     wanted = zip(tables.mean("uniformity"), tables.mean("zero_shot"), strict=True)
     np.testing.assert_allclose(sorted(points), sorted(wanted))
@@ -702,6 +714,7 @@ def test_a_full_disk_is_one_sentence_and_the_training_is_not_lost(tmp_path):
         raise OSError("gone")
 
     found = fs.load(path)
+    assert isinstance(found, TrainingRecord)
     assert found.status.code is fs.Status.UNFINISHED
     assert found.coordinates["step"][-1] == settings.steps
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.nc"]
@@ -740,10 +753,12 @@ def test_a_comparison_simulates_the_clamp_of_the_training(baseline):
     _, record = baseline
     assert record.config["schedule"]["temperature"]["clamp"] is None
     policy = Compared.of(record).schedule.temperature
+    assert isinstance(policy, Learnable) and policy.clamp is not None
     assert tuple(float(tau) for tau in policy.clamp) == TINY.clamp
     for clamp, wanted in (([0.1, 1.0], 0.1), (None, 0.07)):  # training begins within the clamp
         other = dataclasses.replace(record, config={**record.config, "training": {"clamp": clamp}})
-        assert float(Compared.of(other).schedule.temperature.init) == wanted
+        policy = Compared.of(other).schedule.temperature
+        assert isinstance(policy, Learnable) and float(policy.init) == wanted
 
 
 def test_an_unwritable_place_keeps_earlier_records(tmp_path, monkeypatch, baseline):

@@ -25,7 +25,7 @@ from flowsim.records.status import Outcome, Status
 LINEAR = np.linspace(0.0, 20.0, 257)
 
 
-def record(steps, gap, *, training=None, schedule=None, snapshots=None, at=(), lr=1e-3, **series) -> Result:
+def record(steps, gap, *, training=None, schedule=None, snapshots=None, at=(), lr=1e-3, **series) -> TrainingRecord:
     """A record of training, made by hand."""
     steps = np.asarray(steps, np.float64)
     described = {"model": "tiny", "data": "pairs", "optimizer": "adamw", "batch_size": 5, "steps": int(steps[-1])}

@@ -121,4 +121,4 @@ def test_devices_that_do_not_fit_get_one_sentence(found):
 def test_devices_are_for_many_pairs():
     with pytest.raises(fs.FlowsimError, match=r"`devices` needs at least 256 pairs, InfoNCE.*Leave it out"):
         fs.simulate(fs.GradientFlow(), fs.initial.uniform(8, 3), t1=1.0, devices=1)
-    assert not jax.config.jax_enable_x64
+    assert not jax.config.read("jax_enable_x64")

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -21,7 +22,7 @@ for module in ("voila", "ipykernel", "playwright"):
     pytest.importorskip(module, reason=NEEDS)
 nbformat = pytest.importorskip("nbformat", reason=NEEDS)
 
-from playwright.sync_api import expect, sync_playwright  # noqa: E402
+from playwright.sync_api import expect, sync_playwright  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 #: Milliseconds that anything may take here; the first run compiles.
 PATIENCE = 180_000

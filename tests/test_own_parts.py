@@ -164,4 +164,4 @@ def test_a_class_that_is_defined_again_takes_the_place_of_the_first():
     second = again(0.4)
     policy = fs.Schedule.from_json(fs.Schedule(second()).to_json()).temperature
     assert float(policy.temperature(0.0)) == pytest.approx(0.4)
-    assert jax.config.jax_enable_x64 is False
+    assert jax.config.read("jax_enable_x64") is False

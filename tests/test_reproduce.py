@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from rich.console import Console
 
 import flowsim as fs
@@ -285,7 +286,7 @@ def test_the_committed_film_is_what_the_code_draws() -> None:
     assert carried["config"]["flow"] == json.loads(json.dumps(flow.to_config()))
     assert carried["config"]["start"] == json.loads(json.dumps(to_config(start)))
     with Image.open(COMMITTED / "fig2.gif") as film:
-        assert film.n_frames == command.frames
+        assert isinstance(film, GifImageFile) and film.n_frames == command.frames
 
 
 def said(console: Console) -> str:

@@ -130,7 +130,8 @@ def test_a_class_is_known_from_its_definition_on():
     assert fs.Schedule.from_json(schedule.to_json()).temperature == schedule.temperature
     with pytest.raises(fs.FlowsimError, match="flowsim already has a class named 'Fixed'. Choose another name"):
         type("Fixed", (Signed,), {})
-    assert fs.Schedule.from_json(fs.Schedule(fs.temperature.Fixed(0.2)).to_json()).temperature.tau == 0.2
+    fixed = fs.Schedule.from_json(fs.Schedule(fs.temperature.Fixed(0.2)).to_json()).temperature
+    assert isinstance(fixed, Fixed) and fixed.tau == 0.2
 
 
 def test_a_class_that_this_session_does_not_know_is_named_with_its_module():

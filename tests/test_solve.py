@@ -303,11 +303,11 @@ def test_changing_a_number_never_recompiles(monkeypatch):
 
 
 def test_works_in_a_32_bit_session_and_leaves_it_alone():
-    assert not jax.config.jax_enable_x64
+    assert not jax.config.read("jax_enable_x64")
     result = fs.simulate(fs.GradientFlow(), RINGS, t1=1e5)
     assert result.series["modality_gap"].dtype == np.float64
     assert result.series["modality_gap"][-1] == pytest.approx(0.54055, abs=5e-6)
-    assert not jax.config.jax_enable_x64
+    assert not jax.config.read("jax_enable_x64")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_every_run_is_what_simulate_gives(stored):
     runs, _ = stored
     assert runs["modality_gap"].dims == (*OVER, "time")
     assert runs["modality_gap"].dtype == np.float64
-    assert not jax.config.jax_enable_x64
+    assert not jax.config.read("jax_enable_x64")
     np.testing.assert_array_equal(runs.dataset["time"], TIMES)
     compared = [compare(runs, point) for point in points() if runs.dataset.sel(point)["status"] == "COMPLETED"]
     assert len(compared) == runs.counts["COMPLETED"] >= 4

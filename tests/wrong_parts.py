@@ -103,7 +103,7 @@ class OddBreakpoints(AbstractTemperature):
 
 class Broken(AbstractTemperature):
     def inverse_temperature(self, progress, raw=None):
-        return 1.0 / self.missing
+        return 1.0 / self.missing  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class NoRaw(Learnable):
@@ -516,7 +516,7 @@ class SingleRows(AbstractRecipe):
 
 
 class NoStart(AbstractRecipe):
-    def draw(self, seed=0):
+    def draw(self, seed=0):  # pyright: ignore[reportIncompatibleMethodOverride]
         return _rows(seed)
 
 

@@ -4,17 +4,23 @@
 """
 
 import abc
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox import AbstractClassVar, AbstractVar
+from equinox import AbstractClassVar
 from jaxtyping import Array, Float, Int
 
 from flowsim.base.arrays import LARGE, number, optional_number, plain
 from flowsim.base.checks import check, check_fraction, check_redraw, check_whole, is_concrete
 from flowsim.base.modules import Described, bundle
+
+if TYPE_CHECKING:
+    # Type checkers take an AbstractVar for a field, which they put before the fields of the subclass.
+    from typing import ClassVar as AbstractVar
+else:
+    from equinox import AbstractVar
 
 
 @bundle

@@ -12,17 +12,23 @@ Source: Yaras et al. 2025, section 5; continuous-time form derived here.
 """
 
 import abc
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox import AbstractClassVar, AbstractVar
+from equinox import AbstractClassVar
 from jaxtyping import Array
 
 from flowsim.base.arrays import number, optional_number, plain
 from flowsim.base.checks import check_choice, check_fraction, check_redraw, check_whole
 from flowsim.base.modules import Described
+
+if TYPE_CHECKING:
+    # Type checkers take an AbstractVar for a field, which they put before the fields of the subclass.
+    from typing import ClassVar as AbstractVar
+else:
+    from equinox import AbstractVar
 
 
 class AbstractSwap(Described):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,8 +12,13 @@ from numpy.typing import ArrayLike
 from flowsim.errors import FlowsimError, unknown_name
 
 Input = ArrayLike | Sequence[float]
-Values = np.ndarray | np.float64
-Flags = np.ndarray | np.bool_
+#: Arrays for arrays and numbers for numbers, which a type checker is not told: whoever gave an array may index.
+if TYPE_CHECKING:
+    Values = np.ndarray | Any
+    Flags = np.ndarray | Any
+else:
+    Values = np.ndarray | np.float64
+    Flags = np.ndarray | np.bool_
 _PARAMETRIZATIONS = ("exp", "softplus", "identity")
 
 
