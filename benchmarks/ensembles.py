@@ -70,9 +70,15 @@ def peer_gap(n: int, d: int, start: fs.initial.Start, method: str, rtol: float) 
 def ours(n: int, d: int, runs: int, rtol: float, **options) -> fs.SweepResult:
     flow, start = fs.GradientFlow(), fs.initial.uniform(pairs=n, dim=d)
     found = fs.sweep(
-        flow, start, {"seed": range(runs)}, ts=TIMES, rtol=rtol, atol=1e-3 * rtol,
-        observables=("modality_gap",), **options,
-    )  # fmt: skip
+        flow,
+        start,
+        {"seed": range(runs)},
+        ts=TIMES,
+        rtol=rtol,
+        atol=1e-3 * rtol,
+        observables=("modality_gap",),
+        **options,
+    )
     assert found.ok, found.counts
     return found
 
@@ -147,9 +153,12 @@ def measure(n: int, d: int, runs: int, repeats: int, limit: float) -> dict:
     ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
     above = [a / b for a, b in zip(mine, least, strict=True)]
     for name, values, scale in (
-        ("ours_ms", mine, 1e3), ("scipy_ms", theirs, 1e3), ("ratio", ratios, 1), ("floor_ms", least, 1e3),
+        ("ours_ms", mine, 1e3),
+        ("scipy_ms", theirs, 1e3),
+        ("ratio", ratios, 1),
+        ("floor_ms", least, 1e3),
         ("to_floor", above, 1),
-    ):  # fmt: skip
+    ):
         report[name] = [scale * f(values) for f in (min, statistics.median, max)]
     report["best"] = best
     report["by_runs_ms"] = {}
@@ -182,9 +191,12 @@ def main() -> None:
             )
         print(f"    sweep          rtol {report['ours']['rtol']:g}  error {report['ours']['error']:.1e}")
         for name, text in (
-            ("scipy_ms", f"{report['best']} ms"), ("ours_ms", "sweep ms"), ("ratio", "ratio"), ("floor_ms", "floor ms"),
+            ("scipy_ms", f"{report['best']} ms"),
+            ("ours_ms", "sweep ms"),
+            ("ratio", "ratio"),
+            ("floor_ms", "floor ms"),
             ("to_floor", "sweep/floor"),
-        ):  # fmt: skip
+        ):
             print(f"    {text:<14} min {report[name][0]:.3f}, median {report[name][1]:.3f}, max {report[name][2]:.3f}")
         print(f"    first call with {options.runs} runs {report['first_call_seconds']:.2f} s", flush=True)
     if options.json:

@@ -95,8 +95,14 @@ def field(ax: Axes, name: str, against: str) -> None:
              ("floor", "floor: 3 products, 1 exp", "grey"))  # fmt: skip
     for kind, label, colour in kinds:
         held = [line for line in lines if kind in line["seconds"]]
-        curve(ax, [line[against] for line in held], [line["seconds"][kind] for line in held], label, colour,
-              **({"linestyle": "--", "marker": ""} if kind == "floor" else {}))  # fmt: skip
+        curve(
+            ax,
+            [line[against] for line in held],
+            [line["seconds"][kind] for line in held],
+            label,
+            colour,
+            **({"linestyle": "--", "marker": ""} if kind == "floor" else {}),
+        )
     if against == "pairs":
         title(ax, "(a) one evaluation of the field, $d = 64$")
         ax.set(xlabel="pairs $n$", ylabel="seconds")
@@ -128,9 +134,10 @@ def ensembles(ax: Axes) -> None:
     lines = results("ensembles")
     pairs = [line["pairs"] for line in lines]
     for name, label, colour, line in (
-        ("scipy_ms", "SciPy's best", "green", {}), ("ours_ms", "fs.sweep", "blue", {}),
+        ("scipy_ms", "SciPy's best", "green", {}),
+        ("ours_ms", "fs.sweep", "blue", {}),
         ("floor_ms", "floor: field alone", "grey", {"linestyle": "--", "marker": ""}),
-    ):  # fmt: skip
+    ):
         curve(ax, pairs, [np.array(one[name]) / 1e3 for one in lines], label, colour, **line)
     title(ax, f"(c) {lines[0]['runs']:,} trajectories, each")
     ax.set(xlabel="pairs $n$", ylabel="seconds per trajectory")
@@ -156,8 +163,9 @@ def large(axes: Sequence[Axes]) -> None:
         held = [line for line in lines if line["kind"] == kind]
         pairs = [line["pairs"] for line in held]
         curve(axes[0], pairs, [line["seconds"] for line in held], label, colour)
-        axes[1].loglog(pairs, [line["peak_mib"] for line in held], marker=MARKERS[colour], label=label,
-                       color=COLOURS[colour])  # fmt: skip
+        axes[1].loglog(
+            pairs, [line["peak_mib"] for line in held], marker=MARKERS[colour], label=label, color=COLOURS[colour]
+        )
     pairs = np.array([line["pairs"] for line in lines if line["kind"] == "tiled"], float)
     axes[1].loglog(pairs, 8 * pairs**2 / 2**20, "--", label="one n×n matrix", color=COLOURS["grey"])
     title(axes[0], "(e) value and gradient, $d = 64$")
@@ -172,8 +180,11 @@ def large(axes: Sequence[Axes]) -> None:
 
 def workers(ax: Axes) -> None:
     found = results("cluster_sweep")
-    for kind, label, colour in (("threads", "threads", "blue"), ("processes", "processes", "vermilion"),
-                                ("dask", "dask workers", "green")):  # fmt: skip
+    for kind, label, colour in (
+        ("threads", "threads", "blue"),
+        ("processes", "processes", "vermilion"),
+        ("dask", "dask workers", "green"),
+    ):
         held = [line for line in found["lines"] if line["kind"] == kind]
         curve(ax, [line["workers"] for line in held], [line["seconds"] for line in held], label, colour)
     counts = sorted({line["workers"] for line in found["lines"]})
@@ -201,11 +212,21 @@ def problems(ax: Axes) -> None:
     found = results("solver_problems")
     both = [line for line in found if line.get("scipy_seconds")]
     alone = [line for line in found if str(line.get("scipy_method", "")).startswith("none")]
-    ax.loglog([x["scipy_seconds"] for x in both], [x["seconds"] for x in both], ".", color=COLOURS["blue"],
-              label=f"{len(both)} problems")  # fmt: skip
+    ax.loglog(
+        [x["scipy_seconds"] for x in both],
+        [x["seconds"] for x in both],
+        ".",
+        color=COLOURS["blue"],
+        label=f"{len(both)} problems",
+    )
     limit = max((x["scipy_seconds"] for x in both), default=1.0)
-    ax.loglog([1.6 * limit] * len(alone), [x["seconds"] for x in alone], "x", color=COLOURS["vermilion"],
-              label=f"{len(alone)} not finished by SciPy")  # fmt: skip
+    ax.loglog(
+        [1.6 * limit] * len(alone),
+        [x["seconds"] for x in alone],
+        "x",
+        color=COLOURS["vermilion"],
+        label=f"{len(alone)} not finished by SciPy",
+    )
     ends = np.array([1e-2, 1.6 * limit])
     ax.loglog(ends, ends, "--", color=COLOURS["grey"], label="equal")
     title(ax, f"(h) the fixed set of {len(found)} problems")

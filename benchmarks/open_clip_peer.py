@@ -66,10 +66,20 @@ def train(settings: Training, cuda: bool = False) -> tuple[np.ndarray, float]:
 
     given = argparse.Namespace(dataloader=Loader(), set_epoch=lambda epoch: None)
     args = argparse.Namespace(
-        device=str(device), precision="amp_bf16" if settings.precision == "bf16" else "fp32", distill=False,
-        accum_freq=1, skip_scheduler=False, grad_clip_norm=None, horovod=False, log_every_n_steps=10**9,
-        batch_size=settings.batch_size, world_size=1, rank=0, local_rank=0, wandb=False,
-    )  # fmt: skip
+        device=str(device),
+        precision="amp_bf16" if settings.precision == "bf16" else "fp32",
+        distill=False,
+        accum_freq=1,
+        skip_scheduler=False,
+        grad_clip_norm=None,
+        horovod=False,
+        log_every_n_steps=10**9,
+        batch_size=settings.batch_size,
+        world_size=1,
+        rank=0,
+        local_rank=0,
+        wandb=False,
+    )
     scheduler = cosine_lr(optimizer, settings.lr, int(settings.warmup * steps), steps)
     logging.disable(logging.INFO)
     begin = time.perf_counter()
@@ -88,9 +98,15 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true")
     options = parser.parse_args()
     settings = preset(options.preset).replace(
-        data=options.data, steps=options.steps, evaluations=1, observables="gap", pairs=2, snapshot_pairs=0,
-        clamp=(0.01, 1.0), threads=options.threads,
-    )  # fmt: skip
+        data=options.data,
+        steps=options.steps,
+        evaluations=1,
+        observables="gap",
+        pairs=2,
+        snapshot_pairs=0,
+        clamp=(0.01, 1.0),
+        threads=options.threads,
+    )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     images = settings.batch_size * options.steps

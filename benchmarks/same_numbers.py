@@ -53,10 +53,14 @@ def of_result(result: fs.Result) -> dict[str, Any]:
     kept = {k: v for k, v in result.stats.items() if "seconds" not in k}
     status = result.status
     return {
-        "time": result.time, "status": status.code.name, "stopped_at": status.stopped_at, "method": status.method,
-        "stats": kept, **{f"series {k}": v for k, v in result.series.items()},
+        "time": result.time,
+        "status": status.code.name,
+        "stopped_at": status.stopped_at,
+        "method": status.method,
+        "stats": kept,
+        **{f"series {k}": v for k, v in result.series.items()},
         **{f"snapshot {k}": v[-1] for k, v in result.snapshots.items()},
-    }  # fmt: skip
+    }
 
 
 def of_sweep(runs: Any) -> dict[str, Any]:
@@ -87,8 +91,10 @@ def flows() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     }  # fmt: skip
     for name, policy in policies.items():
         for label, geometry, start in (
-            ("sphere", fs.Sphere(), uniform), ("parallel", fs.Parallel(), cones), ("reduced", fs.Reduced(), cones),
-        ):  # fmt: skip
+            ("sphere", fs.Sphere(), uniform),
+            ("parallel", fs.Parallel(), cones),
+            ("reduced", fs.Reduced(), cones),
+        ):
             found[f"policy {name}, {label}"] = (flow(geometry, policy), start, to)
     losses = {
         "DirectedInfoNCE": fs.DirectedInfoNCE("text_to_image"), "Sigmoid": fs.Sigmoid(),
@@ -175,17 +181,25 @@ def sweeps() -> dict[str, Any]:
         "sweep seeds": lambda: fs.sweep(flow(), cones, inits, t1=1e4),
         "sweep loose": lambda: fs.sweep(flow(fs.Parallel()), cones, inits, t1=1e3, rtol=1e-6),
         "sweep structures": lambda: fs.sweep(
-            flow(), cones, {"schedule": ["Baseline", t.Fixed(0.3)], "pairing": [fs.Matched(), fs.LabelNoise(0.1)]},
+            flow(),
+            cones,
+            {"schedule": ["Baseline", t.Fixed(0.3)], "pairing": [fs.Matched(), fs.LabelNoise(0.1)]},
             t1=1e3,
         ),
         "sweep zip": lambda: fs.sweep(
-            flow(schedule=t.Fixed(0.3)), cones, {"schedule.temperature.tau": [0.1, 0.5], "start.height": [0.1, 0.6]},
-            t1=1e6, mode="zip",
+            flow(schedule=t.Fixed(0.3)),
+            cones,
+            {"schedule.temperature.tau": [0.1, 0.5], "start.height": [0.1, 0.6]},
+            t1=1e6,
+            mode="zip",
         ),
         "sweep mispaired": lambda: fs.sweep(
-            flow(pairing=fs.FrozenMispairing(0.5)), fs.initial.uniform(pairs=6, dim=4), {"seed": range(4)}, t1=1e4,
+            flow(pairing=fs.FrozenMispairing(0.5)),
+            fs.initial.uniform(pairs=6, dim=4),
+            {"seed": range(4)},
+            t1=1e4,
         ),
-    }  # fmt: skip
+    }
 
 
 def others() -> dict[str, Any]:
@@ -207,10 +221,13 @@ def others() -> dict[str, Any]:
         )
     gaps = np.linspace(0.01, 0.9, 9)
     found["theory"] = lambda: {
-        "lemma": fs.theory.lemma_3_1(gaps, 0.95, 10.0), "force": fs.theory.gap_force(10 * gaps, 1.0, 8),
-        "bound": list(fs.theory.theorem_3_3_bound(1000, 8, 14.0, 0.3)), "exponent": fs.theory.closing_exponent(2.0),
-        "bessel": fs.theory.bessel_ratio(3, 100 * gaps), "critical": fs.theory.critical_temperature(gaps / 2, 8),
-    }  # fmt: skip
+        "lemma": fs.theory.lemma_3_1(gaps, 0.95, 10.0),
+        "force": fs.theory.gap_force(10 * gaps, 1.0, 8),
+        "bound": list(fs.theory.theorem_3_3_bound(1000, 8, 14.0, 0.3)),
+        "exponent": fs.theory.closing_exponent(2.0),
+        "bessel": fs.theory.bessel_ratio(3, 100 * gaps),
+        "critical": fs.theory.critical_temperature(gaps / 2, 8),
+    }
 
     def compared(result: fs.Result) -> Any:
         return {name: item.to_dict() for name, item in fs.compare(result).items.items()}
@@ -237,10 +254,22 @@ def others() -> dict[str, Any]:
     for name, run in list(fs.load_results(record).items())[:2]:
         found[f"compare training {name}"] = lambda r=run: compared(r)
     for claim in (
-        "loss-gradient", "field-is-gradient", "theorem-3.3-height", "theorem-3.3-gap", "theorem-3.3-bound", "figure-2",
-        "lemma-3.1-on-figure-2", "rings-conserve", "rings-exponent", "lemma-3.1", "conserved-exp", "theorem-3.2",
-        "theorem-3.2-as-printed", "enlarge-then-close", "force-sign",
-    ):  # fmt: skip
+        "loss-gradient",
+        "field-is-gradient",
+        "theorem-3.3-height",
+        "theorem-3.3-gap",
+        "theorem-3.3-bound",
+        "figure-2",
+        "lemma-3.1-on-figure-2",
+        "rings-conserve",
+        "rings-exponent",
+        "lemma-3.1",
+        "conserved-exp",
+        "theorem-3.2",
+        "theorem-3.2-as-printed",
+        "enlarge-then-close",
+        "force-sign",
+    ):
         found[f"claim {claim}"] = lambda c=claim: {
             k: v for k, v in dataclasses.asdict(fs.claims.run(c, quick=True)).items() if k in ("numbers", "verdict")
         }

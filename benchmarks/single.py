@@ -60,10 +60,16 @@ def plain_diffrax(start: fs.initial.Start) -> Solve:
     @jax.jit
     def gap(image: Any, text: Any, rtol: Any) -> Any:
         found = diffrax.diffeqsolve(
-            diffrax.ODETerm(field), diffrax.Tsit5(), s[0], s[-1], None, (image, text, -jnp.log(0.07)),
-            saveat=diffrax.SaveAt(ts=s), max_steps=100_000,
+            diffrax.ODETerm(field),
+            diffrax.Tsit5(),
+            s[0],
+            s[-1],
+            None,
+            (image, text, -jnp.log(0.07)),
+            saveat=diffrax.SaveAt(ts=s),
+            max_steps=100_000,
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=1e-3 * rtol),
-        )  # fmt: skip
+        )
         assert found.ys is not None
         return jnp.linalg.norm(found.ys[0].mean(1) - found.ys[1].mean(1), axis=1)
 

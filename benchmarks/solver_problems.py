@@ -198,13 +198,18 @@ def main() -> None:
         seconds = time.perf_counter() - again
         rows.append(
             {
-                "problem": name, "status": result.status.code.name, "right": right(result, name),
-                "stopped_at": result.status.stopped_at, "method": result.status.method,
-                "steps": result.stats["steps"], "rejected": result.stats["rejected"],
-                "seconds": seconds, "gap": float(result.series["modality_gap"][-1]),
+                "problem": name,
+                "status": result.status.code.name,
+                "right": right(result, name),
+                "stopped_at": result.status.stopped_at,
+                "method": result.status.method,
+                "steps": result.stats["steps"],
+                "rejected": result.stats["rejected"],
+                "seconds": seconds,
+                "gap": float(result.series["modality_gap"][-1]),
                 "conserved_residual": result.stats.get("conserved_residual"),
             }
-        )  # fmt: skip
+        )
         row = rows[-1]
         peer = ""
         if arguments.scipy:

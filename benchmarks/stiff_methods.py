@@ -58,8 +58,9 @@ def main() -> None:
             low, middle, high = min(taken), statistics.median(taken), max(taken)
             print(
                 f"  {row['method']:10s} {low:7.2f} / {middle:7.2f} / {high:7.2f} s ({len(taken)}), {row['steps']} "
-                f"steps, {row['status']}, gap within {apart:.0e} of automatic", flush=True,
-            )  # fmt: skip
+                f"steps, {row['status']}, gap within {apart:.0e} of automatic",
+                flush=True,
+            )
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)

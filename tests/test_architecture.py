@@ -128,8 +128,11 @@ def test_the_test_sees_every_way_to_import(tmp_path):
 def test_the_map_tells_the_rooms_and_what_they_import():
     """docs/map.md lists the rooms in this order."""
     text = (Path(__file__).parents[1] / "docs" / "map.md").read_text(encoding="utf-8")
-    listed = [line.split("`")[1].removeprefix("flowsim/").strip("/").removesuffix(".py")
-              for line in text.splitlines() if line.startswith("| `flowsim/")]  # fmt: skip
+    listed = [
+        line.split("`")[1].removeprefix("flowsim/").strip("/").removesuffix(".py")
+        for line in text.splitlines()
+        if line.startswith("| `flowsim/")
+    ]
     assert listed == [name for name in MAY_IMPORT if name != "__main__"]
 
 

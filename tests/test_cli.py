@@ -449,8 +449,15 @@ def test_sweep_takes_every_piece(sweeps, command):
     assert (start.pairs, start.dim) == (6, 4)
     assert values == {"schedule.temperature.init": [0.01, 0.1, 1.0], "seed": [0, 1, 2], "start.height": [0.1, 0.2, 0.3]}
     del options["track"]
-    assert options == {"t1": 10.0, "mode": "zip", "to": "r.zarr", "seed": 2, "rtol": 1e-6, "method": "implicit",
-                       "executor": None}  # fmt: skip
+    assert options == {
+        "t1": 10.0,
+        "mode": "zip",
+        "to": "r.zarr",
+        "seed": 2,
+        "rtol": 1e-6,
+        "method": "implicit",
+        "executor": None,
+    }
 
 
 def test_sweep_as_json(sweeps, command):

@@ -116,9 +116,10 @@ def test_temperatures_that_are_not_learnable_are_the_schedule(name):
 
 
 @pytest.mark.parametrize(
-    "parametrization", [fs.temperature.Exp(), fs.temperature.ScaledExp(10.0), fs.temperature.Softplus(),
-                        fs.temperature.Identity()], ids=lambda p: type(p).__name__,
-)  # fmt: skip
+    "parametrization",
+    [fs.temperature.Exp(), fs.temperature.ScaledExp(10.0), fs.temperature.Softplus(), fs.temperature.Identity()],
+    ids=lambda p: type(p).__name__,
+)
 def test_learnable_temperatures_have_the_gradient_of_their_formula(parametrization):
     """β(ν) and dL/dν = β'(ν) dL/dβ of the torch formula against `flowsim.model.temperature`."""
     policy = fs.temperature.Learnable(0.05, parametrization)

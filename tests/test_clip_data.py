@@ -372,8 +372,11 @@ def test_webdataset_of_one_tar_and_unpacked(tmp_path):
     pairs = load(pack(tmp_path / "all.tar", members))
     assert pairs.keys == ("x/1.png", "2.png") and pairs.labels is None
     assert pairs.skipped == {"image without class (so there are no labels)": 1}
-    unpacked = load(write(tmp_path / "loose", a__png=picture(), a__txt="a", a__cls="dog", b__png=picture(), b__txt="b",
-                          b__cls="cat"))  # fmt: skip
+    unpacked = load(
+        write(
+            tmp_path / "loose", a__png=picture(), a__txt="a", a__cls="dog", b__png=picture(), b__txt="b", b__cls="cat"
+        )
+    )
     assert unpacked.labels is not None and unpacked.labels.tolist() == [1, 0] and unpacked.classes == ("cat", "dog")
 
 
@@ -604,9 +607,13 @@ def grey():
     def read(source, split, splits=None, **more):
         count = int(source[5:])
         return Pairs.of(
-            [f"{k}" for k in range(count)], [(f"number {k}", str(splits)) for k in range(count)],
-            lambda k: Image.new("RGB", (8, 8), (k, k, k)), source=source, split=split, **more,
-        )  # fmt: skip
+            [f"{k}" for k in range(count)],
+            [(f"number {k}", str(splits)) for k in range(count)],
+            lambda k: Image.new("RGB", (8, 8), (k, k, k)),
+            source=source,
+            split=split,
+            **more,
+        )
 
     yield read
     for name in [name for name in sources.READERS if not sources.READERS.is_ours(name)]:

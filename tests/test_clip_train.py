@@ -50,9 +50,18 @@ pytestmark = pytest.mark.filterwarnings("default")  # torch, torchvision and acc
 
 #: The smallest run that has everything: 6 steps of 8 of 40 generated pairs.
 TINY = Training(
-    model="flowsim-vit-32", data="shapes:count=40,size=32", image_size=32, steps=6, batch_size=8, pairs=16,
-    evaluations=4, observables="gap", snapshot_pairs=4, warmup=0.2, threads=1,
-)  # fmt: skip
+    model="flowsim-vit-32",
+    data="shapes:count=40,size=32",
+    image_size=32,
+    steps=6,
+    batch_size=8,
+    pairs=16,
+    evaluations=4,
+    observables="gap",
+    snapshot_pairs=4,
+    warmup=0.2,
+    threads=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -480,8 +489,12 @@ def small_study(tmp_path_factory):
 def test_a_study_keeps_every_record_and_goes_on(small_study):
     folder, records = small_study
     assert sorted(p.name for p in folder.iterdir()) == [
-        "Baseline.seed0.nc", "FLT-1e-1.seed0.nc", "FLT-4e-2.seed0.nc", "No-normalization.seed0.nc", "runs.nc",
-    ]  # fmt: skip
+        "Baseline.seed0.nc",
+        "FLT-1e-1.seed0.nc",
+        "FLT-4e-2.seed0.nc",
+        "No-normalization.seed0.nc",
+        "runs.nc",
+    ]
     assert finished(folder).keys() == records.keys() == load_results(folder / "runs.nc").keys()
     starts = {float(r.series["modality_gap"][0]) for r in records.values()}
     assert len(starts) == 1  # the same weights for every method
@@ -818,9 +831,20 @@ def test_a_run_from_the_command_line(tmp_path, capsys):
         "observables=gap",
     ]
     code = cli.main(
-        ["clip", "train", "--schedule", str(schedule), "--data", "shapes:count=16,size=32", *options, "--out", str(out),
-         "--cpu", "--json"]
-    )  # fmt: skip
+        [
+            "clip",
+            "train",
+            "--schedule",
+            str(schedule),
+            "--data",
+            "shapes:count=16,size=32",
+            *options,
+            "--out",
+            str(out),
+            "--cpu",
+            "--json",
+        ]
+    )
     assert code == 0
     assert json.loads(capsys.readouterr().out)["status"] == "COMPLETED"
     assert fs.load(out).series["temperature"][-1] == pytest.approx(0.03)

@@ -111,10 +111,14 @@ def test_a_simulation_starts_after_the_first_epoch_and_from_training_pairs(early
     steps = np.arange(257)
     forged = np.full(257, np.nan)
     made = record(
-        steps, forged, at=1e-3 * np.asarray(kept), lr=1e-3,
+        steps,
+        forged,
+        at=1e-3 * np.asarray(kept),
+        lr=1e-3,
         snapshots={"image": np.stack([r.image for r in rows]), "text": np.stack([r.text for r in rows])},
-        seen_modality_gap=early.series["modality_gap"], temperature=early.series["temperature"],
-    )  # fmt: skip
+        seen_modality_gap=early.series["modality_gap"],
+        temperature=early.series["temperature"],
+    )
     made.coordinates["epoch"] = steps / 40
     item = fs.compare(made, parts="simulation")["simulation"]
     assert item.verdict == "agrees"
@@ -142,8 +146,9 @@ def test_rings_on_the_sphere_meet_their_exponent_and_not_that_of_cones(rings):
     assert item.verdict == "agrees"
     assert item.numbers["exponent"] == pytest.approx(-0.2, abs=1e-8)
     assert {k: law["verdict"] for k, law in item.numbers["laws"].items()} == {
-        "parallel": "disagrees", "sphere": "agrees",
-    }  # fmt: skip
+        "parallel": "disagrees",
+        "sphere": "agrees",
+    }
 
 
 def test_the_exponent_of_a_scaled_temperature(parallel):
@@ -329,9 +334,7 @@ def test_a_schedule_that_jumps_is_not_predicted(early):
     cut = int(np.searchsorted(LINEAR, 4.0)) + 1
     rows = early.at(float(LINEAR[cut]))
     held = fs.Schedule(fs.temperature.Learnable(init=1.5, lr_ratio=1e-6))
-    other = fs.simulate(
-        fs.GradientFlow(schedule=held), fs.initial.from_arrays(rows.image, rows.text), ts=LINEAR
-    )  # fmt: skip
+    other = fs.simulate(fs.GradientFlow(schedule=held), fs.initial.from_arrays(rows.image, rows.text), ts=LINEAR)
     jump = {}
     for name in ("modality_gap", "temperature", "inverse_temperature"):
         jump[name] = np.concatenate([early.series[name][:cut], other.series[name][: 257 - cut]])
@@ -579,9 +582,14 @@ def descended(pairs: int, batch: int, steps: int = 3000, lr: float = 0.02, seed:
         nu -= lr * beta * np.sum(slope * cosines) / batch
     step, gap, beta = np.array(seen).T
     return record(
-        step, gap, lr=lr, training={"batch_size": batch}, at=lr * np.array([0, steps]), inverse_temperature=beta,
+        step,
+        gap,
+        lr=lr,
+        training={"batch_size": batch},
+        at=lr * np.array([0, steps]),
+        inverse_temperature=beta,
         snapshots={name: np.stack([rows[i] for rows in kept]) for i, name in enumerate(("image", "text"))},
-    )  # fmt: skip
+    )
 
 
 def test_full_batches_are_simulated():

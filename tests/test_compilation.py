@@ -45,8 +45,12 @@ def fresh(code: str, **environment: str) -> dict:
     env = {k: v for k, v in os.environ.items() if k not in ("FLOWSIM_CACHE", "JAX_COMPILATION_CACHE_DIR")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env=env | environment, capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
+        env=env | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
     assert done.stderr == ""
     return json.loads(done.stdout)
 

@@ -285,7 +285,7 @@ def test_the_command_checks_a_class(flowsim_check, home):
         (["parts_to_check:number"], "3 is not a part"),
         (["flowsim:GradientFlow"], "is made of parts"),
     ],
-)  # fmt: skip
+)
 def test_the_command_refuses_bad_input_with_one_sentence(flowsim_check, arguments, says):
     code, out, err = flowsim_check(*arguments)
     assert (code, out) == (2, "")

@@ -25,9 +25,17 @@ def stopped(value, t1=20.0, solver=None):
     controller = StopAtCrossings(diffrax.PIDController(rtol=1e-10, atol=1e-12), value, field)
     with jax.enable_x64(True):
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field), solver or diffrax.Dopri8(), 0.0, t1, None, jnp.asarray([1.0, 0.0]),
-            stepsize_controller=controller, saveat=diffrax.SaveAt(t1=True), max_steps=2000, throw=False,
-        )  # fmt: skip
+            diffrax.ODETerm(field),
+            solver or diffrax.Dopri8(),
+            0.0,
+            t1,
+            None,
+            jnp.asarray([1.0, 0.0]),
+            stepsize_controller=controller,
+            saveat=diffrax.SaveAt(t1=True),
+            max_steps=2000,
+            throw=False,
+        )
     assert solution.ts is not None
     return (
         float(solution.ts[-1]),
@@ -155,8 +163,11 @@ def test_runs_of_a_batch_meet_their_bounds_on_their_own(name, precision):
 def test_a_run_outside_the_clamp_is_not_continued(clamp, refused, how):
     """The run of Figure 2 stands at τ = 1.0229 at t = 2."""
     flow = fs.GradientFlow(schedule=Learnable(0.07, clamp=clamp and (min(clamp[0], 0.07), max(clamp[1], 0.07))))
-    flow = flow.replace(**{"schedule.temperature.init": 1.2, "schedule.temperature.clamp": clamp}) if clamp == (
-        1.05, 2.0) else flow  # fmt: skip
+    flow = (
+        flow.replace(**{"schedule.temperature.init": 1.2, "schedule.temperature.clamp": clamp})
+        if clamp == (1.05, 2.0)
+        else flow
+    )
     run = fs.simulate(fs.GradientFlow(), fs.initial.rings(), t1=2.0)
 
     def go_on():

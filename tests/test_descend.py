@@ -191,8 +191,13 @@ def test_a_continued_run_is_the_whole_run(name, tmp_path):
 def test_another_optimizer_begins_with_a_state_of_its_own():
     head = fs.descend(fs.GradientFlow(), START, optimizer="adam", lr=0.01, steps=20)
     by_sgd = fs.descend(fs.GradientFlow(), head, optimizer="sgd", lr=0.01, steps=5)
-    anew = fs.descend(fs.GradientFlow(schedule=Learnable(head.final["temperature"])), head.final.start,
-                       optimizer="sgd", lr=0.01, steps=5)  # fmt: skip
+    anew = fs.descend(
+        fs.GradientFlow(schedule=Learnable(head.final["temperature"])),
+        head.final.start,
+        optimizer="sgd",
+        lr=0.01,
+        steps=5,
+    )
     assert by_sgd.series["modality_gap"][-1] == pytest.approx(anew.series["modality_gap"][-1], rel=1e-9)
 
 

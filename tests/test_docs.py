@@ -143,10 +143,18 @@ def test_docstrings_name_every_argument(name):
 
 def test_the_main_functions_have_examples():
     for thing in (
-        fs.simulate, fs.sweep, fs.GradientFlow, fs.compare, fs.claims.run, fs.schedules.get, fs.theory.predict,
-        fs.observables.report, fs.plot.overview, fs.Result,
+        fs.simulate,
+        fs.sweep,
+        fs.GradientFlow,
+        fs.compare,
+        fs.claims.run,
+        fs.schedules.get,
+        fs.theory.predict,
+        fs.observables.report,
+        fs.plot.overview,
+        fs.Result,
         *(getattr(fs.initial, name) for name in ("rings", "cones", "uniform", "matched", "from_arrays")),
-    ):  # fmt: skip
+    ):
         assert ">>> " in thing.__doc__, thing
 
 

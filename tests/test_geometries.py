@@ -162,8 +162,9 @@ def test_runs_are_saved_loaded_and_continued(run, tmp_path):
     assert fs.GradientFlow.from_config(loaded.config["flow"]).to_config() == flow.to_config()
     for mine, theirs in zip(arrays_of(loaded.final.start), arrays_of(whole.final.start), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    cut = dataclasses.replace(loaded, snapshot_time=loaded.snapshot_time[:2],
-                              snapshots={k: v[:2] for k, v in loaded.snapshots.items()})  # fmt: skip
+    cut = dataclasses.replace(
+        loaded, snapshot_time=loaded.snapshot_time[:2], snapshots={k: v[:2] for k, v in loaded.snapshots.items()}
+    )
     tail = fs.simulate(flow, cut, ts=[1.0, 2.0, 3.0])
     for mine, theirs in zip(arrays_of(tail.final.start), arrays_of(whole.final.start), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-8)
@@ -229,7 +230,7 @@ def test_adam_limit_descends_on_the_sphere():
         (lambda: fs.initial.latents(noise=-1.0), "`noise` must be at least 0"),
         (lambda: fs.initial.mismatched(fraction=2.0), "`fraction` must be at most 1"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_gets_one_sentence(act, message):
     with pytest.raises(fs.FlowsimError, match=message):
         act()

@@ -148,7 +148,7 @@ FEW = fs.initial.from_arrays(unit_rows(RNG, 2, 6), unit_rows(RNG, 2, 6))
         (lambda: place(fs.Parallel(), fs.initial.from_similarity(np.eye(3), 0.1)), "Use the geometry `Reduced`"),
         (lambda: place(fs.Sphere(), fs.initial.from_similarity(np.eye(3), 0.1)), "only similarities"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_gets_one_sentence(act, message):
     with pytest.raises(fs.FlowsimError, match=message):
         act()

@@ -17,9 +17,17 @@ def _float64():
 
 def solve(field, y0, t1, controller, dt0=None, solver=None, args=None):
     return diffrax.diffeqsolve(
-        diffrax.ODETerm(field), solver or RungeKuttaChebyshev(), 0.0, t1, dt0, jnp.asarray(y0), args,
-        stepsize_controller=controller, max_steps=100_000, throw=False,
-    )  # fmt: skip
+        diffrax.ODETerm(field),
+        solver or RungeKuttaChebyshev(),
+        0.0,
+        t1,
+        dt0,
+        jnp.asarray(y0),
+        args,
+        stepsize_controller=controller,
+        max_steps=100_000,
+        throw=False,
+    )
 
 
 def test_order_two_on_a_nonautonomous_problem():
@@ -67,7 +75,7 @@ def test_error_estimate_controls_the_error():
     errors = [
         float(jnp.abs(solve(field, [2.0, 0.0], 5.0, diffrax.PIDController(rtol=r, atol=r)).ys[-1] - exact).max())
         for r in (1e-4, 1e-6, 1e-8)
-    ]  # fmt: skip
+    ]
     assert errors[0] < 0.2
     assert errors[1] < errors[0] / 5
     assert errors[2] < errors[1] / 5
@@ -76,7 +84,10 @@ def test_error_estimate_controls_the_error():
 
 def test_work_is_bounded():
     solution = solve(
-        lambda t, y, _: -1e8 * (y - jnp.cos(50 * t)), np.ones(2), 1.0,
-        diffrax.PIDController(rtol=1e-6, atol=1e-6), solver=RungeKuttaChebyshev(max_evaluations=1000),
-    )  # fmt: skip
+        lambda t, y, _: -1e8 * (y - jnp.cos(50 * t)),
+        np.ones(2),
+        1.0,
+        diffrax.PIDController(rtol=1e-6, atol=1e-6),
+        solver=RungeKuttaChebyshev(max_evaluations=1000),
+    )
     assert solution.result == diffrax.RESULTS.max_steps_reached

@@ -91,8 +91,11 @@ def test_a_run_can_be_looked_at_saved_swept_and_compared(flow, tmp_path):
     loaded = fs.load(run.save(tmp_path / "run.nc"))
     assert loaded.flow.to_config() == flow.to_config()
     assert loaded.at(between)["modality_gap"] == pytest.approx(run.at(between)["modality_gap"], rel=1e-9)
-    longer = fs.simulate(loaded.flow, fs.simulate(flow, START, t1=5.0, horizon=10.0), t1=10.0) if (
-        not flow.schedule.temperature.learnable) else None  # fmt: skip
+    longer = (
+        fs.simulate(loaded.flow, fs.simulate(flow, START, t1=5.0, horizon=10.0), t1=10.0)
+        if (not flow.schedule.temperature.learnable)
+        else None
+    )
     if longer is not None:
         assert longer.series["modality_gap"][-1] == pytest.approx(run.series["modality_gap"][-1], rel=1e-6)
     runs = fs.sweep(flow, START, {"seed": [0, 1]}, t1=10.0)
@@ -101,23 +104,31 @@ def test_a_run_can_be_looked_at_saved_swept_and_compared(flow, tmp_path):
 
 
 def test_a_fresh_pairing_is_drawn_in_every_step():
-    ours, own = (fs.descend(fs.GradientFlow(pairing=p), START, "adam", 1e-2, 100, seed=3)
-                 for p in (fs.FreshRepairing(0.5), Shuffled(0.5)))  # fmt: skip
+    ours, own = (
+        fs.descend(fs.GradientFlow(pairing=p), START, "adam", 1e-2, 100, seed=3)
+        for p in (fs.FreshRepairing(0.5), Shuffled(0.5))
+    )
     np.testing.assert_array_equal(own.series["modality_gap"], ours.series["modality_gap"])
 
 
 @pytest.mark.parametrize("rule", [fs.GradientDescent(), fs.AdamLimit(1e-2)], ids=repr)
 def test_a_learnable_policy_moves_like_the_built_in_one(rule):
-    ours, own = (fs.simulate(fs.GradientFlow(schedule=p, rule=rule), START, t1=2.0)
-                 for p in (fs.temperature.Learnable(), TrainedLog()))  # fmt: skip
+    ours, own = (
+        fs.simulate(fs.GradientFlow(schedule=p, rule=rule), START, t1=2.0)
+        for p in (fs.temperature.Learnable(), TrainedLog())
+    )
     np.testing.assert_allclose(own.series["temperature"], ours.series["temperature"], rtol=1e-7)
     with pytest.raises(fs.FlowsimError, match="TrainedLog cannot continue this run: it does not define `raw_of`"):
         fs.simulate(fs.GradientFlow(schedule=TrainedLog()), ours, t1=4.0)
 
 
 def test_the_command_line_knows_it(capsys):
-    assert cli.main(["simulate", "--set", "schedule.temperature=Falling", "--set", "schedule.temperature.end=0.2",
-                     "--t1", "1"]) == 0  # fmt: skip
+    assert (
+        cli.main(
+            ["simulate", "--set", "schedule.temperature=Falling", "--set", "schedule.temperature.end=0.2", "--t1", "1"]
+        )
+        == 0
+    )
     assert "modality_gap" in capsys.readouterr().out
 
 

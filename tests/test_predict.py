@@ -13,10 +13,15 @@ NAMES = ("modality_gap", "log_gamma", "inverse_temperature", "loss", "margin", "
 
 @pytest.mark.parametrize(
     "policy",
-    [Learnable(0.3, Exp()), Learnable(0.3, ScaledExp(2.0)), Learnable(0.3, Softplus()), Learnable(0.3, Identity(), 3.0),
-     Fixed(0.3)],
+    [
+        Learnable(0.3, Exp()),
+        Learnable(0.3, ScaledExp(2.0)),
+        Learnable(0.3, Softplus()),
+        Learnable(0.3, Identity(), 3.0),
+        Fixed(0.3),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_reduced_prediction_equals_the_simulation(policy):
     flow, start = fs.GradientFlow(fs.Reduced(), policy), fs.initial.orthonormal(5, 0.4)
     predicted, simulated = fs.theory.predict(flow, start, t1=1e3), fs.simulate(flow, start, t1=1e3)

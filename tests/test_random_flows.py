@@ -89,9 +89,13 @@ def finite_where_reached(result, flow):
         reached = result.time <= until
         assert np.isfinite(values[reached]).all() or key in result.reasons, key
     assert result.status.code in (
-        fs.Status.COMPLETED, fs.Status.STEADY, fs.Status.SADDLE, fs.Status.GAMMA_ONE, fs.Status.TEMPERATURE_INFINITE,
+        fs.Status.COMPLETED,
+        fs.Status.STEADY,
+        fs.Status.SADDLE,
+        fs.Status.GAMMA_ONE,
+        fs.Status.TEMPERATURE_INFINITE,
         fs.Status.OUTPUT_ZERO,
-    )  # fmt: skip
+    )
 
 
 def inside_the_clamp(result, flow):

@@ -310,9 +310,17 @@ def test_every_finished_figure_gets_a_line(folder: Path, terminal: bool) -> None
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (4.24, "4.2 s"), (9.97, "10 s"), (59.4, "59 s"), (59.6, "1 min"), (210, "3 min 30 s"),
-     (3599.7, "1 h"), (3900, "1 h 5 min")],
-)  # fmt: skip
+    [
+        (0, "0.0 s"),
+        (4.24, "4.2 s"),
+        (9.97, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (210, "3 min 30 s"),
+        (3599.7, "1 h"),
+        (3900, "1 h 5 min"),
+    ],
+)
 def test_times_for_people(seconds: float, text: str) -> None:
     assert reproduce.duration(seconds) == text
 
@@ -414,9 +422,13 @@ def test_figure_2_end_to_end(tmp_path: Path) -> None:
     assert record.attrs["max_deviation_modality_gap"] <= 1e-3
     assert record.attrs["max_deviation_temperature"] <= 1e-3
     for name, value in {
-        "peak_gap": 1.0568, "peak_temperature": 1.0234, "peak_time": 2.0639, "matched_time": 3.8328,
-        "final_gap": 0.54055, "final_temperature": 0.0358,
-    }.items():  # fmt: skip
+        "peak_gap": 1.0568,
+        "peak_temperature": 1.0234,
+        "peak_time": 2.0639,
+        "matched_time": 3.8328,
+        "final_gap": 0.54055,
+        "final_temperature": 0.0358,
+    }.items():
         assert record.attrs[name] == pytest.approx(value, abs=6e-5), name
     assert all(os.path.getsize(f) > 10_000 for f in item.files)
     before = item.files[1].read_bytes()

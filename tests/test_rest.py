@@ -229,9 +229,13 @@ def test_the_outlook_of_a_linear_flow_is_exact():
             h, basis = (np.asarray(x) for x in arnoldi(lambda x: there @ x, jnp.ones(6), 6))
             along, _ = arnoldi(lambda x: there @ x, jnp.asarray(v), 6)
         return {
-            "size": np.linalg.norm(v), "rate": 0.0, "along": np.asarray(along), "every": h, "seen": basis @ v,
+            "size": np.linalg.norm(v),
+            "rate": 0.0,
+            "along": np.asarray(along),
+            "every": h,
+            "seen": basis @ v,
             "noise": 1e-16,
-        }  # fmt: skip
+        }
 
     assert outlook_of(found(stable, force), 1e9) == Outlook(0.0, 0.0, pytest.approx(np.hypot(5e-4, 1e-3), rel=1e-3))
     # Within a time of 1, the slow direction goes only 1e-6.

@@ -91,7 +91,7 @@ def test_replace_by_path():
         (lambda: fs.HardSwap(1.5), "at most 1"),
         (lambda: fs.HardSwap(by="rows"), "Did you mean 'row'"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_gets_one_sentence(act, message):
     with pytest.raises(fs.FlowsimError, match=message):
         act()
@@ -136,8 +136,10 @@ def test_a_class_is_known_from_its_definition_on():
 
 def test_a_class_that_this_session_does_not_know_is_named_with_its_module():
     text = fs.Schedule(Signed(3.0)).to_json()
-    for module, cure in (("policies", "Import it first: from policies import Unseen"),
-                         ("__main__", "Define it as in the session that wrote this")):  # fmt: skip
+    for module, cure in (
+        ("policies", "Import it first: from policies import Unseen"),
+        ("__main__", "Define it as in the session that wrote this"),
+    ):
         odd = text.replace("Signed", "Unseen").replace(Signed.__module__, module)
         with pytest.raises(fs.FlowsimError, match=f"The class 'Unseen' of '{module}' is not defined.*{cure}"):
             fs.Schedule.from_json(odd)

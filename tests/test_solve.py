@@ -297,8 +297,12 @@ def test_changing_a_number_never_recompiles(monkeypatch):
     ):
         fs.simulate(flow.replace(**changes), start, throw=False, **options)
     assert not traces
-    fs.simulate(flow.replace(**{"schedule.temperature.parametrization": Softplus()}),
-                fs.initial.uniform(5, 4, gamma=0.1), t1=1.0, throw=False)  # fmt: skip
+    fs.simulate(
+        flow.replace(**{"schedule.temperature.parametrization": Softplus()}),
+        fs.initial.uniform(5, 4, gamma=0.1),
+        t1=1.0,
+        throw=False,
+    )
     assert traces
 
 
@@ -421,7 +425,7 @@ FLOW = fs.GradientFlow()
         (lambda: SIMULATE(FLOW, RINGS, ts=[0, 1], snapshots=[0.5]), "not an output time"),
         (lambda: SIMULATE(FLOW, RINGS, t1=1e9, precision="float32"), "is limited to times up to t1 = 1e6"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_gets_one_sentence(act, message):
     with pytest.raises(fs.FlowsimError, match=message):
         act()

@@ -350,7 +350,7 @@ def test_values_of_every_kind_have_labels(computed, tmp_path):
         ({"seed": [0]}, {"to": "runs.nc"}, "stored in a .zarr folder, but got 'runs.nc'. Use e.g. run.zarr"),
         ({"seed": [0], "start": [fs.initial.uniform(4, 3)]}, {"to": "runs.zarr"}, "not two exact parallel cones"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_gets_one_sentence(over, options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweeps, "solve_chunk", lambda *args: pytest.fail("something was computed"))

@@ -46,8 +46,9 @@ def test_linear_is_linear_in_temperature_and_holds_at_the_end():
 
 def test_cosine_starts_high_and_returns_after_each_cycle():
     policy = Cosine(0.01, 0.04, cycles=4)
-    np.testing.assert_allclose([policy.temperature(u) for u in (0, 0.125, 0.25, 0.5, 1)],
-                               [0.04, 0.01, 0.04, 0.04, 0.04])  # fmt: skip
+    np.testing.assert_allclose(
+        [policy.temperature(u) for u in (0, 0.125, 0.25, 0.5, 1)], [0.04, 0.01, 0.04, 0.04, 0.04]
+    )
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=repr)

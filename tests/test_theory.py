@@ -213,9 +213,13 @@ def test_time_along_the_reduced_trajectory_against_high_precision():
 
 @few
 @given(
-    st.floats(-8, -1e-4), st.floats(0.01, 200), st.floats(0.05, 2), st.integers(2, 5000), st.floats(0.01, 30),
+    st.floats(-8, -1e-4),
+    st.floats(0.01, 200),
+    st.floats(0.05, 2),
+    st.integers(2, 5000),
+    st.floats(0.01, 30),
     st.sampled_from(PARAMETRIZATIONS),
-)  # fmt: skip
+)
 def test_reduced_trajectory_follows_its_own_field(log_gamma0, beta0, margin, pairs, lr_ratio, choice):
     log_ts = np.log(10.0) * np.array([-3, 1, 10, 50, 99])[:, None] + np.linspace(-1e-4, 1e-4, 3)
     ts = np.exp(log_ts)
@@ -244,8 +248,13 @@ def test_fixed_temperature_trajectory():
     log_gamma = theory.fixed_temperature_trajectory(ts, math.log(gamma0), beta, margin, pairs)
     exact = solve_ivp(
         lambda s, y: -np.exp(s) * theory.fixed_temperature_rate(beta, margin, pairs, np.exp(y)),
-        (0, math.log1p(ts[-1])), [math.log(gamma0)], "DOP853", np.log1p(ts), rtol=1e-12, atol=1e-13,
-    )  # fmt: skip
+        (0, math.log1p(ts[-1])),
+        [math.log(gamma0)],
+        "DOP853",
+        np.log1p(ts),
+        rtol=1e-12,
+        atol=1e-13,
+    )
     np.testing.assert_allclose(log_gamma, exact.y[0], rtol=1e-10)
     # A temperature that hardly learns is a fixed one, and late decay is exponential.
     slow, _ = theory.reduced_trajectory(ts, math.log(gamma0), beta, margin, pairs, "exp", 1.0, 1e-12)
@@ -410,9 +419,14 @@ def test_theorem_3_3_at_extreme_arguments():
 def test_exponential_loss_with_its_gap_dependence():
     ts = np.array([0.0, 1.0, 100.0, 1e4])
     exact = solve_ivp(
-        lambda t, y: -2 * 3.0 * np.exp(-3.0 * (1 - np.exp(2 * y))), (0, ts[-1]), [math.log(0.6)], "DOP853",
-        ts, rtol=1e-11, atol=1e-12,
-    )  # fmt: skip
+        lambda t, y: -2 * 3.0 * np.exp(-3.0 * (1 - np.exp(2 * y))),
+        (0, ts[-1]),
+        [math.log(0.6)],
+        "DOP853",
+        ts,
+        rtol=1e-11,
+        atol=1e-12,
+    )
     result = theory.exponential_loss_log_gamma(ts, lambda t: 3.0, math.log(0.6))
     np.testing.assert_allclose(result, exact.y[0], rtol=1e-8)
     leading = theory.exponential_loss_log_gamma(ts, lambda t: 3.0, math.log(0.6), leading_order=True)

@@ -90,8 +90,10 @@ def test_tiny_losses_keep_their_digits(scale):
         m = [[mpmath.mpf(scale) * mpmath.mpf(float(x)) for x in row] for row in np.asarray(image @ text.T)]
         value, missing = mpmath.mpf(0), []
         for i in range(6):
-            row, column = (sum(mpmath.exp(e - m[i][i]) for e in others) for others in (
-                [m[i][j] for j in range(6) if j != i], [m[j][i] for j in range(6) if j != i]))  # fmt: skip
+            row, column = (
+                sum(mpmath.exp(e - m[i][i]) for e in others)
+                for others in ([m[i][j] for j in range(6) if j != i], [m[j][i] for j in range(6) if j != i])
+            )
             value += (mpmath.log1p(row) + mpmath.log1p(column)) / 12
             missing.append(-(row / (1 + row) + column / (1 + column)) / 12)
         wanted, wanted_diagonal = value, [float(x) for x in missing]
