@@ -30,6 +30,7 @@ Source: none.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -135,6 +136,8 @@ def test_force_computes_again(folder: Path) -> None:
         ("float(i)", "float(i + 1)", False),
         ("A line", "A word", True),
         ("SEED = 3", "SEED = 3  # any", True),
+        ("SEED = 3", "SEED = 3\n\nif TYPE_CHECKING:\n    import os", True),
+        ("SEED = 3", "SEED = 3\n\nif len(str()) > 0:\n    import os", False),
     ],
 )
 def test_changed_code_seed_or_sizes_compute_again_and_words_do_not(

@@ -28,13 +28,20 @@ _IGNORED = ("ctx", "kind", "type_comment", "type_params", "annotation", "returns
 
 @functools.lru_cache(maxsize=256)
 def tree(source: str) -> ast.Module:
-    """The syntax tree of a module, without docstrings, error messages and comments."""
+    """The syntax of a module without docstrings, checks of the input, and what only type checkers see."""
     found = ast.parse(source)
     for node in ast.walk(found):
         for body in (getattr(node, field, None) for field in ("body", "orelse", "finalbody")):
             if isinstance(body, list):
-                body[:] = [statement for statement in body if not _says_only(statement)]
+                body[:] = [s for statement in body for s in _executed(statement) if not _says_only(s)]
     return found
+
+
+def _executed(statement: ast.stmt) -> list[ast.stmt]:
+    """The statement, or what runs instead of an `if TYPE_CHECKING:`."""
+    if isinstance(statement, ast.If) and getattr(statement.test, "id", "") == "TYPE_CHECKING":
+        return statement.orelse
+    return [statement]
 
 
 def _says_only(statement: ast.AST) -> bool:
