@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, dataclass_transform
 
 import equinox as eqx
@@ -61,6 +61,10 @@ class Described(eqx.Module):
         if not cls.__name__.startswith(("_", "Abstract")):
             PARTS.add(cls.__name__, cls, cls.__module__)
 
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Functions of a user that the part calls by name; what is stored depends on their code."""
+        return {}
+
     def __repr__(self) -> str:
         fields = [f.name for f in dataclasses.fields(self) if f.init]  # pyright: ignore[reportArgumentType]
         return f"{type(self).__name__}({', '.join(f'{name}={_short(getattr(self, name))}' for name in fields)})"
@@ -69,6 +73,14 @@ class Described(eqx.Module):
 def parts_of(kind: Any) -> dict[str, type]:
     """The concrete classes derived from `kind` (a class, or a tuple of classes), by name."""
     return PARTS.select(lambda cls: issubclass(cls, kind) and not inspect.isabstract(cls))
+
+
+def parts_in(part: Any) -> Iterator[Described]:
+    """A part, and all parts that it is made of."""
+    if isinstance(part, Described):
+        yield part
+        for field in dataclasses.fields(part):  # pyright: ignore[reportArgumentType]
+            yield from parts_in(getattr(part, field.name))
 
 
 def _short(value: Any) -> str:

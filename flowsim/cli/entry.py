@@ -16,6 +16,7 @@ from flowsim.cli.claims import Claims
 from flowsim.cli.clip import CLIP_COMMANDS, Clip
 from flowsim.cli.clip_options import TrainingOptions
 from flowsim.cli.compare import Compare
+from flowsim.cli.imports import current_folder_first, imported, split_imports
 from flowsim.cli.measure import Measure
 from flowsim.cli.output import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, say
 from flowsim.cli.parsing import Command, options_of, parse
@@ -46,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         processes.compile_quickly()
     try:
-        code = _run(argv)
+        argv, homes = split_imports(argv)
+        with current_folder_first() if homes else contextlib.nullcontext():
+            for home in homes:
+                imported(home)
+            code = _run(argv)
         sys.stdout.flush()
         return code
     except FlowsimError as error:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from flowsim.cli.options import File, Flag, hint, number, text, whole
+from flowsim.cli.options import File, Flag, hint, names_in, number, text, whole
 from flowsim.cli.output import progress
 from flowsim.errors import FlowsimError
 
@@ -33,11 +33,16 @@ class Measure:
             )
         from flowsim import observables
 
-        only = None if self.only is None else [name.strip() for name in self.only.split(",")]
         image, text = observables.open_embeddings(self.file[0])
         with progress("Measuring") as shown:
             report = observables.report(
-                image, text, self.temperature, self.captions_per_image, only=only, exact=self.exact, progress=shown
+                image,
+                text,
+                self.temperature,
+                self.captions_per_image,
+                only=names_in(self.only),
+                exact=self.exact,
+                progress=shown,
             )
         print(report.to_json() if self.json else report)
         return 0

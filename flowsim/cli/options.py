@@ -78,3 +78,8 @@ File = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="FILE", help
 Files = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="RUN.nc ...", help_behavior_hint="")]
 #: One of the runs of a file.
 RunName = Annotated[str | None, text("--run", "NAME"), conf.arg(name="run", help_behavior_hint="")]
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """The names in a list with commas; None for None."""
+    return None if text is None else [name.strip() for name in text.split(",")]

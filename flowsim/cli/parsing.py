@@ -14,7 +14,8 @@ from flowsim.errors import FlowsimError, unknown_name
 
 _ABOUT = {
     "flowsim": "Gradient flow of contrastive losses, and the modality gap it explains. "
-    "`flowsim --version` prints the version.",
+    "`flowsim --version` prints the version. Every command takes `--import FILE.py`, or a module, with "
+    "parts, observables or claims that you wrote.",
     "flowsim clip": "flowsim's schedules on real CLIP models.",
 }
 

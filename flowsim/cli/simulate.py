@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from flowsim.cli.files import check_writable_file
 from flowsim.cli.flows import T1, FlowOptions
-from flowsim.cli.options import Flag, hint, text
+from flowsim.cli.options import Flag, hint, names_in, text
 from flowsim.cli.output import EXIT_BAD_INPUT, print_json, progress, say, say_saved, summary
 from flowsim.errors import FlowsimError
 
@@ -22,6 +22,8 @@ class Simulate(FlowOptions):
     Example: flowsim simulate --preset Baseline --start rings --t1 1e5 --set schedule.temperature.init=0.1
     """
 
+    observables: Annotated[str | None, text("--observables", "NAME,..."), hint("(default: gap, loss, ...)")] = None
+    """Observables to record, e.g. modality_gap,uniformity."""
     resume: Annotated[str | None, text("--resume", "RUN.nc"), hint()] = None
     """Continue a saved run with its own flow, clock, seed and learned temperature."""
     out: Annotated[str | None, text("--out", "RUN.nc"), hint()] = None
@@ -46,6 +48,7 @@ class Simulate(FlowOptions):
                 seed=self.seed,
                 rtol=self.rtol,
                 method=self.method,  # pyright: ignore[reportArgumentType]
+                observables=names_in(self.observables),
                 throw=False,
             )
         if self.out is not None:

@@ -9,7 +9,7 @@ from tyro import conf
 
 from flowsim.cli.files import check_writable_file, check_writable_folder
 from flowsim.cli.flows import T1, FlowOptions
-from flowsim.cli.options import Flag, choice, hint, text
+from flowsim.cli.options import Flag, choice, hint, names_in, text
 from flowsim.cli.output import print_json, progress, say_saved
 from flowsim.cli.values import parse_over
 from flowsim.errors import FlowsimError
@@ -35,6 +35,8 @@ class Sweep(FlowOptions):
     """product: every combination of the values; zip: element by element."""
     to: Annotated[str | None, text("--to", "RUNS.zarr"), hint()] = None
     """Folder to which finished runs are saved; the same command resumes where it was stopped."""
+    observables: Annotated[str | None, text("--observables", "NAME,..."), hint("(default: gap, loss, ...)")] = None
+    """Observables to record, e.g. modality_gap,uniformity."""
     executor: Annotated[str | None, text("--executor", "WHERE"), hint("(default: threads)")] = None
     """Address of a dask scheduler (tcp://host:8786), or processes:N."""
     out: Annotated[str | None, text("--out", "RUNS.nc"), hint()] = None
@@ -48,6 +50,7 @@ class Sweep(FlowOptions):
             check_writable_file(Path(self.out), ".nc")
         if self.to is not None:
             check_writable_folder(Path(self.to).parent, "--to")
+        from flowsim.integrate.options import DEFAULT_OBSERVABLES
         from flowsim.integrate.sweep import sweep
 
         flow, start = self.flow_and_start()
@@ -63,6 +66,7 @@ class Sweep(FlowOptions):
                 seed=self.seed,
                 rtol=self.rtol,
                 method=self.method,  # pyright: ignore[reportArgumentType]
+                observables=names_in(self.observables) or DEFAULT_OBSERVABLES,
                 executor=self.executor,
                 progress=shown,
             )

@@ -13,6 +13,7 @@ from typing import Any
 _COMMANDS = {"fs.clip.study": "flowsim clip study", "fs.clip.early_changes": "flowsim clip early"}
 
 _ARGUMENT = re.compile(r"^Argument `(\w+)`")
+_IMPORT = re.compile(r"(?:Import it first: from (\S+) import \w+|Define it as in the session that wrote this)\.")
 _EXAMPLE = re.compile(r"(?<=Use e\.g\. )(\w+)=(\S+?)(?=[.,:;]?(?:\s|$))")
 _NAME = re.compile(r"(?<!Argument )(?<!Setting )`([\w.]+)(?:=([^`]*))?`")
 
@@ -50,6 +51,7 @@ def in_options(message: str, options: Collection[str], given: Mapping[str, Any],
         option = flag(match[1])
         return match[0] if option is None else f"{option} {match[2]}"
 
+    message = _IMPORT.sub(lambda found: f"Add --import {found[1] or 'FILE.py, a file that defines it'}.", message)
     argument = _ARGUMENT.match(message)
     if argument is not None:
         option = flag(argument[1])

@@ -229,8 +229,7 @@ def calibration(runs: Sequence[Run]) -> Finding[Curves]:
 
 def _seen(run: Run) -> Seen:
     """The evaluations of a run, and which are seen; raises `CannotTell` if there are too few."""
-    if run.schedule is None:
-        raise CannotTell("The run does not record its schedule, so that nothing can be simulated from it.")
+    run.known_schedule()
     if not len(run.snapshot_time) or run.snapshot_time[0] != run.time[0]:
         raise CannotTell("The run holds no embeddings from its start.")
     rows = chosen_rows(run, 0)

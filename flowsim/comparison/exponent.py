@@ -224,12 +224,15 @@ def exponent(runs: Sequence[Run]) -> Finding[Curves]:
 
 def _policy(run: Run) -> AbstractTemperature:
     """The policy of a learned temperature; raises `CannotTell` for other policies."""
-    if run.schedule is None:
-        raise CannotTell("The run does not record its schedule, so that no law can be chosen.")
+    temperature = run.known_schedule().temperature
     policy = run.learnable
     if policy is None:
-        kind = type(run.schedule.temperature).__name__
-        raise CannotTell(f"The temperature was not learned ({kind}): no law ties it to the gap.")
+        kind = type(temperature).__name__
+        raise CannotTell(
+            f"No law is known for the learned temperature of {kind}."
+            if temperature.learnable
+            else f"The temperature was not learned ({kind}): no law relates it to the gap."
+        )
     if run.beta is None:
         raise CannotTell("The run does not record its temperature.")
     if float(policy.lr_ratio) <= 0:

@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 from matplotlib.axes import Axes
 
 from flowsim.base.registry import Registry
-from flowsim.comparison.record import Run
+from flowsim.comparison.record import CannotTell, Run
 
 Verdict = Literal["agrees", "disagrees", "cannot tell"]
 C = TypeVar("C")
@@ -50,14 +50,6 @@ class Finding(Generic[C]):
     curves: C | None = None
 
 
-class CannotTell(Exception):
-    """A run lacks the data that an item needs; holds the reason and the numbers known so far."""
-
-    def __init__(self, reason: str, **numbers: Any) -> None:
-        super().__init__(reason)
-        self.finding: Finding[Any] = Finding("cannot tell", reason, numbers)
-
-
 @dataclasses.dataclass(frozen=True)
 class Panel(Generic[C]):
     """A panel of the figure: the function that draws it, its title (default: the item's), and whether it is shown."""
@@ -82,7 +74,7 @@ class Part(Generic[C]):
         try:
             found = self.find(runs)
         except CannotTell as reason:
-            found = reason.finding
+            found = Finding("cannot tell", reason.reason, reason.numbers)
         return Item(self.name, self.title, found.verdict, found.sentence, self.criterion, found.numbers, found.curves)
 
     def drawings(self, item: Item) -> list[tuple[str, Callable[[Axes], None]]]:

@@ -25,6 +25,15 @@ Rows = tuple[np.ndarray, np.ndarray]
 _OF_PAIRS = ("matched_fraction", "margin", "doubly_stochastic_defect")
 
 
+class CannotTell(Exception):
+    """A run lacks the data that an item needs; holds the reason and the numbers known so far."""
+
+    def __init__(self, reason: str, **numbers: Any) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.numbers = numbers
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """Settings of a training; None if not recorded."""
@@ -62,6 +71,10 @@ class Settings:
 
     #: With the clamp of the training.
     schedule: Schedule | None
+    #: Why there is none, as a sentence.
+    no_schedule: str
+    #: Loss and pairing of a flow, where they are not those that a comparison simulates.
+    other_parts: tuple[str, ...]
     training: Training | None
     training_pairs: int | None
     #: Dimension of the embeddings.
@@ -77,12 +90,19 @@ class Settings:
         flow, options, said = (config.get(k, {}) for k in ("flow", "options", "training"))
         training = Training.of(said) if said else None
         held, rate = config.get("schedule") or flow.get("schedule"), options.get("lr")
-        schedule = None
+        schedule, why = None, "The run does not record its schedule."
         if held is not None:
-            schedule = _clamped(schedules.Schedule.from_json(json.dumps(held)), training)
+            try:
+                schedule = _clamped(schedules.Schedule.from_json(json.dumps(held)), training)
+            except FlowsimError as error:  # a class that this session does not know
+                why = str(error)
+        usual = {"loss": "InfoNCE", "pairing": "Matched"}
+        others = (flow[part]["kind"] for part, kind in usual.items() if part in flow and flow[part]["kind"] != kind)
         pairs, dim = config.get("data", {}).get("training_pairs"), config.get("embed_dim")
         return Settings(
             schedule,
+            why,
+            tuple(others),
             training,
             None if pairs is None else int(pairs),
             None if dim is None else int(dim),
@@ -235,6 +255,12 @@ class Run:
     @property
     def schedule(self) -> Schedule | None:
         """The schedule as it ran."""
+        return self.settings.schedule
+
+    def known_schedule(self) -> Schedule:
+        """The schedule; raises `CannotTell` if it is not known."""
+        if self.settings.schedule is None:
+            raise CannotTell(self.settings.no_schedule)
         return self.settings.schedule
 
     @property

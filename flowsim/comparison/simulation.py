@@ -110,8 +110,13 @@ class Measured:
             deviation += f", and ln τ by {short(self.rms_log_tau)}, {percent(self.relative_log_tau)}"
         return (
             f"From {len(self.rows[0])} pairs {self.start}, with {short(self.fit.factor)}{within} units of flow time "
-            f"{self.unit}, {deviation}."
+            f"{self.unit}, {deviation}.{self._reference()}"
         )
+
+    def _reference(self) -> str:
+        """A sentence where the run had other parts than the simulation."""
+        others = self.run.settings.other_parts
+        return f" The simulation has InfoNCE and matched pairs, the run {' and '.join(others)}." if others else ""
 
     def curves(self) -> Curves:
         """Data of the panels."""
@@ -130,8 +135,7 @@ class Measured:
 
 def measure(run: Run) -> Measured:
     """Simulate from the run's own rows and fit the factor of time; raises `CannotTell`."""
-    if run.schedule is None:
-        raise CannotTell("The run does not record its schedule, so that nothing can be simulated from it.")
+    run.known_schedule()
     if not len(run.snapshot_time):
         raise CannotTell("The run holds no embeddings to start a simulation from.")
     index, start = _first_epoch(run)

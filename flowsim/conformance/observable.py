@@ -51,7 +51,14 @@ def arrays(observable: Observable) -> str:
 def jit(observable: Observable) -> str:
     if not observable.traceable:
         return "`traceable` is False: the function is called on the host."
-    found = jax.jit(lambda x, y: _call(observable, x, y))(*_rows())
+    try:
+        found = jax.jit(lambda x, y: _call(observable, x, y))(*_rows())
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+        require(
+            False,
+            "The function cannot be compiled: it calls NumPy, or needs the value of a number that is known only at run "
+            "time. Use jax.numpy, or register it with traceable=False.",
+        )
     apart = difference(found, _call(observable, *_rows()))
     require(apart < CLOSE, f"`traceable` is True, but the compiled function differs by {apart:.2g} (relative).")
     return "The compiled function gives the same."
@@ -76,17 +83,11 @@ def _told(observable: Observable, change: str, image: Any, text: Any) -> str:
 
 
 def from_function(function: Any) -> Observable:
-    """A function as an observable: as registered; else with a temperature if it takes one, and traceable if it can be
-    compiled."""
+    """A function as an observable: as registered; else as `fs.observables.register` would without options."""
     known = next((entry for entry in REGISTRY.values() if entry.function is function), None)
     if known is not None:
         return known
     name, more = getattr(function, "__name__", type(function).__name__), False
     with contextlib.suppress(ValueError, TypeError):  # of some built-in functions
         more = "temperature" in inspect.signature(function).parameters
-    try:
-        jax.eval_shape(function, *_rows(), **({"temperature": _TAU} if more else {}))
-        traceable = True
-    except Exception:  # a user's function may raise anything, which the checks then report
-        traceable = False
-    return Observable(name, function, "", name, needs_temperature=more, traceable=traceable, normalise=True)
+    return Observable(name, function, "", name, needs_temperature=more, normalise=True)

@@ -61,6 +61,10 @@ def sums(pairing: AbstractPairing) -> str:
         n = _size(pairing, sizes)
         for method in _methods(pairing):
             targets = compiled(_draw, pairing, jax.random.key(5), method, n, np.float64)
+            require(
+                (targets.rows is None) == (targets.columns is None),
+                f"`{method}` must give both `rows` and `columns`, or none of them: a missing one is the identity.",
+            )
             if targets.rows is not None and n >= LARGE:
                 note = f" For {n} pairs they are n×n matrices."
             for axis, matrix in enumerate(targets.matrices(n, np.float64)):
@@ -72,6 +76,9 @@ def sums(pairing: AbstractPairing) -> str:
 def _distributions(method: str, matrix: np.ndarray, pairs: int, axis: int) -> None:
     which = ("row of `rows`", "column of `columns`")[axis]
     require(matrix.shape == (pairs, pairs), f"{method} must give (n, n) for {pairs} pairs, but gives {matrix.shape}.")
+    require(
+        np.isfinite(matrix).all(), f"{method} must give finite numbers, but for {pairs} pairs a {which} has others."
+    )
     apart = difference(matrix.sum(axis=1 - axis), np.ones(pairs))
     require(
         apart < CLOSE and (matrix >= -CLOSE).all(),

@@ -8,7 +8,7 @@ from flowsim.base.modules import tracing
 from flowsim.integrate.assemble import assemble
 from flowsim.integrate.descent import run
 from flowsim.integrate.observe import observe
-from flowsim.integrate.options import DEFAULT_OBSERVABLES, Precision, check_policy, check_run
+from flowsim.integrate.options import Precision, check_policy, check_run, observables_of
 from flowsim.integrate.origin import origin_of
 from flowsim.integrate.session import opened
 from flowsim.model.flow import GradientFlow
@@ -26,7 +26,7 @@ def descend(
     *,
     seed: int = 0,
     horizon: float | None = None,
-    observables: Sequence[str] = DEFAULT_OBSERVABLES,
+    observables: Sequence[str] | None = None,
     precision: Precision = "float64",
     devices: int | Sequence[Any] | None = None,
     throw: bool = True,
@@ -49,7 +49,7 @@ def descend(
         seed: Seed of the recipe and of the draws at every step. A continued run keeps its own.
         horizon: Step at which schedules end: they run in progress u = step/`horizon`. Default: that of the continued
             descent, else the number of steps.
-        observables: Names recorded at every output; see `fs.observables.names()`.
+        observables: As in `fs.simulate`.
         precision: "float64" or "float32".
         devices: As in `fs.simulate`.
         throw: Whether to raise `SimulationStopped` if the run ended early. If False, the result holds the part before.
@@ -68,6 +68,7 @@ def descend(
         >>> result.clock, round(float(result.time[-1]), 3)
         ('sum of learning rates', 1.0)
     """
+    observables = observables_of(observables, start)
     check_run(flow, seed, precision, observables)
     check_policy(flow)
     origin = origin_of(flow, start, seed, horizon, in_steps=True)

@@ -57,6 +57,43 @@ def _of_directions(metric: Callable[..., Any], flow: GradientFlow, state: State)
     return metric(similarity=jnp.asarray(flow.geometry.pair_similarity(state.unknowns.position, state.constants)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What an observable of states gets: the flow at one time, inside a compiled program.
+
+    Attributes:
+        flow: The flow.
+        time: Flow time t.
+        state: Its state; `state.unknowns.position` holds the coordinates of the geometry, such as `image` and `text`.
+        horizon: Flow time at which schedules end.
+    """
+
+    flow: GradientFlow
+    time: Any
+    state: State
+    horizon: Any
+
+    @property
+    def inverse_temperature(self) -> Any:
+        """β."""
+        return self.flow.inverse_temperature(self.time, self.state, self.horizon)
+
+    @property
+    def temperature(self) -> Any:
+        """τ = 1/β."""
+        return 1 / self.inverse_temperature
+
+    @property
+    def rows(self) -> Any:
+        """The embeddings (image, text), each (n, d)."""
+        return self.flow.rows(self.state)
+
+    @property
+    def velocity(self) -> Unknowns:
+        """d/dt of the unknowns: `velocity.position`, and `velocity.raw_temperature` of a learnable policy."""
+        return self.flow.vector_field(self.time, self.state, self.horizon)
+
+
 def observe_state(
     flow: GradientFlow, t: Any, state: State, horizon: Any, observables: tuple[Observable, ...]
 ) -> dict[str, Any]:
@@ -66,6 +103,9 @@ def observe_state(
     for observable in observables:
         if observable.name in STATE_OBSERVABLES:
             value = STATE_OBSERVABLES[observable.name](flow, t, state, beta, horizon)
+        elif observable.of == "state":
+            value = observable.one_number(observable.function(Moment(flow, t, state, horizon)))
+            value = None if value is None else jnp.asarray(value, beta.dtype)
         else:
             rows = flow.geometry.rows(state.unknowns.position, state.constants)
             value = jnp.full_like(beta, jnp.nan) if rows is None else inside_trace(observable, *rows, 1 / beta)

@@ -6,10 +6,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from flowsim import observables as obs
-from flowsim.base.checks import check, check_number
+from flowsim.base.checks import check, check_number, shown
 from flowsim.errors import unknown_name
 from flowsim.integrate.methods import METHODS, Method
 from flowsim.model.flow import GradientFlow
+from flowsim.records.result import Simulation
 
 Precision = Literal["float64", "float32"]
 DEFAULT_OBSERVABLES = (
@@ -60,10 +61,29 @@ def check_run(flow: Any, seed: Any, precision: str, observables: Sequence[str]) 
     )
     if precision not in ("float64", "float32"):
         raise unknown_name("precision", precision, ("float64", "float32"))
+    check_observables(observables)
+
+
+def check_observables(observables: Any) -> None:
+    """Refuse names that a run cannot record. Raises `FlowsimError`."""
+    check(
+        isinstance(observables, Sequence) and not isinstance(observables, str),
+        f"Argument `observables` must be a list of names, but is {shown(observables)}. Use e.g. ['modality_gap'].",
+    )
     known = [*obs.names("state"), *obs.names("rows")]
     for name in observables:
         if name not in known:
-            raise unknown_name("observable of a flow", name, known)
+            raise unknown_name("observable of a flow", name if isinstance(name, str) else shown(name), known)
+
+
+def observables_of(observables: Sequence[str] | None, start: Any) -> Sequence[str]:
+    """The observables to record: by default those of a run that is continued, without those unknown in this session."""
+    if observables is not None:
+        return observables
+    if not isinstance(start, Simulation):
+        return DEFAULT_OBSERVABLES
+    known = {*obs.names("state"), *obs.names("rows")}
+    return tuple(name for name in start.config["options"]["observables"] if name in known)
 
 
 def check_policy(flow: GradientFlow) -> None:

@@ -29,6 +29,7 @@ from flowsim.integrate.options import (
     check_policy,
     check_run,
     horizon_of,
+    observables_of,
     solve_options,
 )
 from flowsim.integrate.origin import origin_of
@@ -59,7 +60,7 @@ def simulate(
     method: Method | None = None,
     max_steps: int = 200_000,
     snapshots: "ArrayLike | None" = None,
-    observables: Sequence[str] = DEFAULT_OBSERVABLES,
+    observables: Sequence[str] | None = None,
     precision: Precision = "float64",
     devices: int | Sequence[Any] | None = None,
     throw: bool = True,
@@ -86,7 +87,8 @@ def simulate(
         max_steps: Maximum number of steps of one method. By default the explicit method is left after 2,000.
         snapshots: Output times at which embeddings are stored, in addition to the last one, from which the run can be
             continued. Default: all if they fit into 64 MiB, else an even selection.
-        observables: Names recorded at every output time; see `fs.observables.names()`.
+        observables: Names recorded at every output time, of `fs.observables.names("rows")` and `names("state")`.
+            Default: those of the continued run, else `DEFAULT_OBSERVABLES`, such as gap, temperature, loss, margin.
         precision: "float64" or "float32". The latter is faster on short horizons; `rtol` is then at least 1e-5, `atol`
             at least 1e-7, and times beyond 1e6 are refused.
         devices: JAX devices that share the pairs, or their number, which must divide the number of pairs. Only for many
@@ -114,6 +116,7 @@ def simulate(
         >>> round(longer.final["modality_gap"], 3)
         0.504
     """
+    observables = observables_of(observables, start)
     check_run(flow, seed, precision, observables)
     check_policy(flow)
     origin = origin_of(flow, start, seed, horizon, in_steps=False)
@@ -201,7 +204,6 @@ def _resolve(result: Simulation, t: float) -> Simulation:
         atol=options["atol"],
         method=options["method"],
         precision=options["precision"],
-        observables=tuple(options["observables"]),
     )
 
 

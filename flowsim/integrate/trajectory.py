@@ -169,7 +169,7 @@ class Trajectory:
             self.status = Status.COMPLETED
         elif exits := occurred - {"steady", "clamp"}:
             self.status = ending(exits)
-        elif not all(np.isfinite(x).all() for x in jax.tree.leaves(out.unknowns)):
+        elif np.isnan(self._noise) or not all(np.isfinite(x).all() for x in jax.tree.leaves(out.unknowns)):
             self.status = Status.NON_FINITE
         elif "steady" in occurred:
             self._settle(None)

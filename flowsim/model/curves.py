@@ -118,6 +118,9 @@ class FromFunction(AbstractTemperature):
             tau = np.asarray(self._call(jnp.asarray(self.count * progress, jnp.float64)), np.float64)
         return 1.0 / (tau + 0.0 * progress)
 
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        return {self.function: _FUNCTIONS[self.function]}
+
     def _call(self, x: Any) -> Any:
         try:
             with jax.numpy_dtype_promotion("standard"):  # users and optax mix types

@@ -24,7 +24,7 @@ class Observable:
 
     Args:
         name: Name in reports, results and files.
-        function: Takes (image, text), and `temperature` if needed.
+        function: Takes (image, text), and `temperature` if needed; one of "state" takes a `Moment`.
         symbol: LaTeX symbol for axes.
         description: Formula on unit rows, range, better direction.
         needs_pairs: Whether row i of both modalities must belong together.
@@ -68,6 +68,13 @@ class Observable:
         Raises:
             FlowsimError: If the function does not return one number, or is not one of rows.
         """
+        check(
+            self.of == "rows",
+            f"The observable {self.name!r} is not a function of rows. Record it in a run: "
+            f"fs.simulate(..., observables=[{self.name!r}])."
+            if self.of == "state"
+            else f"The observable {self.name!r} belongs to a training. Read it from its record: fs.load(...).",
+        )
         if self.normalise:
             image, text = (unit(x) if isinstance(x, Tracer) else blocks.Rows(x)[:] for x in (image, text))
         value = (
@@ -75,6 +82,10 @@ class Observable:
             if self.needs_temperature
             else self.function(image, text)
         )
+        return self.one_number(value)
+
+    def one_number(self, value: Any) -> Any:
+        """The value itself; raises `FlowsimError` if it is not one number."""
         check(
             np.shape(value) == (),
             f"The observable {self.name!r} must be one number, but has shape {np.shape(value)}. Return e.g. its mean.",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 
-from flowsim.base.checks import check, shown
+from flowsim.base.checks import check, check_choice, shown
 from flowsim.errors import FlowsimError
 from flowsim.observables.observable import Observable
 from flowsim.observables.table import REGISTRY, TAKEN, TAKEN_BEGINNINGS
@@ -32,6 +32,7 @@ def register(
     needs_pairs: bool = True,
     normalise: bool = True,
     traceable: bool = True,
+    of: Literal["rows", "state"] = "rows",
 ) -> Callable[[_Function], _Function]: ...
 
 
@@ -45,15 +46,16 @@ def register(
     needs_pairs: bool = True,
     normalise: bool = True,
     traceable: bool = True,
+    of: Literal["rows", "state"] = "rows",
 ) -> Any:
-    r"""Add an observable of rows, for `report` and `fs.simulate(..., observables=[...])`. A decorator.
+    r"""Add an observable, for `fs.simulate(..., observables=[...])` and, if it is one of rows, `report`. A decorator.
 
     The function itself is unchanged. If you register another one under the same name, it replaces the first, as when
     a cell of a notebook is run again.
 
     Args:
         function: f(image, text) or f(image, text, temperature) that returns one number, for rows of shapes (n, d) and
-            (m, d) and the temperature τ.
+            (m, d) and the temperature τ. With `of="state"`: f(moment), see below.
         name: Name in reports and results. Default: the name of the function.
         symbol: LaTeX symbol for axes, e.g. r"\rho".
         description: Formula, range, better direction. Default: the first line of the docstring.
@@ -62,6 +64,8 @@ def register(
         normalise: Whether rows are scaled to unit length first, as for flowsim's own metrics.
         traceable: Whether the function uses only `jax.numpy`. Otherwise it gets NumPy arrays, and a run calls it once
             for every output time, which is slower.
+        of: "rows" for a number of embeddings. "state" for one of the flow, which only a run has: the function gets a
+            `Moment` with `flow`, `time`, `state`, `temperature` and `velocity`, and uses `jax.numpy`.
 
     Returns:
         The function.
@@ -71,7 +75,7 @@ def register(
             unless `traceable=False`; and for one that does not return one number.
 
     Examples:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> import flowsim as fs
         >>> @fs.observables.register(symbol=r"d_\max", description="max ‖x_i − y_i‖, in [0, 2], lower is closer")
         ... def largest_pair_distance(image, text):
@@ -82,6 +86,13 @@ def register(
         >>> result = fs.simulate(flow, start, t1=10.0, observables=["modality_gap", "largest_pair_distance"])
         >>> round(result.final["largest_pair_distance"], 3)
         0.694
+        >>> @fs.observables.register(of="state", symbol="v", description="speed of the embeddings, ‖dθ/dt‖")
+        ... def speed(moment):
+        ...     velocities = jax.tree.leaves(moment.velocity.position)
+        ...     return jnp.sqrt(sum(jnp.sum(v**2) for v in velocities))
+        >>> run = fs.simulate(flow, start, t1=10.0, observables=["speed"])
+        >>> bool(run["speed"][-1] < run["speed"][0])
+        True
     """
     if function is None:
         return functools.partial(
@@ -93,23 +104,33 @@ def register(
             needs_pairs=needs_pairs,
             normalise=normalise,
             traceable=traceable,
+            of=of,
         )
     check(callable(function), f"Only a function can be an observable, but got {shown(function)}.")
     name = str(getattr(function, "__name__", "")) if name is None else name
     _check_name(name)
     first_line = (inspect.getdoc(function) or "").partition("\n")[0]
+    check_choice("kind of observable", of, ("rows", "state"))
+    rows = of == "rows"
+    check(
+        rows or (traceable and needs_pairs and normalise),
+        "An observable of states is traced, and has no rows. Leave out `traceable`, `needs_pairs` and `normalise`.",
+    )
     made = Observable(
         name,
         function,
         symbol.strip("$"),
         description or first_line or name.replace("_", " "),
         needs_pairs=needs_pairs,
-        needs_temperature=_takes_temperature(name, function),
+        needs_temperature=rows and _takes_temperature(name, function),
         traceable=traceable,
         undefined=undefined,
-        normalise=normalise,
+        of=of,
+        normalise=rows and normalise,
     )
-    if traceable:
+    if not rows:
+        _check_takes_moment(name, function)
+    elif traceable:
         _check_traceable(made)
     REGISTRY.add(name, made, getattr(function, "__module__", None) or "")
     return function
@@ -140,6 +161,15 @@ def _takes_temperature(name: str, function: Callable[..., Any]) -> bool:
             f"The observable {name!r} must take (image, text) or (image, text, temperature), but takes {signature}."
         ) from None
     return bool(more)
+
+
+def _check_takes_moment(name: str, function: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        raise FlowsimError(
+            f"The observable {name!r} of states must take one argument, a `Moment`: def {name}(moment): ..."
+        ) from None
 
 
 def _check_traceable(observable: Observable) -> None:

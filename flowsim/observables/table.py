@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from flowsim.base.registry import Registry
-from flowsim.errors import FlowsimError, unknown_name
+from flowsim.errors import unknown_name
 from flowsim.observables import gap, matching, separability, spread
 from flowsim.observables.observable import Observable
 from flowsim.observables.retrieval import retrieval_at_k
@@ -73,22 +73,16 @@ _OF_ROWS = (
 # fmt: on
 
 
-def _elsewhere(*_: Any, **__: Any) -> Any:
-    raise FlowsimError(
-        "This observable is not a metric of rows. Record it in a run with fs.simulate(..., observables=[...])."
-    )
+def _unused(*_: Any, **__: Any) -> Any:
+    raise AssertionError("runs and records compute their own observables")
 
 
 def _state(name: str, symbol: str, description: str, label: str = "") -> Observable:
-    return Observable(name, _elsewhere, symbol, description, of="state", label=label)
-
-
-def _of_training(*_: Any, **__: Any) -> Any:
-    raise FlowsimError("This observable belongs to a training. Read it from its record: fs.load(...).")
+    return Observable(name, _unused, symbol, description, of="state", label=label)
 
 
 def _step(name: str, label: str, description: str) -> Observable:
-    return Observable(name, _of_training, "", description, of="step", label=label)
+    return Observable(name, _unused, "", description, of="step", label=label)
 
 
 # fmt: off
@@ -159,7 +153,7 @@ def names(of: Literal["rows", "state", "step"] = "rows") -> list[str]:
 
 def entry(name: str) -> Observable:
     """The entry of a name, for its label and description; a minimal one for a name that only a file has."""
-    return REGISTRY.get(name) or Observable(name, _of_training, "", name.replace("_", " "), of="step")
+    return REGISTRY.get(name) or Observable(name, _unused, "", name.replace("_", " "), of="step")
 
 
 def entries(wanted: Iterable[str]) -> tuple[Observable, ...]:

@@ -18,7 +18,7 @@ from flowsim.base.html import table
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import Start
-from flowsim.observables.table import entry
+from flowsim.observables.table import REGISTRY, entry
 from flowsim.records.netcdf import write_netcdf
 from flowsim.records.status import Outcome
 
@@ -144,6 +144,7 @@ class Result:
     def __getitem__(self, name: str) -> "xr.DataArray":
         """An observable by name; raises `FlowsimError` for an unknown one."""
         if name not in self._columns:
+            check(name not in REGISTRY, f"{name!r} was not recorded. Run again with observables=[..., {name!r}].")
             raise unknown_name("observable", name, self.names)
         return self.to_xarray()[name]
 

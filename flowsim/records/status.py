@@ -32,7 +32,10 @@ class Status(enum.Enum):
         "Stopped: the forces cancel to rounding, and double precision cannot follow the flow any further; "
         "later values are NaN. Use a shorter `t1`."
     )
-    NON_FINITE = "Failed: the vector field is not finite; later values are NaN. Check the start and the temperature."
+    NON_FINITE = (
+        "Failed: the vector field is not finite; later values are NaN. Check the start, the temperature, and parts "
+        "that you wrote (`fs.check`)."
+    )
     PREDICTED = "Predicted: closed form, not integrated."
     UNFINISHED = "Unfinished: training has not reached its last step; run the same command again to continue."
     SADDLE = (

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -41,6 +41,21 @@ def check(executor: Any) -> None:
             raise FlowsimError(f"There is no dask scheduler at {executor!r}. {_CURE}")
     elif not (executor is None or isinstance(executor, Executor) or _is_client(executor)):
         raise FlowsimError(f"Argument `executor` cannot be {type(executor).__name__}. {_CURE}")
+
+
+def check_importable(executor: Any, own: Mapping[str, Any]) -> None:
+    """Refuse what a user defined in a notebook or terminal, by name, for workers that must import it."""
+    starts = isinstance(executor, str) and executor.startswith("processes:")
+    if not (starts or isinstance(executor, ProcessPoolExecutor)):
+        return
+    # Processes run the file of a script again, under another name.
+    has_file = hasattr(sys.modules["__main__"], "__file__")
+    lost = [name for name, thing in own.items() if thing.__module__ == "__main__" and not has_file]
+    if lost:
+        raise FlowsimError(
+            f"Other processes cannot import {' and '.join(map(repr, lost))}, defined in this session. Move the code "
+            "into a .py file and import it, or leave out `executor`."
+        )
 
 
 @contextlib.contextmanager

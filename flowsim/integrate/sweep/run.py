@@ -10,6 +10,7 @@ run and batches the segments that these request, so that easy runs do not wait f
 
 import dataclasses
 import html
+import importlib
 import json
 import os
 import threading
@@ -25,7 +26,8 @@ from numpy.typing import ArrayLike
 
 from flowsim.base import notice, paths
 from flowsim.base.checks import check
-from flowsim.base.modules import tracing
+from flowsim.base.code import code_digest, is_users
+from flowsim.base.modules import parts_in, tracing
 from flowsim.base.times import output_times
 from flowsim.errors import unknown_name
 from flowsim.integrate.methods import Method
@@ -45,7 +47,7 @@ from flowsim.integrate.sweep.store import CHUNK, Found, Store
 from flowsim.model.flow import GradientFlow, as_start
 from flowsim.model.initial import AbstractRecipe, Start
 from flowsim.numerics import make_room, store_programs
-from flowsim.observables.table import entry
+from flowsim.observables.table import REGISTRY, entry
 from flowsim.progress import Progress, silent, track
 from flowsim.provenance import versions
 from flowsim.records.netcdf import read_netcdf, write_netcdf
@@ -215,10 +217,14 @@ def sweep(
         "rtol": options.rtol, "atol": options.atol, "method": method, "precision": precision,
         "observables": list(observables), "max_steps": max_steps,
     }  # fmt: skip
+    own = users_code(jobs, observables)
+    modules = tuple(sorted({thing.__module__ for thing in own.values()} - {"__main__"}))
+    executors.check_importable(executor, own)
+    settings["code"] = {name: code_digest(thing) for name, thing in own.items()}
     store = Store(Path(to), len(jobs), times, observables, settings) if to is not None else None
     begin = time.perf_counter()
     with notice.compiling():
-        found = _run(jobs, times, horizon_, options, chunk, workers, executor, progress, store)
+        found = _run(jobs, times, horizon_, options, chunk, workers, executor, progress, store, modules)
     attrs = {
         "kind": "flowsim sweep", "schema_version": SCHEMA_VERSION, "config": json.dumps(settings),
         "versions": json.dumps(versions()), "seconds": time.perf_counter() - begin,
@@ -229,6 +235,17 @@ def sweep(
         data[name] = (dims, values.reshape(*grid.shape, *values.shape[1:]), {"long_name": entry(name).label})
     coords = {**grid.coords(), "time": ("time", times, {"long_name": "flow time $t$"})}
     return SweepResult(xr.Dataset(data, coords, attrs))
+
+
+def users_code(jobs: Sequence[Job], observables: Sequence[str]) -> dict[str, Any]:
+    """The classes and observables that a user defined and the runs use, by name."""
+    found: dict[str, Any] = {name: REGISTRY[name].function for name in observables if not REGISTRY.is_ours(name)}
+    for job in dict(zip(structures(jobs), jobs, strict=True)).values():
+        for part in (part for whole in (job.flow, job.start) for part in parts_in(whole)):
+            found |= part.functions()
+            if is_users(type(part)):
+                found[type(part).__name__] = type(part)
+    return dict(sorted(found.items()))
 
 
 def load_sweep(path: str | os.PathLike[str]) -> SweepResult:
@@ -261,6 +278,7 @@ def _run(
     executor: Any,
     progress: Progress,
     store: "Store | None",
+    modules: tuple[str, ...],
 ) -> dict[str, np.ndarray]:
     check(chunk >= 1, f"Argument `chunk` must be at least 1, but is {chunk}. Use e.g. {CHUNK}.")
     found = Found(len(jobs), len(ts), options.observables) if store is None else store.found
@@ -276,7 +294,7 @@ def _run(
         expected = versions()
         # Threads cannot be stopped from outside: they check whether the sweep was cancelled.
         stop = threading.Event() if executor is None else None
-        calls = [([jobs[i] for i in piece], ts, horizon, options, expected, stop) for piece in pieces]
+        calls = [([jobs[i] for i in piece], ts, horizon, options, expected, stop, modules) for piece in pieces]
         finished = executors.completed(pool, _work, calls)
         try:
             for _ in track(pieces, progress, "sweeping"):
@@ -298,8 +316,12 @@ def _work(
     options: Options,
     expected: dict[str, str],
     stop: threading.Event | None,
+    modules: tuple[str, ...],
 ) -> list[dict[str, Any]]:
     """Compute a chunk; runs in a thread, a process or a worker."""
+    # They define classes and observables of a user, which are known by name.
+    for module in modules:
+        importlib.import_module(module)
     here = versions()
     for name, version in expected.items():
         check(

@@ -70,8 +70,15 @@ class Store:
             raise FlowsimError(f"Cannot write {str(path)!r}: {reason}. Choose another folder.") from None
         attrs = self.group.attrs
         if not fresh:
+            held = json.loads(str(attrs.get("config", "{}")))
+            changed = [name for name, code in settings["code"].items() if held.get("code", {}).get(name, code) != code]
             check(
-                attrs.get("config") == text,
+                not changed,
+                f"The code of {' and '.join(map(repr, changed))} is not that with which {str(path)!r} was made. Use "
+                "another folder, or delete this one.",
+            )
+            check(
+                held == json.loads(text),
                 f"{str(path)!r} holds another sweep. Use the settings it was made with, or another folder.",
             )
             self.arrays: dict[str, Any] = dict(self.group.arrays())
