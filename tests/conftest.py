@@ -38,8 +38,8 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    # Observables and claims that a test or a page registered.
-    claims = sys.modules.get("flowsim.claims.registry")
-    for registry in [REGISTRY, *([claims.REGISTRY] if claims else [])]:
+    # Observables, claims and items of comparisons that a test or a page registered.
+    loaded = [sys.modules.get(f"flowsim.{name}") for name in ("claims.registry", "comparison.item")]
+    for registry in [REGISTRY, *(module.REGISTRY for module in loaded if module)]:
         for name in [name for name in registry if not registry.is_ours(name)]:
             registry.remove(name)

@@ -23,7 +23,9 @@ PAGES = sorted(DOCS.rglob("*.md"))
 #: Pages with code; those of the reference are made from docstrings.
 WITH_CODE = [p for p in PAGES if "```python" in p.read_text(encoding="utf-8")]
 #: Pages that compile for more than ten seconds.
-SLOW = {"loss.md", "temperature-policy.md", "embeddings.md", "sweeps.md", "start.md", "geometry.md", "index.md"}
+SLOW = {
+    "loss.md", "temperature-policy.md", "embeddings.md", "sweeps.md", "start.md", "geometry.md", "index.md", "parts.md",
+}  # fmt: skip
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
