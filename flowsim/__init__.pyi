@@ -1,5 +1,6 @@
 from flowsim import claims as claims
 from flowsim import clip as clip
+from flowsim import explorer as explorer
 from flowsim import observables as observables
 from flowsim import plot as plot
 from flowsim import theory as theory
@@ -16,6 +17,7 @@ from flowsim.integrate.sweep import SweepResult as SweepResult
 from flowsim.integrate.sweep import load_sweep as load_sweep
 from flowsim.integrate.sweep import sweep as sweep
 from flowsim.model import extend as extend
+from flowsim.model import geometry as geometry
 from flowsim.model import initial as initial
 from flowsim.model import losses as losses
 from flowsim.model import pairing as pairing

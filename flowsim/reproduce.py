@@ -17,6 +17,7 @@ of the code that computed and drew them: a test compares those in the repository
 import dataclasses
 import hashlib
 import importlib.util
+import inspect
 import json
 import subprocess
 import time
@@ -33,6 +34,7 @@ from rich.table import Table
 
 import flowsim
 from flowsim.base import processes
+from flowsim.base.checks import check, shown
 from flowsim.base.files import check_writable, write_text
 from flowsim.base.sources import computing_hash, drawing_hash, write_stamp
 from flowsim.errors import FlowsimError, unknown_name
@@ -139,7 +141,7 @@ def run(
     known = experiment_names(folder)
     for name in names or ():
         if name not in known:
-            raise unknown_name("experiment", name, known)
+            raise FlowsimError(f"{unknown_name('experiment', name, known)} They are in {str(folder)!r}.")
     chosen = list(dict.fromkeys(names or known))
     out = Path(out) if out is not None else DEFAULT_OUT / ("quick" if quick else "full")
     check_writable(out / "records", "Choose another folder with --out.")
@@ -160,7 +162,7 @@ def _reproduce(
     names: Sequence[str], folder: Path, out: Path, quick: bool, force: bool, screen: "_Screen"
 ) -> tuple[Figures, ...]:
     """Compute what has no valid record in several processes, draw in this one."""
-    modules = {name: _load(name, folder) for name in names}
+    modules = {name: _checked(name, folder) for name in names}
     stamps = {name: _stamp(name, module, folder, quick) for name, module in modules.items()}
     reused = [n for n in names if not force and _valid_record(_record_path(out, n), stamps[n]) is not None]
     missing = [n for n in names if n not in reused]
@@ -207,12 +209,17 @@ def _record_path(out: Path, name: str) -> Path:
 
 def _draw(module: ModuleType, record: Any, out: Path, facts: dict[str, Any]) -> tuple[Path, ...]:
     import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     from flowsim import plot
 
     stamp = write_stamp(facts | {"numbers": _numbers(record)})
     with plot.paper_style():
         figure = module.plot(record)
+        check(
+            isinstance(figure, Figure),
+            f"`plot` of the experiment {facts['experiment']!r} must return a Figure, but returned {shown(figure)}.",
+        )
         files = tuple(plot.save(figure, out / f"{facts['experiment']}.{kind}", stamp) for kind in ("png", "pdf"))
     plt.close(figure)
     return files
@@ -228,6 +235,27 @@ def _is_checkout(folder: Path) -> bool:
         and project.is_file()
         and 'name = "flowsim"' in project.read_text(encoding="utf-8", errors="replace")
     )
+
+
+def _checked(name: str, folder: Path) -> ModuleType:
+    """An experiment with everything that one needs; raises `FlowsimError` otherwise, before anything is computed."""
+    module = _load(name, folder)
+    missing = [part for part in ("SEED", "FULL", "QUICK", "compute", "plot") if not hasattr(module, part)]
+    if missing:
+        raise FlowsimError(
+            f"The experiment {str(folder / name)!r} defines no {' and no '.join(missing)}. "
+            "See flowsim.reproduce for what an experiment defines."
+        )
+    try:
+        inspect.signature(module.compute).bind(True, None)
+        inspect.signature(module.plot).bind(None)
+        json.dumps([module.FULL, module.QUICK, int(module.SEED)])
+    except (TypeError, ValueError) as error:
+        raise FlowsimError(
+            f"The experiment {str(folder / name)!r} needs compute(quick, progress), plot(record), a whole number SEED, "
+            f"and FULL and QUICK of plain numbers and lists ({error})."
+        ) from None
+    return module
 
 
 def _load(name: str, folder: Path) -> ModuleType:

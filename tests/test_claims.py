@@ -1,5 +1,6 @@
 """Every claim has its expected verdict, and every claim is turned by a model that breaks what it is about."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -146,6 +147,31 @@ def test_a_claim_of_a_user_is_one_of_the_table(processes):
     assert fs.claims.names()[-1] == "own"
     assert {name for name, _, _ in told} == set(asked)
     assert [(done, total) for _, done, total in told] == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"measure": lambda s, q: {"x": "small"}},
+            "'x' of the claim 'own' must be one number, but is 'small'",
+        ),
+        ({"measure": lambda s, q: {"x": np.zeros(3)}}, "must be one number, but is array"),
+        ({"measure": lambda s, q: {"y": 1.0}}, "gave no number 'x', which has a limit. It gave: 'y'"),
+        ({"measure": lambda s: {}}, r"must be a function of \(system, quick\)"),
+        ({"at_most": {"x": "1"}}, "Argument `limit of x` must be a number"),
+    ],
+)
+def test_claims_that_cannot_be_judged_get_one_sentence(changes, message):
+    with pytest.raises(fs.FlowsimError, match=message):
+        dataclasses.replace(own(), **changes).run()
+
+
+def test_ids_are_a_list():
+    with pytest.raises(fs.FlowsimError, match=r"must be a list of ids, but is 'own'. Use e.g. \['own'\]"):
+        fs.claims.run_all(only="own")
+    with pytest.raises(fs.FlowsimError, match="Expected a claim, but got"):
+        fs.claims.register(own)
 
 
 def test_flowsims_claims_are_protected():

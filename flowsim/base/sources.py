@@ -93,7 +93,7 @@ def computing_hash(source: Path, package: Path = PACKAGE) -> str:
     # `clip/` and the records of training matter only to experiments that read them.
     real = "flowsim.clip" in text or '.nc"' in text
     apart = tuple(p for p in PRESENTATION if not (real and p == "clip/"))
-    named: list[tuple[str, ast.AST | bytes]] = [(source.name, tree(text))]
+    named: list[tuple[str, ast.AST | bytes]] = [(source.name, _computing(tree(text)))]
     folder = source.parent
     for path in sorted((folder / "reference").glob("*.*" if real else "*.csv")):
         named.append((path.relative_to(folder).as_posix(), path.read_bytes()))
@@ -103,6 +103,20 @@ def computing_hash(source: Path, package: Path = PACKAGE) -> str:
         if inside in used or not inside.startswith(apart):
             named.append((f"flowsim/{inside}", tree(path.read_text(encoding="utf-8"))))
     return digest(named)
+
+
+def _computing(module: ast.Module) -> ast.Module:
+    """An experiment without the functions that only its drawing needs."""
+    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
+    waiting = [node for node in module.body if not isinstance(node, ast.FunctionDef)]
+    waiting += [functions[name] for name in ("compute",) if name in functions]
+    needed: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        needed |= {node.name} if isinstance(node, ast.FunctionDef) else set()
+        waiting += [functions[name] for name in _uses(node) - needed if name in functions]
+    kept = [node for node in module.body if not isinstance(node, ast.FunctionDef) or node.name in needed]
+    return ast.Module(kept, [])
 
 
 def drawing_hash(source: Path | str, package: Path = PACKAGE) -> str:

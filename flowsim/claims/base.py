@@ -1,6 +1,7 @@
 """What a claim is, how it is judged, and the system that it is measured on."""
 
 import dataclasses
+import inspect
 import json
 import math
 import textwrap
@@ -11,9 +12,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from flowsim.base.checks import check
+from flowsim.base.checks import check, check_number, host_array, shown
 from flowsim.base.html import table
-from flowsim.errors import unknown_name
+from flowsim.errors import FlowsimError, unknown_name
 from flowsim.integrate.descend import descend
 from flowsim.integrate.simulate import simulate
 from flowsim.integrate.sweep import SweepResult, sweep
@@ -161,6 +162,15 @@ class Claim:
             len(self.at_most) + len(self.at_least) > 0,
             f"The claim {self.id!r} has no limits, so that nothing could make it fail. Give `at_most` or `at_least`.",
         )
+        for name, limit in (*self.at_most.items(), *self.at_least.items()):
+            check_number(f"limit of {name}", limit, cure="Use e.g. at_most={'largest_error': 1e-8}.")
+        try:
+            inspect.signature(self.measure).bind(None, None)
+        except (TypeError, ValueError):
+            raise FlowsimError(
+                f"The measurement of the claim {self.id!r} must be a function of (system, quick), but is "
+                f"{shown(self.measure)}."
+            ) from None
 
     def judge(self, numbers: Mapping[str, float]) -> Finding:
         """Whether every limit is respected.
@@ -179,7 +189,10 @@ class Claim:
         """
         for name in (*self.at_most, *self.at_least):
             if name not in numbers:
-                raise unknown_name(f"number of the claim {self.id!r}", name, numbers)
+                raise FlowsimError(
+                    f"The measurement of the claim {self.id!r} gave no number {name!r}, which has a limit. It gave: "
+                    f"{', '.join(map(repr, numbers)) or 'nothing'}."
+                )
         decisive = [numbers[name] for name in (*self.at_most, *self.at_least)]
         if not all(math.isfinite(value) for value in decisive):
             return "fails" if self.expected == "holds" else "undecided"
@@ -211,7 +224,7 @@ class Claim:
                 isinstance(measured, Mapping),
                 f"The measurement of {self.id!r} returned {measured!r}. Return a dict of named numbers.",
             )
-            numbers = {name: _plain(value) for name, value in measured.items()}
+            numbers = {name: _plain(self.id, name, value) for name, value in measured.items()}
         verdict = self.judge(numbers)
         numbers |= {f"{name}_at_most": float(limit) for name, limit in self.at_most.items()}
         numbers |= {f"{name}_at_least": float(limit) for name, limit in self.at_least.items()}
@@ -227,8 +240,12 @@ class Claim:
         )
 
 
-def _plain(value: Any) -> float:
-    number = np.asarray(value).item()
+def _plain(claim: str, name: str, value: Any) -> float:
+    """A measured value as a number of Python; raises `FlowsimError` for anything else."""
+    found = host_array(value)
+    if found is None or found.size != 1 or found.dtype.kind not in "biuf":
+        raise FlowsimError(f"The number {name!r} of the claim {claim!r} must be one number, but is {shown(value)}.")
+    number = found.item()
     return float(number) if isinstance(number, (float, bool)) else number
 
 

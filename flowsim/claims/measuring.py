@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flowsim.base import processes as _processes
+from flowsim.base.checks import check
 from flowsim.claims.base import Claim, System, Table, Verdict
 from flowsim.claims.registry import REGISTRY, theme
 from flowsim.errors import unknown_name
@@ -85,6 +86,10 @@ def run_all(
     Raises:
         FlowsimError: For an unknown id.
     """
+    check(
+        not isinstance(only, str),
+        f"Argument `only` must be a list of ids, but is {only!r}. Use e.g. [{only!r}].",
+    )
     chosen = {get(name).id for name in (names() if only is None else only)}
     themes: dict[str, list[str]] = defaultdict(list)
     for name in (name for name in REGISTRY if name in chosen):

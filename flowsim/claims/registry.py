@@ -2,6 +2,7 @@
 
 import functools
 
+from flowsim.base.checks import check, shown
 from flowsim.base.registry import Registry
 from flowsim.claims.base import Claim
 
@@ -41,6 +42,7 @@ def register(*claims: Claim) -> None:
         ('holds', 0.05)
     """
     for claim in claims:
+        check(isinstance(claim, Claim), f"Expected a claim, but got {shown(claim)}. Use fs.claims.Claim(id=..., ...).")
         REGISTRY.add(claim.id, claim, theme(claim))
 
 

@@ -139,6 +139,11 @@ class Choice:
             FlowsimError: If a control is unknown or a value is out of range.
         """
         for name, value in changes.items():
+            check(
+                name not in ("loss", "pairing", "rule", "schedule"),
+                f"The explorer has no control for `{name}`: it shows flowsim's own parts. For others use fs.simulate "
+                "and fs.plot.overview.",
+            )
             if name not in _BY_NAME:
                 raise unknown_name("control", name, _BY_NAME)
             control = _BY_NAME[name]
