@@ -211,7 +211,7 @@ def test_an_observable_of_states_is_none_of_rows():
     with pytest.raises(fs.FlowsimError, match="'speed' is not a function of rows. Record it in a run"):
         fs.check(fs.observables.REGISTRY["speed"])
     with pytest.raises(fs.FlowsimError, match="must take one argument, a `Moment`"):
-        fs.observables.register(of="state")(lambda image, text: 0.0)
+        fs.observables.register(of="state", name="two")(lambda image, text: 0.0)
     with pytest.raises(fs.FlowsimError, match="is traced, and has no rows"):
         fs.observables.register(of="state", traceable=False)(speed)
 

@@ -7,6 +7,15 @@ import sys
 import pytest
 
 CASES = [
+    ("fs.claims.register(3)", "Expected a claim, but got 3"),
+    (
+        "fs.claims.Claim('a', 'A.', 'b', 'c', lambda s, q: {'x': 1}, at_most={'x': '1'})",
+        "Argument `limit of x` must be a number",
+    ),
+    (
+        "fs.simulate(fs.GradientFlow(), fs.initial.rings(), t1=1, observables='loss')",
+        "must be a list of names, but is 'loss'",
+    ),
     ("fs.simulate('Baseline', fs.initial.rings(), t1=1)", "Expected a GradientFlow, but got str"),
     ("fs.simulate(fs.GradientFlow(), 'rings', t1=1)", "Expected a start, but got str"),
     ("fs.simulate(fs.GradientFlow(), fs.initial.rings(), t1=1, method='explicitt')", "Did you mean 'explicit'"),
@@ -23,7 +32,7 @@ CASES = [
     ("fs.GradientFlow(pairing=0.1)", "Use a pairing such as fs.LabelNoise(0.1)"),
     ("fs.temperature.Learnable(parametrization='softplus')", "Use e.g. fs.temperature.Softplus()"),
     ("fs.claims.base.Claim('a', '', '', '', lambda s, q: {})", "Give `at_most` or `at_least`"),
-    ("fs.claims.base.Claim('a', '', '', '', lambda s, q: {'b': 1}, at_most={'c': 1}).run()", "'c'. Known: b"),
+    ("fs.claims.base.Claim('a', '', '', '', lambda s, q: {'b': 1}, at_most={'c': 1}).run()", "gave no number 'c', which has a limit. It gave: 'b'"),
     ("fs.claims.base.Claim('a', '', '', '', lambda s, q: 3.0, at_most={'c': 1}).run()", "a dict of named numbers"),
     ("fs.claims.run('lemma-3.1', system=3)", "`system` cannot be 3"),
     ("fs.Clusters([0] * 8 + [1] * 8)", "`size` must be a whole number of at least 1, but is [0, 0, "),
