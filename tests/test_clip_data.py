@@ -20,6 +20,7 @@ from flowsim.clip.data import (
     register,
     sources,
 )
+from flowsim.clip.data.given import checked_captions, checked_keys, checked_opener
 from flowsim.clip.data.scenes import COLOURS, KINDS, PLACES, SHADES, SIZES, TEXTURES
 from flowsim.clip.data.shapes import CLASSES, Shapes
 from flowsim.errors import FlowsimError
@@ -434,6 +435,16 @@ def test_coco(coco, tmp_path):
         assert pairs.skipped == {"caption without image": 1, "image that does not exist": 1}
 
 
+def test_coco_that_lists_a_file_twice_has_one_image_with_all_captions(coco):
+    content = json.loads(coco.read_text())
+    content["images"].append({"id": 99, "file_name": "05.png"})
+    content["annotations"].append({"image_id": 99, "id": 99, "caption": "again"})
+    coco.write_text(json.dumps(content))
+    pairs = load(coco)
+    assert pairs.keys == ("05.png", "03.png")
+    assert pairs.captions[0] == ("text 1", "again")
+
+
 def test_coco_errors(coco, tmp_path):
     with pytest.raises(FlowsimError, match=r"The folder '.*val2017' holds no image listed in"):
         load(coco, images=tmp_path / "val2017")
@@ -650,6 +661,148 @@ def test_the_last_reader_is_asked_first_and_a_name_can_be_taken_again(grey):
     assert sources.READERS["grey"].describes == "'grey'"
     with pytest.raises(FlowsimError, match="already has a reader named 'shapes'"):
         register("shapes", lambda source: False)(grey)
+
+
+def of(keys=("a", "b"), captions=(["x"], ["y"]), open_image=lambda k: Image.new("RGB", (8, 8)), **more):
+    return Pairs.of(keys, captions, open_image, source="here", **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"captions": ["a dog", "a cat"]},
+            r"^Captions of image 'a' must be a list of strings, but are 'a dog'. Use \['a dog'\].$",
+        ),
+        ({"captions": [["x"], []]}, r"^Image 'b' has no caption. Give it at least one, or leave it out.$"),
+        ({"true_captions": ["a dog", "a cat"]}, r"^Captions of image 'a' must be a list of strings"),
+        ({"keys": ["a", "a"]}, r"^Keys of images must differ, but 'a' occurs 2 times. Name each image once.$"),
+        ({"keys": "ab"}, r"^Argument `keys` must be a list of strings, but is 'ab'."),
+    ],
+)
+def test_pairs_of_the_wrong_form_are_refused(given, message):
+    with pytest.raises(FlowsimError, match=message):
+        of(**given)
+    assert of().captions == (("x",), ("y",))
+    assert of(captions=[(), ()], labels=[0, 0], classes=["one"]).captions == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "message"),
+    [
+        (checked_captions, np.array(["a dog", "a cat"]), r"strings, but are 'a dog'. Use \['a dog'\].$"),
+        (checked_captions, [["x"], None], r"^Captions of image 'b' must be a list of strings, but are None. Give a"),
+        (checked_captions, [["x"], ["y", 3]], r"^Captions of image 'b' must be strings, but one is 3. Leave out"),
+        (checked_captions, None, r"^Argument `captions` must be a list of lists, but is None. Give one per image.$"),
+        (checked_keys, [0, 1], r"^Keys of images must be strings, but one is 0. Use '0'.$"),
+        (checked_keys, None, r"^Argument `keys` must be a list of strings, but is None. Give one per image.$"),
+        (checked_opener, [1, 2], r"^Argument `open_image` must be a function, but is a list. Use e.g. lambda"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(check, given, message):
+    """Without `Pairs.of`, whose types these tests check before it does."""
+    more = {checked_captions: (("a", "b"), False), checked_keys: ("here", None), checked_opener: ()}[check]
+    with pytest.raises(FlowsimError, match=message):
+        check(given, *more)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda pairs: pairs.image(1), lambda pairs: pairs.pixels(4), lambda pairs: pairs.decoded(4), Pairs.checked]
+)
+def test_images_that_are_not_pillows_are_refused_when_they_are_opened(use):
+    pairs = of(open_image=lambda k: np.zeros((8, 8, 3), np.uint8) if k else Image.new("RGB", (8, 8)))
+    message = "^`open_image` must give images of Pillow, but gives ndarray for 'b' of 'here'. Use .*fromarray"
+    with pytest.raises(FlowsimError, match=message):
+        use(pairs)
+
+
+@pytest.fixture
+def readers():
+    """Readers of a test are forgotten after it."""
+    yield
+    for name in [name for name in sources.READERS if not sources.READERS.is_ours(name)]:
+        sources.READERS.remove(name)
+
+
+@pytest.mark.parametrize("what", [None, [("a", "x")]])
+def test_a_reader_that_gives_no_pairs_is_refused(readers, what):
+    @register("npz", lambda source: source.endswith(".npz"), labelled=lambda source, split: what)
+    def read(source, split):
+        return what
+
+    message = rf"^Reader 'npz' must return `Pairs`, but gives {re.escape(repr(what))} for 'a.npz'. Return"
+    with pytest.raises(FlowsimError, match=message):
+        load("a.npz", "train")
+    with pytest.raises(FlowsimError, match=message):
+        load_labelled("a.npz", "train")
+
+
+def test_pairs_for_training_need_captions_and_labelled_images_do_not(readers):
+    def labelled(source, split):
+        return of(captions=[(), ()], labels=[0, 1], classes=["one", "two"])
+
+    register("npz", lambda source: source.endswith(".npz"), labelled=labelled)(labelled)
+    assert len(load_labelled("a.npz", "test")) == 2
+    with pytest.raises(FlowsimError, match=r"^Image 'a' has no caption"):
+        load("a.npz", "test")
+
+
+def test_a_split_without_images_names_the_cure(folder):
+    cure = r"Choose another with `split=NAME` \(evaluations in training: `held_out=NAME`\), or .*`split=None`"
+    with pytest.raises(FlowsimError, match=rf"^'here' has no images in split 'test'. {cure}"):
+        of(keys=[], captions=[], split="test")
+    with pytest.raises(FlowsimError, match=rf"^Unknown split 'test'.*: train \(2\), val \(1\). {cure}"):
+        load(folder, "test")
+
+
+def test_files_of_a_kind_that_no_reader_knows(tmp_path):
+    write(tmp_path, small__npz="no tar", one__jpg=photo(), noending="")
+    known = r"Data is a COCO .json, a folder.*or 'shapes'. A reader of .*`fs.clip.data.register`.$"
+    for name in ("small.npz", "one.jpg", "noending", "small-*.npz", "{small,large}.npz"):
+        with pytest.raises(FlowsimError, match=rf"^No reader knows '.*{re.escape(name)}'. {known}"):
+            load(tmp_path / name, "train")
+    with pytest.raises(FlowsimError, match=r"^'.*/s\*' includes '.*/small.npz', which is no .tar. Give tars"):
+        load(tmp_path / "s*")
+    with pytest.raises(FlowsimError, match=r"^There is no '.*/small.npy'. Did you mean '.*/small.npz'"):
+        load(tmp_path / "small.npy")
+    with pytest.raises(FlowsimError, match=r"^There is no 'x+'. Check the path"):
+        load("x" * 5000)
+    write(tmp_path / "photos[1].old", a__png=picture(), a__txt="a")
+    assert len(load(tmp_path / "photos[1].old")) == 1
+
+
+def test_files_that_a_reader_cannot_read_are_one_sentence(readers, tmp_path):
+    @register("npz", lambda source: source.endswith(".npz"), labelled=lambda source, split: np.load("gone.npz"))
+    def read(source, split):
+        if split is None:
+            return {}["captions"]
+        raise OSError("the disk is gone") if split == "test" else FileNotFoundError(2, "No such file", source)
+
+    with pytest.raises(FlowsimError, match=r"^Reader 'npz' cannot read 'a.npz': No such file. Check the path.$"):
+        load("a.npz", "train")
+    with pytest.raises(FlowsimError, match=r"^Reader 'npz' cannot read 'a.npz': the disk is gone. Check the path.$"):
+        load("a.npz", "test")
+    with pytest.raises(FlowsimError, match=r"^Reader 'npz' cannot read 'gone.npz': No such file or directory."):
+        load_labelled("a.npz", "test")
+    with pytest.raises(KeyError):  # a mistake in the reader keeps its traceback
+        load("a.npz")
+    write(tmp_path, a__png=picture())
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(FlowsimError, match=r"^Reader 'folder' cannot read '.*/a.txt': No such file"):
+        load(tmp_path)
+
+
+def test_a_reader_is_no_part_to_check(readers):
+    import flowsim as fs
+
+    @register("npz", lambda source: source.endswith(".npz"))
+    def read(source, split):
+        return of(split=split)
+
+    with pytest.raises(FlowsimError, match=r"^`read` is registered as reader 'npz', which fs.check does not check."):
+        fs.check(read)
+    sources.READERS.remove("npz")
+    assert not fs.check(read).ok  # a function as any other
 
 
 def test_pairs_of_unequal_lengths_are_refused():

@@ -423,6 +423,70 @@ def test_measure_names_what_it_left_out(photos, capsys):
 
 
 @pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A reader of .npz files, as in docs/clip.md, for one test: `small.npz` here has splits train (40) and val (20)."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez("small.npz", images=rng.integers(0, 255, (60, 32, 32, 3), np.uint8), split=["train"] * 40 + ["val"] * 20)
+
+    @data_.register("npz", lambda source: source.endswith(".npz"), describes="an .npz file")
+    def read(source, split):
+        content = np.load(source)
+        images, rows = content["images"], np.arange(60)
+        if split is not None:
+            rows = rows[content["split"] == split]
+        return data_.Pairs.of(
+            [f"{i}" for i in rows],
+            [[f"picture {i}"] for i in rows],
+            lambda i: Image.fromarray(images[rows[i]]),
+            source=source,
+            split=split,
+        )
+
+    yield "small.npz"
+    if "npz" in data_.READERS:
+        data_.READERS.remove("npz")
+
+
+def test_a_split_that_the_data_lack_is_named_with_the_option_that_cures_it(stored, capsys):
+    """The preset's split `test`, of data that have only `val`; with the option named there it trains."""
+    arguments = ["clip", "train", "--data", stored, "--steps", "1", "--batch-size", "8", "--pairs", "8", "--cpu",
+                 "--set", "observables=gap"]  # fmt: skip
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("flowsim: 'small.npz' has no images in split 'test'. Choose another with")
+    assert "`--set split=NAME` (evaluations in training: `--set held_out=NAME`), or use all images" in said
+    assert "`--set split=none` (`--set held_out=none`)" in said and said.count("\n") == 1
+    assert cli.main([*arguments, "--set", "held_out=val"]) == 0
+    with pytest.raises(fs.FlowsimError, match=r"in split 'test'.*`held_out=NAME`.*`split=None`"):
+        train(dataclasses.replace(TINY, data=stored), cpu=True)
+
+
+def test_a_training_without_its_reader_says_so(stored):
+    """Also if the same process has read these data before."""
+    settings = dataclasses.replace(TINY, data=stored, held_out="val", steps=1, pairs=4)
+    train(settings, out="run.nc", cpu=True)
+    data_.READERS.remove("npz")
+    with pytest.raises(fs.FlowsimError, match=r"^No reader knows 'small.npz'.*`fs.clip.data.register`"):
+        train(settings, out="run.nc", cpu=True)
+
+
+def test_measure_says_if_it_measures_all_images(stored, capsys):
+    arguments = ["clip", "measure", "--model", "flowsim-vit-32", "--image-size", "32", "--data", stored, "--cpu"]
+    assert cli.main(arguments) == 0
+    out, said = capsys.readouterr()
+    assert "split              none, all images\n" in out and "pairs              60\n" in out
+    assert "No split test is known for 'small.npz', so all its images count. Choose a split with --split" in said
+    assert cli.main([*arguments, "--split", "val"]) == 0
+    out, said = capsys.readouterr()
+    assert "split              val\n" in out and "pairs              20\n" in out and "known" not in said
+    assert cli.main([*arguments, "--split", "test"]) == 2
+    assert "'small.npz' has no images in split 'test'. Choose another with `--split NAME`" in capsys.readouterr().err
+    shapes = measure("flowsim-vit-32", "shapes:count=8,size=32", split=None, image_size=32, pairs=4, device="cpu")
+    assert shapes.protocol["split"] == "train"  # which is what "shapes" without a split is
+
+
+@pytest.fixture
 def photos(tmp_path):
     """24 photographs in splits train (18) and test (6), two captions each but one for 19; 20.png is broken.
 
@@ -508,6 +572,9 @@ def test_tables_have_the_papers_layout(small_study):
     tables = Tables.of(records)
     text = tables.markdown()
     assert "**Table 3**" in text
+    assert repr(tables).startswith("4 methods, 1 seed, 6 steps\n")
+    one = Tables.of({name: record for name, record in records.items() if name.startswith("Baseline")})
+    assert repr(one).startswith("1 method, 1 seed, 6 steps\n")
     assert "(0.122)" in text  # the paper's gap of FLT 4e-2
     assert "At equal training loss" in text
     gaps = [float(r.series["modality_gap"][-1]) for r in records.values()]
@@ -670,6 +737,7 @@ def test_bad_input_is_one_sentence(arguments, message, tmp_path, monkeypatch, ca
     ("arguments", "message"),
     [
         (["early", "--count", "0"], "Option `--count` must be at least 1"),
+        (["measure", "--data", "nowhere/at/all"], "There is no 'nowhere/at/all'"),
         (["measure", "--temperature", "0"], "Option `--temperature` must be positive"),
         (
             ["measure", "--labelled", "shapes", "--template", "a photo"],

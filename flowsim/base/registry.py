@@ -1,7 +1,7 @@
 """Registries of named things, in order of definition, for files, the command line and users."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flowsim.errors import FlowsimError, unknown_name
 
@@ -22,14 +22,17 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
         self._ours: set[str] = set()
+        self._functions: dict[str, Any] = {}
+        _ALL.append(self)
 
-    def add(self, name: str, entry: T, module: str) -> T:
+    def add(self, name: str, entry: T, module: str, function: Any = None) -> T:
         """Register an entry.
 
         Args:
             name: Its name.
             entry: The entry.
             module: The module that defines it; names from flowsim's modules are protected.
+            function: The user's function in an entry that is no part of a model, for `registered_as`.
 
         Returns:
             The entry.
@@ -44,6 +47,9 @@ class Registry(Mapping[str, T], Generic[T]):
             self._ours.add(name)
         self._entries.pop(name, None)
         self._entries[name] = entry
+        self._functions.pop(name, None)
+        if function is not None:
+            self._functions[name] = function
         return entry
 
     def remove(self, name: str) -> None:
@@ -60,6 +66,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name in self._ours:
             raise FlowsimError(f"The {self.kind} {name!r} belongs to flowsim and cannot be removed.")
         del self._entries[name]
+        self._functions.pop(name, None)
 
     def is_ours(self, name: str) -> bool:
         """Whether the entry `name` is one of flowsim's, not of a user."""
@@ -77,3 +84,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+_ALL: list[Registry[Any]] = []
+
+
+def registered_as(function: Any) -> str | None:
+    """What a function is registered as besides a part of a model, e.g. "reader 'parquet'"; None if it is not."""
+    entries = ((registry.kind, name, one) for registry in _ALL for name, one in registry._functions.items())
+    return next((f"{kind} {name!r}" for kind, name, one in entries if one is function), None)

@@ -23,7 +23,7 @@ class Measure:
     """Weights: a tag of open_clip, or a file."""
     data: Annotated[str, text("--data", "SOURCE"), hint("(default: shapes)")] = "shapes"
     """Source of the pairs; see flowsim clip train --help."""
-    split: Annotated[str | None, text("--split", "NAME"), hint("(default: test if there is one)")] = None
+    split: Annotated[str | None, text("--split", "NAME"), hint("(default: test, or all without splits)")] = None
     """Split of the source."""
     pairs: Annotated[int, whole("--pairs", "512")] = 512
     """Pairs to embed: the retrieval pool. From a larger split they are drawn at random, always the same ones."""
@@ -64,6 +64,8 @@ class Measure:
             temperature=self.temperature,
             device="cpu" if self.cpu else None,
         )
+        if measured.protocol["split"] is None:
+            say(f"No split test is known for {self.data!r}, so all its images count. Choose a split with --split NAME.")
         if self.out is not None:
             measured.save(self.out)
         if self.figure is not None:

@@ -84,7 +84,8 @@ class Measurement:
         return write_atomically(path, write)
 
     def __repr__(self) -> str:
-        facts = [f"  {name:<18} {_plain(value)}" for name, value in self.protocol.items()]
+        shown = {**self.protocol, "split": self.protocol["split"] or "none, all images"}
+        facts = [f"  {name:<18} {_plain(value)}" for name, value in shown.items()]
         more = [f"  contrastive loss   {self.loss:.5g} (chance {np.log(len(self.image)):.3f})"]
         numbers = " .. ".join(f"{q:.3f}" for q in np.quantile(self.margins, _QUANTILES))
         more.append(f"  margins            {numbers} (5, 25, 50, 75, 95 %)")
@@ -170,9 +171,9 @@ def measure(
     found = None if classes is None else classify(built, classes, where)
     protocol = {
         "model": built.name, "weights": "random" if pretrained is None else Path(pretrained).name,
-        "data": chosen.source, "split": split, "pairs": len(image), "skipped": chosen.left_out(), "captions": captions,
-        "all_captions_pool": pool, "image_size": built.image_size, "temperature": 1.0 / beta, "labelled": labelled,
-        "template": template if labelled else None,
+        "data": chosen.source, "split": split or chosen.split, "pairs": len(image), "skipped": chosen.left_out(),
+        "captions": captions, "all_captions_pool": pool, "image_size": built.image_size, "temperature": 1.0 / beta,
+        "labelled": labelled, "template": template if labelled else None,
     }  # fmt: skip
     if found is not None:
         protocol |= {"labelled_images": found.images, "labelled_skipped": found.skipped, "classes": found.classes}

@@ -1,6 +1,7 @@
 """The pairs of a run, for training and for evaluation; many short runs in one process reuse them."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def load_pools(settings: Training) -> tuple[data.Pairs, data.Pairs]:
 
 
 def _pairs(source: str, split: str | None, limit: int | None) -> data.Pairs:
-    return _loaded(source, split, limit, _stamp(source))
+    return _loaded(source, split, limit, (data.reader_of(source), _stamp(source)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -34,5 +35,5 @@ def _stamp(source: str) -> Any:
         return None
     path = Path(source)
     seen = [path, *(path / f"{name}.{kind}" for name in ("captions", "splits") for kind in ("tsv", "csv"))]
-    times = tuple(p.stat().st_mtime_ns for p in seen if p.exists())
+    times = tuple(p.stat().st_mtime_ns for p in seen if os.path.exists(p))
     return times or object()  # for a pattern there are no times, so nothing is reused

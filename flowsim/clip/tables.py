@@ -174,7 +174,7 @@ class Tables:
             One sentence per pair.
         """
         return [
-            f"{a} against {b}: {ours.mean():+.3f} here ({_seeds(ours.size)}), {theirs:+.3f} in the paper"
+            f"{a} against {b}: {ours.mean():+.3f} here ({_counted(ours.size, 'seed')}), {theirs:+.3f} in the paper"
             for a, b, ours, theirs in self._disagreements()
         ]
 
@@ -226,8 +226,8 @@ class Tables:
         if wrong := self._other_order():
             parts.append(
                 f"**Pairs in another order than in the paper** in every seed that both have, of "
-                f"{_seeds(len(self.seeds))}: mean difference of the gaps here, and the paper's in parentheses\n\n"
-                f"{wrong}"
+                f"{_counted(len(self.seeds), 'seed')}: mean difference of the gaps here, and the paper's in "
+                f"parentheses\n\n{wrong}"
             )
         if self.left_out:
             parts.append(f"**Left out**: {', '.join(self.left_out)}.")
@@ -271,7 +271,8 @@ class Tables:
         return _markdown(["smaller gap here", "than"], rows) if rows else ""
 
     def __repr__(self) -> str:
-        title = f"{len(self.methods)} methods, {_seeds(len(self.seeds))}, {self.steps} steps"
+        counts = {"method": len(self.methods), "seed": len(self.seeds), "step": self.steps}
+        title = ", ".join(_counted(count, noun) for noun, count in counts.items())
         return f"{title}\n\n{self.markdown().replace('**', '')}"
 
     def _repr_markdown_(self) -> str:
@@ -388,8 +389,8 @@ def paper_tables() -> dict[tuple[int, str], dict[str, float]]:
     return {(int(r["table"]), r["method"]): {k: float(r[k]) if r[k] else math.nan for k in numbers} for r in rows}
 
 
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _with_spread(values: np.ndarray, digits: int) -> str:

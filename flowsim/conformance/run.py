@@ -12,6 +12,7 @@ import numpy as np
 
 from flowsim.base import notice
 from flowsim.base.checks import shown
+from flowsim.base.registry import registered_as
 from flowsim.conformance import (
     geometry_flow,
     loss,
@@ -103,6 +104,11 @@ def _suite_of(part: Any) -> Suite:
     if cls in (GradientFlow, Schedule):
         raise FlowsimError(f"A {cls.__name__} is made of parts. Check them one by one, e.g. fs.check(flow.loss).")
     if callable(part) and not isinstance(part, type):
+        if (known := registered_as(part)) is not None:
+            raise FlowsimError(
+                f"`{getattr(part, '__name__', type(part).__name__)}` is registered as {known}, which fs.check does not "
+                "check. Give a part of the simulator, or a function of image and text rows."
+            )
         return observable.SUITE
     bases = ", ".join(suite.base.__name__ for suite in SUITES if suite.base is not Observable)
     raise FlowsimError(

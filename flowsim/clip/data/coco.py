@@ -32,19 +32,19 @@ def read(source: str, split: str | None, *, splits: PathLike | None = None, imag
 def _found(path: Path, images: PathLike | None, skips: Skips) -> list[Found]:
     names, written = _content(path)
     folder = _folder(path, images, list(names.values())[:20])
-    captions: dict[Any, list[str]] = defaultdict(list)
+    captions: dict[str, list[str]] = defaultdict(list)  # by file name, which several images of the file may share
     for image, caption in written:
         if image not in names:
             skips.add("caption without image", f"image_id {image}")
         elif not caption:
             skips.add("empty caption", names[image])
         else:
-            captions[image].append(caption)
+            captions[names[image]].append(caption)
     found = []
-    for image, name in names.items():
+    for name in dict.fromkeys(names.values()):
         where = os.path.join(folder, name)
         if os.path.isfile(where):
-            found.append(Found(name, Bytes(where), tuple(captions[image])))
+            found.append(Found(name, Bytes(where), tuple(captions[name])))
         else:
             skips.add("image that does not exist", name)
     return found

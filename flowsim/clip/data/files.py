@@ -17,6 +17,7 @@ from flowsim.errors import FlowsimError
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _WILDCARDS = re.compile(r"[{*?\[]")
+_TABLES = (".tsv", ".csv", ".txt")
 
 
 class Bytes(NamedTuple):
@@ -57,6 +58,20 @@ def is_pattern(spec: str) -> bool:
     return _WILDCARDS.search(spec) is not None
 
 
+def is_tar(name: str) -> bool:
+    """Whether a file is a tar, also a compressed one, by its name."""
+    return re.search(r"\.(tgz|tar(\.\w+)?)$", name.lower()) is not None
+
+
+def could_be_files(spec: str) -> bool:
+    """Whether `list_files` can say something about a source: a folder, a tar, a table, or a pattern of tars."""
+    if not os.path.isdir(spec) and is_pattern(spec):
+        name = re.sub(r"\{[^{}]*\}", "", spec.rpartition("/")[2])
+        _, dot, ending = name.rpartition(".")
+        return not (dot and ending) or is_pattern(ending) or is_tar(name)
+    return os.path.isdir(spec) or (os.path.exists(spec) and (is_tar(spec) or spec.lower().endswith(_TABLES)))
+
+
 def is_image(name: str) -> bool:
     """Whether a file is an image, by its name."""
     return name.lower().endswith(IMAGES)
@@ -72,9 +87,12 @@ def list_files(spec: str, skips: Skips) -> tuple[list[File], Path]:
         files, home = _in_folder(path, skips), path
     elif is_pattern(spec):
         shards = [Path(name) for pattern in _expand(spec) for name in _matches(pattern)]
+        other = next((shard for shard in shards if not is_tar(shard.name)), None)
+        if other is not None:
+            raise FlowsimError(f"{spec!r} includes {str(other)!r}, which is no .tar. Give tars, or a folder.")
         files, home = _in_tars(shards, skips), shards[0].parent
     else:
-        if path.suffix.lower() in (".tsv", ".csv", ".txt"):
+        if path.suffix.lower() in _TABLES:
             raise FlowsimError(
                 f"{spec!r} is a table. Give the folder of the images, and the table as `captions` if it is elsewhere."
             )
@@ -105,7 +123,7 @@ def _in_folder(path: Path, skips: Skips) -> list[File]:
         name = full.name.lower()
         if name.endswith(".tar"):
             shards.append(full)
-        elif re.search(r"\.(tgz|tar\.\w+)$", name):
+        elif is_tar(name):
             refused.append(full)
         else:
             loose.append(File(full.relative_to(path).as_posix(), "", Bytes(str(full))))

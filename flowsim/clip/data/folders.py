@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flowsim.clip.data.classes import class_names, numbered
-from flowsim.clip.data.files import Found, images_of, is_pattern, list_files
+from flowsim.clip.data.files import Found, could_be_files, images_of, list_files
 from flowsim.clip.data.join import joined, opener
 from flowsim.clip.data.pairs import Pairs, Skips
 from flowsim.clip.data.sources import PathLike, register
@@ -14,7 +14,7 @@ from flowsim.errors import FlowsimError
 
 
 def _is_folder(source: str) -> bool:
-    return not source.lower().endswith(".json") and (is_pattern(source) or Path(source).exists())
+    return not source.lower().endswith(".json") and could_be_files(source)
 
 
 def labelled(source: str, split: str) -> Pairs:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from flowsim.clip.data.classes import numbered
 from flowsim.clip.data.files import Bytes, Found
+from flowsim.clip.data.given import OTHER_SPLIT
 from flowsim.clip.data.pairs import Pairs, Skips
 from flowsim.clip.data.splits import check_split, split_sizes
 from flowsim.clip.data.tables import Names, captions_in, splits_in
@@ -36,7 +37,7 @@ def joined(
     names = Names(one.key for one in found)
     assigned = splits_in(splits, names)
     if split is not None:
-        check_split(spec, split, assigned, split_sizes(found, assigned))
+        check_split(spec, split, assigned, split_sizes(found, assigned), OTHER_SPLIT)
     written = (
         None
         if captions is None

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
+from flowsim.clip.data.given import checked_captions, checked_keys, checked_opener, not_an_image
 from flowsim.clip.data.pixels import BROKEN, WORKERS, Resize, checked_size, in_threads, read_roughly, rgb, square
 from flowsim.errors import FlowsimError
 
@@ -97,10 +98,10 @@ class Pairs:
         """Make pairs in a reader.
 
         Args:
-            keys: n names, one for each image.
-            captions: Captions of each image.
-            open_image: Function that opens image i, from 0 to n − 1; called by several threads at once. Exceptions
-                that Pillow raises for damaged images are handled.
+            keys: n different names, one for each image.
+            captions: A list of captions for each image; it may be empty only with `labels`.
+            open_image: Function that opens image i, from 0 to n − 1, as an image of Pillow; called by several threads
+                at once. Exceptions that Pillow raises for damaged images are handled.
             source: The source, as the user wrote it.
             split: The split; None for all images.
             labels: (n,) class of each image, as index into `classes`; None without classes.
@@ -113,18 +114,17 @@ class Pairs:
             The pairs.
 
         Raises:
-            FlowsimError: If there are no images, or if lengths differ.
+            FlowsimError: If there are no images, if lengths differ, or if keys or captions are not of this form.
         """
-        n = len(keys)
-        if n == 0:
-            raise FlowsimError(f"{source!r} has no images. Give a source with at least one.")
-        for name, values in (("captions", captions), ("labels", labels)):
-            if values is not None and len(values) != n:
+        names = checked_keys(keys, source, split)
+        n = len(names)
+        for name, values in (("captions", captions), ("labels", labels), ("true_captions", true_captions)):
+            if isinstance(values, Sized) and len(values) != n:
                 raise FlowsimError(f"There are {n} `keys`, but {len(values)} `{name}`. Give one for each image.")
         skips = skips or Skips()
         return cls(
-            keys=tuple(keys),
-            captions=tuple(tuple(texts) for texts in captions),
+            keys=names,
+            captions=checked_captions(captions, names, labels is not None),
             labels=None if labels is None else np.asarray(labels, np.int64),
             classes=tuple(classes),
             skipped=skips.counts,
@@ -132,8 +132,8 @@ class Pairs:
             split=split,
             examples=skips.examples(),
             mispaired=mispaired,
-            true_captions=None if true_captions is None else tuple(tuple(texts) for texts in true_captions),
-            _open=open_image,
+            true_captions=None if true_captions is None else checked_captions(true_captions, names, True),
+            _open=checked_opener(open_image),
             _places=np.arange(n),
         )
 
@@ -297,14 +297,19 @@ class Pairs:
 
     def _decode(self, place: int, use: Callable[[Image.Image], Any]) -> Any:
         try:
-            with self._open(place) as image:
-                return use(image)
+            image = self._open(place)
+            if isinstance(image, Image.Image):
+                with image:
+                    return use(image)
         except BROKEN as error:
-            key = self.keys[int(np.flatnonzero(self._places == place)[0])]
             raise FlowsimError(
-                f"Image {key!r} of {self.source!r} cannot be decoded ({error}). Repair or remove it, or leave broken "
-                "images out with `load(..., verify=True)`."
+                f"Image {self._key(place)!r} of {self.source!r} cannot be decoded ({error}). Repair or remove it, or "
+                "leave broken images out with `load(..., verify=True)`."
             ) from None
+        raise not_an_image(image, self._key(place), self.source)
+
+    def _key(self, place: int) -> str:
+        return self.keys[int(np.flatnonzero(self._places == place)[0])]
 
     def _good(self, use: Callable[[int, Image.Image], None], workers: int) -> Bool[np.ndarray, "n"]:
         """Which images can be used by `use(row, image)`."""
@@ -312,11 +317,15 @@ class Pairs:
 
         def attempt(row: int) -> None:
             try:
-                with self._open(int(self._places[row])) as image:
-                    use(row, image)
-                good[row] = True
+                image = self._open(int(self._places[row]))
+                if isinstance(image, Image.Image):
+                    with image:
+                        use(row, image)
+                    good[row] = True
             except BROKEN:
-                pass
+                return
+            if not good[row]:
+                raise not_an_image(image, self.keys[row], self.source)
 
         in_threads(attempt, len(self), workers)
         return good

@@ -5,6 +5,7 @@
 A reader is registered with a name and a function that recognizes its sources; see `register`.
 """
 
+import contextlib
 import difflib
 import inspect
 import os
@@ -16,6 +17,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from flowsim.base.registry import Registry
+from flowsim.clip.data.files import is_pattern
+from flowsim.clip.data.given import checked_pairs
 from flowsim.clip.data.pairs import Pairs
 from flowsim.clip.data.tables import beside
 from flowsim.errors import FlowsimError
@@ -81,11 +84,11 @@ def register(
         describes: Description of such a source, listed in messages, e.g. "a .parquet file"; default: the name in
             quotes.
         labelled: `labelled(source, split)` returns images with classes, for `load_labelled`.
-        splits: Splits that every source of the kind has.
+        splits: Splits that every source of the kind has. `measure` then takes "test" by default.
         generated: True if the data are generated from the source's text, and nothing is read from disk.
 
     Returns:
-        The decorator of `read(source, split)`, which returns the `Pairs` of one split, or of all images if it is None.
+        The decorator of `read(source, split)`, which returns the `Pairs` of the split, or of all images if it is None.
         If it has parameters `captions`, `splits` or `images`, it gets these arguments of `load`.
 
     Raises:
@@ -95,18 +98,21 @@ def register(
         >>> import numpy as np
         >>> from PIL import Image
         >>> from flowsim.clip import data
-        >>> @data.register("grey", lambda source: source.startswith("grey:"), describes="'grey:COUNT'")
+        >>> @data.register("grey", lambda source: source.startswith("grey:"), describes="'grey:COUNT'",
+        ...                splits=("train", "test"))
         ... def read(source, split):
-        ...     names = [f"{k}" for k in range(int(source[5:]))]
-        ...     return data.Pairs.of(names, [(f"number {k}",) for k in names],
-        ...                          lambda k: Image.new("RGB", (8, 8), (k, k, k)), source=source, split=split)
+        ...     greys = [k for k in range(int(source[5:])) if split in (None, "test" if k % 2 else "train")]
+        ...     return data.Pairs.of([f"{k}" for k in greys], [[f"number {k}"] for k in greys],
+        ...                          lambda i: Image.new("RGB", (8, 8), 3 * (greys[i],)), source=source, split=split)
         >>> data.load("grey:3").captions
         (('number 0',), ('number 1',), ('number 2',))
+        >>> data.load("grey:3", "test").captions
+        (('number 1',),)
     """
 
     def add(read: _Read) -> _Read:
         reader = Reader(name, recognizes, describes or repr(name), read, labelled, tuple(splits), generated)
-        READERS.add(name, reader, read.__module__)
+        READERS.add(name, reader, read.__module__, read)
         return read
 
     return add
@@ -162,7 +168,7 @@ def load(
             raise FlowsimError(
                 f"Argument `{name}` does not go with {reader.describes}. Leave it out, or give {_either(others)}."
             )
-    pairs = reader.read(source, split, **given)
+    pairs = _read(reader, source, lambda: reader.read(source, split, **given), captioned=True)
     if limit is not None:
         if limit < 1:
             raise FlowsimError(f"Argument `limit` must be at least 1, but is {limit}. Leave it out for all pairs.")
@@ -196,7 +202,8 @@ def load_labelled(spec: PathLike, split: str) -> Pairs:
     if reader.labelled is None:
         others = [one.describes for one in READERS.values() if one.labelled is not None]
         raise FlowsimError(f"{source!r} is {reader.describes}, which has no classes. Give {_either(others)}.")
-    return reader.labelled(source, split)
+    labelled = reader.labelled
+    return _read(reader, source, lambda: labelled(source, split), captioned=False)
 
 
 def reader_of(source: str) -> Reader:
@@ -213,12 +220,19 @@ def reader_of(source: str) -> Reader:
     """
     reader = _find(source)
     if reader is None:
+        kinds = _either([one.describes for one in READERS.values()])
+        if is_pattern(source) or os.path.exists(source):
+            raise FlowsimError(
+                f"No reader knows {source!r}. Data is {kinds}. A reader of other sources can be registered in Python "
+                "with `fs.clip.data.register`."
+            )
         path = Path(source)
-        beside_it = os.listdir(path.parent) if path.parent.is_dir() else []
+        beside_it: list[str] = []
+        with contextlib.suppress(OSError, ValueError):  # no such folder, or one that cannot be read
+            beside_it = os.listdir(path.parent)
         generated = [one.name for one in READERS.values() if one.generated]
         near = difflib.get_close_matches(source, [*generated, *(str(path.with_name(n)) for n in beside_it)], n=3)
         hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Check the path."
-        kinds = _either([one.describes for one in READERS.values()])
         raise FlowsimError(f"There is no {source!r}. {hint} Data is {kinds}.")
     return reader
 
@@ -234,6 +248,18 @@ def evaluation_split(source: str) -> str | None:
     reader = _find(source)
     own = reader is not None and "test" in reader.splits
     return "test" if own or beside(Path(source), "splits") is not None else None
+
+
+def _read(reader: Reader, source: str, read: Callable[[], Any], captioned: bool) -> Pairs:
+    """What the reader gives, checked; files that it cannot read become one sentence."""
+    try:
+        found = read()
+    except OSError as error:
+        file = source if error.filename is None else os.fsdecode(error.filename)
+        raise FlowsimError(
+            f"Reader {reader.name!r} cannot read {file!r}: {error.strerror or error}. Check the path."
+        ) from error
+    return checked_pairs(found, Pairs, reader.name, source, captioned)
 
 
 def _find(source: str) -> Reader | None:

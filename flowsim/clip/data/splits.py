@@ -18,19 +18,20 @@ def split_sizes(found: Iterable[Found], assigned: Mapping[str, str]) -> Counter[
     return Counter(assigned[one.key] for one in found if one.key in assigned)
 
 
-def check_split(spec: str, split: str, assigned: Mapping[str, str], sizes: Mapping[str, int]) -> None:
-    """Refuse a split that does not exist, or is empty; the message lists those that exist."""
+def check_split(spec: str, split: str, assigned: Mapping[str, str], sizes: Mapping[str, int], cure: str = "") -> None:
+    """Refuse a split that does not exist, or is empty; the message lists those that exist, and ends with the cure."""
     if not assigned:
         raise FlowsimError(
             f"{spec!r} has no splits. Add splits.tsv with the columns filename and split, or use all images with "
             "`split=None`; for training also with `held_out=None`, or with another `held_out_data`."
         )
     known = {name: sizes.get(name, 0) for name in assigned.values()}
+    cure = cure and f" {cure}"
     existing = ", ".join(f"{name} ({count:,})" for name, count in sorted(known.items()))
     if split not in known:
-        raise FlowsimError(f"{unknown_name('split', split, known)} Images of {spec!r}: {existing}.")
+        raise FlowsimError(f"{unknown_name('split', split, known)} Images of {spec!r}: {existing}.{cure}")
     if not known[split]:
-        raise FlowsimError(f"Split {split!r} of {spec!r} is empty. Images: {existing}.")
+        raise FlowsimError(f"Split {split!r} of {spec!r} is empty. Images: {existing}.{cure}")
 
 
 def split_and_class(one: Found, home: Path) -> tuple[str | None, str | None]:
