@@ -264,21 +264,14 @@ def test_a_stored_sweep_is_not_reused_for_other_code(of, tmp_path):
 def test_digests_of_code():
     from flowsim.base.code import code_digest
 
-    def f(x):
-        return x + 1
+    def function_of(body):
+        found: dict[str, Any] = {}
+        exec(f"def f(x):\n{body}", found)
+        return found["f"]
 
-    first = code_digest(f)
-
-    def f(x):
-        """With words."""
-        return x + 1  # and a comment
-
-    assert code_digest(f) == first
-
-    def f(x):
-        return x + 2
-
-    assert code_digest(f) != first
+    first = code_digest(function_of("    return x + 1"))
+    assert code_digest(function_of('    """With words."""\n    return x + 1  # and a comment')) == first
+    assert code_digest(function_of("    return x + 2")) != first
     assert code_digest(policy_of(1.0)) == code_digest(policy_of(1.0)) != code_digest(policy_of(2.0))
     assert code_digest(lambda x: x in {"a", "b", "c"}) == code_digest(lambda x: x in {"c", "b", "a"})
 

@@ -32,7 +32,10 @@ CASES = [
     ("fs.GradientFlow(pairing=0.1)", "Use a pairing such as fs.LabelNoise(0.1)"),
     ("fs.temperature.Learnable(parametrization='softplus')", "Use e.g. fs.temperature.Softplus()"),
     ("fs.claims.base.Claim('a', '', '', '', lambda s, q: {})", "Give `at_most` or `at_least`"),
-    ("fs.claims.base.Claim('a', '', '', '', lambda s, q: {'b': 1}, at_most={'c': 1}).run()", "gave no number 'c', which has a limit. It gave: 'b'"),
+    (
+        "fs.claims.base.Claim('a', '', '', '', lambda s, q: {'b': 1}, at_most={'c': 1}).run()",
+        "gave no number 'c', which has a limit. It gave: 'b'",
+    ),
     ("fs.claims.base.Claim('a', '', '', '', lambda s, q: 3.0, at_most={'c': 1}).run()", "a dict of named numbers"),
     ("fs.claims.run('lemma-3.1', system=3)", "`system` cannot be 3"),
     ("fs.Clusters([0] * 8 + [1] * 8)", "`size` must be a whole number of at least 1, but is [0, 0, "),

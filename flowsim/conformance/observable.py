@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsim.conformance.compare import CLOSE, difference
-from flowsim.conformance.suite import Suite, require
+from flowsim.conformance.suite import Suite, fail, require
 from flowsim.model.initial import Uniform
 from flowsim.observables.observable import Observable
 from flowsim.observables.table import REGISTRY
@@ -54,8 +54,7 @@ def jit(observable: Observable) -> str:
     try:
         found = jax.jit(lambda x, y: _call(observable, x, y))(*_rows())
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-        require(
-            False,
+        fail(
             "The function cannot be compiled: it calls NumPy, or needs the value of a number that is known only at run "
             "time. Use jax.numpy, or register it with traceable=False.",
         )

@@ -237,7 +237,7 @@ def sweep(
     return SweepResult(xr.Dataset(data, coords, attrs))
 
 
-def users_code(jobs: Sequence[Job], observables: Sequence[str]) -> dict[str, Any]:
+def users_code(jobs: list[Job], observables: Sequence[str]) -> dict[str, Any]:
     """The classes and observables that a user defined and the runs use, by name."""
     found: dict[str, Any] = {name: REGISTRY[name].function for name in observables if not REGISTRY.is_ours(name)}
     for job in dict(zip(structures(jobs), jobs, strict=True)).values():
