@@ -4,7 +4,7 @@
         strength: Any = eqx.field(converter=fs.extend.number, default=1.0)
 
 Once defined, a class is known by its name in files, in paths and on the command line, without registration. The
-how-to pages add a temperature policy, a loss and a geometry.
+how-to pages have an example for every kind of part.
 """
 
 from flowsim.base.arrays import namespace, number

@@ -71,7 +71,8 @@ class Store:
         attrs = self.group.attrs
         if not fresh:
             held = json.loads(str(attrs.get("config", "{}")))
-            changed = [name for name, code in settings["code"].items() if held.get("code", {}).get(name, code) != code]
+            held.setdefault("code", {})  # missing in older folders
+            changed = [name for name, code in settings["code"].items() if held["code"].get(name, code) != code]
             check(
                 not changed,
                 f"The code of {' and '.join(map(repr, changed))} is not that with which {str(path)!r} was made. Use "
