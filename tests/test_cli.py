@@ -22,6 +22,7 @@ from flowsim.cli import clip_options, entry, flows
 from flowsim.cli.simulate import Simulate
 from flowsim.cli.values import parse_change, parse_over
 from flowsim.cli.words import in_options
+from flowsim.integrate.options import DEFAULT_OBSERVABLES
 from flowsim.model.initial import AbstractRecipe
 from flowsim.records.status import Outcome
 
@@ -326,7 +327,7 @@ def test_simulate_takes_every_piece(saved, command, monkeypatch, pairs_file):
     (flow, start), options = calls.pop()
     assert flow.to_config() == fs.GradientFlow.from_preset("Baseline").to_config()
     assert isinstance(start, fs.initial.Rings)
-    assert options == {"t1": 1e5, "seed": 0, "rtol": 1e-9, "method": None, "throw": False}
+    assert options == {"t1": 1e5, "seed": 0, "rtol": 1e-9, "method": None, "observables": None, "throw": False}
 
     arguments = "--start matched --pairs 4 --dim 3 --gamma -.2 --t1 1e2 --seed 7 --rtol 1e-6 --method implicit"
     assert command("simulate", "--geometry", "parallel", "--preset", "TS S3", *arguments.split())[0] == 0
@@ -334,7 +335,8 @@ def test_simulate_takes_every_piece(saved, command, monkeypatch, pairs_file):
     assert isinstance(flow.geometry, fs.Parallel)
     assert isinstance(flow.schedule.temperature, fs.temperature.Linear)
     assert (start.pairs, start.dim, float(start.gamma)) == (4, 3, -0.2)
-    assert options == {"t1": 100.0, "seed": 7, "rtol": 1e-6, "method": "implicit", "throw": False}
+    expected = {"t1": 100.0, "seed": 7, "rtol": 1e-6, "method": "implicit", "observables": None, "throw": False}
+    assert options == expected
 
     Path("s.json").write_text(fs.schedules.get("TS A1").to_json(), encoding="utf-8")
     assert command("simulate", "--schedule", "s.json", "--embeddings", pairs_file, "--height", "0.2")[0] == 0
@@ -448,7 +450,7 @@ def test_sweep_takes_every_piece(sweeps, command):
     assert float(flow.schedule.temperature.lr_ratio) == 0.1
     assert (start.pairs, start.dim) == (6, 4)
     assert values == {"schedule.temperature.init": [0.01, 0.1, 1.0], "seed": [0, 1, 2], "start.height": [0.1, 0.2, 0.3]}
-    del options["track"]
+    del options["progress"]
     assert options == {
         "t1": 10.0,
         "mode": "zip",
@@ -456,6 +458,7 @@ def test_sweep_takes_every_piece(sweeps, command):
         "seed": 2,
         "rtol": 1e-6,
         "method": "implicit",
+        "observables": DEFAULT_OBSERVABLES,
         "executor": None,
     }
 
@@ -561,13 +564,13 @@ def test_sweep_shows_its_progress_on_a_terminal(sweeps, command, monkeypatch):
     shown = []
 
     @contextlib.contextmanager
-    def progress(title, total):
-        shown.append((title, total))
-        yield shown.append
+    def progress(title):
+        shown.append(title)
+        yield lambda *told: shown.append(told)
 
     monkeypatch.setattr("flowsim.cli.sweep.progress", progress)
     assert command("sweep", "--over", "seed=0:200", "--t1", "1")[0] == 0
-    assert shown == [("Sweeping", 2), "chunk 1 of 2", "chunk 2 of 2"]
+    assert shown == ["Sweep", ("sweeping", 0, 2), ("sweeping", 1, 2), ("sweeping", 2, 2)]
 
 
 # --- measure --------------------------------------------------------------------------------------------
@@ -729,7 +732,8 @@ print(sorted(name for name in set(sys.modules) - core if name.startswith("flowsi
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     *_, packages, rooms = done.stdout.splitlines()
     assert not {"jax", "diffrax", "xarray", "matplotlib"} & set(ast.literal_eval(packages))
-    assert all(name == "flowsim.errors" or name.split(".")[1] == "cli" for name in ast.literal_eval(rooms))
+    light = ("flowsim.errors", "flowsim.progress", "flowsim.base", "flowsim.base.files", "flowsim.cli")
+    assert all(name in light or name.startswith("flowsim.cli.") for name in ast.literal_eval(rooms))
 
 
 def test_an_interrupt_says_how_to_go_on(command, monkeypatch):

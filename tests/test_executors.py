@@ -88,7 +88,7 @@ def test_lost_workers_lose_unfinished_chunks_only(expected, tmp_path, monkeypatc
     from concurrent.futures.process import BrokenProcessPool
 
     folder = tmp_path / "runs.zarr"
-    with pytest.raises(fs.FlowsimError, match=r"workers were lost.*BrokenProcessPool.*stored with `to` is kept"):
+    with pytest.raises(fs.FlowsimError, match=r"workers were lost.*BrokenProcessPool.*stored with `to` are kept"):
         fs.sweep(FLOW, START, **OPTIONS, to=folder, executor=Fragile(BrokenProcessPool("killed")))
     sizes, chunk = [], sweeps.solve_chunk
     monkeypatch.setattr(sweeps, "solve_chunk", lambda jobs, *args: sizes.append(len(jobs)) or chunk(jobs, *args))
@@ -121,7 +121,7 @@ def test_workers_with_other_versions_are_refused(monkeypatch):
     here = sweeps.versions()
     monkeypatch.setattr(sweeps, "versions", lambda: {**here, "jax": "0.0.2"})
     with pytest.raises(fs.FlowsimError, match=r"A worker has jax 0.0.2, but this session .*. Install the same"):
-        sweeps._work([], np.zeros(1), 1.0, OPTIONS_OF_A_CHUNK, here, None)
+        sweeps._work([], np.zeros(1), 1.0, OPTIONS_OF_A_CHUNK, here, None, ())
 
 
 @pytest.mark.parametrize(

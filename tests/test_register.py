@@ -204,7 +204,7 @@ def test_one_table_holds_everything():
     assert fs.plot.label("inverse_temperature") == r"inverse temperature $\beta$"
     assert fs.plot.label("gamma") == r"cone height $\gamma$"
     assert fs.plot.label("seen_modality_gap") == "seen modality gap"
-    with pytest.raises(FlowsimError, match="no metric of rows"):
+    with pytest.raises(FlowsimError, match="not a function of rows"):
         obs.REGISTRY["gamma"](IMAGE, TEXT)
     with pytest.raises(FlowsimError, match="Unknown observable 'gamma'"):
         obs.report(IMAGE, TEXT, only=["gamma"])

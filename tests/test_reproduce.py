@@ -415,7 +415,7 @@ def test_every_experiment_states_seed_sizes_and_source() -> None:
         json.dumps([module.FULL, module.QUICK])
         assert isinstance(module.SEED, int)
         assert (module.__doc__ or "").count("\n\n") >= 1
-        assert "Yaras et al." in (module.__doc__ or "")
+        assert "Yaras et al." in " ".join((module.__doc__ or "").split())
 
 
 def test_figure_2_end_to_end(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_several_results_in_one_file(result, cones, tmp_path):
         fs.load_results(single)
     with pytest.raises(fs.FlowsimError, match="is not a flowsim result. It holds several: read them with `fs.load_res"):
         fs.load(path)
-    with pytest.raises(fs.FlowsimError, match="must not be empty or hold '/'"):
+    with pytest.raises(fs.FlowsimError, match="must not be empty or contain '/'"):
         fs.save_results({"a/b": result}, path)
     with pytest.raises(fs.FlowsimError, match="There is no file"):
         fs.load_results(tmp_path / "missing.nc")

@@ -728,5 +728,5 @@ def test_trajectories_from_extreme_starts_move_one_way_and_in_time(case):
 
 
 def test_trajectories_beyond_float64_are_refused_and_not_followed_for_ever():
-    with pytest.raises(FlowsimError, match="leaves float64"):
+    with pytest.raises(FlowsimError, match="leaves the range of float64"):
         theory.reduced_trajectory([1.0], -1.0, 1e-300, 1.0, 5, "identity")

@@ -27,7 +27,15 @@ def normalise(rows: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
 
 
 def tangent(rows: Float[Numeric, "n d"], vectors: Float[Numeric, "n d"]) -> Float[Array, "n d"]:
-    """The part of each vector (n, d) that is tangent to the unit sphere at the unit row (n, d)."""
+    """The part of each vector that is tangent to the unit sphere at its row, v − ⟨r, v⟩r.
+
+    Args:
+        rows: Unit rows r, (n, d).
+        vectors: Vectors v, (n, d).
+
+    Returns:
+        The tangent vectors, (n, d).
+    """
     vectors = jnp.asarray(vectors)
     return vectors - jnp.sum(rows * vectors, axis=1, keepdims=True) * jnp.asarray(rows)
 
@@ -196,5 +204,13 @@ class Rows:
 
 
 def tangent_rows(position: Rows, velocity: Rows) -> Rows:
-    """The part of a velocity that is tangent to the unit spheres at the rows, which need not have unit length."""
+    """The part of a velocity that is tangent to the unit spheres at the rows.
+
+    Args:
+        position: Rows of both modalities, which need not have unit length.
+        velocity: Their velocity.
+
+    Returns:
+        The tangent velocity.
+    """
     return Rows(tangent(normalise(position.image), velocity.image), tangent(normalise(position.text), velocity.text))
