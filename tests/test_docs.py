@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -100,6 +101,7 @@ def test_examples_of_docstrings(name, elsewhere):
     assert not runner.failures, report.getvalue()
 
 
+@functools.cache
 def public() -> dict[str, object]:
     """The functions and classes that `fs` and its namespaces hand out, by name."""
     found = {}
