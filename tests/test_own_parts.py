@@ -315,6 +315,9 @@ def test_the_command_line_imports_parts(tmp_path, monkeypatch, capsys):
     run = fs.load("run.nc")
     assert run.names == ["first_cosine", "temperature"]
     assert run["temperature"].values == pytest.approx(0.2)
+    # As in Python, a policy is a schedule without swaps.
+    assert cli.main(["simulate", "--set", "schedule=FromFile", "--t1", "1", "--out", "again.nc", *given]) == 0
+    assert fs.load("again.nc").config["flow"] == run.config["flow"]
     assert cli.main(["claims", "from-a-file", *given]) == 0
     assert cli.main(["simulate", "--import", "missing.py"]) == 2
     assert cli.main(["simulate", "--import"]) == 2

@@ -51,8 +51,10 @@ def imported(home: str) -> ModuleType:
         if not Path(home).is_file():
             raise FlowsimError(f"There is no file {home!r}. Give a .py file, or a module as in `import my.module`.")
         name = Path(home).stem
-        # A file may have the name of a loaded module, e.g. types.py.
-        spec = importlib.util.spec_from_file_location(f"imported_{name}" if name in sys.modules else name, home)
+        # A file may have the name of another module that is loaded, e.g. types.py.
+        held = getattr(sys.modules.get(name), "__file__", None)
+        taken = name in sys.modules and (held is None or Path(held).resolve() != Path(home).resolve())
+        spec = importlib.util.spec_from_file_location(f"imported_{name}" if taken else name, home)
         assert spec is not None and spec.loader is not None, "a .py file has a loader"
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look up their module

@@ -104,11 +104,15 @@ def _listed(text: str) -> list[str]:
 def _value_at(owner: Any, path: str, text: str) -> Any:
     """The value of a text for a path; names of presets stay names."""
     from flowsim.base import paths
+    from flowsim.base.modules import parts_of
     from flowsim.model import schedules
+    from flowsim.model.policy import AbstractTemperature
 
     old = paths.get(owner, path)
     value = _parse_value(text)
     if path == "schedule" and isinstance(value, str):
+        if value in parts_of(AbstractTemperature):
+            return schedules.Schedule(_object_at(owner, "schedule.temperature", value))
         schedules.load(value)
         return value
     if isinstance(value, dict):
