@@ -6,6 +6,7 @@ import hypothesis
 import jax
 import pytest
 
+from flowsim.base.modules import PARTS
 from flowsim.base.processes import compile_quickly
 from flowsim.numerics import make_room
 from flowsim.observables.table import REGISTRY
@@ -32,9 +33,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
 
 
+#: Classes of parts that tests define, by name, before the present test.
+_parts: dict[str, type] = {}
+
+
 def pytest_runtest_setup() -> None:
     # Hundreds of programs in one process, and not all come from simulations.
     make_room()
+    _parts.clear()
+    _parts.update((name, cls) for name, cls in PARTS.items() if not PARTS.is_ours(name))
 
 
 def pytest_runtest_teardown() -> None:
@@ -43,3 +50,7 @@ def pytest_runtest_teardown() -> None:
     for registry in [REGISTRY, *(module.REGISTRY for module in loaded if module)]:
         for name in [name for name in registry if not registry.is_ours(name)]:
             registry.remove(name)
+    # A page or a test may define a class under the name of another test's.
+    for name, cls in _parts.items():
+        if name in PARTS and PARTS[name] is not cls:
+            PARTS.add(name, cls, cls.__module__)

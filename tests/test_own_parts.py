@@ -276,13 +276,15 @@ def test_digests_of_code():
     assert code_digest(lambda x: x in {"a", "b", "c"}) == code_digest(lambda x: x in {"c", "b", "a"})
 
 
-def test_processes_cannot_import_what_a_notebook_defines(monkeypatch):
+@pytest.mark.parametrize("module", ["__main__", "a-page", "missing.module"])
+def test_processes_cannot_import_what_a_notebook_defines(module, monkeypatch):
     here = policy_of(1.0)
-    here.__module__ = "__main__"
+    here.__module__ = module
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     flow = fs.GradientFlow(schedule=here())
     with pytest.raises(fs.FlowsimError, match="Other processes cannot import 'Scaled', defined in this session"):
         fs.sweep(flow, START, {"seed": [0, 1]}, ts=[0.0, 0.1], executor="processes:2")
+    assert fs.sweep(flow, START, {"seed": [0, 1]}, ts=[0.0, 0.1]).ok  # threads need no import
 
 
 PARTS_FILE = """

@@ -1,6 +1,7 @@
 """One interface to threads, processes and the workers of a cluster."""
 
 import contextlib
+import importlib.util
 import multiprocessing
 import re
 import sys
@@ -48,14 +49,21 @@ def check_importable(executor: Any, own: Mapping[str, Any]) -> None:
     starts = isinstance(executor, str) and executor.startswith("processes:")
     if not (starts or isinstance(executor, ProcessPoolExecutor)):
         return
-    # Processes run the file of a script again, under another name.
-    has_file = hasattr(sys.modules["__main__"], "__file__")
-    lost = [name for name, thing in own.items() if thing.__module__ == "__main__" and not has_file]
+    lost = [name for name, thing in own.items() if not _is_importable(thing.__module__)]
     if lost:
         raise FlowsimError(
             f"Other processes cannot import {' and '.join(map(repr, lost))}, defined in this session. Move the code "
             "into a .py file and import it, or leave out `executor`."
         )
+
+
+def _is_importable(module: str) -> bool:
+    if module == "__main__":  # processes run the file of a script again, under another name
+        return hasattr(sys.modules["__main__"], "__file__")
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

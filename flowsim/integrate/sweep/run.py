@@ -13,6 +13,7 @@ import html
 import importlib
 import json
 import os
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -218,8 +219,9 @@ def sweep(
         "observables": list(observables), "max_steps": max_steps,
     }  # fmt: skip
     own = users_code(jobs, observables)
-    modules = tuple(sorted({thing.__module__ for thing in own.values()} - {"__main__"}))
     executors.check_importable(executor, own)
+    # Threads have what this session has.
+    modules = () if executor is None else tuple(sorted({thing.__module__ for thing in own.values()} - {"__main__"}))
     settings["code"] = {name: code_digest(thing) for name, thing in own.items()}
     store = Store(Path(to), len(jobs), times, observables, settings) if to is not None else None
     begin = time.perf_counter()
@@ -321,7 +323,8 @@ def _work(
     """Compute a chunk; runs in a thread, a process or a worker."""
     # They define classes and observables of a user, which are known by name.
     for module in modules:
-        importlib.import_module(module)
+        if module not in sys.modules:
+            importlib.import_module(module)
     here = versions()
     for name, version in expected.items():
         check(
