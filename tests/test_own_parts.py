@@ -19,7 +19,7 @@ from flowsim.model.temperature import AbstractTemperature
 START = fs.initial.uniform(pairs=6, dim=5)
 
 
-class Falling(AbstractTemperature):
+class Sinking(AbstractTemperature):
     """τ = start · (end/start)^u."""
 
     start: Any = eqx.field(converter=fs.extend.number, default=0.5)
@@ -76,7 +76,7 @@ class Square(fs.losses.AbstractLoss):
 
 
 FLOWS = {
-    "policy": fs.GradientFlow(schedule=Falling()),
+    "policy": fs.GradientFlow(schedule=Sinking()),
     "learnable": fs.GradientFlow(schedule=TrainedLog()),
     "pairing": fs.GradientFlow(pairing=Shuffled()),
     "loss": fs.GradientFlow(schedule=fs.temperature.Fixed(0.5), loss=Square()),
@@ -126,7 +126,7 @@ def test_a_learnable_policy_moves_like_the_built_in_one(rule):
 def test_the_command_line_knows_it(capsys):
     assert (
         cli.main(
-            ["simulate", "--set", "schedule.temperature=Falling", "--set", "schedule.temperature.end=0.2", "--t1", "1"]
+            ["simulate", "--set", "schedule.temperature=Sinking", "--set", "schedule.temperature.end=0.2", "--t1", "1"]
         )
         == 0
     )
@@ -160,8 +160,8 @@ except fs.FlowsimError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert "(6, 5) ('time',)" in done.stdout
-    assert f"The class 'Falling' of '{Falling.__module__}' is not defined in this session." in done.stdout
-    assert f"Import it first: from {Falling.__module__} import Falling" in done.stdout
+    assert f"The class 'Sinking' of '{Sinking.__module__}' is not defined in this session." in done.stdout
+    assert f"Import it first: from {Sinking.__module__} import Sinking" in done.stdout
 
 
 def test_a_class_that_is_defined_again_takes_the_place_of_the_first():
@@ -329,7 +329,7 @@ def test_the_command_line_imports_parts(tmp_path, monkeypatch, capsys):
 
 
 def test_a_comparison_without_the_class_gives_what_it_can(tmp_path):
-    run = fs.simulate(fs.GradientFlow(schedule=Falling()), fs.initial.rings(), t1=1e3)
+    run = fs.simulate(fs.GradientFlow(schedule=Sinking()), fs.initial.rings(), t1=1e3)
     lost = {**run.config, "flow": {**run.config["flow"], "schedule": {**run.config["flow"]["schedule"]}}}
     policy = {**lost["flow"]["schedule"]["temperature"], "kind": "Lost", "module": "elsewhere"}
     lost["flow"]["schedule"]["temperature"] = policy
