@@ -140,6 +140,9 @@ class WrongCones(AbstractGeometry):
     def log_gamma(self, position: Any) -> Any:
         return self.right.log_gamma(position)
 
+    def exits(self, position: Any, constants: Any, in_steps: bool) -> dict[str, Any]:
+        return self.right.exits(position, constants, in_steps)
+
     def project(self, position: Any, velocity: Any) -> Any:
         return self.right.project(position, velocity)
 
