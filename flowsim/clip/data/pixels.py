@@ -25,7 +25,7 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 class Resize(NamedTuple):
     """How an image becomes a square, with open_clip's names.
 
-    Args:
+    Attributes:
         mode: "shortest" scales the shorter side and keeps the middle; "squash" scales each side separately.
         interpolation: "bicubic" or "bilinear", antialiased.
     """
