@@ -1,7 +1,7 @@
 """Two revisions of flowsim against each other: import, first result, single runs, sweeps.
 
-    git worktree add /tmp/old REVISION
-    python benchmarks/revisions.py /tmp/old . [--repeats 5]
+    git worktree add ../old REVISION
+    python benchmarks/revisions.py ../old . [--repeats 5]
 
 Each measurement is a process of its own with one of the checkouts on its path; the two alternate, so that a machine
 that is busy for a while slows down both. Printed are medians in seconds and the ratio second/first, with the smallest
