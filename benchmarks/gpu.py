@@ -1,0 +1,85 @@
+"""Everything that a GPU shall show, in one call that ends in time: bridge, study, simulator and heads.
+
+    python benchmarks/gpu.py --out DIR [--seconds 540] [--tiny] [--stages machine parity ...]
+
+Stages run one after the other, each in its own process with its own budget of time, ordered by value. A stage that
+fails or runs over does not stop the next, and what a stage leaves unused goes to those after it. Each writes its record
+to DIR whenever a part of it is finished (see `gpu_stages/record.py`), so the same call goes on where it was stopped.
+`--tiny` runs every line at small size, without a GPU, in about two minutes. `python benchmarks/gpu_pack.py` prepares
+what has to travel to a machine without this project's packages and data.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gpu_stages.plan import STAGES
+
+_HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--seconds", type=float, default=540.0, help="time for all stages")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, for a rehearsal on any machine")
+    parser.add_argument("--data", default="", help="folder with photos and features, see gpu_pack.py")
+    parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=list(STAGES))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    begin, codes = time.monotonic(), {}
+    for index, name in enumerate(options.stages):
+        left = options.seconds - (time.monotonic() - begin)
+        # What earlier stages left unused goes to this one; what later ones need is kept for them.
+        kept = sum(STAGES[later].least for later in options.stages[index + 1 :])
+        seconds = min(left, max(STAGES[name].seconds, left - kept)) if STAGES[name].grows else STAGES[name].seconds
+        seconds = min(seconds, left)
+        if seconds < STAGES[name].least and not options.tiny:
+            codes[name] = f"left out, {max(left, 0):.0f} s left"
+            continue
+        codes[name] = _run(name, seconds, options)
+    print(f"\n{time.monotonic() - begin:.0f} s")
+    for name in options.stages:
+        print(f"{name:>10}: {codes[name]}; {_summary(options.out / f'{name}.json')}")
+
+
+def _run(name: str, seconds: float, options: argparse.Namespace) -> str:
+    """Run a stage in its own process; returns how it ended."""
+    print(f"\n=== {name}, {seconds:.0f} s ===", flush=True)
+    call = [sys.executable, str(_HERE / "gpu_stages" / f"{name}.py"), "--out", str(options.out)]
+    call += ["--seconds", f"{seconds:.0f}", *(["--tiny"] if options.tiny else [])]
+    if options.data and STAGES[name].data:
+        call += ["--data", options.data]
+    path = os.pathsep.join([str(_HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    begin = time.monotonic()
+    # A session of its own, so that its workers end with it.
+    process = subprocess.Popen(call, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    try:
+        code = process.wait(timeout=seconds + 5)
+        ended = "ok" if code == 0 else f"ended with code {code}"
+    except subprocess.TimeoutExpired:
+        ended = "ran over its time"
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    return f"{ended} after {time.monotonic() - begin:.0f} s"
+
+
+def _summary(path: Path) -> str:
+    if not path.is_file():
+        return "no record"
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    bad = [f"{name} ({part.get('error') or part.get('left_out')})" for name, part in parts.items() if "result" not in part]
+    return f"{len(parts) - len(bad)} of {len(parts)} parts" + (f"; without: {'; '.join(bad)}" if bad else "")
+
+
+if __name__ == "__main__":
+    main()
