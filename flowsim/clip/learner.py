@@ -112,14 +112,17 @@ class Learner:
         save_tensors({k: v.cpu() for k, v in self.model.module.state_dict().items()}, path)
 
 
+def is_weight(name: str, ndim: int) -> bool:
+    """Whether a parameter with this number of axes has weight decay: open_clip spares gains and biases."""
+    return not (ndim < 2 or "bn" in name or "ln" in name or "bias" in name)
+
+
 def _optimizer(settings: Training, towers: Towers) -> torch.optim.Optimizer:
     """The optimizer over weights, gains and biases, and ν; `ratio` multiplies a group's learning rate."""
     decayed, free = [], []
     for name, parameter in towers.clip.named_parameters():
         if parameter.requires_grad:
-            # open_clip's rule: no weight decay on gains and biases.
-            gain = parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name
-            (free if gain and not settings.decay_all else decayed).append(parameter)
+            (decayed if settings.decay_all or is_weight(name, parameter.ndim) else free).append(parameter)
     decay = settings.weight_decay
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": decay, "ratio": 1.0},
@@ -129,6 +132,11 @@ def _optimizer(settings: Training, towers: Towers) -> torch.optim.Optimizer:
     if raw is not None:
         ratio = float(towers.temperature.policy.lr_ratio)  # pyright: ignore[reportAttributeAccessIssue]
         groups.append({"params": [raw], "weight_decay": decay if settings.temperature_decay else 0.0, "ratio": ratio})
+    return optimizer_of(settings, groups)
+
+
+def optimizer_of(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer of the settings over groups of parameters; empty groups are left out."""
     groups = [g for g in groups if g["params"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)

@@ -104,18 +104,26 @@ def _prepared(settings: Training, schedule: Schedule, path: Path | None, cpu: bo
     seen = sample(batches.pairs, settings.pairs, tokenize, size, resize)
     held_out = sample(held_out_pool, settings.pairs, tokenize, size, resize)
     learner = Learner(settings, schedule, session, model, batches, plan)
-    config = {
-        **configuration(settings, schedule), **_facts(batches.pairs, seen, held_out), "steps": plan.steps,
-        "negatives": settings.batch_size - 1, "embed_dim": model.embed_dim, "digests": told_apart,
-    }  # fmt: skip
+    config = complete_configuration(
+        configuration(settings, schedule), batches.pairs, seen, held_out, plan, model.embed_dim, told_apart
+    )
     parameters = sum(p.numel() for p in learner.model.module.parameters())
     record = Record(settings, schedule, plan, session, config, parameters)
     return Loop(learner, record, held_out, seen, labelled, path, progress)
 
 
-def _facts(training: Pairs, seen: Sample, held_out: Sample) -> dict[str, Any]:
-    """Facts about the data, for the record."""
+def complete_configuration(
+    known: dict[str, Any],
+    training: Pairs,
+    seen: Sample,
+    held_out: Sample,
+    plan: Plan,
+    embed_dim: int,
+    told_apart: dict[str, str],
+) -> dict[str, Any]:
+    """The configuration in the record of a run: what was `known` before its data were read, and facts about them."""
     return {
+        **known,
         "evaluation": {
             "pairs": len(held_out),
             "seen_pairs": len(seen),
@@ -130,4 +138,8 @@ def _facts(training: Pairs, seen: Sample, held_out: Sample) -> dict[str, Any]:
             "skipped": dict(training.skipped),
             "held_out_skipped": dict(held_out.pairs.skipped),
         },
+        "steps": plan.steps,
+        "negatives": known["training"]["batch_size"] - 1,
+        "embed_dim": embed_dim,
+        "digests": told_apart,
     }
