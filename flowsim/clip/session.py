@@ -6,7 +6,6 @@ Each process draws dropout separately.
 """
 
 import contextlib
-import importlib.metadata
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import scipy.linalg  # noqa: F401  (the linear algebra that JAX calls; only what
 import threadpoolctl
 import torch
 
+from flowsim import provenance
 from flowsim.base.checks import check
 from flowsim.base.files import check_writable
 from flowsim.errors import FlowsimError
@@ -70,7 +70,7 @@ class Session:
         """Versions of the packages, and the device."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
-            "flowsim": importlib.metadata.version("flowsim"),
+            "flowsim": provenance.versions()["flowsim"],
             "torch": torch.__version__,
             "open_clip": open_clip.__version__,
             "accelerate": accelerate.__version__,
