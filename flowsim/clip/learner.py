@@ -15,6 +15,7 @@ import torch
 from flowsim.clip.batches import Batches, crop
 from flowsim.clip.checkpoint import save_tensors
 from flowsim.clip.contrast import Contrast, Temperature
+from flowsim.clip.memory import onto_device
 from flowsim.clip.models import Model
 from flowsim.clip.plan import Plan
 from flowsim.clip.session import Session, seed_torch, synchronised
@@ -36,7 +37,7 @@ class Towers(torch.nn.Module):
         clip: Any = self.clip
         image = clip.encode_image(images, normalize=self.normalize)
         text = clip.encode_text(tokens, normalize=self.normalize)
-        return image, text, self.temperature(progress)
+        return image, text, self.temperature(progress, images.device)
 
 
 class Learner:
@@ -57,7 +58,10 @@ class Learner:
         self.contrast = Contrast(schedule, settings.seed, session.rank, session.processes)
 
     def take_step(self, k: int) -> torch.Tensor:
-        """Take step k; returns (loss, modality gap of the batch, ν or NaN) before the step, on the device."""
+        """Take step k; returns (loss, modality gap of the batch, ν or NaN) before the step, on the device.
+
+        Nothing here waits for the device, so that the host is always ahead of it.
+        """
         settings, accelerator, device = self.settings, self.session.accelerator, self.session.device
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.plan.rates[k] * group["ratio"])
@@ -70,11 +74,12 @@ class Learner:
             # Dropout uses PyTorch's generator: a resumed run must not depend on earlier draws.
             seed_torch(settings.seed, micro, self.session.rank)
             pixels, tokens, boxes = self.batches.batch(micro)
-            images = crop(pixels.to(device, non_blocking=True), boxes, self.model.mean, self.model.std)
+            images = crop(onto_device(pixels, device), boxes, self.model.mean, self.model.std)
+            tokens = onto_device(tokens, device)
             last = j == settings.accumulate - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
                 with accelerator.autocast():
-                    image, text, beta = self.wrapped(images, tokens.to(device), u)
+                    image, text, beta = self.wrapped(images, tokens, u)
                 image, text = image.float(), text.float()  # the loss in full precision
                 loss = self.contrast(image, text, beta, micro)
                 accelerator.backward(loss / settings.accumulate)

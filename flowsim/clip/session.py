@@ -38,7 +38,10 @@ class Session:
         if "RANK" not in os.environ:
             # accelerate keeps precision and device for the whole process; a second run may need others.
             accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-        return cls(accelerate.Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no"))
+        session = cls(accelerate.Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no"))
+        if session.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(session.device)
+        return session
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +64,7 @@ class Session:
         return self.accelerator.num_processes
 
     def memory(self) -> dict[str, float]:
-        """Peak GPU memory so far, in bytes; empty on a CPU."""
+        """Peak GPU memory of the session so far, in bytes; empty on a CPU."""
         if self.device.type != "cuda":
             return {}
         return {"peak_memory_bytes": float(torch.cuda.max_memory_allocated(self.device))}

@@ -10,21 +10,20 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowsim.clip.batches import Batches, crop
-from flowsim.clip.contrast import Temperature, swap_weights
+from flowsim.clip.contrast import Contrast, Temperature, swapped_steps
 from flowsim.clip.learner import is_weight, optimizer_of
+from flowsim.clip.memory import is_out_of_memory, onto_device
 from flowsim.clip.models import Model
 from flowsim.clip.plan import Plan
 from flowsim.clip.session import Session
 from flowsim.clip.settings import Training
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
-from flowsim.model.swaps import AbstractSwap
 
 Prepare = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 Weights = dict[str, torch.Tensor]
@@ -51,7 +50,7 @@ class Encoder(torch.nn.Module):
 class Stack:
     """Runs in training, one for each of S seeds and M schedules.
 
-    - `weights` (S, M, ...) by name: the trained weights. `temperatures`: S lists of M temperatures.
+    - `weights` (S, M, ...) by name: the trained weights. `temperatures`: one for each schedule, of S runs.
     - `models`, `batches`: initial weights and batches of each seed. The modules of all models are alike.
     - `prepare`: makes the input of the image tower of (pixels, boxes); None crops and normalises photos.
     """
@@ -73,8 +72,8 @@ class Stack:
         self.encoder = Encoder(self.model.module, settings.normalize).to(self.device).train()
         self.weights = self._stacked(models)
         self.temperatures = [
-            [Temperature(schedule.temperature, settings.clamp).to(self.device) for schedule in self.schedules]
-            for _ in self.seeds
+            Temperature(schedule.temperature, settings.clamp, len(self.seeds)).to(self.device)
+            for schedule in self.schedules
         ]
         self.optimizer = self._optimizer()
         self._swaps = Swaps(self.schedules, self.seeds, plan.steps * settings.accumulate)
@@ -93,9 +92,8 @@ class Stack:
         loss, gap = self._differentiate(k)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for row in self.temperatures:
-            for temperature in row:
-                temperature.clamp_()
+        for temperature in self.temperatures:
+            temperature.clamp_()
         return torch.stack([loss, gap, noted], -1)
 
     def _differentiate(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,14 +133,14 @@ class Stack:
         return torch.cat(image, 2).cpu().numpy(), torch.cat(text, 2).cpu().numpy()
 
     def _embed(self, pixels: torch.Tensor | None, tokens: torch.Tensor | None) -> torch.Tensor:
-        images = None if pixels is None else self.prepare(pixels.to(self.device), None)
+        images = None if pixels is None else self.prepare(onto_device(pixels, self.device), None)
         with self.autocast():
-            (rows,) = self._encode(images, None if tokens is None else tokens.to(self.device), None)
+            (rows,) = self._encode(images, None if tokens is None else onto_device(tokens, self.device), None)
         return torch.nn.functional.normalize(rows.float(), dim=-1)
 
     def temperature(self, seed: int, schedule: int, progress: float) -> tuple[float, float | None]:
         """(β, ν) of a run, by the positions of its seed and schedule; ν is None if it is not learnable."""
-        return self.temperatures[seed][schedule].value(progress)
+        return self.temperatures[schedule].value(progress, seed)
 
     @torch.no_grad()
     def module_of(self, seed: int, schedule: int) -> Any:
@@ -154,10 +152,9 @@ class Stack:
 
     def state(self) -> dict[str, Any]:
         """Weights, temperatures and moments, for a checkpoint."""
-        raw = [[t.raw for t in row] for row in self.temperatures]
         return {
             "weights": {name: w.detach() for name, w in self.weights.items()},
-            "raw": [[None if r is None else r.detach() for r in row] for row in raw],
+            "raw": [None if t.raw is None else t.raw.detach() for t in self.temperatures],
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -166,10 +163,9 @@ class Stack:
         """Inverse of `state`."""
         for name, weights in self.weights.items():
             weights.copy_(state["weights"][name])
-        for row, held in zip(self.temperatures, state["raw"], strict=True):
-            for temperature, raw in zip(row, held, strict=True):
-                if temperature.raw is not None:
-                    temperature.raw.copy_(raw)
+        for temperature, raw in zip(self.temperatures, state["raw"], strict=True):
+            if temperature.raw is not None:
+                temperature.raw.copy_(raw)
         self.optimizer.load_state_dict(state["optimizer"])
 
     # --- parts of a step ------------------------------------------------------------------------------
@@ -195,11 +191,10 @@ class Stack:
             {"params": free, "weight_decay": 0.0, "ratio": 1.0},
         ]
         ratios: dict[float, list[torch.Tensor]] = {}
-        for row in self.temperatures:
-            for temperature in row:
-                if temperature.raw is not None:
-                    ratio = float(temperature.policy.lr_ratio)  # pyright: ignore[reportAttributeAccessIssue]
-                    ratios.setdefault(ratio, []).append(temperature.raw)
+        for temperature in self.temperatures:
+            if temperature.raw is not None:
+                ratio = float(temperature.policy.lr_ratio)  # pyright: ignore[reportAttributeAccessIssue]
+                ratios.setdefault(ratio, []).append(temperature.raw)
         for ratio, params in ratios.items():
             groups.append({"params": params, "weight_decay": decay * settings.temperature_decay, "ratio": ratio})
         return optimizer_of(settings, groups)
@@ -209,8 +204,8 @@ class Stack:
         images, tokens = [], []
         for batches in self.batches:
             pixels, words, boxes = batches.batch(micro)
-            images.append(self.prepare(pixels.to(self.device, non_blocking=True), boxes))
-            tokens.append(words.to(self.device, non_blocking=True))
+            images.append(self.prepare(onto_device(pixels, self.device), boxes))
+            tokens.append(onto_device(words, self.device))
         return torch.stack(images), torch.stack(tokens)
 
     def _encode(
@@ -229,14 +224,13 @@ class Stack:
     def _inverse_temperatures(self, k: int) -> torch.Tensor:
         """β of every run, (S, M)."""
         u = k / self.plan.steps
-        return torch.stack([torch.stack([t(u).float().to(self.device) for t in row]) for row in self.temperatures])
+        return torch.stack([temperature(u, self.device).float() for temperature in self.temperatures], -1)
 
     @torch.no_grad()
     def _raw(self) -> torch.Tensor:
         """ν of every run, NaN without one, (S, M)."""
-        none = torch.full((), torch.nan, device=self.device)
-        rows = [torch.stack([none if t.raw is None else t.raw.detach().float() for t in r]) for r in self.temperatures]
-        return torch.stack(rows)
+        none = torch.full((len(self.seeds),), torch.nan, device=self.device)
+        return torch.stack([none if t.raw is None else t.raw.detach().float() for t in self.temperatures], -1)
 
     def _gaps(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         if not self.settings.normalize:
@@ -252,7 +246,7 @@ class Stack:
                     self._encode(images[:, :2], tokens[:, :2], 0)
                 return
             except RuntimeError as error:
-                if isinstance(error, torch.cuda.OutOfMemoryError):
+                if is_out_of_memory(error):
                     raise
                 if not self._plain_attention:
                     self._plain_attention = True
@@ -265,19 +259,15 @@ class Stack:
 
 
 class Swaps:
-    """The swaps of all runs: in which micro-batches each run has one, and their weights.
+    """The swaps of all runs, those of `Contrast`; most micro-batches have none.
 
-    They are those of `Contrast`, drawn from (seed, micro-batch); most micro-batches have none.
+    - `when`: which of the first `count` micro-batches have a swap, by position of seed and schedule.
     """
 
     def __init__(self, schedules: Sequence[Schedule], seeds: Sequence[int], count: int) -> None:
-        self.seeds, self.swaps = seeds, [schedule.swap for schedule in schedules]
-        self.when = {
-            (s, m): _swapped_steps(swap, seed, count)
-            for m, swap in enumerate(self.swaps)
-            for s, seed in enumerate(seeds)
-            if swap.active
-        }
+        runs = [(s, m) for m, schedule in enumerate(schedules) if schedule.swap.active for s in range(len(seeds))]
+        self.when = {(s, m): swapped_steps(schedules[m].swap, seeds[s], 0, count) for s, m in runs}
+        self._contrasts = {(s, m): Contrast(schedules[m], seeds[s]) for s, m in runs}
 
     def apply(self, micro: int, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (S, M, n, d) after the swaps of a micro-batch."""
@@ -286,22 +276,8 @@ class Swaps:
             return image, text
         images, texts = ([list(row.unbind(0)) for row in rows.unbind(0)] for rows in (image, text))
         for s, m in swapped:
-            weights = swap_weights(self.swaps[m], self.seeds[s], micro, *image.shape[2:])
-            assert weights is not None
-            own = torch.from_numpy(weights).to(image)
-            images[s][m], texts[s][m] = self.swaps[m].apply(own, images[s][m], texts[s][m])
+            images[s][m], texts[s][m] = self._contrasts[s, m].swapped(images[s][m], texts[s][m], micro)
         return tuple(torch.stack([torch.stack(row) for row in rows]) for rows in (images, texts))  # pyright: ignore
-
-
-def _swapped_steps(swap: AbstractSwap, seed: int, count: int) -> np.ndarray:
-    """Which of the first `count` micro-batches have a swap, as `swap_weights` draws it."""
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        key = jax.random.key(np.uint32(seed))
-
-        def whether(step: Any) -> Any:
-            return jax.random.bernoulli(jax.random.split(jax.random.fold_in(key, step), 3)[0], swap.fraction)
-
-        return np.asarray(jax.jit(jax.vmap(whether))(np.arange(count)))
 
 
 def _losses(image: torch.Tensor, text: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from flowsim.clip.identity import configuration, digests, ended_record, short_re
 from flowsim.clip.labelled import Labelled
 from flowsim.clip.learner import Learner
 from flowsim.clip.loop import Loop
+from flowsim.clip.memory import enough_memory
 from flowsim.clip.plan import Plan
 from flowsim.clip.pools import load_pools
 from flowsim.clip.record import Record
@@ -25,6 +26,12 @@ from flowsim.clip.settings import Training
 from flowsim.model.schedules import Schedule, as_schedule
 from flowsim.progress import Progress, silent
 from flowsim.records.result import TrainingRecord
+
+#: What helps if the memory of a GPU is full.
+_MEMORY = (
+    "Use a smaller `batch_size`, precision='bf16' or `preload=False`; or free memory there: the same call then resumes "
+    "from its last checkpoint."
+)
 
 
 def train(
@@ -58,8 +65,8 @@ def train(
         before.
 
     Raises:
-        FlowsimError: For bad input, before any training, and if a file cannot be written; the record of the last
-            evaluation and the last checkpoint are then kept.
+        FlowsimError: For bad input, before any training; if a file cannot be written, or the memory of the GPU is full:
+            the record of the last evaluation and the last checkpoint are then kept.
     """
     schedule = as_schedule(schedule)
     path = None if out is None else Path(out)
@@ -74,7 +81,12 @@ def train(
     first = is_first_process()
     if weights is not None and first:
         check_writable_file(Path(weights))
-    with alone(path), limited_threads(settings.threads), scalars(tensorboard if first else None) as write:
+    with (
+        alone(path),
+        limited_threads(settings.threads),
+        scalars(tensorboard if first else None) as write,
+        enough_memory(_MEMORY),
+    ):
 
         def both(text: str, done: int, total: int | None, /, **numbers: float) -> None:
             write(text, done, total, **numbers)
