@@ -1,7 +1,7 @@
 """Stage `heads`: heads on frozen features, all 26 settings of the paper's tables with three seeds in two programs.
 
 Each tower is one hidden layer of 512 (gelu) on features of length √p with their means kept; 128 dimensions, batches of
-512, AdamW, cosine. Held-out retrieval counts a hit on any caption of a photo. `--data FOLDER/features.npz` holds
+512, AdamW, cosine. Held-out retrieval counts a hit on any caption of a photo. `--data FILE.npz` holds
 `image` (N, p), `text` (N, c, q) and `split` (N,); without it, features of random pairs are drawn.
 """
 
@@ -154,7 +154,7 @@ def train(
 def main() -> None:
     record = Record(__doc__, data="")
     given, tiny = record.options, record.tiny
-    path = Path(given.data) / "features.npz" if given.data and not tiny else None
+    path = Path(given.data) if given.data and not tiny else None
     settings = Training(
         model="heads", steps=8 if tiny else 3000, batch_size=32 if tiny else 512, lr=3e-3, weight_decay=0.1, beta2=0.98,
         warmup=0.05, captions="all", augment="centre", clamp=(0.01, 1.0),

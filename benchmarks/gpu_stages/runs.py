@@ -34,11 +34,6 @@ def settings_of(data: str, tiny: bool, patch: int = 12, lr: float = 1e-3) -> Tra
     )  # fmt: skip
 
 
-def photos(folder: str) -> str:
-    """The source of photos in the folder of the data; empty for generated shapes."""
-    return str(Path(folder) / "photos") if folder else ""
-
-
 class Runs:
     """Stacks of runs from the same pairs, which are decoded once."""
 

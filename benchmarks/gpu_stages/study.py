@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from record import Record, has_gpu
-from runs import Runs, photos, settings_of
+from runs import Runs, settings_of
 
 import flowsim as fs
 from flowsim.clip import studies
@@ -89,7 +89,7 @@ def train(settings: Training, names: list[str], seeds: int, folder: Path, out: P
 def main() -> None:
     record = Record(__doc__, data="", patch=12, lr=1e-3, most=3000, least=2000, work="")
     given, tiny = record.options, record.tiny
-    settings = settings_of(photos(given.data) if not tiny else "", tiny, given.patch, given.lr)
+    settings = settings_of(given.data, tiny, given.patch, given.lr)
     names = list(studies.SHORT)[: 3 if tiny else None]
     if tiny:
         found = {"seeds": 2, "steps": 12}

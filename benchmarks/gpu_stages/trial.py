@@ -4,7 +4,7 @@
 - `speed`: images/s and memory of 1, 9 and 27 runs in one program, and of a run of `fs.clip.train` by itself.
 - `rates`: the Baseline by two learning rates; where its loss and temperature end.
 
-`--data DIR` is the folder of `gpu_pack.py`; without it generated shapes are used.
+`--data FOLDER` holds photos and captions; without it generated shapes are used.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from record import Record, has_gpu
-from runs import PATCHES, Runs, photos, settings_of
+from runs import PATCHES, Runs, settings_of
 
 import flowsim as fs
 from flowsim.clip.studies import SHORT
@@ -102,7 +102,7 @@ def _wait() -> None:
 def main() -> None:
     record = Record(__doc__, data="")
     tiny = record.tiny
-    runs = Runs(settings_of(photos(record.options.data) if not tiny else "", tiny, 16))
+    runs = Runs(settings_of(record.options.data, tiny, 16))
     count = ((1, 1), (2, 2)) if tiny else ((1, 1), (9, 1), (9, 3))
     patches = (None,) if tiny else PATCHES[1:]
     record.part("gradients", lambda: gradients(runs, ("Baseline", "HS 1", "TR softplus")[: 2 if tiny else 3], (0, 1)), 10)
