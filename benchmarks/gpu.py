@@ -10,6 +10,7 @@ what has to travel to a machine without this project's packages and data.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -70,10 +71,8 @@ def _run(name: str, seconds: float, options: argparse.Namespace) -> str:
     except subprocess.TimeoutExpired:
         ended = "ran over its time"
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
     return f"{ended} after {time.monotonic() - begin:.0f} s"
 
@@ -82,7 +81,9 @@ def _summary(path: Path) -> str:
     if not path.is_file():
         return "no record"
     parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    bad = [f"{name} ({part.get('error') or part.get('left_out')})" for name, part in parts.items() if "result" not in part]
+    bad = [
+        f"{name} ({part.get('error') or part.get('left_out')})" for name, part in parts.items() if "result" not in part
+    ]
     return f"{len(parts) - len(bad)} of {len(parts)} parts" + (f"; without: {'; '.join(bad)}" if bad else "")
 
 

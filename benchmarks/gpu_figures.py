@@ -1,6 +1,6 @@
 """Figures of what was measured on a GPU.
 
-    python benchmarks/gpu_figures.py DIR FIGURE.png     # the phase diagram of DIR/simulator_phase.npz
+python benchmarks/gpu_figures.py DIR FIGURE.png     # the phase diagram of DIR/simulator_phase.npz
 """
 
 import argparse

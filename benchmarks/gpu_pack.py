@@ -34,7 +34,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
 out=$1; shift
 site=$(mktemp -d)
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$here"/wheels/*.whl
+python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$here"/wheels/*.whl
 export PYTHONPATH="$site" PYTHONUNBUFFERED=1 MPLBACKEND=Agg
 cd "$here/.."
 python3 benchmarks/gpu.py --out "$out" --work "$site/work" --data "$here/data" "$@" 2>&1 | tee "$out/log.txt"

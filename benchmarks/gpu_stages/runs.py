@@ -51,8 +51,6 @@ class Runs:
         if size not in self._batches:
             self._batches[size] = prepare(self.pairs, built[0].tokenize, size, settings, resize=built[0].resize)
             onto(self._batches[size], self.session.device)
-        own = [
-            dataclasses.replace(self._batches[size], settings=settings.replace(seed=seed)) for seed in seeds
-        ]
+        own = [dataclasses.replace(self._batches[size], settings=settings.replace(seed=seed)) for seed in seeds]
         plan = Plan.of(settings, len(self._batches[size].pairs))
         return Stack(settings, schedules, seeds, self.session, built, own, plan)

@@ -105,15 +105,15 @@ def main() -> None:
     runs = Runs(settings_of(record.options.data, tiny, 16))
     count = ((1, 1), (2, 2)) if tiny else ((1, 1), (9, 1), (9, 3))
     patches = (None,) if tiny else PATCHES[1:]
-    record.part("gradients", lambda: gradients(runs, ("Baseline", "HS 1", "TR softplus")[: 2 if tiny else 3], (0, 1)), 10)
+    record.part(
+        "gradients", lambda: gradients(runs, ("Baseline", "HS 1", "TR softplus")[: 2 if tiny else 3], (0, 1)), 10
+    )
     for patch in patches:
         label = "" if patch is None else f", patch {patch}"
         record.part(f"speed{label}", lambda patch=patch: speed(runs, patch, count, 2 if tiny else 10), 10)
     if not tiny:
         record.part("speed, patch 8", lambda: speed(runs, 8, ((9, 3),), 5), 10)
-    record.part(
-        "rates", lambda: rates(runs, None if tiny else 16, (1e-3, 2e-3), 6 if tiny else 800), 0 if tiny else 30
-    )
+    record.part("rates", lambda: rates(runs, None if tiny else 16, (1e-3, 2e-3), 6 if tiny else 800), 0 if tiny else 30)
     record.finish()
 
 

@@ -194,7 +194,8 @@ class _Training:
         self._pending.clear()
         seconds = time.perf_counter() - self._begin
         self.seconds["training"] += seconds
-        for (run, record), own in zip(self.records.items(), values.reshape(len(values), -1, 3).swapaxes(0, 1), strict=True):
+        by_run = values.reshape(len(values), -1, 3).swapaxes(0, 1)
+        for (run, record), own in zip(self.records.items(), by_run, strict=True):
             if run in self.diverged:
                 continue
             record.step = self.step
