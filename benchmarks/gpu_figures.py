@@ -1,6 +1,8 @@
-"""Figures of what was measured on a GPU.
+"""Figures of what was measured on a GPU: the phase diagram of DIR/simulator_phase.npz.
 
-python benchmarks/gpu_figures.py DIR FIGURE.png     # the phase diagram of DIR/simulator_phase.npz
+    python benchmarks/gpu_figures.py DIR FIGURE.png
+
+The file is written by `benchmarks/gpu_stages/simulator.py`.
 """
 
 import argparse
@@ -51,7 +53,7 @@ def phase_figure(path: Path) -> Figure:
         ax.set_title(rf"$\bf{{({letter})}}$ gap / initial gap at {at}")
     figure.colorbar(axes[1].collections[0], ax=axes[:2], pad=0.02, aspect=30)
     fs.plot.phase_diagram(
-        np.log10(record["temperature"]),
+        record["temperature"].copy(data=np.log10(record["temperature"].to_numpy())),
         "tau0",
         "ratio",
         axes[2],

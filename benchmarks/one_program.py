@@ -7,6 +7,7 @@ its interpolation and the step control of flowsim, in the same variable s = ln(1
 only: for flows that become stiff use `fs.sweep`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -75,10 +76,10 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
         lanes: Number of trajectories side by side.
         dtype: float32 or float64.
     """
-    at = jnp.asarray(np.log1p(ts), dtype)
-    first, last = float(at[0]), at[-1]
+    at = np.log1p(ts).astype(dtype)
+    first, last = at[0], at[-1]
     shape = jax.eval_shape(lambda i: problem.seen(problem.linear(problem.start(i)[0])), jnp.int32(0)).shape
-    weights_of = _interpolation()
+    polynomials = _interpolation()
 
     @jax.jit  # traced once
     def moving(s: Any, unknowns: Any, parameters: Any) -> Any:
@@ -105,7 +106,9 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
         inside = good & (at > lane.s) & (at <= new)
         part = jnp.clip((at - lane.s) / jnp.where(h > 0, h, 1), 0, 1)
         begun, slope = problem.linear(lane.unknowns), [problem.linear(k) for k in slopes]
-        between = begun[None] + h * sum(w[:, None] * k[None] for w, k in zip(weights_of(part), slope, strict=True))
+        between = begun[None] + h * sum(
+            w[:, None] * k[None] for w, k in zip(_weights(polynomials, part), slope, strict=True)
+        )
         active = left > 0
 
         def kept(a: Any, b: Any) -> Any:
@@ -123,14 +126,14 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
 
     def begun(index: Any, rtol: Any, atol: Any) -> _Lanes:
         unknowns, parameters = problem.start(index)
-        velocity = moving(jnp.asarray(first, dtype), unknowns, parameters)
+        velocity = moving(first, unknowns, parameters)
         # The first step of Hairer, Nørsett and Wanner.
         scale = jax.tree.map(lambda x: atol + rtol * jnp.abs(x), unknowns)
         sizes = [norm(jax.tree.map(lambda x, w: x / w, tree, scale)) for tree in (unknowns, velocity)]
         h = jnp.minimum(0.01 * sizes[0] / jnp.maximum(sizes[1], 1e-6 * sizes[0]), 0.1)
         seen = jnp.full((len(ts), *shape), jnp.nan, dtype).at[0].set(problem.seen(problem.linear(unknowns)))
         none = jnp.zeros((), jnp.int32)
-        return _Lanes(index, jnp.asarray(first, dtype), h, unknowns, velocity, parameters, seen, none, none)
+        return _Lanes(index, jnp.asarray(first), h, unknowns, velocity, parameters, seen, none, none)
 
     def program(count: Any, rtol: Any, atol: Any) -> Ran:
         rtol, atol = jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)
@@ -190,22 +193,22 @@ def _combined(h: Any, row: Any, slopes: list[Any]) -> Any:
     return jax.tree.map(lambda *ks: h * sum(a * k for a, k in zip(factors, ks, strict=True)), *trees)
 
 
-def _interpolation() -> Callable[[Any], list[Any]]:
-    """The weights of the seven stages at the fraction θ of a step: polynomials of degree 4, from diffrax."""
+@functools.cache
+def _interpolation() -> np.ndarray:
+    """Coefficients (7, 5) of the polynomials in θ that weight the seven stages at a fraction θ of a step."""
     theta = np.linspace(0, 1, 5)
     with jax.enable_x64(True):
         inner = diffrax.Tsit5.interpolation_cls(t0=0.0, t1=1.0, y0=jnp.zeros(7), y1=jnp.zeros(7), k=jnp.eye(7))
         values = np.asarray(jax.jit(jax.vmap(inner.evaluate))(theta))
-    powers = theta[:, None] ** np.arange(5)
-    coefficients = np.linalg.solve(powers, values)  # (5, 7)
+    return np.linalg.solve(theta[:, None] ** np.arange(5), values).T
 
-    def weights(part: Any) -> list[Any]:
-        found = []
-        for column in coefficients.T:
-            value = float(column[-1])
-            for c in column[-2::-1]:
-                value = value * part + float(c)
-            found.append(value)
-        return found
 
-    return weights
+def _weights(polynomials: np.ndarray, part: Any) -> list[Any]:
+    """Values of the polynomials."""
+    found = []
+    for coefficients in polynomials.tolist():
+        value = coefficients[-1]
+        for c in coefficients[-2::-1]:
+            value = value * part + c
+        found.append(value)
+    return found

@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
         found["nvidia_smi"] = None
     if torch is not None:
         found["cuda"], found["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
-    if ON_GPU:
+    if torch is not None and ON_GPU:
         card = torch.cuda.get_device_properties(0)
         found["card"], found["bytes"] = card.name, card.total_memory
         found["multiprocessors"], found["l2_bytes"] = card.multi_processor_count, getattr(card, "L2_cache_size", None)
@@ -121,8 +121,8 @@ def product(kind: str, size: int) -> dict[str, float]:
     dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(kind, torch.float32)
     torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
     a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
-    into = torch.empty_like(a)
-    found = seconds_of(lambda: torch.mm(a, b, out=into))
+    into, multiply = torch.empty_like(a), torch.mm
+    found = seconds_of(lambda: multiply(a, b, out=into))
     torch.backends.cuda.matmul.allow_tf32 = False
     return {**found, "size": size, "tflops": 2e-12 * size**3 / found["seconds"]}
 

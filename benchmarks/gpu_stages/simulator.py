@@ -44,7 +44,7 @@ from one_program import Problem, ensemble  # noqa: E402
 
 import flowsim as fs  # noqa: E402
 from flowsim.base.arrays import to_device  # noqa: E402
-from flowsim.numerics import tiled  # noqa: E402
+from flowsim.numerics import store_programs, tiled  # noqa: E402
 
 #: Output times of the ensembles, as in `ensembles.py`, and its sizes.
 TIMES = np.concatenate([[0.0], np.geomspace(1e-2, 1e6, 32)])
@@ -61,7 +61,7 @@ PHASE_TAU, PHASE_RATIO, PHASE_TIMES = (0.005, 1.0), (1e-3, 1e2), (0.0, 1e2, 1e4,
 PHASE_PAIRS, PHASE_DIM, PHASE_HEIGHT = 16, 8, 0.3
 
 #: Seconds that a line of an ensemble may take, and above which it is measured once.
-_PATIENCE, _ONCE = 12.0, 1.5
+_PATIENCE, _ONCE = 8.0, 1.5
 
 
 class Size(NamedTuple):
@@ -103,7 +103,7 @@ TINY = Size(
     {5: (32,)},
     (48, 96),
     {"library": {}},
-    8,
+    5,
     16,
     ((256, 8, "float32"), (256, 8, "float64")),
     256,
@@ -233,7 +233,13 @@ def field_of_many(n: int, d: int, lanes: int, dtype: str) -> tuple[Any, tuple[An
         velocity = jax.vmap(lambda u: problem.field(0.0, u, None))(unknowns)
         return jax.tree.map(lambda x, v: x + 1e-9 * v, unknowns, velocity)
 
-    first = jax.vmap(lambda i: problem.start(i)[0])(jnp.arange(lanes, dtype=jnp.int32))
+    # In NumPy: JAX would compile every operation.
+    rows = np.random.default_rng(0).standard_normal((2, lanes, n, d))
+    rows = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(dtype)
+    raw = np.full(lanes, np.log(1 / 0.07), dtype)
+    like = jax.eval_shape(lambda: problem.start(jnp.int32(0))[0])
+    position = type(like.position)(jnp.asarray(rows[0]), jnp.asarray(rows[1]))
+    first = dataclasses.replace(like, position=position, raw_temperature=jnp.asarray(raw))
     return in_loop(moved), (first, np.int32(1))
 
 
@@ -288,7 +294,7 @@ def run_ensemble(program: Program, n: int, d: int, dtype: str, lanes: int, way: 
 
     errors: dict[float, float] = {}
     for rtol in TOLERANCES:
-        seen = np.asarray(run(CHECKED, rtol).seen[:CHECKED, :, 0], np.float64)
+        seen = np.asarray(run(CHECKED, rtol).seen)[:CHECKED, :, 0]
         errors[rtol] = float(np.abs(seen - gaps).max())
         if errors[rtol] < ERROR:
             break
@@ -315,10 +321,10 @@ def run_ensemble(program: Program, n: int, d: int, dtype: str, lanes: int, way: 
         begin = time.perf_counter()
         ran = run(count, at)
         once = time.perf_counter() - begin
-        accepted, tried = (np.asarray(x[:count]) for x in (ran.accepted, ran.tried))
-        missing = int(jnp.sum(jnp.isnan(ran.seen[:count]).any(axis=(1, 2))))
-        error = float(np.abs(np.asarray(ran.seen[:CHECKED, :, 0], np.float64) - gaps).max())
-        last = np.asarray(ran.seen[:count, -1, 0], np.float64)
+        seen, accepted, tried = (np.asarray(x)[:count] for x in (ran.seen, ran.accepted, ran.tried))
+        missing = int(np.isnan(seen).any(axis=(1, 2)).sum())
+        error = float(np.abs(seen[:CHECKED, :, 0] - gaps).max())
+        last = seen[:, -1, 0].astype(np.float64)
         rounds = int(ran.rounds)
         del ran
         repeats = 5 if once < _ONCE else 0
@@ -343,8 +349,11 @@ def run_ensemble(program: Program, n: int, d: int, dtype: str, lanes: int, way: 
     return found
 
 
-def ask_for_ensemble(compiler: Compiler, size: Size, ways: Any, n: int, d: int, dtype: str, halved: int = 0) -> Any:
+def ask_for_ensemble(
+    compiler: Compiler, size: Size, ways: Any, name: tuple[int, int, str], halved: int = 0
+) -> tuple[int, str]:
     """Begin to compile an ensemble; returns its lanes and its way."""
+    n, d, dtype = name
     lanes, options, way = chosen(size, ways, n, d, dtype)
     lanes >>= halved
 
@@ -387,7 +396,7 @@ def phase_program(side: int, lanes: int) -> tuple[Any, tuple[Any, ...]]:
     return function, (np.int32(1), np.float64(1e-6), np.float64(1e-9))
 
 
-def run_phase(program: Program, size: Size, out: Path) -> dict[str, Any]:
+def run_phase(program: Program, size: Size, lanes: int, out: Path) -> dict[str, Any]:
     """Integrate all points, and write them in 16 bits each."""
     count = size.phase**2
 
@@ -395,8 +404,10 @@ def run_phase(program: Program, size: Size, out: Path) -> dict[str, Any]:
         with jax.enable_x64(True):
             return jax.block_until_ready(program.call(np.int32(count), np.float64(1e-6), np.float64(1e-9)))
 
+    begin = time.perf_counter()
     ran = run()
-    spent = timed(run, 2)
+    once = time.perf_counter() - begin
+    spent = timed(run, 3) if once < _ONCE else {"seconds": once}
     seen = np.asarray(ran.seen).reshape(size.phase, size.phase, len(PHASE_TIMES), 2)
     gap, tau = seen[..., 0], np.exp(-seen[..., -1, 1])
     side = np.linspace(0, size.phase - 1, 3).round().astype(int)
@@ -423,7 +434,7 @@ def run_phase(program: Program, size: Size, out: Path) -> dict[str, Any]:
         "failed": int(np.isnan(gap).any(axis=-1).sum()),
         "accepted_mean": float(accepted.mean()),
         "accepted_max": int(accepted.max()),
-        "busy": float(np.asarray(ran.tried).sum()) / (int(ran.rounds) * size.phase_lanes),
+        "busy": float(np.asarray(ran.tried).sum()) / (int(ran.rounds) * lanes),
         "file_bytes": path.stat().st_size,
         "corners": [
             {"tau0": tau0[i], "ratio": ratio[j], "gap": gap[j, i, 1:].tolist(), "tau": tau[j, i]}
@@ -446,8 +457,9 @@ def rows_of(n: int, d: int, dtype: str) -> list[np.ndarray]:
 
 def field_program(n: int, d: int, dtype: str) -> tuple[Any, tuple[Any, ...]]:
     """The flow's field, in a loop."""
+    image, text = rows_of(n, d, dtype)
     flow = to_device(fs.GradientFlow(), np.dtype(dtype))
-    state = flow.initial_state(fs.initial.from_arrays(*rows_of(n, d, dtype)), dtype=np.dtype(dtype))
+    state = flow.initial_state(fs.initial.from_arrays(image, text), dtype=np.dtype(dtype))
 
     def moved(unknowns: Any) -> Any:
         velocity = flow.vector_field(1.0, dataclasses.replace(state, unknowns=unknowns))
@@ -523,8 +535,8 @@ def precision(n: int) -> dict[str, Any]:
             with jax.enable_x64(dtype == "float64"):
                 flow = to_device(fs.GradientFlow(), np.dtype(dtype))
                 # The same numbers in both: those of single precision.
-                rows = [x.astype(dtype) for x in rows_of(pairs, 64, "float32")]
-                state = flow.initial_state(fs.initial.from_arrays(*rows), dtype=np.dtype(dtype))
+                image, text = (x.astype(dtype) for x in rows_of(pairs, 64, "float32"))
+                state = flow.initial_state(fs.initial.from_arrays(image, text), dtype=np.dtype(dtype))
                 state = dataclasses.replace(
                     state,
                     unknowns=dataclasses.replace(
@@ -564,7 +576,7 @@ def block_times(size: Size) -> list[dict[str, Any]]:
 
     def make(block: int, dtype: str) -> tuple[Any, tuple[Any, ...]]:
         def moved(rows: Any) -> Any:
-            found = tiled.loss_and_gradient(*rows, 1 / 0.07, block=block)
+            found = tiled.loss_and_gradient(rows[0], rows[1], 1 / 0.07, block=block)
             return rows[0] - 1e-9 * found.image, rows[1] - 1e-9 * found.text
 
         return in_loop(moved), (tuple(jnp.asarray(x) for x in rows_of(n, 64, dtype)), np.int32(1))
@@ -651,24 +663,30 @@ def keep_from_peers() -> list[int]:
 def main() -> None:
     record = Record(__doc__)
     size = TINY if record.tiny else FULL
+    if record.tiny:
+        store_programs()  # the next rehearsal compiles less
     peers_at = keep_from_peers()
-    peers = None
+    peers: subprocess.Popen[str] | None = None
     names = [(n, d, dtype) for n, d in size.sizes for dtype in ("float64", "float32")]
     if record.result("peers") is None:
         peers = started("peers", ",".join(map(str, peers_at)), int(record.tiny), on_cpu=True)
     try:
         ways = record.part("ways", lambda: choose_ways(size), needs=15)
         compiler, lanes = Compiler(), {}
+        phase_lanes, options = size.phase_lanes, {}
+        if (PHASE_PAIRS, PHASE_DIM) in size.sizes:
+            phase_lanes, options, _ = chosen(size, ways, PHASE_PAIRS, PHASE_DIM, "float64")
         if record.result("phase") is None:
-            compiler.ask("phase", lambda: phase_program(size.phase, size.phase_lanes), "float64")
+            compiler.ask("phase", lambda: phase_program(size.phase, phase_lanes), "float64", options)
         for name in names:
             if record.result(_called(name)) is None:
-                lanes[name] = ask_for_ensemble(compiler, size, ways, *name)
+                lanes[name] = ask_for_ensemble(compiler, size, ways, name)
         if lanes:
             record.part("compiling", compiler.wait)
+            compiler.wait()  # also where the record has this part already
         for name in names:
             record.part(_called(name), lambda name=name: _with_room(compiler, size, ways, name, lanes), needs=5)
-        record.part("phase", lambda: run_phase(compiler["phase"], size, record.out), needs=6)
+        record.part("phase", lambda: run_phase(compiler["phase"], size, phase_lanes, record.out), needs=6)
         compiler.drop()
         record.part("precision", lambda: precision(size.check), needs=5)
         record.part("field", lambda: field_times(size), needs=12)
@@ -699,12 +717,14 @@ def _with_room(compiler: Compiler, size: Size, ways: Any, name: tuple[int, int, 
     for halved in range(1, 6):
         try:
             with jax.enable_x64(name[2] == "float64"):
-                return run_ensemble(compiler[name], *name, *lanes[name], size)
+                n, d, dtype = name
+                side, way = lanes[name]
+                return run_ensemble(compiler[name], n, d, dtype, side, way, size)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
                 raise
         with contextlib.suppress(Exception):
-            lanes[name] = ask_for_ensemble(compiler, size, ways, *name, halved=halved)
+            lanes[name] = ask_for_ensemble(compiler, size, ways, name, halved)
     raise MemoryError("not enough memory, even with fewer lanes")
 
 

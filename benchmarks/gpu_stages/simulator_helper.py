@@ -62,7 +62,7 @@ def peers(tiny: bool) -> None:
                         spent.append((time.perf_counter() - begin) / count)
                     methods[method] = {"seconds": statistics.median(spent), "rtol": rtol, "error": error}
                     break
-        runs = 16 if tiny else 1024
+        runs, rtol, error = 16 if tiny else 1024, np.nan, np.nan
         for rtol in ensembles.TOLERANCES[3 if tiny else 2 :]:
             first = ensembles.ours(n, d, count, rtol, workers=2)
             error = float(np.abs(first["modality_gap"].to_numpy() - exact).max())

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowsim.base import paths
-from flowsim.base.arrays import LARGE, Numeric, optional_number, to_device
+from flowsim.base.arrays import LARGE, Numeric, full_precision, optional_number, to_device
 from flowsim.base.checks import check
 from flowsim.base.modules import Described, bundle
 from flowsim.errors import FlowsimError
@@ -263,6 +263,7 @@ class GradientFlow(Described):
         found = self.geometry.exits(state.unknowns.position, state.constants, in_steps)
         return {**found, **self.schedule.temperature.exits(state.unknowns.raw_temperature)}
 
+    @full_precision()
     def loss_value(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
         """The loss that the flow descends, L or (1 − p) L + p E[L∘swap]; arguments as for `vector_field`."""
         beta = self.inverse_temperature(t, state, horizon)
@@ -294,6 +295,7 @@ class GradientFlow(Described):
         rate_of_bias = 1.0 if bias_rate is None else bias_rate
         return Rates(self.geometry.rate, self.schedule.temperature.lr_ratio, rate_of_bias)
 
+    @full_precision()
     def vector_field(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
         """dθ/dt, dν/dt and db/dt, in the form of the unknowns.
 
@@ -313,6 +315,7 @@ class GradientFlow(Described):
         bias = None if velocity.bias is None else rates.bias * velocity.bias
         return Unknowns(position, raw, bias)
 
+    @full_precision()
     def descent(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
         """−∂L/∂θ in the metric of the geometry, −∂L/∂ν and −∂L/∂b at flow time t, with all rates 1 and no rule."""
         return self._descent(t, state, horizon, Rates())
