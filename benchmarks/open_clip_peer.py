@@ -15,6 +15,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,7 +188,8 @@ def compare(
             speeds["flowsim"].append(speed)
             speeds["open_clip"].append(images / took)
     found: dict[str, Any] = {
-        "model": settings.model, "batch": settings.batch_size, "precision": settings.precision, "steps": settings.steps,
+        "model": Path(settings.model).stem, "batch": settings.batch_size, "precision": settings.precision,
+        "steps": settings.steps,
         "images_per_second": speeds,
         "medians": {name: statistics.median(values) for name, values in speeds.items()},
         "ratios": [a / b for a, b in zip(speeds["flowsim"], speeds["open_clip"], strict=True)],

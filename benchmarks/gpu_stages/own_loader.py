@@ -58,7 +58,7 @@ def write(folder: Path, pairs: Any) -> tuple[list[str], list[str]]:
 
 
 def batches(rows: tuple[Sequence[str], Sequence[str]], model: Any, batch: int, steps: int, workers: int) -> DataLoader:
-    """Batches (images, tokens) as open_clip's trainer gets them; every batch that is late by a minute is an error."""
+    """Batches (images, tokens) as open_clip's trainer gets them; a batch that is half a minute late is an error."""
     crops = {"scale": (0.9, 1.0)}  # open_clip's default, and ours
     transform = image_transform_v2(
         PreprocessCfg(size=model.image_size, mean=model.mean, std=model.std), is_train=True, aug_cfg=crops
@@ -71,7 +71,7 @@ def batches(rows: tuple[Sequence[str], Sequence[str]], model: Any, batch: int, s
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
-        timeout=60,
+        timeout=30,
         # Workers by `fork`, PyTorch's default here, may hang next to the threads of JAX.
         multiprocessing_context="forkserver",
     )

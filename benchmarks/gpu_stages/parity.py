@@ -61,7 +61,8 @@ def main() -> None:
     bf16 = vit.replace(precision="bf16")
 
     def parity(settings: Training) -> dict[str, Any]:
-        return deterministic(lambda: losses(settings, cuda))
+        smaller = settings.replace(batch_size=min(settings.batch_size, 256))
+        return deterministic(lambda: losses(smaller, cuda))
 
     def speed(settings: Training, seconds: float, steps: int) -> dict[str, Any]:
         settings = open_clip_peer.quiet(settings, 2 if tiny else steps)
@@ -80,9 +81,9 @@ def main() -> None:
     for name, measure, needs in (
         ("parity_fp32", lambda: parity(vit), 10),
         ("parity_bf16", lambda: parity(bf16), 6),
-        ("same_data_bf16", lambda: speed(bf16, 16, 100), 8),
+        ("same_data_bf16", lambda: speed(bf16, 16, 60), 8),
         ("waits", lambda: waits(vit if tiny else bf16, cuda), 5),
-        ("own_loader_bf16", lambda: own(bf16, 20), 10),
+        ("own_loader_bf16", lambda: own(bf16, 18), 10),
         ("same_data_resnet_bf16", lambda: speed(resnet, 14, 60), 12),
         ("same_data_fp32", lambda: speed(vit, 10, 30), 8),
         ("parity_resnet_bf16", lambda: parity(open_clip_peer.quiet(resnet, steps)), 8),

@@ -72,7 +72,7 @@ class Learner:
         for j in range(settings.accumulate):
             micro = k * settings.accumulate + j
             # Dropout uses PyTorch's generator: a resumed run must not depend on earlier draws.
-            seed_torch(settings.seed, micro, self.session.rank)
+            seed_torch(settings.seed, micro, self.session.rank, device)
             pixels, tokens, boxes = self.batches.batch(micro)
             images = crop(onto_device(pixels, device), boxes, self.model.mean, self.model.std)
             tokens = onto_device(tokens, device)
