@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_pack.py [--photos FOLDER] [--features FILE.npz] [--train 6000] [--test 1000] [--stages ...]
 
-fills the folder `.gpu` of the checkout, which git ignores:
+fills a folder of the checkout that git ignores:
 
 - `wheels/`: packages that such a machine lacks (`--lacks`), for Python 3.12 on Linux; all others are expected there.
 - `data/photos/`: the first `--train` and `--test` photos of their splits with captions, without decoding them.
@@ -29,7 +29,7 @@ LACKS = ("open_clip_torch==3.3.0", "ftfy==6.3.1", "wcwidth", "tyro==1.0.17", "do
 
 RUN = """\
 #!/usr/bin/env bash
-# bash .gpu/run.sh OUT [options of benchmarks/gpu.py]
+# bash run.sh OUT [options of benchmarks/gpu.py]
 set -euo pipefail
 here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
 out=$1; shift
@@ -81,6 +81,7 @@ def size_of(folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default=".gpu", help="name of the folder")
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--features", type=Path)
     parser.add_argument("--train", type=int, default=6000)
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--mebibytes", type=float, default=64.0)
     parser.add_argument("options", nargs="*", help="options of benchmarks/gpu.py, after --")
     options = parser.parse_args()
-    folder = _ROOT / ".gpu"
+    folder = _ROOT / options.folder
     wheels = folder / "wheels"
     shutil.rmtree(folder / "data", ignore_errors=True)
     (folder / "data").mkdir(parents=True)
@@ -106,10 +107,10 @@ def main() -> None:
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=_ROOT, capture_output=True, check=True).stdout
     checkout = sum((_ROOT / name.decode()).stat().st_size for name in tracked.split(b"\0") if name)
     total = (size_of(folder) + checkout) / 2**20
-    print(f"{size_of(folder) / 2**20:.1f} MiB in .gpu and {checkout / 2**20:.1f} MiB of the checkout")
+    print(f"{size_of(folder) / 2**20:.1f} MiB in {options.folder} and {checkout / 2**20:.1f} MiB of the checkout")
     if total > options.mebibytes:
         sys.exit(f"Together they exceed {options.mebibytes:g} MiB. Take fewer photos, or leave out the features.")
-    print(f"bash .gpu/run.sh OUT {' '.join(options.options)}".rstrip())
+    print(f"bash {options.folder}/run.sh OUT {' '.join(options.options)}".rstrip())
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "machine": Stage(25, 10),
-    "parity": Stage(75, 30, data="photos"),
-    "trial": Stage(60, 25, data="photos"),
+    "machine": Stage(20, 10),
+    "parity": Stage(80, 30, data="photos"),
+    "trial": Stage(80, 30, data="photos"),
     "study": Stage(200, 90, grows=True, data="photos"),
-    "simulator": Stage(120, 40),
-    "heads": Stage(50, 25, data="features.npz"),
+    "simulator": Stage(120, 40, grows=True),
+    "heads": Stage(45, 25, data="features.npz"),
 }

@@ -113,7 +113,7 @@ def main() -> None:
         record.part(f"speed{label}", lambda patch=patch: speed(runs, patch, count, 2 if tiny else 10), 10)
     if not tiny:
         record.part("speed, patch 8", lambda: speed(runs, 8, ((9, 3),), 5), 10)
-    record.part("rates", lambda: rates(runs, None if tiny else 16, (1e-3, 2e-3), 6 if tiny else 800), 0 if tiny else 30)
+    record.part("rates", lambda: rates(runs, None if tiny else 16, (1e-3, 2e-3), 6 if tiny else 500), 0 if tiny else 30)
     record.finish()
 
 
