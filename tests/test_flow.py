@@ -182,3 +182,62 @@ def test_fixed_temperature_has_no_raw():
     velocity = field(fs.GradientFlow(schedule=Fixed(0.1)), fs.initial.uniform(N, D).draw(0))
     assert velocity.raw_temperature is None
     assert isinstance(Exp(), fs.temperature.AbstractParametrization)
+
+
+def products_in(jaxpr):
+    """Precisions of all matrix products of a program, those of its inner programs included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(equation.params["precision"])
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                found += products_in(inner)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flow", "start"),
+    [
+        (fs.GradientFlow(), fs.initial.uniform(N, D)),
+        (fs.GradientFlow(), fs.initial.uniform(300, D)),
+        (fs.GradientFlow(fs.Parallel()), fs.initial.cones(N, D)),
+        (fs.GradientFlow(loss=fs.NTXent()), fs.initial.uniform(N, D)),
+        (fs.GradientFlow(fs.LinearEncoders()), fs.initial.latents(N)),
+    ],
+    ids=["sphere", "tiles", "parallel", "NT-Xent", "encoders"],
+)
+def test_products_in_single_precision_are_not_rounded_on_gpus(flow, start):
+    """By default JAX rounds their factors to TF32 there; the request is visible on any machine."""
+    with jax.enable_x64(False):
+        flow = to_device(flow, np.float32)
+        state = flow.initial_state(start.draw(0), dtype=np.float32)
+        programs = [
+            jax.make_jaxpr(lambda s, call=call: call(0.0, s))(state)
+            for call in (flow.vector_field, flow.loss_value, flow.descent)
+        ]
+    highest = jax.lax.Precision.HIGHEST
+    for program in programs:
+        found = products_in(program.jaxpr)
+        assert found
+        assert all(precision in (highest, (highest, highest)) for precision in found)
+
+
+@pytest.mark.parametrize(("run", "pairs"), [("simulate", 7), ("descend", 8), ("sweep", 9)])
+def test_runs_observe_with_products_that_are_not_rounded(run, pairs, monkeypatch):
+    asked, original = set(), fs.Sphere.rows
+
+    def noted(*arguments):
+        asked.add(getattr(jax.config, "jax_default_matmul_precision"))  # noqa: B009
+        return original(*arguments)
+
+    monkeypatch.setattr(fs.Sphere, "rows", noted)
+    flow, start = fs.GradientFlow(), fs.initial.uniform(pairs, 5)
+    if run == "simulate":
+        fs.simulate(flow, start, t1=0.1)
+    elif run == "descend":
+        fs.descend(flow, start, "sgd", 0.1, 2)
+    else:
+        fs.sweep(flow, start, {"seed": [0, 1]}, t1=0.1)
+    assert asked == {"highest"}

@@ -1,6 +1,7 @@
 """Numbers and arrays: float64 leaves, NumPy/JAX dispatch, transfer to the device and back."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,16 @@ Numeric = jax.Array | np.ndarray
 #: From this many pairs on nothing n×n is formed where that can be avoided: tiles need a quarter of the processor's
 #: time there (docs/performance.md), and from about ten times as many on nothing else fits into memory.
 LARGE = 256
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products that are traced here keep the precision of their type; also a decorator.
+
+    On GPUs JAX otherwise rounds float32 factors to TF32, whose relative precision is 5e-4.
+    """
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 def number(value: Any) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowsim.base import notice
-from flowsim.base.arrays import LARGE, to_device
+from flowsim.base.arrays import LARGE, full_precision, to_device
 from flowsim.base.checks import check
 from flowsim.integrate.origin import Origin
 from flowsim.model.flow import GradientFlow, State
@@ -55,6 +55,7 @@ def opened(
     make_room()
     with contextlib.ExitStack() as stack, jax.enable_x64(precision == "float64"), CompileTimer() as timer:
         stack.enter_context(notice.compiling())
+        stack.enter_context(full_precision())
         flow_ = to_device(flow, dtype)
         # Placed in NumPy: JAX would compile a program for every operation.
         state = flow_.complete(*to_device(flow.place(origin.start), dtype), origin.seed)

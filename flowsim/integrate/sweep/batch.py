@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from flowsim.base.arrays import to_device, to_numpy, unstack
+from flowsim.base.arrays import full_precision, to_device, to_numpy, unstack
 from flowsim.integrate.observe import observe_many
 from flowsim.integrate.options import Options
 from flowsim.integrate.segment import SegmentSpec, segments
@@ -63,7 +63,7 @@ def solve_chunk(
     stop: threading.Event | None,
 ) -> list[dict[str, Any]]:
     """Series, status, time at the end and steps of each job."""
-    with jax.enable_x64(options.dtype == np.float64):
+    with jax.enable_x64(options.dtype == np.float64), full_precision():
         starts: list[Start] = []
         for shared in _runs_of(jobs, lambda job: job.start):
             starts += as_starts(shared[0].start, [job.seed for job in shared])
