@@ -7,6 +7,7 @@ fills a folder of the checkout that git ignores:
 - `wheels/`: packages that such a machine lacks (`--lacks`), for Python 3.12 on Linux; all others are expected there.
 - `data/photos/`: the first `--train` and `--test` photos of their splits with captions, without decoding them.
 - `data/features.npz`: features of the splits train and test.
+- `held/`: the records in `--held`, so that the stages go on.
 - `run.sh`: unpacks the wheels and runs the stages.
 
 FOLDER holds `captions.tsv`, `splits.tsv` (columns filename, split, shard) and tar shards, FILE.npz `image`, `text` and
@@ -37,6 +38,8 @@ site=$(mktemp -d)
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$here"/wheels/*.whl
 export PYTHONPATH="$site" PYTHONUNBUFFERED=1 MPLBACKEND=Agg
 cd "$here/.."
+# Records of an earlier call, which goes on.
+if [[ -d $here/held ]]; then cp "$here"/held/* "$out"; fi
 python3 benchmarks/gpu.py --out "$out" --work "$site/work" --data "$here/data" "$@" 2>&1 | tee "$out/log.txt"
 """
 
@@ -84,6 +87,7 @@ def main() -> None:
     parser.add_argument("--folder", default=".gpu", help="name of the folder")
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--features", type=Path)
+    parser.add_argument("--held", type=Path, help="folder with the records of an earlier call")
     parser.add_argument("--train", type=int, default=6000)
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--lacks", nargs="*", default=LACKS, help="packages to take along")
@@ -103,6 +107,9 @@ def main() -> None:
         print(f"{pack_photos(options.photos, folder / 'data' / 'photos', counts):,} photos")
     if options.features is not None:
         pack_features(options.features, folder / "data" / "features.npz")
+    shutil.rmtree(folder / "held", ignore_errors=True)
+    if options.held is not None:
+        shutil.copytree(options.held, folder / "held")
     (folder / "run.sh").write_text(RUN.format(), encoding="utf-8")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=_ROOT, capture_output=True, check=True).stdout
     checkout = sum((_ROOT / name.decode()).stat().st_size for name in tracked.split(b"\0") if name)

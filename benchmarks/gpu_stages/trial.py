@@ -1,7 +1,7 @@
 """Stage `trial`: stacked runs against separate ones, and what the study needs to choose its model and learning rate.
 
 - `gradients`: the gradient of each stacked run against that of the same run by itself, in fp32.
-- `speed`: images/s and memory of 1, 9 and 27 runs in one program, and of a run of `fs.clip.train` by itself.
+- `speed`: images/s and memory of 27 runs in one program, and of one.
 - `rates`: the Baseline by two learning rates; where its loss and temperature end.
 
 `--data FOLDER` holds photos and captions; without it generated shapes are used.
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from record import Record, has_gpu
-from runs import PATCHES, Runs, settings_of
+from runs import Runs, settings_of
 
 import flowsim as fs
 from flowsim.clip.studies import SHORT
@@ -103,17 +103,13 @@ def main() -> None:
     record = Record(__doc__, data="")
     tiny = record.tiny
     runs = Runs(settings_of(record.options.data, tiny, 16))
-    count = ((1, 1), (2, 2)) if tiny else ((1, 1), (9, 1), (9, 3))
-    patches = (None,) if tiny else PATCHES[1:]
-    record.part(
-        "gradients", lambda: gradients(runs, ("Baseline", "HS 1", "TR softplus")[: 2 if tiny else 3], (0, 1)), 10
-    )
+    count = ((1, 1), (2, 2)) if tiny else ((9, 3), (1, 1))
+    patches = (None,) if tiny else (16, 12)
+    record.part("gradients", lambda: gradients(runs, ("Baseline", "HS 1"), (0, 1)), 0 if tiny else 5)
     for patch in patches:
         label = "" if patch is None else f", patch {patch}"
-        record.part(f"speed{label}", lambda patch=patch: speed(runs, patch, count, 2 if tiny else 10), 10)
-    if not tiny:
-        record.part("speed, patch 8", lambda: speed(runs, 8, ((9, 3),), 5), 10)
-    record.part("rates", lambda: rates(runs, None if tiny else 16, (1e-3, 2e-3), 6 if tiny else 500), 0 if tiny else 30)
+        record.part(f"speed{label}", lambda patch=patch: speed(runs, patch, count, 2 if tiny else 8), 0 if tiny else 5)
+    record.part("rates", lambda: rates(runs, None if tiny else 16, (1e-3, 2e-3), 6 if tiny else 300), 0 if tiny else 5)
     record.finish()
 
 

@@ -7,7 +7,7 @@ seeds and over schedules. The losses are summed, so that one backward pass gives
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,6 @@ class Stack:
         ]
         self.optimizer = self._optimizer()
         self._swaps = Swaps(self.schedules, self.seeds, plan.steps * settings.accumulate)
-        # PyTorch's fast attention cannot be batched once more on a CPU.
-        self._plain_attention = self.device.type == "cpu"
         self._check()
 
     def __len__(self) -> int:
@@ -217,8 +215,7 @@ class Stack:
             return torch.func.functional_call(self.encoder, weights, (images, tokens))
 
         of_schedules = torch.vmap(one, in_dims=(0, None, None))
-        plain = sdpa_kernel(SDPBackend.MATH) if self._plain_attention else contextlib.nullcontext()
-        with plain:
+        with _plain_attention():
             return torch.vmap(of_schedules, in_dims=(0, seed_axis, seed_axis))(self.weights, images, tokens)
 
     def _inverse_temperatures(self, k: int) -> torch.Tensor:
@@ -240,22 +237,17 @@ class Stack:
     def _check(self) -> None:
         """Refuse a model whose runs are not independent of each other, or that draws random numbers."""
         images, tokens = self._inputs(0)
-        while True:
-            try:
-                with torch.no_grad(), self.autocast():
-                    self._encode(images[:, :2], tokens[:, :2], 0)
-                return
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                if not self._plain_attention:
-                    self._plain_attention = True
-                    continue
-                reason = str(error).strip().splitlines()[0][:120].rstrip(".")
-                raise FlowsimError(
-                    f"Runs of the model {self.model.name!r} cannot be stacked, because of batch normalisation, dropout "
-                    f"or another operation ({reason}). Use a model without, or `stack=1`."
-                ) from None
+        try:
+            with torch.no_grad(), self.autocast():
+                self._encode(images[:, :2], tokens[:, :2], 0)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines()[0][:120].rstrip(".")
+            raise FlowsimError(
+                f"Runs of the model {self.model.name!r} cannot be stacked, because of batch normalisation, dropout or "
+                f"another operation ({reason}). Use a model without, or `stack=1`."
+            ) from None
 
 
 class Swaps:
@@ -274,10 +266,31 @@ class Swaps:
         swapped = [run for run, steps in self.when.items() if steps[micro]]
         if not swapped:
             return image, text
-        images, texts = ([list(row.unbind(0)) for row in rows.unbind(0)] for rows in (image, text))
+        images, texts = [], []
         for s, m in swapped:
-            images[s][m], texts[s][m] = self._contrasts[s, m].swapped(images[s][m], texts[s][m], micro)
-        return tuple(torch.stack([torch.stack(row) for row in rows]) for rows in (images, texts))  # pyright: ignore
+            new = self._contrasts[s, m].swapped(image[s, m], text[s, m], micro)
+            images.append(new[0])
+            texts.append(new[1])
+        places = onto_device(torch.tensor([s * image.shape[1] + m for s, m in swapped]), image.device)
+        return _replaced(image, places, images), _replaced(text, places, texts)
+
+
+def _replaced(rows: torch.Tensor, places: torch.Tensor, new: list[torch.Tensor]) -> torch.Tensor:
+    """Features (S, M, n, d) with those of some runs replaced, by their place among all."""
+    return rows.flatten(0, 1).index_copy(0, places, torch.stack(new)).view_as(rows)
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as products and a softmax: the gradient of PyTorch's fused kernels fails under `torch.vmap`."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    # Otherwise the products of bf16 are computed in fp32.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def _losses(image: torch.Tensor, text: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:

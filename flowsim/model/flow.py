@@ -266,10 +266,8 @@ class GradientFlow(Described):
     @full_precision()
     def loss_value(self, t: Any, state: State, horizon: Any = np.inf) -> Float[Array, ""]:
         """The loss that the flow descends, L or (1 − p) L + p E[L∘swap]; arguments as for `vector_field`."""
-        beta = self.inverse_temperature(t, state, horizon)
-        bias = self._bias(state)
-        swap = self.schedule.swap
-        in_tiles = self.is_tiled(state)
+        beta, bias = self.inverse_temperature(t, state, horizon), self._bias(state)
+        swap, in_tiles = self.schedule.swap, self.is_tiled(state)
         if isinstance(self.loss, AbstractLoss) and not swap.active and not in_tiles:
             similarity = self.geometry.similarity(state.unknowns.position, state.constants)
             return self.loss.value(self.loss.logits(beta, similarity, bias), state.targets)
@@ -320,6 +318,7 @@ class GradientFlow(Described):
         """−∂L/∂θ in the metric of the geometry, −∂L/∂ν and −∂L/∂b at flow time t, with all rates 1 and no rule."""
         return self._descent(t, state, horizon, Rates())
 
+    @full_precision()
     def _descent(self, t: Any, state: State, horizon: Any, rates: "Rates") -> Unknowns:
         position, constants = state.unknowns.position, state.constants
         beta = self.inverse_temperature(t, state, horizon)
