@@ -19,9 +19,9 @@ class Stage(NamedTuple):
 
 STAGES = {
     "machine": Stage(20, 10),
-    "parity": Stage(80, 30, data="photos"),
-    "trial": Stage(80, 30, data="photos"),
+    "parity": Stage(95, 25, data="photos"),
+    "trial": Stage(60, 25, data="photos"),
     "study": Stage(200, 90, grows=True, data="photos"),
     "simulator": Stage(120, 40, grows=True),
-    "heads": Stage(45, 25, data="features.npz"),
+    "heads": Stage(60, 30, data="features.npz"),
 }
