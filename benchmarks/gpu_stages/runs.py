@@ -6,21 +6,20 @@ from pathlib import Path
 
 import torch
 
-from flowsim.clip import data, models
+from flowsim.clip import models
 from flowsim.clip.batches import Batches, onto, prepare
 from flowsim.clip.data import Pairs
 from flowsim.clip.plan import Plan
+from flowsim.clip.pools import load_pools
 from flowsim.clip.session import Session
 from flowsim.clip.settings import Training
 from flowsim.clip.stack import Stack
 from flowsim.model.schedules import Schedule
 
 HERE = Path(__file__).parent
-#: Models by patch size, from the most to the least work: 144, 64 and 36 patches of a photo of 96 pixels.
-PATCHES = (8, 12, 16)
 
 
-def settings_of(data: str, tiny: bool, patch: int = 12, lr: float = 1e-3) -> Training:
+def settings_of(data: str, tiny: bool, patch: int = 16, lr: float = 1e-3) -> Training:
     """Settings of the study: a ViT on photos of 96 pixels, a batch of 256, AdamW, bf16."""
     if tiny:
         return Training(
@@ -40,7 +39,7 @@ class Runs:
     def __init__(self, settings: Training) -> None:
         self.settings = settings
         self.session = Session.begin(settings.precision, not torch.cuda.is_available())
-        self.pairs: Pairs = data.load(settings.data, settings.split, limit=settings.limit)
+        self.pairs: Pairs = load_pools(settings)[0]
         self._batches: dict[int, Batches] = {}
 
     def stack(self, schedules: Sequence[Schedule], seeds: Sequence[int], **changes: object) -> Stack:

@@ -1,6 +1,6 @@
 """Stage `study`: nine methods of the paper on photos, with as many seeds as fit, all runs in one program.
 
-    python benchmarks/gpu_stages/study.py --out DIR [--data FOLDER] [--patch 12] [--lr 1e-3] [--most 3000]
+    python benchmarks/gpu_stages/study.py --out DIR [--data FOLDER] [--patch 16] [--lr 1e-3] [--most 3000]
 
 The step is timed first. The number of steps is what then fits into the time, at most `--most`; the number of seeds is
 3, or fewer if that leaves less than `--least` steps. `study.nc` holds the records of all runs.
@@ -87,7 +87,7 @@ def train(settings: Training, names: list[str], seeds: int, folder: Path, out: P
 
 
 def main() -> None:
-    record = Record(__doc__, data="", patch=12, lr=1e-3, most=3000, least=2000, work="")
+    record = Record(__doc__, data="", patch=16, lr=1e-3, most=3000, least=2000, work="")
     given, tiny = record.options, record.tiny
     settings = settings_of(given.data, tiny, given.patch, given.lr)
     names = list(studies.SHORT)[: 3 if tiny else None]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowsim.clip.batches import Batches, crop
 from flowsim.clip.contrast import Contrast, Temperature, swapped_steps
@@ -75,6 +74,7 @@ class Stack:
             Temperature(schedule.temperature, settings.clamp, len(self.seeds)).to(self.device)
             for schedule in self.schedules
         ]
+        self._fixed = self._fixed_temperatures()
         self.optimizer = self._optimizer()
         self._swaps = Swaps(self.schedules, self.seeds, plan.steps * settings.accumulate)
         self._check()
@@ -218,10 +218,25 @@ class Stack:
         with _plain_attention():
             return torch.vmap(of_schedules, in_dims=(0, seed_axis, seed_axis))(self.weights, images, tokens)
 
+    def _fixed_temperatures(self) -> torch.Tensor:
+        """β of every step and schedule, (steps, M), on the device; 0 where the temperature is learnable."""
+        steps = range(self.plan.steps)
+        columns = [
+            np.zeros(len(steps))
+            if schedule.temperature.learnable
+            else [float(schedule.temperature.inverse_temperature(k / self.plan.steps)) for k in steps]
+            for schedule in self.schedules
+        ]
+        return torch.tensor(np.array(columns).T, dtype=torch.float32, device=self.device)
+
     def _inverse_temperatures(self, k: int) -> torch.Tensor:
         """β of every run, (S, M)."""
-        u = k / self.plan.steps
-        return torch.stack([temperature(u, self.device).float() for temperature in self.temperatures], -1)
+        fixed, u = self._fixed[k], k / self.plan.steps
+        every = [
+            fixed[m].expand(len(self.seeds)) if t.raw is None else t(u, self.device).float()
+            for m, t in enumerate(self.temperatures)
+        ]
+        return torch.stack(every, -1)
 
     @torch.no_grad()
     def _raw(self) -> torch.Tensor:
@@ -282,15 +297,29 @@ def _replaced(rows: torch.Tensor, places: torch.Tensor, new: list[torch.Tensor])
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention as products and a softmax: the gradient of PyTorch's fused kernels fails under `torch.vmap`."""
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    # Otherwise the products of bf16 are computed in fp32.
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    """Attention as two products and a softmax, because PyTorch's kernels for all of it fail under `torch.vmap`.
+
+    On CPUs they have no rule for batches, on GPUs no gradient; and PyTorch's own plain form has none for bf16.
+    """
+    functional: Any = torch.nn.functional
+    fused, functional.scaled_dot_product_attention = functional.scaled_dot_product_attention, _attention
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+        functional.scaled_dot_product_attention = fused
+
+
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """`scaled_dot_product_attention` with a softmax in fp32."""
+    if dropout_p or is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
+        raise RuntimeError("attention with dropout or a boolean mask")
+    logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    if attn_mask is not None:
+        logits = logits + attn_mask
+    return logits.float().softmax(-1).to(value.dtype) @ value
 
 
 def _losses(image: torch.Tensor, text: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:

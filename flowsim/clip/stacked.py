@@ -104,6 +104,7 @@ class _Training:
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self._waiting: list[tuple[Run, Future[dict[str, float]]]] = []
         self._pending: list[torch.Tensor] = []
+        self._noted: list[np.ndarray] = []
         self._pool = ThreadPoolExecutor(_WORKERS)
         self._begin, self._since, self._saved = 0.0, 0, time.monotonic()
 
@@ -194,21 +195,20 @@ class _Training:
         self._pending.clear()
         seconds = time.perf_counter() - self._begin
         self.seconds["training"] += seconds
-        by_run = values.reshape(len(values), -1, 3).swapaxes(0, 1)
-        for (run, record), own in zip(self.records.items(), by_run, strict=True):
-            if run in self.diverged:
-                continue
-            record.step = self.step
-            record.note_steps(own)
-            if not np.isfinite(own[:, :2]).all():
-                self.diverged.add(run)
+        self._noted.append(values.reshape(len(values), -1, 3))
+        for (run, record), own in zip(self.records.items(), self._noted[-1].swapaxes(0, 1), strict=True):
+            if run not in self.diverged:
+                record.step = self.step
+                if not np.isfinite(own[:, :2]).all():
+                    self.diverged.add(run)
         pairs = (self.step - self._since) * self.settings.batch_size * self.settings.accumulate * len(self.records)
+        u = self.step / self.plan.steps
         self.progress(
             f"stack of {len(self.records)} runs",
             self.step,
             self.plan.steps,
             loss=float(np.nanmean(values[-1, ..., 0])),
-            temperature=float(np.mean([r.log.steps["train_temperature"][-1] for r in self.records.values()])),
+            temperature=float(np.mean([1 / self.stack.temperature(s, m, u)[0] for s, m, _ in self._runs()])),
             modality_gap=float(np.nanmean(values[-1, ..., 1])),
             images_per_second=pairs / max(seconds, 1e-9),
         )
@@ -242,7 +242,16 @@ class _Training:
         self.seconds["evaluation"] += time.perf_counter() - begin
 
     def _collect(self) -> None:
-        """Put the finished rows of all evaluations into the records."""
+        """Put the steps so far, and the finished rows of all evaluations, into the records.
+
+        Not in every fetch, because a GPU waits meanwhile.
+        """
+        if self._noted:
+            values = np.concatenate(self._noted).swapaxes(0, 1)
+            first = self.step - values.shape[1]
+            for record, own in zip(self.records.values(), values, strict=True):
+                record.note_steps(own[: max(0, record.step - first)])
+            self._noted.clear()
         for run, row in self._waiting:
             self.records[run].log.add_row(row.result())
         self._waiting.clear()
