@@ -10,6 +10,7 @@ what has to travel to a machine without this project's packages and data.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -28,9 +29,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--seconds", type=float, default=540.0, help="time for all stages")
     parser.add_argument("--tiny", action="store_true", help="small sizes, for a rehearsal on any machine")
-    parser.add_argument("--data", default="", help="folder with photos and features, see gpu_pack.py")
+    parser.add_argument("--data", type=Path, help="folder with photos and features, see gpu_pack.py")
+    parser.add_argument("--work", type=Path, help="folder for files that need not be kept; default: OUT/work")
+    parser.add_argument("--study", default="", help='options of the stage study, e.g. "--patch 8 --lr 2e-3"')
     parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=list(STAGES))
     options = parser.parse_args()
+    options.study = options.study.split()
     options.out.mkdir(parents=True, exist_ok=True)
     begin, codes = time.monotonic(), {}
     for index, name in enumerate(options.stages):
@@ -53,8 +57,10 @@ def _run(name: str, seconds: float, options: argparse.Namespace) -> str:
     print(f"\n=== {name}, {seconds:.0f} s ===", flush=True)
     call = [sys.executable, str(_HERE / "gpu_stages" / f"{name}.py"), "--out", str(options.out)]
     call += ["--seconds", f"{seconds:.0f}", *(["--tiny"] if options.tiny else [])]
-    if options.data and STAGES[name].data:
-        call += ["--data", options.data]
+    if options.data and (wanted := STAGES[name].data) is not None:
+        call += ["--data", str(options.data / wanted)]
+    if name == "study":
+        call += ["--work", str(options.work or options.out / "work"), *options.study]
     path = os.pathsep.join([str(_HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     begin = time.monotonic()
     # A session of its own, so that its workers end with it.
@@ -65,10 +71,8 @@ def _run(name: str, seconds: float, options: argparse.Namespace) -> str:
     except subprocess.TimeoutExpired:
         ended = "ran over its time"
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
     return f"{ended} after {time.monotonic() - begin:.0f} s"
 
@@ -77,7 +81,9 @@ def _summary(path: Path) -> str:
     if not path.is_file():
         return "no record"
     parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    bad = [f"{name} ({part.get('error') or part.get('left_out')})" for name, part in parts.items() if "result" not in part]
+    bad = [
+        f"{name} ({part.get('error') or part.get('left_out')})" for name, part in parts.items() if "result" not in part
+    ]
     return f"{len(parts) - len(bad)} of {len(parts)} parts" + (f"; without: {'; '.join(bad)}" if bad else "")
 
 

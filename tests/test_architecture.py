@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comparison": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
     "explorer": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
     "claims": {"progress", "base", "numerics", "model", "observables", "records", "theory", "integrate"},
-    "clip": {"progress", "base", "model", "observables", "records", "plot"},
+    "clip": {"progress", "base", "provenance", "model", "observables", "records", "plot"},
     "reproduce": {"progress", "base", "provenance", "records", "plot", "integrate", "claims"},
     "cli": {"progress", "base", "model", "observables", "conformance", "records", "plot", "integrate", "comparison",
             "claims", "explorer", "clip", "reproduce"},

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from flowsim.cli.values import parse_change, parse_over
 from flowsim.cli.words import in_options
 from flowsim.integrate.options import DEFAULT_OBSERVABLES
 from flowsim.model.initial import AbstractRecipe
+from flowsim.provenance import versions
 from flowsim.records.status import Outcome
 
 
@@ -102,7 +104,15 @@ def test_help_of_a_command(command, name):
 def test_version(command):
     code, out, _ = command("--version")
     assert code == 0
-    assert out.startswith("flowsim 0.")
+    assert out.startswith(f"flowsim {versions()['flowsim']}")
+
+
+def test_version_of_a_checkout_that_is_not_installed(command, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert command("--version") == (0, "flowsim unknown (not installed)\n", "")
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,20 @@ class Stage(NamedTuple):
 
     - `seconds`: its budget. `least`: what it needs for its first parts, below which it is not started.
     - `grows`: whether it makes use of what other stages leave.
-    - `data`: whether it reads photos or features.
+    - `data`: what it reads in the folder of the data.
     """
 
     seconds: float
     least: float
     grows: bool = False
-    data: bool = False
+    data: str | None = None
 
 
 STAGES = {
-    "machine": Stage(25, 10),
-    "parity": Stage(75, 30, data=True),
-    "study": Stage(260, 90, grows=True, data=True),
-    "simulator": Stage(120, 40),
-    "heads": Stage(50, 25, data=True),
+    "machine": Stage(20, 10),
+    "parity": Stage(80, 30, data="photos"),
+    "trial": Stage(80, 30, data="photos"),
+    "study": Stage(200, 90, grows=True, data="photos"),
+    "simulator": Stage(120, 40, grows=True),
+    "heads": Stage(45, 25, data="features.npz"),
 }

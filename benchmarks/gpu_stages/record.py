@@ -38,9 +38,7 @@ class Record:
     """
 
     def __init__(self, description: str | None, **defaults: Any) -> None:
-        parser = argparse.ArgumentParser(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--out", type=Path, required=True, help="folder of the record")
         parser.add_argument("--seconds", type=float, default=600.0, help="time that the stage may take")
         parser.add_argument("--tiny", action="store_true", help="small sizes, for a rehearsal on any machine")
@@ -85,7 +83,9 @@ class Record:
             found: dict[str, Any] = {"result": _plain(measure())}
         except Exception as error:  # whatever happens, the next part is measured
             traceback.print_exc()
-            found = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:500]}
+            found = {
+                "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:500]
+            }
         self._note(name, {**found, "seconds": round(time.monotonic() - begin, 3)})
         return found.get("result")
 
@@ -102,7 +102,10 @@ class Record:
         self._held["parts"][name] = found
         self._write()
         text = json.dumps(found.get("result", found))
-        print(f"{self.name}: {name}: {text[:600]}{'...' * (len(text) > 600)} ({found.get('seconds', 0):.1f} s)", flush=True)
+        print(
+            f"{self.name}: {name}: {text[:600]}{'...' * (len(text) > 600)} ({found.get('seconds', 0):.1f} s)",
+            flush=True,
+        )
 
     def _write(self) -> None:
         write_text(self._path, json.dumps(self._held, indent=1) + "\n")

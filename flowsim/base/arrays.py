@@ -1,6 +1,7 @@
 """Numbers and arrays: float64 leaves, NumPy/JAX dispatch, transfer to the device and back."""
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -74,8 +75,12 @@ def plain(value: Any) -> Any:
 
 
 def namespace(*values: Any) -> Any:
-    """`jax.numpy` if any of the values is a JAX array or tracer, else `numpy`."""
-    return jnp if any(isinstance(v, jax.Array) for v in values) else np
+    """`jax.numpy` if any of the values is a JAX array or tracer, `torch` if one is a tensor, else `numpy`."""
+    if any(isinstance(v, jax.Array) for v in values):
+        return jnp
+    # Tensors exist only where PyTorch is loaded already.
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and any(isinstance(v, torch.Tensor) for v in values) else np
 
 
 def unstack(tree: PyTree, indices: Iterable[int]) -> list[PyTree]:

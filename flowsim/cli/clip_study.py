@@ -24,6 +24,8 @@ class Study(SeveralOptions):
     """All methods of the paper, the nine of a short study, or a list."""
     seeds: Annotated[int, whole("--seeds", "3")] = 3
     """Number of seeds, from 0; all methods run with one seed before the next."""
+    stack: Annotated[int, whole("--stack", "27")] = 1
+    """Runs trained in one program, instead of --jobs; for GPUs, and models without batch normalisation."""
     tables: Flag = False
     """Do not train; only make the tables of the finished records in --out."""
     json: Flag = False
@@ -38,10 +40,11 @@ class Study(SeveralOptions):
             records = study.finished(self.out)
         else:
             settings = self.training()
-            with bars(runs=len(names) * self.seeds) as progress:
-                records = study.study(
-                    settings, self.out, names, self.seeds, jobs=self.jobs, cpu=self.cpu, progress=progress
-                )
+            runs = [(name, seed) for seed in range(self.seeds) for name in names]
+            shown = len(runs) if self.stack == 1 else len(study.stacks(runs, self.stack))
+            options = {"jobs": self.jobs, "stack": self.stack, "cpu": self.cpu}
+            with bars(runs=shown) as progress:
+                records = study.study(settings, self.out, names, self.seeds, **options, progress=progress)
         tables = bridge("tables").Tables.of(records)
         saved = bridge("studies").report(records, self.out)
         if self.json:

@@ -73,7 +73,11 @@ def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] == "--version":
         import importlib.metadata
 
-        print(f"flowsim {importlib.metadata.version('flowsim')}")
+        try:
+            version = importlib.metadata.version("flowsim")
+        except importlib.metadata.PackageNotFoundError:
+            version = "unknown (not installed)"
+        print(f"flowsim {version}")
         return 0
     prog, commands = "flowsim", COMMANDS
     if argv[:1] == ["clip"] and len(argv) > 1:

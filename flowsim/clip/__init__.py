@@ -6,7 +6,7 @@
 - `settings`: the settings of a training run, and presets; `data`: sources of pairs
 - `models`: open_clip models, weights loaded safely; `contrast`: temperature, swaps and loss on features
 - `training`: the public function; `learner`: one step; `loop`, `plan`, `record`, `checkpoint`: all steps of a run;
-  `identity`: whether two runs are the same; `session`: devices and processes
+  `identity`: whether two runs are the same; `session`: devices and processes; `memory`: that of a GPU
 - `embed`, `evaluate`, `labelled`: observables of a model
 - `studies`: the paper's experiment; `tables`, `figures`: its results next to the paper's
 

@@ -5,6 +5,7 @@ batch.
 """
 
 import dataclasses
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,10 +13,13 @@ import numpy as np
 import torch
 
 from flowsim.clip.data import Pairs, Resize
+from flowsim.clip.memory import onto_device
 from flowsim.clip.settings import Training
 
 #: Largest size of decoded pixels kept in memory, in bytes, unless `preload` is set.
 _FITS = 4 * 2**30
+#: Largest size of decoded pixels kept for the next run, in bytes.
+_REUSED = 2**29
 
 
 @dataclasses.dataclass
@@ -23,6 +27,8 @@ class Batches:
     """Training batches: `batch(k)` is (pixels uint8 (n, 3, s, s), token ids (n, context)) of micro-batch k.
 
     `tokens` (number of captions, context); the captions of pair i are rows `first[i]` .. `first[i + 1] - 1`.
+    `stored` and `tokens` may be on a GPU, see `onto`; batches are then made there. What is not there is read by a
+    thread while the batch before is used.
     """
 
     pairs: Pairs
@@ -38,7 +44,16 @@ class Batches:
     def __post_init__(self) -> None:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
         self._ahead: tuple[int, Any] | None = None
+        self._device = torch.device("cpu")
         self._reader = ThreadPoolExecutor(1)
+
+    def place(self, device: torch.device, room: float) -> None:
+        """Make batches for a GPU; tokens and stored pixels move there if each takes less than `room` bytes."""
+        self._device = device
+        if self.tokens.nbytes < room:
+            self.tokens = self.tokens.to(device)
+        if self.stored is not None and self.stored.nbytes < room:
+            self.stored = self.stored.to(device)
 
     @property
     def per_epoch(self) -> int:
@@ -66,30 +81,42 @@ class Batches:
             boxes = torch.from_numpy(_boxes(random, len(chosen), self.settings.crop_scale))
         share = len(chosen) // self.processes
         mine = slice(self.rank * share, (self.rank + 1) * share)
-        tokens = self.tokens[self.first[chosen[mine]] + caption[mine]]
+        tokens = _rows(self.tokens, self.first[chosen[mine]] + caption[mine])
         return self._pixels(k, mine), tokens, None if boxes is None else boxes[mine]
 
     def _pixels(self, k: int, mine: slice) -> torch.Tensor:
-        if self.stored is not None:
-            return self.stored[torch.from_numpy(self.indices(k)[mine]).to(self.stored.device)]
+        on_cpu = self._device.type == "cpu"
+        if self.stored is not None and (on_cpu or self.stored.device.type != "cpu"):
+            return _rows(self.stored, self.indices(k)[mine])
         if self._ahead is not None and self._ahead[0] == k:
             pixels = self._ahead[1].result()
         else:
             pixels = self._read(self.indices(k)[mine])
-        # The next batch is decoded while this one is used.
+        # The next batch is decoded, or copied together, while this one is used.
         self._ahead = (k + 1, self._reader.submit(self._read, self.indices(k + 1)[mine]))
         return pixels
 
     def _read(self, chosen: np.ndarray) -> torch.Tensor:
-        return channels_first(self.pairs.pixels(self.size, chosen, resize=self.resize))
+        if self.stored is not None:
+            pixels = _rows(self.stored, chosen)
+        else:
+            pixels = channels_first(self.pairs.pixels(self.size, chosen, resize=self.resize))
+        if self._device.type != "cuda":
+            return pixels
+        with torch.cuda.device(self._device):  # in this thread too, pinned memory belongs to this device
+            return pixels.pin_memory()
 
 
 def onto(batches: Batches, device: torch.device) -> None:
-    """Move stored pixels to a GPU if they take less than a quarter of its free memory."""
-    if batches.stored is not None and device.type == "cuda":
+    """Make batches for a GPU: tokens and stored pixels move there if they take less than a quarter of its memory."""
+    if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        if batches.stored.numel() < free / 4:
-            batches.stored = batches.stored.to(device)
+        batches.place(device, free / 4)
+
+
+def _rows(held: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
+    """Rows of a tensor, on its device."""
+    return held.index_select(0, onto_device(torch.from_numpy(np.ascontiguousarray(chosen)), held.device))
 
 
 def prepare(
@@ -103,14 +130,39 @@ def prepare(
 ) -> Batches:
     """Batches of `pairs` at `size` pixels. Broken images are left out; pixels are kept in memory if they fit."""
     keep = settings.preload if settings.preload is not None else len(pairs) * 3 * size * size <= _FITS
-    if keep:
-        pairs, pixels = pairs.decoded(size, resize=resize)
-        stored = channels_first(pixels)
-    else:
-        pairs, stored = pairs.checked(), None
+    pairs, tokens, stored = _LATEST.read(pairs, tokenize, size, resize, keep)
     first = np.concatenate([[0], np.cumsum([len(captions) for captions in pairs.captions])])
-    tokens = tokenize([caption for captions in pairs.captions for caption in captions])
     return Batches(pairs, tokens, first, size, settings, rank, processes, stored, resize)
+
+
+class _Latest:
+    """Tokens and pixels of the pairs of the latest run: many short runs in one process reuse them."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._value: tuple[Pairs, torch.Tensor, torch.Tensor | None] | None = None
+
+    def read(
+        self, pairs: Pairs, tokenize: Any, size: int, resize: Resize, keep: bool
+    ) -> tuple[Pairs, torch.Tensor, torch.Tensor | None]:
+        """(pairs without broken images, tokens, pixels if they are kept in memory)."""
+        key = (pairs, tokenize, size, resize, keep)  # pairs are equal only to themselves
+        if self._value is not None and self._key == key:
+            return self._value
+        self._key, self._value = (), None
+        stored = None
+        if keep:
+            pairs, pixels = pairs.decoded(size, resize=resize)
+            stored = channels_first(pixels)
+        else:
+            pairs = pairs.checked()
+        value = pairs, tokenize([caption for captions in pairs.captions for caption in captions]), stored
+        if stored is None or stored.nbytes <= _REUSED:
+            self._key, self._value = key, value
+        return value
+
+
+_LATEST = _Latest()
 
 
 def channels_first(pixels: np.ndarray) -> torch.Tensor:
@@ -125,15 +177,20 @@ def crop(pixels: torch.Tensor, boxes: torch.Tensor | None, mean: Any, std: Any) 
     """
     images = pixels.float() / 255
     if boxes is not None:
-        boxes = boxes.to(images)
+        boxes = onto_device(boxes, images.device).to(images.dtype)
         n, channels, size, _ = images.shape
         matrix = images.new_zeros(n, 2, 3)
         matrix[:, 0, 0], matrix[:, 1, 1] = boxes[:, 2], boxes[:, 3]
         matrix[:, :, 2] = boxes[:, :2]
         grid = torch.nn.functional.affine_grid(matrix, [n, channels, size, size], align_corners=False)
         images = torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    shape = (1, 3, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+    return (images - _channels(tuple(mean), images.device)) / _channels(tuple(std), images.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """One value for each channel, (1, 3, 1, 1); kept, because a copy to a GPU waits for it."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def _boxes(random: np.random.Generator, n: int, scale: float) -> np.ndarray:

@@ -1,9 +1,11 @@
 """Embeddings of a model on pairs, and every observable of `flowsim.observables` on them.
 
-The metrics are the same functions as in the simulator. Protocol: first caption of each image, whole images without
-augmentation, unit rows.
+The metrics are the same functions as in the simulator, in double precision on the CPU, also if JAX has a GPU: so they
+are the same on every machine, and leave the GPU to the model. Protocol: first caption of each image, whole images
+without augmentation, unit rows.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -15,11 +17,12 @@ from flowsim import observables
 from flowsim.clip import models
 from flowsim.clip.batches import channels_first, crop
 from flowsim.clip.data import Pairs, Resize
+from flowsim.clip.memory import Blocks, on_cpu, onto_device
 from flowsim.model.losses import InfoNCE
 from flowsim.model.pairing import Targets
 
-#: Images embedded at once.
-_BATCH = 256
+#: Images or texts embedded at once; fewer where a GPU's memory is too small.
+_BLOCKS = Blocks(256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +64,17 @@ def embed_texts(model: models.Model, tokens: torch.Tensor, device: Any, autocast
 
 
 def _in_parts(model: models.Model, inputs: torch.Tensor, device: Any, autocast: Any, encode: Any) -> np.ndarray:
+    def embedded(part: torch.Tensor) -> torch.Tensor:
+        with autocast() if autocast is not None else contextlib.nullcontext():
+            found = encode(onto_device(part, device))
+        return torch.nn.functional.normalize(found.float(), dim=1)
+
     was_training = model.module.training
     model.module.eval()
-    parts = []
-    for part in inputs.split(_BATCH):
-        with autocast() if autocast is not None else torch.autocast("cpu", enabled=False):
-            rows = encode(part.to(device))
-        parts.append(torch.nn.functional.normalize(rows.float(), dim=1).cpu().numpy())
-    model.module.train(was_training)
-    rows = np.concatenate(parts).astype(np.float64)
+    try:
+        rows = _BLOCKS.map(embedded, inputs).cpu().numpy().astype(np.float64)
+    finally:
+        model.module.train(was_training)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -79,13 +84,13 @@ def observe(image: np.ndarray, text: np.ndarray, inverse_temperature: float, whi
     `which` is "all", or "gap" for modality gap and loss only, which need no factorisation and little compilation.
     """
     loss = {"loss": contrastive_loss(image, text, inverse_temperature)}
-    if which == "gap":
-        return {"modality_gap": float(observables.modality_gap(image, text)), **loss}
-    report = observables.report(image, text, temperature=1.0 / inverse_temperature)
-    return {**report.values, **loss}
+    with on_cpu():
+        if which == "gap":
+            return {"modality_gap": float(observables.modality_gap(image, text)), **loss}
+        return {**observables.report(image, text, temperature=1.0 / inverse_temperature).values, **loss}
 
 
 def contrastive_loss(image: np.ndarray, text: np.ndarray, inverse_temperature: float) -> float:
     """InfoNCE of all pairs at β, in double precision; its chance level is ln n."""
-    with jax.enable_x64(True):
+    with on_cpu(), jax.enable_x64(True):
         return float(InfoNCE().value(jax.numpy.asarray(inverse_temperature * (image @ text.T)), Targets(None, None)))

@@ -16,6 +16,7 @@ from flowsim.clip import models
 from flowsim.clip.data import Pairs
 from flowsim.clip.embed import contrastive_loss, embed, embed_texts, sample
 from flowsim.clip.labelled import Labelled, classify
+from flowsim.clip.memory import enough_memory, on_cpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,16 @@ def measure(
     """
     if temperature is not None:
         check_number("temperature", temperature, positive=True, cure="Use e.g. 0.01.")
+    with on_cpu(), enough_memory('Free memory there, or use `device="cpu"`.'):
+        return _measured(
+            model, data, pretrained, split, pairs, labelled, template, image_size, temperature, seed, device
+        )
+
+
+def _measured(
+    model: str, data: str, pretrained: str | None, split: str | None, pairs: int, labelled: str | None, template: str,
+    image_size: int | None, temperature: float | None, seed: int, device: str | None,
+) -> Measurement:  # fmt: skip
     check(pairs >= 2, f"Argument `pairs` must be at least 2, but is {pairs}. Use e.g. 512.")
     classes = None if labelled is None else Labelled.of(labelled, template)
     built = models.build(model, pretrained, image_size, seed)

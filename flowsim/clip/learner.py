@@ -15,6 +15,7 @@ import torch
 from flowsim.clip.batches import Batches, crop
 from flowsim.clip.checkpoint import save_tensors
 from flowsim.clip.contrast import Contrast, Temperature
+from flowsim.clip.memory import onto_device
 from flowsim.clip.models import Model
 from flowsim.clip.plan import Plan
 from flowsim.clip.session import Session, seed_torch, synchronised
@@ -36,7 +37,7 @@ class Towers(torch.nn.Module):
         clip: Any = self.clip
         image = clip.encode_image(images, normalize=self.normalize)
         text = clip.encode_text(tokens, normalize=self.normalize)
-        return image, text, self.temperature(progress)
+        return image, text, self.temperature(progress, images.device)
 
 
 class Learner:
@@ -57,7 +58,10 @@ class Learner:
         self.contrast = Contrast(schedule, settings.seed, session.rank, session.processes)
 
     def take_step(self, k: int) -> torch.Tensor:
-        """Take step k; returns (loss, modality gap of the batch, ν or NaN) before the step, on the device."""
+        """Take step k; returns (loss, modality gap of the batch, ν or NaN) before the step, on the device.
+
+        Nothing here waits for the device, so that the host is always ahead of it.
+        """
         settings, accelerator, device = self.settings, self.session.accelerator, self.session.device
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.plan.rates[k] * group["ratio"])
@@ -68,13 +72,14 @@ class Learner:
         for j in range(settings.accumulate):
             micro = k * settings.accumulate + j
             # Dropout uses PyTorch's generator: a resumed run must not depend on earlier draws.
-            seed_torch(settings.seed, micro, self.session.rank)
+            seed_torch(settings.seed, micro, self.session.rank, device)
             pixels, tokens, boxes = self.batches.batch(micro)
-            images = crop(pixels.to(device, non_blocking=True), boxes, self.model.mean, self.model.std)
+            images = crop(onto_device(pixels, device), boxes, self.model.mean, self.model.std)
+            tokens = onto_device(tokens, device)
             last = j == settings.accumulate - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
                 with accelerator.autocast():
-                    image, text, beta = self.wrapped(images, tokens.to(device), u)
+                    image, text, beta = self.wrapped(images, tokens, u)
                 image, text = image.float(), text.float()  # the loss in full precision
                 loss = self.contrast(image, text, beta, micro)
                 accelerator.backward(loss / settings.accumulate)
@@ -112,14 +117,17 @@ class Learner:
         save_tensors({k: v.cpu() for k, v in self.model.module.state_dict().items()}, path)
 
 
+def is_weight(name: str, ndim: int) -> bool:
+    """Whether a parameter with this number of axes has weight decay: open_clip spares gains and biases."""
+    return not (ndim < 2 or "bn" in name or "ln" in name or "bias" in name)
+
+
 def _optimizer(settings: Training, towers: Towers) -> torch.optim.Optimizer:
     """The optimizer over weights, gains and biases, and ν; `ratio` multiplies a group's learning rate."""
     decayed, free = [], []
     for name, parameter in towers.clip.named_parameters():
         if parameter.requires_grad:
-            # open_clip's rule: no weight decay on gains and biases.
-            gain = parameter.ndim < 2 or "bn" in name or "ln" in name or "bias" in name
-            (free if gain and not settings.decay_all else decayed).append(parameter)
+            (decayed if settings.decay_all or is_weight(name, parameter.ndim) else free).append(parameter)
     decay = settings.weight_decay
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": decay, "ratio": 1.0},
@@ -129,6 +137,11 @@ def _optimizer(settings: Training, towers: Towers) -> torch.optim.Optimizer:
     if raw is not None:
         ratio = float(towers.temperature.policy.lr_ratio)  # pyright: ignore[reportAttributeAccessIssue]
         groups.append({"params": [raw], "weight_decay": decay if settings.temperature_decay else 0.0, "ratio": ratio})
+    return optimizer_of(settings, groups)
+
+
+def optimizer_of(settings: Training, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer of the settings over groups of parameters; empty groups are left out."""
     groups = [g for g in groups if g["params"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)

@@ -5,6 +5,7 @@ Weights are read without unpickling code (`weights_only`, safetensors).
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import warnings
@@ -66,7 +67,7 @@ def build(name: str, pretrained: str | None = None, image_size: int | None = Non
             ) from None
         if pretrained is not None:
             load_weights(module, pretrained, known, tag)
-        tokenize = open_clip.get_tokenizer(known)
+        tokenize = _tokenizer(known)
     preprocess = open_clip.get_model_preprocess_cfg(module)
     resize = Resize(preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic"))
     size = module.visual.image_size
@@ -74,6 +75,12 @@ def build(name: str, pretrained: str | None = None, image_size: int | None = Non
     dim = int(open_clip.get_model_config(known)["embed_dim"])  # pyright: ignore[reportOptionalSubscript]
     mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
     return Model(known, module, tokenize, int(size), dim, mean, std, resize)
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Any:
+    """The tokenizer of a known model; the same object for every run, so that these can share tokens."""
+    return open_clip.get_tokenizer(name)
 
 
 @torch.no_grad()

@@ -80,12 +80,14 @@ def study(
     seeds: int | Sequence[int] = 3,
     *,
     jobs: int = 1,
+    stack: int = 1,
     cpu: bool = False,
     progress: Progress = silent,
 ) -> dict[str, TrainingRecord]:
     """Train every method with every seed.
 
-    The same call resumes where it was stopped.
+    The same call resumes where it was stopped. Small models leave most of a GPU idle: there `stack` runs many of them
+    in one program.
 
     Args:
         settings: Settings of every run; the seed is replaced.
@@ -94,8 +96,12 @@ def study(
         seeds: Number of seeds, from 0, or a list. A seed sets the same weights, batches, crops and swaps for all
             methods.
         jobs: Runs at the same time, each in its own process.
+        stack: Runs trained in one program, whose memory grows with them; for GPUs and models without batch
+            normalisation and dropout (ViTs). Their records are those of separate runs up to rounding. They are written
+            when all runs of a stack are finished.
         cpu: Use the CPU even if there is a GPU.
-        progress: Called with the name of a run, its step, the number of steps, and the numbers of `fs.clip.train`.
+        progress: Called with the name of a run or stack, its step, the number of steps, and the numbers of
+            `fs.clip.train`.
 
     Returns:
         Records by name ("TS S3, seed 0").
@@ -106,8 +112,15 @@ def study(
     folder, chosen = Path(out), methods(names)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     check(jobs >= 1, f"Argument `jobs` must be at least 1, but is {jobs}. Use e.g. 2.")
+    check(stack >= 1, f"Argument `stack` must be at least 1, but is {stack}. Use e.g. 27.")
+    check(
+        stack == 1 or jobs == 1,
+        f"Stacked runs share one process, so `stack={stack}` cannot be used with `jobs={jobs}`. Leave one of them out.",
+    )
     check(seeds, "A study needs at least one seed. Use e.g. seeds=3.")
     runs = [(name, seed) for seed in seeds for name in chosen]
+    if stack > 1:
+        _train_stacks(settings, runs, folder, stack, cpu, progress)
     calls = [
         (_train, (settings.replace(seed=seed), name, str(folder / file_name(name, seed)), cpu)) for name, seed in runs
     ]
@@ -171,6 +184,53 @@ def run_name(method: str, seed: int) -> str:
 def file_name(method: str, seed: int) -> str:
     """ "TS-S3.seed0.nc" """
     return f"{method.replace(' ', '-')}.seed{seed}.nc"
+
+
+def _train_stacks(
+    settings: Training, runs: Sequence[tuple[str, int]], folder: Path, most: int, cpu: bool, progress: Progress
+) -> None:
+    """Train the runs that have no finished record, in stacks of `most` runs or fewer."""
+    from flowsim.clip.identity import ended_record
+    from flowsim.clip.stacked import train_stacked
+
+    missing = []
+    for name, seed in runs:
+        path, own = folder / file_name(name, seed), setup(name, settings.replace(seed=seed))
+        if not path.is_file() or ended_record(path, *own) is None:
+            missing.append((name, seed))
+    for names, seeds in stacks(missing, most):
+        own = setup(names[0], settings)[0]
+        schedules_ = {name: setup(name, settings)[1] for name in names}
+        paths = {(name, seed): folder / file_name(name, seed) for seed in seeds for name in names}
+        train_stacked(own, schedules_, seeds, paths, cpu=cpu, progress=progress)
+
+
+def stacks(runs: Sequence[tuple[str, int]], most: int) -> list[tuple[list[str], list[int]]]:
+    """Stacks of at most `most` runs that together are `runs`: in each, every method with every seed.
+
+    Args:
+        runs: (method, seed) of each run.
+        most: Number of runs of the largest stack.
+
+    Returns:
+        (methods, seeds) of each stack. Runs without normalisation are apart, because they are another program.
+    """
+    methods_of: dict[int, list[str]] = {}
+    for name, seed in runs:
+        methods_of.setdefault(seed, []).append(name)
+    grids: dict[tuple[str, ...], list[int]] = {}
+    for seed, names in methods_of.items():
+        for part in (
+            [name for name in names if name != WITHOUT_NORMALIZATION],
+            [name for name in names if name == WITHOUT_NORMALIZATION],
+        ):
+            for first in range(0, len(part), most):
+                grids.setdefault(tuple(part[first : first + most]), []).append(seed)
+    found = []
+    for names, seeds in grids.items():
+        width = max(1, most // len(names))
+        found += [(list(names), seeds[first : first + width]) for first in range(0, len(seeds), width)]
+    return found
 
 
 def _train(progress: Progress, settings: Training, method: str, path: str, cpu: bool) -> TrainingRecord:

@@ -17,6 +17,7 @@ from flowsim.clip.identity import configuration, digests, ended_record, short_re
 from flowsim.clip.labelled import Labelled
 from flowsim.clip.learner import Learner
 from flowsim.clip.loop import Loop
+from flowsim.clip.memory import enough_memory
 from flowsim.clip.plan import Plan
 from flowsim.clip.pools import load_pools
 from flowsim.clip.record import Record
@@ -25,6 +26,12 @@ from flowsim.clip.settings import Training
 from flowsim.model.schedules import Schedule, as_schedule
 from flowsim.progress import Progress, silent
 from flowsim.records.result import TrainingRecord
+
+#: What helps if the memory of a GPU is full.
+_MEMORY = (
+    "Use a smaller `batch_size`, precision='bf16' or `preload=False`; or free memory there: the same call then resumes "
+    "from its last checkpoint."
+)
 
 
 def train(
@@ -58,8 +65,8 @@ def train(
         before.
 
     Raises:
-        FlowsimError: For bad input, before any training, and if a file cannot be written; the record of the last
-            evaluation and the last checkpoint are then kept.
+        FlowsimError: For bad input, before any training; if a file cannot be written, or the memory of the GPU is full:
+            the record of the last evaluation and the last checkpoint are then kept.
     """
     schedule = as_schedule(schedule)
     path = None if out is None else Path(out)
@@ -74,7 +81,12 @@ def train(
     first = is_first_process()
     if weights is not None and first:
         check_writable_file(Path(weights))
-    with alone(path), limited_threads(settings.threads), scalars(tensorboard if first else None) as write:
+    with (
+        alone(path),
+        limited_threads(settings.threads),
+        scalars(tensorboard if first else None) as write,
+        enough_memory(_MEMORY),
+    ):
 
         def both(text: str, done: int, total: int | None, /, **numbers: float) -> None:
             write(text, done, total, **numbers)
@@ -104,18 +116,26 @@ def _prepared(settings: Training, schedule: Schedule, path: Path | None, cpu: bo
     seen = sample(batches.pairs, settings.pairs, tokenize, size, resize)
     held_out = sample(held_out_pool, settings.pairs, tokenize, size, resize)
     learner = Learner(settings, schedule, session, model, batches, plan)
-    config = {
-        **configuration(settings, schedule), **_facts(batches.pairs, seen, held_out), "steps": plan.steps,
-        "negatives": settings.batch_size - 1, "embed_dim": model.embed_dim, "digests": told_apart,
-    }  # fmt: skip
+    config = complete_configuration(
+        configuration(settings, schedule), batches.pairs, seen, held_out, plan, model.embed_dim, told_apart
+    )
     parameters = sum(p.numel() for p in learner.model.module.parameters())
     record = Record(settings, schedule, plan, session, config, parameters)
     return Loop(learner, record, held_out, seen, labelled, path, progress)
 
 
-def _facts(training: Pairs, seen: Sample, held_out: Sample) -> dict[str, Any]:
-    """Facts about the data, for the record."""
+def complete_configuration(
+    known: dict[str, Any],
+    training: Pairs,
+    seen: Sample,
+    held_out: Sample,
+    plan: Plan,
+    embed_dim: int,
+    told_apart: dict[str, str],
+) -> dict[str, Any]:
+    """The configuration in the record of a run: what was `known` before its data were read, and facts about them."""
     return {
+        **known,
         "evaluation": {
             "pairs": len(held_out),
             "seen_pairs": len(seen),
@@ -130,4 +150,8 @@ def _facts(training: Pairs, seen: Sample, held_out: Sample) -> dict[str, Any]:
             "skipped": dict(training.skipped),
             "held_out_skipped": dict(held_out.pairs.skipped),
         },
+        "steps": plan.steps,
+        "negatives": known["training"]["batch_size"] - 1,
+        "embed_dim": embed_dim,
+        "digests": told_apart,
     }

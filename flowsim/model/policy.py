@@ -33,6 +33,9 @@ class AbstractTemperature(Described):
     def inverse_temperature(self, progress: Any, raw: Any = None) -> Any:
         """β = 1/τ > 0, as a NumPy value for NumPy arguments and a JAX value for JAX arguments.
 
+        With operators and functions of `flowsim.base.arrays.namespace(raw)` it also takes tensors of PyTorch, so that
+        training on a GPU need not fetch ν in every step.
+
         Args:
             progress: Training progress u, of any shape. It exceeds 1 in continued runs.
             raw: ν, for learnable policies only.
