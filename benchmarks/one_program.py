@@ -118,7 +118,8 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
         inside = good & (at > lane.s) & (at <= new)
         part = jnp.clip((at - lane.s) / jnp.where(h > 0, h, 1), 0, 1)
         weights = functools.reduce(lambda value, c: value * part + c, polynomials.T[::-1, :, None])  # (7, T)
-        moves = jnp.sum(weights[:, :, None] * jax.vmap(problem.linear)(slopes)[:, None], axis=0)
+        slope = jax.vmap(problem.linear)(slopes)
+        moves = functools.reduce(jnp.add, [weights[j][:, None] * slope[j][None] for j in range(_STAGES)])
         between = problem.linear(lane.unknowns)[None] + h * moves
         active = left > 0
 
