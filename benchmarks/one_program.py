@@ -21,6 +21,7 @@ from flowsim.integrate.methods import norm
 _TABLEAU = diffrax.Tsit5.tableau
 #: Steps between two exchanges of finished lanes. Results are not affected.
 _STEPS = 8
+_STAGES = len(_TABLEAU.b_sol)
 #: Attempted steps after which a trajectory counts as failed.
 _MOST_STEPS = 20_000
 
@@ -79,7 +80,13 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
     at = np.log1p(ts).astype(dtype)
     first, last = at[0], at[-1]
     shape = jax.eval_shape(lambda i: problem.seen(problem.linear(problem.start(i)[0])), jnp.int32(0)).shape
-    polynomials = _interpolation()
+    polynomials = _interpolation().astype(dtype)
+    # The coefficients of all stages as arrays, rows filled up with zeros.
+    rows = np.zeros((_STAGES - 1, _STAGES), dtype)
+    for i, row in enumerate(_TABLEAU.a_lower):
+        rows[i, : len(row)] = row
+    nodes = np.asarray(_TABLEAU.c, dtype)
+    rows, nodes = jnp.asarray(rows), jnp.asarray(nodes)
 
     @jax.jit  # traced once
     def moving(s: Any, unknowns: Any, parameters: Any) -> Any:
@@ -91,13 +98,18 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
         left = last - lane.s
         ends = lane.h >= left
         h = jnp.minimum(lane.h, left)
-        slopes = [lane.velocity]
-        moved = lane.unknowns
-        for row, c in zip(_TABLEAU.a_lower, _TABLEAU.c, strict=True):
-            moved = _added(lane.unknowns, h, row, slopes)
-            slopes.append(moving(lane.s + float(c) * h, moved, lane.parameters))
+        zeros = jax.tree.map(lambda x: jnp.zeros((_STAGES, *x.shape), x.dtype).at[0].set(x), lane.velocity)
+
+        def stage(i: Any, carry: Any) -> Any:
+            slopes, _ = carry
+            moved = jax.tree.map(jnp.add, lane.unknowns, _combined(h, rows[i], slopes))
+            slope = moving(lane.s + nodes[i] * h, moved, lane.parameters)
+            return jax.tree.map(lambda ks, k: ks.at[i + 1].set(k), slopes, slope), moved
+
+        # A loop, so that the program has the field once and not for every stage.
+        slopes, moved = jax.lax.fori_loop(0, _STAGES - 1, stage, (zeros, lane.unknowns))
         scale = jax.tree.map(lambda a, b: atol + rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)), lane.unknowns, moved)
-        error = norm(jax.tree.map(lambda e, w: e / w, _combined(h, _TABLEAU.b_error, slopes), scale))
+        error = norm(jax.tree.map(lambda e, w: e / w, _combined(h, _TABLEAU.b_error.astype(dtype), slopes), scale))
         good = error < 1  # not for NaN
         factor = jnp.where(jnp.isfinite(error), jnp.clip(0.9 * jnp.maximum(error, 1e-10) ** -0.2, 0.2, 10.0), 0.2)
         factor = jnp.where(good, factor, jnp.minimum(factor, 1.0))
@@ -105,10 +117,10 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
         # Outputs within the step, (T,), from what is linear in the unknowns.
         inside = good & (at > lane.s) & (at <= new)
         part = jnp.clip((at - lane.s) / jnp.where(h > 0, h, 1), 0, 1)
-        begun, slope = problem.linear(lane.unknowns), [problem.linear(k) for k in slopes]
-        between = begun[None] + h * sum(
-            w[:, None] * k[None] for w, k in zip(_weights(polynomials, part), slope, strict=True)
-        )
+        weights = functools.reduce(lambda value, c: value * part + c, polynomials.T[::-1, :, None])  # (7, T)
+        slope = jax.vmap(problem.linear)(slopes)
+        moves = functools.reduce(jnp.add, [weights[j][:, None] * slope[j][None] for j in range(_STAGES)])
+        between = problem.linear(lane.unknowns)[None] + h * moves
         active = left > 0
 
         def kept(a: Any, b: Any) -> Any:
@@ -118,7 +130,7 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
             s=jnp.where(good, new, lane.s),
             h=h * factor,
             unknowns=kept(moved, lane.unknowns),
-            velocity=kept(slopes[-1], lane.velocity),
+            velocity=kept(jax.tree.map(lambda ks: ks[-1], slopes), lane.velocity),
             seen=jnp.where(inside[:, None], jax.vmap(problem.seen)(between), lane.seen),
             accepted=lane.accepted + (good & active),
             tried=lane.tried + active,
@@ -138,7 +150,9 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
     def program(count: Any, rtol: Any, atol: Any) -> Ran:
         rtol, atol = jnp.asarray(rtol, dtype), jnp.asarray(atol, dtype)
         none = jnp.full(lanes, most, jnp.int32)  # the index of a lane without a trajectory
-        now = jax.vmap(lambda i: begun(i, rtol, atol))(jnp.zeros(lanes, jnp.int32))
+        # Zeros, since the compiler would evaluate real starts, which are constants, by itself and slowly.
+        shapes = jax.eval_shape(jax.vmap(lambda i: begun(i, rtol, atol)), none)
+        now = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         now = now._replace(index=none, s=jnp.broadcast_to(last, (lanes,)))
         ran = Ran(
             jnp.full((most, len(ts), *shape), jnp.nan, dtype),
@@ -182,15 +196,9 @@ def ensemble(problem: Problem, ts: np.ndarray, most: int, lanes: int, dtype: Any
     return program
 
 
-def _added(unknowns: Any, h: Any, row: Any, slopes: list[Any]) -> Any:
-    return jax.tree.map(jnp.add, unknowns, _combined(h, row, slopes))
-
-
-def _combined(h: Any, row: Any, slopes: list[Any]) -> Any:
-    """h Σ_j row_j k_j."""
-    terms = [(float(a), k) for a, k in zip(row, slopes, strict=True) if a != 0]
-    factors, trees = [a for a, _ in terms], [k for _, k in terms]
-    return jax.tree.map(lambda *ks: h * sum(a * k for a, k in zip(factors, ks, strict=True)), *trees)
+def _combined(h: Any, row: Any, slopes: Any) -> Any:
+    """h Σ_j row_j k_j, for slopes that are stacked along the first axis."""
+    return jax.tree.map(lambda ks: h * functools.reduce(jnp.add, [row[j] * ks[j] for j in range(_STAGES)]), slopes)
 
 
 @functools.cache
@@ -201,14 +209,3 @@ def _interpolation() -> np.ndarray:
         inner = diffrax.Tsit5.interpolation_cls(t0=0.0, t1=1.0, y0=jnp.zeros(7), y1=jnp.zeros(7), k=jnp.eye(7))
         values = np.asarray(jax.jit(jax.vmap(inner.evaluate))(theta))
     return np.linalg.solve(theta[:, None] ** np.arange(5), values).T
-
-
-def _weights(polynomials: np.ndarray, part: Any) -> list[Any]:
-    """Values of the polynomials."""
-    found = []
-    for coefficients in polynomials.tolist():
-        value = coefficients[-1]
-        for c in coefficients[-2::-1]:
-            value = value * part + c
-        found.append(value)
-    return found

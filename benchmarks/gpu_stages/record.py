@@ -84,10 +84,17 @@ class Record:
         except Exception as error:  # whatever happens, the next part is measured
             traceback.print_exc()
             found = {
-                "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:500]
+                **{k: v for k, v in self._held["parts"].get(name, {}).items() if k == "so_far"},
+                "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:500],
             }
         self._note(name, {**found, "seconds": round(time.monotonic() - begin, 3)})
         return found.get("result")
+
+    def so_far(self, name: str, found: Any) -> None:
+        """Write what there is of a part that is not finished: all that remains should the stage be ended."""
+        if "result" not in self._held["parts"].get(name, {}):
+            self._held["parts"][name] = {"so_far": _plain(found)}
+            self._write()
 
     def result(self, name: str) -> Any:
         """The result of an earlier part, or None."""

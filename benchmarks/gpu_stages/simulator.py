@@ -14,16 +14,18 @@ Without a GPU everything runs on the processor. `simulator_phase.npz` holds the 
 `benchmarks/gpu_figures.py`.
 """
 
-import contextlib
 import dataclasses
+import functools
 import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,25 +54,24 @@ SIZES = ((5, 3), (16, 8), (32, 8))
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 ERROR = 1e-6
 CHECKED = 16
-#: Trajectories side by side, by pairs: candidates, of which the fastest for the field is used.
-LANES = {5: (2**15, 2**17), 16: (2**13, 2**15), 32: (2**11, 2**13, 2**14)}
-#: Compiler options that are compared: libraries for all products, or code of the compiler for small ones.
-WAYS: dict[str, dict[str, Any]] = {"library": {}, "compiler": {"xla_gpu_gemm_rewrite_size_threshold": 1_000_000}}
+#: Trajectories side by side, by pairs. More are hardly faster on an H200.
+LANES = {5: 2**17, 16: 2**15, 32: 2**14}
 #: The phase diagram: temperatures τ0, learning-rate ratios r, times.
 PHASE_TAU, PHASE_RATIO, PHASE_TIMES = (0.005, 1.0), (1e-3, 1e2), (0.0, 1e2, 1e4, 1e6)
 PHASE_PAIRS, PHASE_DIM, PHASE_HEIGHT = 16, 8, 0.3
 
 #: Seconds that a line of an ensemble may take, and above which it is measured once.
-_PATIENCE, _ONCE = 8.0, 1.5
+_PATIENCE, _ONCE = 8.0, 0.7
+#: Seconds without any new program after which other processes start, although programs are missing; at first more.
+_IDLE, _START = 8.0, 30.0
 
 
 class Size(NamedTuple):
     """What differs between a rehearsal and the real run."""
 
     sizes: tuple[tuple[int, int], ...]
-    lanes: dict[int, tuple[int, ...]]
+    lanes: dict[int, int]
     counts: tuple[int, ...]
-    ways: dict[str, dict[str, Any]]
     phase: int
     phase_lanes: int
     field: tuple[tuple[int, int, str], ...]
@@ -85,11 +86,10 @@ FULL = Size(
     SIZES,
     LANES,
     (10**4, 10**5, 10**6),
-    WAYS,
     1000,
     2**15,
     (
-        *((n, 64, kind) for n in (1024, 4096, 16_384, 65_536) for kind in ("float32", "float64")),
+        *((n, 64, dtype) for n in (1024, 4096, 16_384, 65_536) for dtype in ("float32", "float64")),
         (16_384, 512, "float32"),
     ),
     16_384,
@@ -100,9 +100,8 @@ FULL = Size(
 )
 TINY = Size(
     ((5, 3),),
-    {5: (32,)},
+    {5: 32},
     (48, 96),
-    {"library": {}},
     5,
     16,
     ((256, 8, "float32"), (256, 8, "float64")),
@@ -118,49 +117,74 @@ TINY = Size(
 
 
 class Program(NamedTuple):
-    """A compiled program and the seconds that its compilation took, with others beside it."""
+    """A compiled program, its arguments, and the seconds that it took, with others beside it."""
 
     call: Callable[..., Any]
+    given: tuple[Any, ...]
     seconds: float
     trace_seconds: float
 
 
 class Compiler:
-    """Compiles programs side by side, by name."""
+    """Compiles programs by name, in the order in which they are asked for; nobody waits for one that hangs."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max(2, min(14, (os.cpu_count() or 2) - 2)))
+        self._traces: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._compiles: queue.Queue[Callable[[], None]] = queue.Queue()
         self._found: dict[Any, Future[Program]] = {}
+        # Traces share one lock of Python: one after another, the first is ready the earliest.
+        workers = [self._traces] + [self._compiles] * max(2, min(7, (os.cpu_count() or 2) - 4))
+        for work in workers:
+            threading.Thread(target=_work_off, args=(work,), daemon=True).start()
 
-    def ask(self, name: Any, make: Callable[[], tuple[Any, tuple[Any, ...]]], dtype: str, options: Any = None) -> None:
+    def ask(self, name: Any, make: Callable[[], tuple[Any, tuple[Any, ...]]], dtype: str) -> None:
         """Compile the function that `make` returns for its arguments, both made in the precision of `dtype`."""
+        if name in self._found:
+            return
+        future: Future[Program] = Future()
+        self._found[name] = future
 
-        def compiled() -> Program:
+        def traced() -> None:
             begin = time.perf_counter()
-            with jax.enable_x64(dtype == "float64"):  # the mode is one per thread
-                function, given = make()
-                lowered = jax.jit(function).lower(*given)
-                traced = time.perf_counter()
-                call = lowered.compile(compiler_options=options or {})
-            return Program(call, time.perf_counter() - traced, traced - begin)
+            try:
+                with jax.enable_x64(dtype == "float64"):  # the mode is one per thread
+                    function, given = make()
+                    lowered = jax.jit(function).lower(*given)
+            except Exception as error:
+                future.set_exception(error)
+                return
+            spent = time.perf_counter() - begin
+            self._compiles.put(lambda: compiled(lowered, given, spent))
 
-        self._found[name] = self._pool.submit(compiled)
+        def compiled(lowered: Any, given: tuple[Any, ...], spent: float) -> None:
+            begin = time.perf_counter()
+            try:
+                with jax.enable_x64(dtype == "float64"):
+                    call = lowered.compile()
+            except Exception as error:
+                future.set_exception(error)
+                return
+            future.set_result(Program(call, given, time.perf_counter() - begin, spent))
+            print(f"compiled after {spent:.1f} s and {time.perf_counter() - begin:.1f} s: {name}", flush=True)
 
-    def wait(self) -> dict[str, Any]:
-        """Wait for all, so that none disturbs a measurement."""
-        begin = time.perf_counter()
-        errors = {str(name): f.exception() for name, f in self._found.items()}
-        return {
-            "waited": time.perf_counter() - begin,
-            "failed": {name: str(error)[:200] for name, error in errors.items() if error is not None},
-        }
+        self._traces.put(traced)
+
+    def has(self, names: Iterable[Any]) -> bool:
+        """Whether these are compiled, or have failed."""
+        return all(self._found[name].done() for name in names)
+
+    @property
+    def missing(self) -> int:
+        """Number of programs that are not ready; while it is not 0, measurements share the machine."""
+        return sum(not future.done() for future in self._found.values())
 
     def __getitem__(self, name: Any) -> Program:
-        return self._found[name].result()
+        return self._found[name].result(timeout=0)
 
-    def drop(self) -> None:
-        """Forget all, which frees their memory."""
-        self._found = {}
+
+def _work_off(work: "queue.Queue[Callable[[], None]]") -> None:
+    while True:
+        work.get()()
 
 
 def timed(call: Callable[[], Any], repeats: int = 3) -> dict[str, float]:
@@ -209,7 +233,7 @@ def ensemble_problem(n: int, d: int, dtype: str) -> Problem:
     state = flow.initial_state(fs.initial.uniform(pairs=n, dim=d).draw(0), dtype=np.dtype(dtype))
 
     def start(index: Any) -> tuple[Any, Any]:
-        drawn = jax.random.normal(jax.random.fold_in(jax.random.key(0), index), (2, n, d), dtype)
+        drawn = jax.random.normal(jax.random.fold_in(jax.random.key(0), index), (2, n, d), "float32").astype(dtype)
         drawn = drawn / jnp.sqrt(jnp.sum(drawn**2, axis=-1, keepdims=True))
         rows = jnp.where(index < CHECKED, given[jnp.minimum(index, CHECKED - 1)], drawn)
         return dataclasses.replace(state.unknowns, position=type(state.unknowns.position)(rows[0], rows[1])), None
@@ -225,67 +249,10 @@ def difference(unknowns: Any) -> Any:
     return jnp.mean(unknowns.position.image, axis=0) - jnp.mean(unknowns.position.text, axis=0)
 
 
-def field_of_many(n: int, d: int, lanes: int, dtype: str) -> tuple[Any, tuple[Any, ...]]:
-    """The field of many trajectories, in a loop."""
-    problem = ensemble_problem(n, d, dtype)
-
-    def moved(unknowns: Any) -> Any:
-        velocity = jax.vmap(lambda u: problem.field(0.0, u, None))(unknowns)
-        return jax.tree.map(lambda x, v: x + 1e-9 * v, unknowns, velocity)
-
-    # In NumPy: JAX would compile every operation.
-    rows = np.random.default_rng(0).standard_normal((2, lanes, n, d))
-    rows = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(dtype)
-    raw = np.full(lanes, np.log(1 / 0.07), dtype)
-    like = jax.eval_shape(lambda: problem.start(jnp.int32(0))[0])
-    position = type(like.position)(jnp.asarray(rows[0]), jnp.asarray(rows[1]))
-    first = dataclasses.replace(like, position=position, raw_temperature=jnp.asarray(raw))
-    return in_loop(moved), (first, np.int32(1))
-
-
-def choose_ways(size: Size) -> dict[str, Any]:
-    """For each size and precision the number of lanes and the compiler options with the fastest field."""
-    compiler, found = Compiler(), {}
-    cases = [
-        (n, d, dtype, lanes, way)
-        for n, d in size.sizes
-        for dtype in ("float64", "float32")
-        for lanes in size.lanes[n]
-        for way in size.ways
-    ]
-    for n, d, dtype, lanes, way in cases:
-        compiler.ask(
-            (n, d, dtype, lanes, way),
-            lambda n=n, d=d, lanes=lanes, dtype=dtype: field_of_many(n, d, lanes, dtype),
-            dtype,
-            size.ways[way],
-        )
-    compiling = compiler.wait()
-    for n, d, dtype, lanes, way in cases:
-        lines = found.setdefault(f"{n},{d},{dtype}", {"lines": []})["lines"]
-        try:
-            with jax.enable_x64(dtype == "float64"):
-                first = field_of_many(n, d, lanes, dtype)[1][0]
-                spent = per_call(compiler[n, d, dtype, lanes, way].call, first, 0.01)
-            nanoseconds = 1e9 * spent["seconds"] / lanes
-            lines.append({"lanes": lanes, "way": way, "nanoseconds_per_field": nanoseconds})
-        except Exception as error:  # the other ways remain
-            lines.append({"lanes": lanes, "way": way, "error": str(error)[:200]})
-    for one in found.values():
-        good = [line for line in one["lines"] if "error" not in line]
-        one["best"] = min(good, key=lambda line: line["nanoseconds_per_field"]) if good else None
-    return {"compiling": compiling, **found}
-
-
-def chosen(size: Size, ways: Any, n: int, d: int, dtype: str) -> tuple[int, dict[str, Any], str]:
-    """Lanes and compiler options of an ensemble."""
-    best = ((ways or {}).get(f"{n},{d},{dtype}") or {}).get("best")
-    lanes, way = (best["lanes"], best["way"]) if best else (size.lanes[n][0], "library")
-    return lanes, size.ways[way], way
-
-
-def run_ensemble(program: Program, n: int, d: int, dtype: str, lanes: int, way: str, size: Size) -> dict[str, Any]:
-    """Errors by tolerance, and seconds by number of trajectories."""
+def run_ensemble(
+    program: Program, n: int, d: int, dtype: str, size: Size, left: Callable[[], float], tell: Callable[[Any], None]
+) -> dict[str, Any]:
+    """Errors by tolerance, and seconds by number of trajectories; `tell` gets what there is after every line."""
     gaps = exact(n, d)[0]
     number = np.dtype(dtype).type
 
@@ -301,8 +268,7 @@ def run_ensemble(program: Program, n: int, d: int, dtype: str, lanes: int, way: 
     rtol = min(errors, key=lambda r: (errors[r] >= ERROR, errors[r]))
     found: dict[str, Any] = {
         "dtype": dtype,
-        "lanes": lanes,
-        "way": way,
+        "lanes": size.lanes[n],
         "compile_seconds": program.seconds,
         "trace_seconds": program.trace_seconds,
         "errors_by_rtol": {f"{r:g}": e for r, e in errors.items()},
@@ -314,8 +280,10 @@ def run_ensemble(program: Program, n: int, d: int, dtype: str, lanes: int, way: 
     if dtype == "float32" and rtol != 1e-5:
         lines[size.counts[-1], 1e-5] = None  # its own: the tightest that `simulate` allows
     for count, at in lines:
-        before = [line for line in found["lines"] if line["rtol"] == at] or found["lines"]
-        if before and before[-1]["seconds"] * count / before[-1]["runs"] > _PATIENCE:
+        done = [line for line in found["lines"] if "seconds" in line]
+        before = [line for line in done if line["rtol"] == at] or done
+        full = max(count, size.lanes[n])  # fewer take as long as all lanes
+        if before and before[-1]["seconds"] * full / max(before[-1]["runs"], size.lanes[n]) > min(_PATIENCE, left()):
             found["lines"].append({"runs": count, "rtol": at, "left_out": "would take too long"})
             continue
         begin = time.perf_counter()
@@ -327,7 +295,7 @@ def run_ensemble(program: Program, n: int, d: int, dtype: str, lanes: int, way: 
         last = seen[:, -1, 0].astype(np.float64)
         rounds = int(ran.rounds)
         del ran
-        repeats = 5 if once < _ONCE else 0
+        repeats = 3 if once < _ONCE else 0
         spent = timed(lambda count=count, at=at: run(count, at), repeats) if repeats else {"seconds": once}
         found["lines"].append(
             {
@@ -340,30 +308,20 @@ def run_ensemble(program: Program, n: int, d: int, dtype: str, lanes: int, way: 
                 "accepted_mean": float(accepted.mean()),
                 "accepted_max": int(accepted.max()),
                 "tried_mean": float(tried.mean()),
-                "busy": float(tried.sum()) / (rounds * lanes),
+                "busy": float(tried.sum()) / (rounds * size.lanes[n]),
                 "milliseconds_per_round": 1e3 * spent["seconds"] / rounds,
                 "final_gap_mean": float(last.mean()),
                 "final_gap_std": float(last.std()),
             }
         )
+        tell(found)
     return found
 
 
-def ask_for_ensemble(
-    compiler: Compiler, size: Size, ways: Any, name: tuple[int, int, str], halved: int = 0
-) -> tuple[int, str]:
-    """Begin to compile an ensemble; returns its lanes and its way."""
-    n, d, dtype = name
-    lanes, options, way = chosen(size, ways, n, d, dtype)
-    lanes >>= halved
-
-    def make() -> tuple[Any, tuple[Any, ...]]:
-        number = np.dtype(dtype).type
-        function = ensemble(ensemble_problem(n, d, dtype), TIMES, size.counts[-1], lanes, number)
-        return function, (np.int32(1), number(1e-6), number(1e-9))
-
-    compiler.ask((n, d, dtype), make, dtype, options)
-    return lanes, way
+def ensemble_program(size: Size, n: int, d: int, dtype: str) -> tuple[Any, tuple[Any, ...]]:
+    number = np.dtype(dtype).type
+    function = ensemble(ensemble_problem(n, d, dtype), TIMES, size.counts[-1], size.lanes[n], number)
+    return function, (np.int32(1), number(1e-6), number(1e-9))
 
 
 # --- the phase diagram --------------------------------------------------------------------------------
@@ -396,7 +354,7 @@ def phase_program(side: int, lanes: int) -> tuple[Any, tuple[Any, ...]]:
     return function, (np.int32(1), np.float64(1e-6), np.float64(1e-9))
 
 
-def run_phase(program: Program, size: Size, lanes: int, out: Path) -> dict[str, Any]:
+def run_phase(program: Program, size: Size, out: Path) -> dict[str, Any]:
     """Integrate all points, and write them in 16 bits each."""
     count = size.phase**2
 
@@ -434,7 +392,7 @@ def run_phase(program: Program, size: Size, lanes: int, out: Path) -> dict[str, 
         "failed": int(np.isnan(gap).any(axis=-1).sum()),
         "accepted_mean": float(accepted.mean()),
         "accepted_max": int(accepted.max()),
-        "busy": float(np.asarray(ran.tried).sum()) / (int(ran.rounds) * lanes),
+        "busy": float(np.asarray(ran.tried).sum()) / (int(ran.rounds) * size.phase_lanes),
         "file_bytes": path.stat().st_size,
         "corners": [
             {"tau0": tau0[i], "ratio": ratio[j], "gap": gap[j, i, 1:].tolist(), "tau": tau[j, i]}
@@ -447,6 +405,7 @@ def run_phase(program: Program, size: Size, lanes: int, out: Path) -> dict[str, 
 # --- the field of many pairs --------------------------------------------------------------------------
 
 
+@functools.cache
 def rows_of(n: int, d: int, dtype: str) -> list[np.ndarray]:
     """Unit rows of images, and of texts near them."""
     rng = np.random.default_rng(0)
@@ -477,129 +436,143 @@ def floor_program(n: int, d: int, dtype: str, precision: str = "highest") -> tup
         moves = jnp.matmul(weights, y, precision=precision), jnp.matmul(weights.T, x, precision=precision)
         return x + 1e-9 * moves[0], y + 1e-9 * moves[1]
 
-    rows = [jnp.asarray(x) for x in rows_of(n, d, dtype)]
-    return in_loop(moved), (tuple(rows), np.int32(1))
+    return in_loop(moved), (tuple(rows_of(n, d, dtype)), np.int32(1))
 
 
-def field_times(size: Size) -> list[dict[str, Any]]:
-    """Milliseconds of the field and of its floor, by pairs, dimension and precision."""
-    compiler = Compiler()
-    makers: dict[Any, Any] = {}
-    for n, d, dtype in size.field:
-        makers["field", n, d, dtype] = lambda n=n, d=d, dtype=dtype: field_program(n, d, dtype)
-        least = min(n, size.floor_pairs)
-        makers["floor", least, d, dtype] = lambda n=least, d=d, dtype=dtype: floor_program(n, d, dtype)
-        if dtype == "float32":
-            makers["tf32", least, d, dtype] = lambda n=least, d=d: floor_program(n, d, "float32", "default")
-    for name, make in makers.items():
-        compiler.ask(name, make, name[3])
-    compiler.wait()
-    measured: dict[Any, dict[str, float]] = {}
+def field_names(size: Size, n: int, d: int, dtype: str) -> list[tuple[str, int, int, str]]:
+    """Programs of the field, of its floor and of the same with TF32."""
+    least = min(n, size.floor_pairs)
+    names = [("field", n, d, dtype), ("floor", least, d, dtype), ("tf32", least, d, dtype)]
+    return names if dtype == "float32" else names[:2]
 
-    def time_of(kind: str, n: int, d: int, dtype: str) -> dict[str, float] | None:
-        name = (kind, n, d, dtype)
+
+def ask_for_field(compiler: Compiler, size: Size, n: int, d: int, dtype: str) -> list[Any]:
+    names = field_names(size, n, d, dtype)
+    makers = {
+        "field": lambda n: field_program(n, d, dtype),
+        "floor": lambda n: floor_program(n, d, dtype),
+        "tf32": lambda n: floor_program(n, d, dtype, "default"),
+    }
+    for name in names:
+        compiler.ask(name, lambda name=name: makers[name[0]](name[1]), dtype)
+    return names
+
+
+def field_times(
+    compiler: Compiler, size: Size, n: int, d: int, dtype: str, measured: dict[Any, dict[str, float]]
+) -> dict[str, Any]:
+    """Milliseconds of the field and of its floor; `measured` holds what is known of the floor."""
+    line: dict[str, Any] = {"pairs": n, "dim": d, "dtype": dtype, "tiled": n >= 256, "compiling": compiler.missing}
+    for name in field_names(size, n, d, dtype):
+        kind, least = name[:2]
         if name not in measured:
             try:
                 with jax.enable_x64(dtype == "float64"):
-                    measured[name] = per_call(compiler[name].call, makers[name]()[1][0], 0.1)
+                    program = compiler[name]
+                    measured[name] = per_call(program.call, program.given[0], 0.1)
             except Exception as error:
-                print(f"{name}: {str(error)[:200]}", flush=True)
-                measured[name] = {}
-        return measured[name] or None
-
-    lines = []
-    for n, d, dtype in size.field:
-        least = min(n, size.floor_pairs)
-        line: dict[str, Any] = {"pairs": n, "dim": d, "dtype": dtype, "tiled": n >= 256}
-        kinds = ("field", "floor", "tf32") if dtype == "float32" else ("field", "floor")
-        for kind in kinds:
-            spent = time_of(kind, n if kind == "field" else least, d, dtype)
-            if spent:
-                scale = 1.0 if kind == "field" else (n / least) ** 2
-                line[f"{kind}_ms"] = [1e3 * scale * spent[k] for k in ("least", "seconds", "most")]
-                line[f"{kind}_scaled_from"] = n if kind == "field" else least
-        if "field_ms" in line:
-            line["field_tflops"] = 8e-9 * n**2 * d / line["field_ms"][1]
-            if "floor_ms" in line:
-                line["to_floor"] = line["field_ms"][1] / line["floor_ms"][1]
-        lines.append(line)
-    return lines
+                line[f"{kind}_error"] = str(error)[:200]
+                continue
+        scale = (n / least) ** 2
+        line[f"{kind}_ms"] = [1e3 * scale * measured[name][k] for k in ("least", "seconds", "most")]
+        line[f"{kind}_scaled_from"] = least
+    if "field_ms" in line:
+        line["field_tflops"] = 8e-9 * n**2 * d / line["field_ms"][1]
+        if "floor_ms" in line:
+            line["to_floor"] = line["field_ms"][1] / line["floor_ms"][1]
+    return line
 
 
-def precision(n: int) -> dict[str, Any]:
+def precision_program(pairs: int, dtype: str) -> tuple[Any, tuple[Any, ...]]:
+    """The flow's loss and field, in double precision at the same numbers as in single precision."""
+    flow = to_device(fs.GradientFlow(), np.dtype(dtype))
+    image, text = (x.astype(dtype) for x in rows_of(pairs, 64, "float32"))
+    state = flow.initial_state(fs.initial.from_arrays(image, text), dtype=np.dtype(dtype))
+    raw = np.float32(np.log(1 / 0.07)).astype(dtype)
+    unknowns = dataclasses.replace(state.unknowns, raw_temperature=raw)
+
+    def both(unknowns: Any) -> tuple[Any, Any]:
+        at = dataclasses.replace(state, unknowns=unknowns)
+        return flow.loss_value(1.0, at), flow.vector_field(1.0, at)
+
+    return both, (unknowns,)
+
+
+def product_program(precision: str) -> tuple[Any, tuple[Any, ...]]:
+    return lambda x, y: jnp.matmul(x, y.T, precision=precision), tuple(rows_of(200, 64, "float32"))
+
+
+def ask_for_precision(compiler: Compiler, size: Size) -> list[Any]:
+    names: list[Any] = []
+    for kind, pairs in (("tiled", size.check), ("dense", 200)):
+        for dtype in ("float64", "float32"):
+            names.append((kind, dtype))
+            compiler.ask(names[-1], lambda pairs=pairs, dtype=dtype: precision_program(pairs, dtype), dtype)
+    for name in ("default", "highest"):
+        names.append(("product", name))
+        compiler.ask(names[-1], lambda name=name: product_program(name), "float32")
+    return names
+
+
+def precision(compiler: Compiler, size: Size) -> dict[str, Any]:
     """Relative errors of single precision: of the flow's loss and field in tiles and with matrices, and of products."""
     found: dict[str, Any] = {}
-    for name, pairs in (("tiled", n), ("dense", 200)):
+    for kind, pairs in (("tiled", size.check), ("dense", 200)):
         both = {}
         for dtype in ("float64", "float32"):
+            program = compiler[kind, dtype]
             with jax.enable_x64(dtype == "float64"):
-                flow = to_device(fs.GradientFlow(), np.dtype(dtype))
-                # The same numbers in both: those of single precision.
-                image, text = (x.astype(dtype) for x in rows_of(pairs, 64, "float32"))
-                state = flow.initial_state(fs.initial.from_arrays(image, text), dtype=np.dtype(dtype))
-                state = dataclasses.replace(
-                    state,
-                    unknowns=dataclasses.replace(
-                        state.unknowns, raw_temperature=jnp.asarray(np.float32(np.log(1 / 0.07)), dtype)
-                    ),
-                )
-                assert flow.is_tiled(state) == (name == "tiled")
-                value, velocity = jax.jit(lambda s, flow=flow: (flow.loss_value(1.0, s), flow.vector_field(1.0, s)))(
-                    state
-                )
-                both[dtype] = {
-                    "value": np.asarray(value, np.float64),
-                    "image": np.asarray(velocity.position.image, np.float64),
-                    "text": np.asarray(velocity.position.text, np.float64),
-                    "temperature": np.asarray(velocity.raw_temperature, np.float64),
-                }
-        found[name] = {
+                value, velocity = program.call(*program.given)
+            both[dtype] = {
+                "value": np.asarray(value, np.float64),
+                "image": np.asarray(velocity.position.image, np.float64),
+                "text": np.asarray(velocity.position.text, np.float64),
+                "temperature": np.asarray(velocity.raw_temperature, np.float64),
+            }
+        found[kind] = {
             "pairs": pairs,
             **{
                 key: float(np.linalg.norm(both["float32"][key] - value) / np.linalg.norm(value))
                 for key, value in both["float64"].items()
             },
         }
-    x, y = rows_of(200, 64, "float32")
-    right = x.astype(np.float64) @ y.T.astype(np.float64)
-    with jax.enable_x64(False):
-        for name in ("default", "highest"):
-            got = np.asarray(jnp.matmul(jnp.asarray(x), jnp.asarray(y).T, precision=name), np.float64)
-            found[f"product_{name}"] = float(np.linalg.norm(got - right) / np.linalg.norm(right))
+    x, y = (rows.astype(np.float64) for rows in rows_of(200, 64, "float32"))
+    right = x @ y.T
+    for name in ("default", "highest"):
+        program = compiler["product", name]
+        got = np.asarray(program.call(*program.given), np.float64)
+        found[f"product_{name}"] = float(np.linalg.norm(got - right) / np.linalg.norm(right))
     return found
 
 
-def block_times(size: Size) -> list[dict[str, Any]]:
-    """Value and gradient in tiles of different size."""
-    n, blocks = size.blocks
-    compiler = Compiler()
+def ask_for_block(compiler: Compiler, size: Size, block: int, dtype: str) -> tuple[str, int, str]:
+    """Value and gradient in tiles of one size."""
 
-    def make(block: int, dtype: str) -> tuple[Any, tuple[Any, ...]]:
+    def make() -> tuple[Any, tuple[Any, ...]]:
         def moved(rows: Any) -> Any:
             found = tiled.loss_and_gradient(rows[0], rows[1], 1 / 0.07, block=block)
             return rows[0] - 1e-9 * found.image, rows[1] - 1e-9 * found.text
 
-        return in_loop(moved), (tuple(jnp.asarray(x) for x in rows_of(n, 64, dtype)), np.int32(1))
+        return in_loop(moved), (tuple(rows_of(size.blocks[0], 64, dtype)), np.int32(1))
 
-    cases = [(block, dtype) for dtype in ("float32", "float64") for block in blocks]
-    for block, dtype in cases:
-        compiler.ask((block, dtype), lambda b=block, k=dtype: make(b, k), dtype)
-    compiler.wait()
+    name = ("block", block, dtype)
+    compiler.ask(name, make, dtype)
+    return name
+
+
+def block_times(compiler: Compiler, size: Size, names: list[tuple[str, int, str]]) -> list[dict[str, Any]]:
+    """Milliseconds by size of the tiles."""
     lines = []
-    for block, dtype in cases:
+    for name in names:
+        _, block, dtype = name
+        program = compiler[name]
         with jax.enable_x64(dtype == "float64"):
-            first = make(block, dtype)[1][0]
-            spent = per_call(compiler[block, dtype].call, first, 0.1)
-        lines.append({"pairs": n, "block": block, "dtype": dtype, "ms": 1e3 * spent["seconds"]})
+            spent = per_call(program.call, program.given[0], 0.05)
+        lines.append({"pairs": size.blocks[0], "block": block, "dtype": dtype, "ms": 1e3 * spent["seconds"]})
     return lines
 
 
 # --- other processes ----------------------------------------------------------------------------------
-
-
-def helper(kind: str, *arguments: Any, timeout: float, on_cpu: bool = False) -> Any:
-    """The result of `simulator_helper.py`, a process of its own."""
-    return finished(started(kind, *arguments, on_cpu=on_cpu), timeout)
 
 
 def started(kind: str, *arguments: Any, on_cpu: bool = False) -> "subprocess.Popen[str]":
@@ -608,26 +581,40 @@ def started(kind: str, *arguments: Any, on_cpu: bool = False) -> "subprocess.Pop
     return subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def finished(process: "subprocess.Popen[str]", timeout: float) -> Any:
-    try:
-        told = process.communicate(timeout=max(timeout, 0.1))[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        told = process.communicate()[0]
-    # One line after every size, so that what is finished counts.
-    lines = [line for line in told.splitlines() if line.startswith("{")]
-    if not lines:
-        raise RuntimeError(f"the helper ended with code {process.returncode} and without a result")
-    return json.loads(lines[-1])
+class Told:
+    """What another process has told so far, one JSON object in a line."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process, self.last = process, None
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            if line.startswith("{"):
+                self.last = json.loads(line)
+
+    def result(self, timeout: float) -> Any:
+        """The last object after the end of the process, which is ended after `timeout` seconds."""
+        self._reader.join(max(timeout, 0.1))
+        self.end()
+        self._reader.join(1.0)
+        if self.last is None:
+            raise RuntimeError(f"the helper ended with code {self.process.poll()} and without a result")
+        return self.last
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
 
 
-def ratios(record: Record, size: Size) -> list[dict[str, Any]]:
+def ratios(record: Record, size: Size, peers: Any) -> list[dict[str, Any]]:
     """How many times faster than the peers, by size and number of runs."""
-    peers, lines = record.result("peers") or {}, []
+    lines = []
     for n, d in size.sizes:
         theirs = peers.get(f"{n},{d}")
         for dtype in ("float64", "float32"):
-            mine = record.result(f"ensemble {n},{d} {dtype}")
+            mine = record.result(_called(n, d, dtype))
             if theirs is None or mine is None:
                 continue
             for line in mine["lines"]:
@@ -660,72 +647,155 @@ def keep_from_peers() -> list[int]:
     return cores[-2:]
 
 
+class Task(NamedTuple):
+    """A part of the record: the seconds it needs, its programs (None: another process), and its measurement."""
+
+    name: str
+    needs: float
+    programs: list[Any] | None
+    measure: Callable[[], Any]
+
+
+def _called(n: int, d: int, dtype: str) -> str:
+    return f"ensemble {n},{d} {dtype}"
+
+
+def tasks_of(record: Record, size: Size, compiler: Compiler) -> list[Task]:
+    """All parts that are not in the record yet, the most valuable first; begins to compile in this order."""
+    tasks: list[Task] = []
+    measured: dict[Any, dict[str, float]] = {}
+
+    def new(name: str) -> bool:
+        return record.result(name) is None
+
+    def ensembles(dtype: str, sizes: Iterable[tuple[int, int]], needs: float) -> None:
+        for n, d in sizes:
+            name = _called(n, d, dtype)
+            if not new(name):
+                continue
+            compiler.ask(name, lambda n=n, d=d: ensemble_program(size, n, d, dtype), dtype)
+
+            def measure(name: str = name, n: int = n, d: int = d) -> Any:
+                def tell(found: Any) -> None:
+                    record.so_far(name, found)
+
+                beside = compiler.missing
+                with jax.enable_x64(dtype == "float64"):
+                    ran = run_ensemble(compiler[name], n, d, dtype, size, lambda: record.left - 2, tell)
+                return {**ran, "compiling": [beside, compiler.missing]}
+
+            tasks.append(Task(name, needs, [name], measure))
+
+    def field(lines: Iterable[tuple[int, int, str]]) -> None:
+        for n, d, dtype in lines:
+            name = f"field {n},{d} {dtype}"
+            if new(name):
+                programs = ask_for_field(compiler, size, n, d, dtype)
+                needs = 2 + 4 * (n / 65_536) ** 2 * d / 64
+                tasks.append(
+                    Task(
+                        name,
+                        needs,
+                        programs,
+                        lambda n=n, d=d, dtype=dtype: field_times(compiler, size, n, d, dtype, measured),
+                    )
+                )
+
+    ensembles("float64", size.sizes[:2], 5)
+    if new("phase"):
+        compiler.ask("phase", lambda: phase_program(size.phase, size.phase_lanes), "float64")
+        tasks.append(Task("phase", 16, ["phase"], lambda: run_phase(compiler["phase"], size, record.out)))
+    if new("precision"):
+        tasks.append(Task("precision", 2, ask_for_precision(compiler, size), lambda: precision(compiler, size)))
+    field(size.field)
+    ensembles("float32", size.sizes[:2], 3)
+    ensembles("float64", size.sizes[2:], 6)
+    for dtype in ("float64", "float32")[: 1 if record.tiny else 2]:
+        tasks.append(
+            Task(
+                f"solve {dtype}",
+                14,
+                None,
+                lambda dtype=dtype: Told(started("solve", size.tiled, dtype)).result(min(30.0, record.left - 2)),
+            )
+        )
+    for dtype in ("float32", "float64"):
+        name = f"blocks {dtype}"
+        if new(name):
+            programs = [ask_for_block(compiler, size, block, dtype) for block in size.blocks[1]]
+            tasks.append(Task(name, 3, programs, lambda programs=programs: block_times(compiler, size, programs)))
+    ensembles("float32", size.sizes[2:], 4)
+    tasks.append(Task("sweep", 15, None, lambda: Told(started("sweep", size.sweep)).result(record.left - 2)))
+    return tasks
+
+
+def next_task(tasks: list[Task], compiler: Compiler, idle: float) -> Task | None:
+    """The first whose programs are there; other processes only if it is their turn, or if nothing else comes."""
+    for i, task in enumerate(tasks):
+        if task.programs is None:
+            if i == 0 or idle > _IDLE:
+                return task
+        elif compiler.has(task.programs):
+            return task
+    return None
+
+
+def too_late() -> Any:
+    raise TimeoutError("its programs were not compiled in time")
+
+
 def main() -> None:
     record = Record(__doc__)
     size = TINY if record.tiny else FULL
     if record.tiny:
         store_programs()  # the next rehearsal compiles less
     peers_at = keep_from_peers()
-    peers: subprocess.Popen[str] | None = None
-    names = [(n, d, dtype) for n, d in size.sizes for dtype in ("float64", "float32")]
+    peers: Told | None = None
     if record.result("peers") is None:
-        peers = started("peers", ",".join(map(str, peers_at)), int(record.tiny), on_cpu=True)
+        peers = Told(started("peers", ",".join(map(str, peers_at)), int(record.tiny), on_cpu=True))
+    compiler = Compiler()
+    # The first programs may take longer: the card starts, too.
+    tasks, last = tasks_of(record, size, compiler), time.monotonic() + _START
+    told = None
+
+    def known() -> Any:
+        """What the peers need, as far as it is known."""
+        return record.result("peers") or (peers.last if peers is not None else None) or {}
+
     try:
-        ways = record.part("ways", lambda: choose_ways(size), needs=15)
-        compiler, lanes = Compiler(), {}
-        phase_lanes, options = size.phase_lanes, {}
-        if (PHASE_PAIRS, PHASE_DIM) in size.sizes:
-            phase_lanes, options, _ = chosen(size, ways, PHASE_PAIRS, PHASE_DIM, "float64")
-        if record.result("phase") is None:
-            compiler.ask("phase", lambda: phase_program(size.phase, phase_lanes), "float64", options)
-        for name in names:
-            if record.result(_called(name)) is None:
-                lanes[name] = ask_for_ensemble(compiler, size, ways, name)
-        if lanes:
-            record.part("compiling", compiler.wait)
-            compiler.wait()  # also where the record has this part already
-        for name in names:
-            record.part(_called(name), lambda name=name: _with_room(compiler, size, ways, name, lanes), needs=5)
-        record.part("phase", lambda: run_phase(compiler["phase"], size, phase_lanes, record.out), needs=6)
-        compiler.drop()
-        record.part("precision", lambda: precision(size.check), needs=5)
-        record.part("field", lambda: field_times(size), needs=12)
+        while tasks:
+            if peers is not None and record.result("peers") is None:
+                if peers.process.poll() is not None:
+                    record.part("peers", lambda peers=peers: peers.result(2))
+                elif peers.last != told:
+                    told = peers.last
+                    record.so_far("peers", told)
+                    record.so_far("ratios", ratios(record, size, known()))
+            task = next_task(tasks, compiler, time.monotonic() - last)
+            late = next((t for t in tasks if t.needs > record.left), None)
+            if late is not None:
+                ready = late.programs is None or compiler.has(late.programs)
+                record.part(late.name, late.measure if ready else too_late, needs=late.needs if ready else 0)
+                tasks.remove(late)
+            elif task is not None:
+                record.part(task.name, task.measure, needs=task.needs)
+                tasks.remove(task)
+                if task.name.startswith("ensemble"):
+                    record.so_far("ratios", ratios(record, size, known()))
+                last = time.monotonic()
+            else:
+                time.sleep(0.02)
         if peers is not None:
-            record.part("peers", lambda: finished(peers, record.left - 2), needs=1)
-        record.part("ratios", lambda: ratios(record, size))
-        for dtype in ("float64", "float32")[: 1 if record.tiny else 2]:
-            record.part(
-                f"solve {dtype}",
-                lambda dtype=dtype: helper("solve", size.tiled, dtype, timeout=min(40.0, record.left - 1)),
-                needs=14,
-            )
-        record.part("blocks", lambda: block_times(size), needs=8)
-        record.part("sweep", lambda: helper("sweep", size.sweep, timeout=record.left - 1), needs=15)
+            record.part("peers", lambda: peers.result(record.left - 1.5))
+        record.part("ratios", lambda: ratios(record, size, known()))
     finally:
-        if peers is not None and peers.poll() is None:
-            peers.kill()
+        if peers is not None:
+            peers.end()
     record.finish()
-
-
-def _called(name: tuple[int, int, str]) -> str:
-    n, d, dtype = name
-    return f"ensemble {n},{d} {dtype}"
-
-
-def _with_room(compiler: Compiler, size: Size, ways: Any, name: tuple[int, int, str], lanes: dict[Any, Any]) -> Any:
-    """`run_ensemble`, with fewer lanes if memory does not suffice."""
-    for halved in range(1, 6):
-        try:
-            with jax.enable_x64(name[2] == "float64"):
-                n, d, dtype = name
-                side, way = lanes[name]
-                return run_ensemble(compiler[name], n, d, dtype, side, way, size)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
-                raise
-        with contextlib.suppress(Exception):
-            lanes[name] = ask_for_ensemble(compiler, size, ways, name, halved)
-    raise MemoryError("not enough memory, even with fewer lanes")
+    if compiler.missing:
+        # A thread in the compiler would keep the process.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
