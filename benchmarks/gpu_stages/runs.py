@@ -19,7 +19,7 @@ from flowsim.model.schedules import Schedule
 HERE = Path(__file__).parent
 
 
-def settings_of(data: str, tiny: bool, patch: int = 16, lr: float = 1e-3) -> Training:
+def settings_of(data: str, tiny: bool, patch: int = 16, lr: float = 1.5e-3) -> Training:
     """Settings of the study: a ViT on photos of 96 pixels, a batch of 256, AdamW, bf16."""
     if tiny:
         return Training(
@@ -28,8 +28,8 @@ def settings_of(data: str, tiny: bool, patch: int = 16, lr: float = 1e-3) -> Tra
         )  # fmt: skip
     return Training(
         model=str(HERE / f"vit-96-p{patch}.json"), data=data or "shapes:count=8000,size=96", image_size=96,
-        steps=3000, batch_size=256, lr=lr, beta2=0.98, weight_decay=0.2, warmup=0.05, precision="bf16", pairs=1000,
-        snapshot_pairs=64, evaluations=20, checkpoint_seconds=1e9,
+        steps=3000, batch_size=256, lr=lr, beta2=0.98, weight_decay=0.2, warmup=0.1, precision="bf16", pairs=1000,
+        snapshot_pairs=64, evaluations=14, checkpoint_seconds=1e9,
     )  # fmt: skip
 
 
