@@ -31,6 +31,7 @@ from flowsim.clip import models
 from flowsim.clip import training as bridge
 from flowsim.clip.batches import crop, onto, prepare
 from flowsim.clip.settings import Training, preset
+from flowsim.progress import Progress
 
 
 class _Loader:
@@ -154,7 +155,7 @@ def compare(
         repeats: Measured runs of each.
         cuda: Use the GPU.
         own: Batches for open_clip's trainer instead of ours, see `train`.
-        skip: Steps of open_clip's trainer before its clock starts.
+        skip: Steps before the clock of either starts; for `fs.clip.train` up to its next fetch of losses.
         warm: Whether a first run of each is not counted.
         seconds: No further repeat begins if it would end after this time, once there is one.
 
@@ -175,11 +176,12 @@ def compare(
             break
         _fresh(cuda)
         clock = time.perf_counter()
-        record = bridge.train(settings, cpu=not cuda)
+        clocks: list[tuple[int, float]] = []
+        record = bridge.train(settings, cpu=not cuda, progress=_clock(clocks))
         besides = time.perf_counter() - clock - record.stats["training_seconds"]
         _note(memory, "flowsim", cuda)
         losses = record.training["train_loss"]
-        speed = record.stats["images_per_second"]
+        speed = _steady(clocks, skip, settings) or record.stats["images_per_second"]
         del record
         _fresh(cuda)
         theirs, took = train(settings, cuda, own, skip)
@@ -209,6 +211,20 @@ def differences(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
         "largest_relative_difference": float((apart / np.abs(theirs)).max()),
         "bitwise": bool((np.asarray(ours, np.float32) == np.asarray(theirs, np.float32)).all()),
     }
+
+
+def _clock(clocks: list[tuple[int, float]]) -> Progress:
+    """A progress that adds (step, time) to `clocks`."""
+    return lambda text, done, total, /, **numbers: clocks.append((done, time.perf_counter()))
+
+
+def _steady(clocks: list[tuple[int, float]], skip: int, settings: Training) -> float | None:
+    """Images/s from the first fetch after `skip` steps to the last one; None without two of them."""
+    late = [clock for clock in clocks if clock[0] >= skip > 0]
+    if len(late) < 2:
+        return None
+    (first, begin), (last, end) = late[0], late[-1]
+    return (last - first) * settings.batch_size / (end - begin)
 
 
 def _fresh(cuda: bool) -> None:

@@ -67,12 +67,12 @@ def main() -> None:
     def speed(settings: Training, seconds: float, steps: int) -> dict[str, Any]:
         settings = open_clip_peer.quiet(settings, 2 if tiny else steps)
         return open_clip_peer.compare(
-            settings, 1 if tiny else 3, cuda, warm=not tiny, seconds=min(seconds, record.left - 3)
+            settings, 1 if tiny else 3, cuda, skip=0 if tiny else 25, warm=False, seconds=min(seconds, record.left - 3)
         )
 
     def own(settings: Training, seconds: float) -> dict[str, Any]:
-        workers, skip = (1, 1) if tiny else (WORKERS, WORKERS)
-        settings = open_clip_peer.quiet(settings, 2 if tiny else skip + 4 * workers)
+        workers, skip = (1, 1) if tiny else (WORKERS, 25)
+        settings = open_clip_peer.quiet(settings, 2 if tiny else skip + 60)
         with tempfile.TemporaryDirectory() as folder:
             return with_own_loader(
                 settings, cuda, Path(folder), workers, skip, 1 if tiny else 3, min(seconds, record.left - 3)
@@ -81,11 +81,11 @@ def main() -> None:
     for name, measure, needs in (
         ("parity_fp32", lambda: parity(vit), 10),
         ("parity_bf16", lambda: parity(bf16), 6),
-        ("same_data_bf16", lambda: speed(bf16, 16, 60), 8),
+        ("same_data_bf16", lambda: speed(bf16, 16, 85), 8),
         ("waits", lambda: waits(vit if tiny else bf16, cuda), 5),
         ("own_loader_bf16", lambda: own(bf16, 18), 10),
-        ("same_data_resnet_bf16", lambda: speed(resnet, 14, 60), 12),
-        ("same_data_fp32", lambda: speed(vit, 10, 30), 8),
+        ("same_data_resnet_bf16", lambda: speed(resnet, 14, 85), 12),
+        ("same_data_fp32", lambda: speed(vit, 10, 50), 8),
         ("parity_resnet_bf16", lambda: parity(open_clip_peer.quiet(resnet, steps)), 8),
     ):
         record.part(name, measure, needs=1 if tiny else needs)
