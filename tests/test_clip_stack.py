@@ -115,7 +115,10 @@ def test_an_interrupted_stack_goes_on_from_its_checkpoint(together, tmp_path):
     settings = TINY.replace(checkpoint_seconds=0.0)
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path, settings, progress=interrupt)
-    assert [p.suffix for p in tmp_path.iterdir()] == [".pt"]
+    left = [fs.load(path) for path in _paths(tmp_path).values()]
+    assert {record.status.code.name for record in left} == {"UNFINISHED"}
+    assert {len(record.training["train_loss"]) for record in left} == {4}
+    assert len(list(tmp_path.glob("*.checkpoint.pt"))) == 1
     again = []
     records = _train(tmp_path, settings, progress=lambda text, done, total, /, **numbers: again.append(done))
     assert again[0] == 4  # step 3 was in the checkpoint

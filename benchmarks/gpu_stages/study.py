@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_stages/study.py --out DIR [--data FOLDER] [--patch 16] [--lr 1.5e-3] [--most 3000]
 
-The step is timed first. The number of steps is what then fits into the time, at most `--most`; the number of seeds is
-3, or fewer if that leaves less than `--least` steps. `study.nc` holds the records of all runs.
+A step and an evaluation are timed first. The number of steps is what then fits into the time, at most `--most`; the
+number of seeds is 3, or fewer if that leaves less than `--least` steps. If the time is over nevertheless, the runs end
+there. `study.nc` holds the records of all runs.
 """
 
 import os
@@ -12,52 +13,71 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX only draws swaps and measur
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from record import Record, has_gpu
-from runs import Runs, settings_of
+from runs import settings_of
 
 import flowsim as fs
-from flowsim.clip import studies
+from flowsim.clip import stacked, studies
+from flowsim.clip.checkpoint import Checkpoint
 from flowsim.clip.settings import Training
+from flowsim.progress import silent
 from flowsim.records.load import save_results
 
-#: Part of the time that is planned for: the rest is for evaluations, which are not timed, and for the records.
-_PLANNED = 0.86
+#: Part of the time that is planned for.
+_PLANNED = 0.9
 
 
-def step_seconds(settings: Training, names: list[str], seeds: int) -> float:
-    """Seconds of a step of the whole stack."""
-    stack = Runs(settings).stack([fs.schedules.get(name) for name in names], range(seeds))
+class Enough(Exception):
+    """The time is over."""
+
+
+def times_of(settings: Training, names: list[str], seeds: int, folder: Path) -> dict[str, float]:
+    """Seconds of a step of the whole stack, and of an evaluation with all observables after the first one."""
+    schedules = {name: fs.schedules.get(name) for name in names}
+    nowhere = Checkpoint(folder / "none.nc")
+    training = stacked._Training.begin(settings, schedules, list(range(seeds)), nowhere, not has_gpu(), silent)
     times = []
-    for k in range(2 if settings.batch_size < 64 else 12):
+    for k in range(4 if settings.batch_size < 64 else 12):
         begin = time.perf_counter()
-        stack.take_step(k)
+        training.stack.take_step(k)
         if has_gpu():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+    evaluations = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        training._evaluate()
+        training._collect()
+        evaluations.append(time.perf_counter() - begin)
+    return {"seconds_per_step": statistics.median(times[2:]), "seconds_per_evaluation": evaluations[-1]}
 
 
-def plan(settings: Training, names: list[str], most: int, least: int, seconds: float) -> dict[str, Any]:
+def plan(
+    settings: Training, names: list[str], most: int, least: int, left: Callable[[], float], folder: Path
+) -> dict[str, Any]:
     """Numbers of seeds and of steps that fit into the time."""
-    begin, found = time.monotonic(), {"1 run": {"seconds_per_step": step_seconds(settings, names[:1], 1)}}
+    found: dict[str, Any] = {}
     for seeds in (3, 2, 1):
-        each = step_seconds(settings, names, seeds)
+        one = times_of(settings, names, seeds, folder)
         if has_gpu():
             torch.cuda.empty_cache()
-        left = seconds - (time.monotonic() - begin)
-        steps = min(most, int(_PLANNED * left / each))
-        found[f"{len(names) * seeds} runs"] = {"seconds_per_step": each, "steps": steps}
+        for_steps = _PLANNED * left() - (settings.evaluations + 3) * one["seconds_per_evaluation"]
+        steps = min(most, int(for_steps / one["seconds_per_step"]))
+        found[f"{len(names) * seeds} runs"] = {**one, "steps": steps}
         if steps >= least or seeds == 1:
             return {"seeds": seeds, "steps": max(2, steps), "tried": found}
     raise AssertionError
 
 
-def train(settings: Training, names: list[str], seeds: int, folder: Path, out: Path) -> dict[str, Any]:
-    """Train all runs; where they ended."""
+def train(
+    settings: Training, names: list[str], seeds: int, folder: Path, out: Path, left: Callable[[], float]
+) -> dict[str, Any]:
+    """Train all runs, or as far as the time allows; where they ended."""
     begin = time.monotonic()
     if has_gpu():
         torch.cuda.reset_peak_memory_stats()
@@ -65,8 +85,15 @@ def train(settings: Training, names: list[str], seeds: int, folder: Path, out: P
     def show(text: str, done: int, total: int | None, /, **numbers: float) -> None:
         if done % 500 < 25 or done == total:
             print(text, done, total, {k: round(v, 4) for k, v in numbers.items()}, flush=True)
+        if left() < 0:
+            raise Enough
 
-    records = studies.study(settings, folder, names, seeds, stack=len(names) * seeds, progress=show)
+    try:
+        records = studies.study(settings, folder, names, seeds, stack=len(names) * seeds, progress=show)
+    except Enough:
+        runs = [(name, seed) for seed in range(seeds) for name in names]
+        held = {studies.run_name(*run): folder / studies.file_name(*run) for run in runs}
+        records: Any = {name: fs.load(path) for name, path in held.items() if path.is_file()}
     save_results(records, out / "study.nc")
     first = next(iter(records.values()))
     return {
@@ -91,15 +118,16 @@ def main() -> None:
     given, tiny = record.options, record.tiny
     settings = settings_of(given.data, tiny, given.patch, given.lr)
     names = list(studies.SHORT)[: 3 if tiny else None]
-    if tiny:
-        found = {"seeds": 2, "steps": 12}
-    else:
-        found = record.part("plan", lambda: plan(settings, names, given.most, given.least, record.left - 22))
+    folder = Path(given.work) / "study" if given.work else record.out / "study"
+    folder.mkdir(parents=True, exist_ok=True)
+    # What is left when the last step is taken is for the last evaluation and the file.
+    left = lambda: record.left - 8  # noqa: E731
+    most, least = (12, 2) if tiny else (given.most, given.least)
+    found = record.part("plan", lambda: plan(settings, names, most, least, left, folder))
     if found is None:
         return
     settings = settings.replace(steps=found["steps"])
-    folder = Path(given.work) / "study" if given.work else record.out / "study"
-    record.part("runs", lambda: train(settings, names, found["seeds"], folder, record.out))
+    record.part("runs", lambda: train(settings, names, found["seeds"], folder, record.out, left))
     record.finish()
 
 

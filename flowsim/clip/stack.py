@@ -215,7 +215,7 @@ class Stack:
             return torch.func.functional_call(self.encoder, weights, (images, tokens))
 
         of_schedules = torch.vmap(one, in_dims=(0, None, None))
-        with _plain_attention():
+        with _stackable():
             return torch.vmap(of_schedules, in_dims=(0, seed_axis, seed_axis))(self.weights, images, tokens)
 
     def _fixed_temperatures(self) -> torch.Tensor:
@@ -296,17 +296,27 @@ def _replaced(rows: torch.Tensor, places: torch.Tensor, new: list[torch.Tensor])
 
 
 @contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as two products and a softmax, because PyTorch's kernels for all of it fail under `torch.vmap`.
+def _stackable() -> Iterator[None]:
+    """Linear maps and attention in a form that `torch.vmap` makes one operation of, without copies.
 
-    On CPUs they have no rule for batches, on GPUs no gradient; and PyTorch's own plain form has none for bf16.
+    Of its own forms PyTorch copies the weights of a linear map for every token; its kernels for attention have no rule
+    for batches on CPUs and no gradient on GPUs; and its plain attention has no gradient for bf16.
     """
     functional: Any = torch.nn.functional
-    fused, functional.scaled_dot_product_attention = functional.scaled_dot_product_attention, _attention
+    before = functional.linear, functional.scaled_dot_product_attention
+    functional.linear, functional.scaled_dot_product_attention = _linear, _attention
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = fused
+        functional.linear, functional.scaled_dot_product_attention = before
+
+
+def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear` with all rows in one product."""
+    found = rows.reshape(-1, rows.shape[-1]) @ weight.mT
+    if bias is not None:
+        found = found + bias.to(found.dtype)
+    return found.view(*rows.shape[:-1], weight.shape[0])
 
 
 def _attention(

@@ -158,7 +158,22 @@ class _Training:
                 self.diverged.add(run)
 
     def run(self, paths: Mapping[Run, Path]) -> dict[Run, TrainingRecord]:
-        """Train to the last step; returns the records and writes them."""
+        """Train to the last step; returns the records and writes them. Interrupted, it writes what there is so far."""
+        try:
+            self._train()
+            self._collect()
+            if self.labelled is not None:
+                self._classify(self.labelled)
+        except BaseException:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._collect(wait=False)
+            self._save(paths, Status.UNFINISHED)
+            raise
+        found = self._save(paths, Status.COMPLETED)
+        self.checkpoint.remove()
+        return found
+
+    def _train(self) -> None:
         if self.step == 0:
             self._evaluate()
         self._start_clock()
@@ -174,16 +189,16 @@ class _Training:
                 if due:
                     self._write_checkpoint()
                 self._start_clock()
-        self._collect()
-        if self.labelled is not None:
-            self._classify(self.labelled)
+
+    def _save(self, paths: Mapping[Run, Path], status: Status) -> dict[Run, TrainingRecord]:
+        """Write the records of all runs with this status; those that diverged have their own."""
         found = {}
         for run, record in self.records.items():
-            record.seconds = self.seconds
-            found[run] = record.result(Status.DIVERGED if run in self.diverged else Status.COMPLETED)
-            found[run].stats["stacked_runs"] = float(len(self.records))
-            found[run].save(paths[run])
-        self.checkpoint.remove()
+            if record.log.rows:
+                record.seconds = self.seconds
+                found[run] = record.result(Status.DIVERGED if run in self.diverged else status)
+                found[run].stats["stacked_runs"] = float(len(self.records))
+                found[run].save(paths[run])
         return found
 
     def _start_clock(self) -> None:
@@ -241,19 +256,23 @@ class _Training:
                 record.log.add_snapshot(self.step, {**rows, **known})
         self.seconds["evaluation"] += time.perf_counter() - begin
 
-    def _collect(self) -> None:
-        """Put the steps so far, and the finished rows of all evaluations, into the records.
+    def _collect(self, wait: bool = True) -> None:
+        """Put the steps so far, and rows of evaluations, into the records; without `wait` only rows that are finished.
 
         Not in every fetch, because a GPU waits meanwhile.
         """
         if self._noted:
             values = np.concatenate(self._noted).swapaxes(0, 1)
-            first = self.step - values.shape[1]
+            first = self.step - len(self._pending) - values.shape[1]
             for record, own in zip(self.records.values(), values, strict=True):
                 record.note_steps(own[: max(0, record.step - first)])
             self._noted.clear()
+        behind = set[Run]()
         for run, row in self._waiting:
-            self.records[run].log.add_row(row.result())
+            if wait or (row.done() and not row.cancelled() and run not in behind):
+                self.records[run].log.add_row(row.result())
+            else:
+                behind.add(run)
         self._waiting.clear()
 
     def _write_checkpoint(self) -> None:
