@@ -16,7 +16,7 @@ TS = np.concatenate([[0.0], np.geomspace(1e-2, 1e3, 60)])
 # --- the controller, on an oscillator whose steps are long --------------------------------------------
 
 
-def stopped(value, t1=20.0, solver=None):
+def stopped(value, t1=20.0, solver=None, args=None):
     """(time, whether an event ended the solve, steps) for y = (cos t, −sin t)."""
 
     def field(t, y, args):
@@ -31,6 +31,7 @@ def stopped(value, t1=20.0, solver=None):
             t1,
             None,
             jnp.asarray([1.0, 0.0]),
+            args=args,
             stepsize_controller=controller,
             saveat=diffrax.SaveAt(t1=True),
             max_steps=2000,
@@ -54,6 +55,20 @@ def test_a_dip_is_found_however_short(depth, solver):
     assert occurred
     assert t == pytest.approx(np.pi - np.arccos(1 - depth), abs=1e-5)
     assert steps < 600
+
+
+@pytest.mark.parametrize("depth", [1e-6, 1e-8])
+def test_a_zero_that_rounding_steps_over_ends_the_solve(depth):
+    """y[0] + 1 is a multiple of 1.1e-16, which most depths are not. Compilers must not add 1 to a constant."""
+
+    def value(t, y, depth):
+        return (y[0] + 1 - depth)[None]
+
+    for exact in depth * np.linspace(1, 1.4, 20):
+        t, occurred, steps = stopped(value, args=exact)
+        assert occurred
+        assert t == pytest.approx(np.pi - np.arccos(1 - exact), abs=1e-5)
+        assert steps < 100
 
 
 @pytest.mark.parametrize("height", [1e-8, 1e-3])

@@ -76,6 +76,8 @@ class StopAtCrossings(diffrax.AbstractAdaptiveStepSizeController):
         cubic = (value0, h * slope0, value1, h * slope1)
         crossed = (value1 <= 0) & ((value0 > 0) | (slope1 < 0))
         on_zero = crossed & ((h <= width) | ((slope1 < 0) & (value1 >= slope1 * width)))
+        # Where rounding leaves a falling value as it is, a few such steps above zero are zero.
+        stuck = (value1 > 0) & (value1 == value0) & (slope0 < 0) & (slope1 < 0) & (value1 + 8 * h * slope1 <= 0)
         lowest, at_lowest = _minimum(*cubic)
         # The cubic may be off by half of the smaller end value.
         dips = (value1 > 0) & (lowest < 0.5 * jnp.minimum(value0, value1)) & (h > width)
@@ -83,7 +85,7 @@ class StopAtCrossings(diffrax.AbstractAdaptiveStepSizeController):
         again = keep & jnp.any((crossed & ~on_zero) | dips)
         # A little beyond the zero, so that the next step ends past it.
         shorter = jnp.clip(where * h + width / 4, width / 2, 0.999 * h)
-        result = diffrax.RESULTS.where(keep & ~again & jnp.any(crossed), diffrax.RESULTS.event_occurred, result)
+        result = diffrax.RESULTS.where(keep & ~again & jnp.any(crossed | stuck), diffrax.RESULTS.event_occurred, result)
         keep = keep & ~again
         return (
             keep,
