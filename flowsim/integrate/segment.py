@@ -240,6 +240,8 @@ def _integrate(flow: GradientFlow, task: Task, how: SegmentSpec) -> Segment:
         steady = ~finished & ~occurred & _is_still(flow, t, ended, task)
     values = _crossings(flow, t, ended, task)
     crossed = occurred & ~steady
+    # Rounding may keep the value that ended the segment just above zero.
+    last = 0.0 if not values else jnp.maximum(jnp.min(jnp.stack(list(values.values()))), 0.0)
     slots = [jnp.isfinite(solution.ts[i]) for i in (0, 2 if streamed else 0)]
     return Segment(
         series=solution.ys[2] if streamed else {},
@@ -247,7 +249,7 @@ def _integrate(flow: GradientFlow, task: Task, how: SegmentSpec) -> Segment:
         saved=(slots[1], slots[0]),
         unknowns=unknowns,
         log_time=log_time,
-        events={"steady": steady, **{name: crossed & (values[name] <= 0) for name in crossings}},
+        events={"steady": steady, **{name: crossed & (values[name] <= last) for name in crossings}},
         finished=finished,
         noise=noise_of(flow, t, ended, task, velocity_of(flow, t, ended, task)),
         accepted=solution.stats["num_accepted_steps"],
