@@ -1,19 +1,128 @@
-"""Figures of what was measured on a GPU: the phase diagram of DIR/simulator_phase.npz.
+"""Figures of what was measured on a GPU, drawn from the records in `benchmarks/results/gpu`.
 
-    python benchmarks/gpu_figures.py DIR FIGURE.png
+    python benchmarks/gpu_figures.py            # figures/gpu_{study,speed,phase}.{png,pdf}
 
-The file is written by `benchmarks/gpu_stages/simulator.py`.
+`gpu_study`: heads on frozen features, all methods of the paper. `gpu_speed`: ensembles and fields of the simulator.
+`gpu_phase`: a phase diagram of a million runs. `gpu_stages/heads.py` and `gpu_stages/simulator.py` wrote the records.
 """
 
-import argparse
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from gpu_results import HERE, correlations, heads, results, with_practical_temperature
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 import flowsim as fs
+from flowsim.base.sources import drawing_hash, write_stamp
+from flowsim.clip.figures import _styles
+from flowsim.clip.studies import SHORT
 from flowsim.plot.phase import _HALO
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+
+
+def study_figure() -> Figure:
+    """Gap over steps, and the final gap against the paper's, the temperature and retrieval."""
+    here = heads()
+    style = _style()
+    figure = Figure(figsize=(fs.plot.PAGE, 5.4), layout="constrained")
+    axes = figure.subplots(2, 2).ravel()
+    for name in SHORT:
+        gap = here.of(name, here.gap)
+        line = {k: v for k, v in style[name].items() if k in ("color", "ls", "lw")}
+        axes[0].plot(here.steps[1:], gap[:, 1:].mean(0), **line)
+        axes[0].fill_between(
+            here.steps[1:], gap[:, 1:].min(0), gap[:, 1:].max(0), color=line["color"], alpha=0.15, lw=0
+        )
+    axes[0].set(xscale="log", yscale="log", xlabel="step", ylabel=r"gap $\Delta$, held out")
+    axes[0].set_title(r"$\bf{(a)}$ nine methods: mean and range of three seeds", fontsize=8)
+    shown = {
+        1: (np.tile(here.paper[:, None], here.gap.shape[1]), r"gap $\Delta$ in the paper", "gap, with the paper's"),
+        2: (here.temperature, r"final temperature $\tau$", "gap, with the final temperature"),
+    }
+    rho = correlations(with_practical_temperature)
+    for k, (values, label, name) in shown.items():
+        _points(axes[k], values, here.gap[:, :, -1])
+        axes[k].set(xscale="log", yscale="log", xlabel=label, ylabel=r"final gap $\Delta$, held out")
+        axes[k].set_title(rf"$\bf{{({'abcd'[k]})}}$ {_rho(rho[name])}", fontsize=8)
+    _points(axes[3], here.gap[:, :, -1], here.text_retrieval)
+    axes[3].set(xscale="log", xlabel=r"final gap $\Delta$, held out", ylabel="R@1 image to text, held out (%)")
+    axes[3].set_title(rf"$\bf{{(d)}}$ {_rho(rho['gap, with R@1 image to text'])}", fontsize=8)
+    for ax in axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+    keys = ("color", "marker", "fillstyle", "markerfacecolor", "markerfacecoloralt")
+    handles = [Line2D([], [], label=m, ms=5, ls="", **{k: style[m][k] for k in keys}) for m in here.methods]
+    text = (
+        f"Heads with one hidden layer on frozen features of 6,000 photos; {here.steps[-1]:,} steps of 512 pairs. "
+        r"$\rho$: Spearman over the methods with $\tau \leq 0.1$ [95 %]"
+    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=7, title=text, title_fontsize=8)
+    return figure
+
+
+def speed_figure() -> Figure:
+    """Time per run of an ensemble by its size, and the field of large batches against its floor."""
+    found, colours = results("simulator"), fs.plot.COLOURS
+    peers = found["peers"]["5,3"]
+    figure = Figure(figsize=(fs.plot.PAGE, 2.7), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    lines = found["ensemble 5,3 float64"]["lines"]
+    left.plot(
+        [line["runs"] for line in lines], [line["microseconds_per_run"] for line in lines], "o-",
+        color=colours["blue"], label=f"one program, {found['device']}",
+    )  # fmt: skip
+    left.axhline(
+        1e6 * peers["scipy_seconds"], color=colours["vermilion"], ls="--", label=f"SciPy {peers['best']}, one core"
+    )
+    left.axhline(1e6 * peers["sweep_seconds"], color=colours["green"], ls=":", label="fs.sweep, two cores")
+    left.set(xscale="log", yscale="log", xlabel="runs at once", ylabel="microseconds per run", ylim=(1, 1e5))
+    left.set_title(r"$\bf{(a)}$ ensembles, $n = 5$, $d = 3$, float64, error $< 10^{-6}$", fontsize=8)
+    left.legend(loc="center left", fontsize=7)
+    for kind, colour in (("float32", "orange"), ("float64", "purple")):
+        every = [one for name, one in found.items() if name.startswith("field ") and one["dtype"] == kind]
+        every = sorted((one for one in every if one["dim"] == 64), key=lambda one: one["pairs"])
+        for key, mark, text in (("field_ms", "o-", "field"), ("floor_ms", "s:", "floor")):
+            middle = [sorted(one[key])[1] for one in every]
+            right.plot(
+                [one["pairs"] for one in every], middle, mark, color=colours[colour], ms=4, label=f"{text}, {kind}"
+            )
+    right.set(xscale="log", yscale="log", xlabel="pairs $n$", ylabel="milliseconds")
+    right.set_title(r"$\bf{(b)}$ one evaluation of the field, $d = 64$", fontsize=8)
+    right.xaxis.set_minor_formatter(NullFormatter())
+    right.set_xticks([one["pairs"] for one in every], [f"{one['pairs']:,}" for one in every])
+    right.set_ylim(0.02, 2)
+    right.legend(loc="upper left", fontsize=7)
+    return figure
+
+
+def _style() -> dict[str, dict[str, Any]]:
+    """Style of each method; six fillings of a marker do not suffice for eight fixed temperatures."""
+    style = _styles(heads().methods)
+    for name in ("FLT 3e-1", "FLT 4e-1"):
+        style[name]["marker"] = "d"
+    return style
+
+
+def _points(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """A point for each method, with bars over the range of its seeds; (methods, seeds)."""
+    here, style = heads(), _style()
+    for k, name in enumerate(here.methods):
+        if np.isfinite(x[k]).all():
+            bars = [np.abs(np.array([[v.min()], [v.max()]]) - v.mean()) for v in (x[k], y[k])]
+            mark = {key: v for key, v in style[name].items() if key not in ("ls", "lw")}
+            ax.errorbar(x[k].mean(), y[k].mean(), bars[1], bars[0], ls="", ms=5, elinewidth=0.7, **mark)
+
+
+def _rho(found: object) -> str:
+    rho, low, high = (getattr(found, name) for name in ("rho", "low", "high"))
+    return rf"$\rho = {rho:+.2f}$ [${low:+.2f}$, ${high:+.2f}$]"
 
 
 def phase_record(path: Path) -> xr.Dataset:
@@ -79,13 +188,27 @@ def phase_figure(path: Path) -> Figure:
     return figure
 
 
+DRAWN = {
+    "gpu_study": (study_figure, ("heads.json",)),
+    "gpu_speed": (speed_figure, ("simulator.json",)),
+    "gpu_phase": (lambda: phase_figure(HERE / "simulator_phase.npz"), ("simulator_phase.npz",)),
+}
+
+
+def stamp(name: str) -> dict[str, str]:
+    """What a figure depends on: the code that draws it, and its numbers."""
+    numbers = hashlib.sha256()
+    for file in DRAWN[name][1]:
+        numbers.update((HERE / file).read_bytes())
+    return {"drawn_by": drawing_hash(Path(__file__).resolve()), "numbers": numbers.hexdigest()}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of the records")
-    parser.add_argument("figure", type=Path, help="file to write, .png or .pdf")
-    options = parser.parse_args()
     with fs.plot.paper_style():
-        fs.plot.save(phase_figure(options.folder / "simulator_phase.npz"), options.figure)
+        for name, (draw, _) in DRAWN.items():
+            figure = draw()
+            for kind in ("png", "pdf"):
+                fs.plot.save(figure, str(FIGURES / f"{name}.{kind}"), write_stamp(stamp(name)))
 
 
 if __name__ == "__main__":

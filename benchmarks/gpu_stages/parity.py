@@ -180,7 +180,7 @@ def waits(settings: Any, cuda: bool) -> dict[str, Any]:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
                 for warning in heard:
-                    if "synchroniz" in str(warning.message):
+                    if "called a synchronizing" in str(warning.message):
                         where[f"{Path(warning.filename).name}:{warning.lineno}"] += 1
 
     for name, schedule, changes in (

@@ -19,9 +19,9 @@ class Stage(NamedTuple):
 
 STAGES = {
     "machine": Stage(20, 10),
-    "parity": Stage(34, 20, data="photos"),
-    "trial": Stage(60, 25, data="photos"),
-    "study": Stage(185, 90, data="photos"),
-    "simulator": Stage(120, 40, grows=True),
+    "study": Stage(250, 120, data="photos"),
+    "parity": Stage(75, 25, data="photos"),
+    "simulator": Stage(130, 40, grows=True),
     "heads": Stage(60, 30, data="features.npz"),
+    "trial": Stage(45, 25, data="photos"),
 }

@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,20 @@ def clip_tables() -> str:
     return fs.clip.Tables.of(fs.load_results(RUNS)).markdown()
 
 
+def gpu(name: str) -> Callable[[], str]:
+    """A table of benchmarks/gpu_results.py, made from the records of a GPU."""
+
+    def make() -> str:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        try:
+            import gpu_results
+        finally:
+            sys.path.pop(0)
+        return getattr(gpu_results, name)()
+
+    return make
+
+
 #: What pages of the site hold as `<!-- generated: NAME -->`.
 TABLES = {
     "generated: claims": claims_table,
@@ -258,7 +273,15 @@ TABLES = {
     "generated: observables": observables,
 }
 #: What is written into files between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
-PARTS = {"claims": ("README.md", claims_in_short), "clip tables": ("docs/clip.md", clip_tables)}
+PARTS = {
+    "claims": ("README.md", claims_in_short),
+    "clip tables": ("docs/clip.md", clip_tables),
+    "gpu bridge": ("docs/clip.md", gpu("bridge_table")),
+    "gpu statements": ("docs/clip.md", gpu("statements_table")),
+    "gpu heads": ("docs/clip.md", gpu("heads_table")),
+    "gpu ensembles": ("docs/performance.md", gpu("simulator_table")),
+    "gpu fields": ("docs/performance.md", gpu("field_table")),
+}
 
 
 def updated(name: str) -> tuple[Path, str, str]:
