@@ -4,6 +4,7 @@ import collections
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_stacked_runs_are_the_separate_ones_up_to_rounding(together):
             ours, theirs = getattr(record, part), getattr(alone, part)
             for name in theirs:
                 np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=f"{method} {name}")
-        loaded = fs.load(folder / studies.file_name(method, seed))
+        loaded: Any = fs.load(folder / studies.file_name(method, seed))
         np.testing.assert_array_equal(loaded.training["train_loss"], record.training["train_loss"])
 
 
@@ -115,7 +116,7 @@ def test_an_interrupted_stack_goes_on_from_its_checkpoint(together, tmp_path):
     settings = TINY.replace(checkpoint_seconds=0.0)
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path, settings, progress=interrupt)
-    left = [fs.load(path) for path in _paths(tmp_path).values()]
+    left: list[Any] = [fs.load(path) for path in _paths(tmp_path).values()]
     assert {record.status.code.name for record in left} == {"UNFINISHED"}
     assert {len(record.training["train_loss"]) for record in left} == {4}
     assert len(list(tmp_path.glob("*.checkpoint.pt"))) == 1

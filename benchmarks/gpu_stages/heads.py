@@ -122,7 +122,8 @@ def train(
     texts = features.held_out_text.reshape(-1, features.held_out_text.shape[-1])
     marks = sorted({0, *np.unique(np.geomspace(max(1, steps // 100), steps, 16).astype(int)).tolist()})
     seen, kept = {}, []
-    seconds = 0.0
+    seconds, begin = 0.0, time.perf_counter()
+    image = text = np.empty(0)
     for k in range(steps + 1):
         if k in marks:
             image, text = stack.embed(features.held_out_image, texts)

@@ -117,7 +117,7 @@ def main() -> None:
     record = Record(__doc__, data="", patch=16, lr=1.5e-3, most=3000, least=1600, work="")
     given, tiny = record.options, record.tiny
     settings = settings_of(given.data, tiny, given.patch, given.lr)
-    names = list(studies.SHORT)[: 3 if tiny else None]
+    names = [str(name) for name in studies.SHORT[: 3 if tiny else None]]
     folder = Path(given.work) / "study" if given.work else record.out / "study"
     folder.mkdir(parents=True, exist_ok=True)
     # What is left when the last step is taken is for the last evaluation and the file.

@@ -321,9 +321,8 @@ def _row(
     which: str,
 ) -> dict[str, float]:
     """One evaluation of one run: `row` with every observable of both sets of pairs."""
-    wide = [tuple(_unit(rows) for rows in pair) for pair in (held_out, seen)]
-    trained = {f"seen_{name}": value for name, value in observe(*wide[1], beta, which).items()}
-    return {**row, **observe(*wide[0], beta, which), **trained}
+    found, trained = (observe(_unit(image), _unit(text), beta, which) for image, text in (held_out, seen))
+    return {**row, **found, **{f"seen_{name}": value for name, value in trained.items()}}
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
