@@ -149,6 +149,20 @@ def test_a_run_that_diverges_leaves_the_others_alone(together, tmp_path, monkeyp
     assert np.isnan(records["Baseline", 3].training["train_loss"]).sum() == 1
 
 
+def test_full_memory_gives_one_sentence_and_keeps_the_records(tmp_path, monkeypatch):
+    take = Stack.take_step
+
+    def full(self, k):
+        if k == 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return take(self, k)
+
+    monkeypatch.setattr(Stack, "take_step", full)
+    with pytest.raises(fs.FlowsimError, match="memory of the GPU is full.*smaller `stack`"):
+        _train(tmp_path, methods=("Baseline",), seeds=(0,))
+    assert fs.load(tmp_path / studies.file_name("Baseline", 0)).status.code.name == "UNFINISHED"
+
+
 @pytest.mark.parametrize(
     ("vision", "text"),
     [

@@ -7,6 +7,7 @@
 - `models`: open_clip models, weights loaded safely; `contrast`: temperature, swaps and loss on features
 - `training`: the public function; `learner`: one step; `loop`, `plan`, `record`, `checkpoint`: all steps of a run;
   `identity`: whether two runs are the same; `session`: devices and processes; `memory`: that of a GPU
+- `stacked`: many runs in one program; `stack`: one step of all of them
 - `embed`, `evaluate`, `labelled`: observables of a model
 - `studies`: the paper's experiment; `tables`, `figures`: its results next to the paper's
 

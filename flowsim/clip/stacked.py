@@ -23,6 +23,7 @@ from flowsim.clip.checkpoint import Checkpoint
 from flowsim.clip.embed import Sample, observe, sample
 from flowsim.clip.identity import configuration, digests
 from flowsim.clip.labelled import Labelled, classify
+from flowsim.clip.memory import enough_memory
 from flowsim.clip.plan import Plan
 from flowsim.clip.pools import load_pools
 from flowsim.clip.record import Log, Record
@@ -75,7 +76,8 @@ def train_stacked(
     """
     name = hashlib.sha256(json.dumps([sorted(schedules), sorted(seeds)]).encode()).hexdigest()[:8]
     path = next(iter(paths.values())).parent / f"stack-{name}.nc"
-    with alone(path), limited_threads(settings.threads):
+    full = enough_memory('Use a smaller `stack` or `batch_size`, or `precision="bf16"`; the same call goes on.')
+    with alone(path), limited_threads(settings.threads), full:
         training = _Training.begin(settings, schedules, seeds, Checkpoint(path), cpu, progress)
         training.restore()
         return training.run(paths)
