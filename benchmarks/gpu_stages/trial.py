@@ -2,6 +2,7 @@
 
 - `gradients`: the gradient of each stacked run against that of the same run by itself, in fp32.
 - `speed`: images/s and memory of 27 runs in one program, and of one.
+- `profile`: which operations of a step of 27 runs take the time.
 - `rates`: the Baseline by two learning rates; where its loss and temperature end.
 
 `--data FOLDER` holds photos and captions; without it generated shapes are used.
@@ -94,6 +95,26 @@ def rates(runs: Runs, patch: int | None, values: tuple[float, ...], steps: int) 
     return found
 
 
+def profile(runs: Runs, wide: int, deep: int) -> list[dict[str, Any]]:
+    """The operations of a step of a stack that take the most time, on the device if there is one."""
+    stack = runs.stack([fs.schedules.get(name) for name in SHORT[:wide]], range(deep))
+    for k in range(3):
+        stack.take_step(k)
+    _wait()
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if has_gpu():
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as found:
+        stack.take_step(3)
+        _wait()
+    key = "self_device_time_total" if has_gpu() else "self_cpu_time_total"
+    events = sorted(found.key_averages(), key=lambda event: -getattr(event, key))
+    return [
+        {"name": event.key[:100], "milliseconds": getattr(event, key) / 1e3, "calls": event.count}
+        for event in events[:20]
+    ]
+
+
 def _wait() -> None:
     if has_gpu():
         torch.cuda.synchronize()
@@ -109,6 +130,7 @@ def main() -> None:
     for patch in patches:
         label = "" if patch is None else f", patch {patch}"
         record.part(f"speed{label}", lambda patch=patch: speed(runs, patch, count, 2 if tiny else 8), 0 if tiny else 5)
+    record.part("profile", lambda: profile(runs, 2 if tiny else 9, 2 if tiny else 3), 0 if tiny else 5)
     record.part("rates", lambda: rates(runs, None if tiny else 16, (1e-3, 2e-3), 6 if tiny else 300), 0 if tiny else 5)
     record.finish()
 
