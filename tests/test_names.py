@@ -24,9 +24,12 @@ WITH_TORCH = {
         "labelled",
         "learner",
         "loop",
+        "memory",
         "models",
         "record",
         "session",
+        "stack",
+        "stacked",
         "training",
     )
 }

@@ -293,7 +293,6 @@ class GradientFlow(Described):
         rate_of_bias = 1.0 if bias_rate is None else bias_rate
         return Rates(self.geometry.rate, self.schedule.temperature.lr_ratio, rate_of_bias)
 
-    @full_precision()
     def vector_field(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
         """dθ/dt, dν/dt and db/dt, in the form of the unknowns.
 
@@ -313,7 +312,6 @@ class GradientFlow(Described):
         bias = None if velocity.bias is None else rates.bias * velocity.bias
         return Unknowns(position, raw, bias)
 
-    @full_precision()
     def descent(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
         """−∂L/∂θ in the metric of the geometry, −∂L/∂ν and −∂L/∂b at flow time t, with all rates 1 and no rule."""
         return self._descent(t, state, horizon, Rates())
