@@ -51,7 +51,6 @@ def test_statements_can_fail(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu_study", "gpu_speed", "gpu_phase"])
 def test_the_committed_figures_are_drawn_from_the_records(name):
-    pytest.importorskip("torch", reason="open_clip is not installed: pip install '.[clip]'")
     module = reproduce._load("gpu_figures", BENCHMARKS)
     for kind in ("png", "pdf"):
         carried = sources.read_stamp(CHECKOUT / "figures" / f"{name}.{kind}")
