@@ -5,7 +5,7 @@
 Stages run one after the other, each in its own process with its own budget of time, ordered by value. A stage that
 fails or runs over does not stop the next, and what a stage leaves unused goes to those after it. Each writes its record
 to DIR whenever a part of it is finished (see `gpu_stages/record.py`), so the same call goes on where it was stopped.
-`--tiny` runs every line at small size, on any machine; two idle cores take about three minutes. The exit code is 1 if
+`--tiny` runs every line at small size, on any machine; two idle cores take 100 s. The exit code is 1 if
 any part is missing. `python benchmarks/gpu_pack.py` prepares what has to travel to a machine that lacks this project's
 packages and data.
 """

@@ -238,6 +238,13 @@ def test_figures_say_what_made_them(folder: Path) -> None:
         _sources.read_stamp(item.files[0])
 
 
+def test_a_stamp_ends_where_its_text_ends(tmp_path: Path) -> None:
+    """The checksum of a PNG chunk comes next, and may be printable."""
+    file = tmp_path / "a.png"
+    file.write_bytes(b'\x89PNG tEXt flowsim {"seed": 0, "experiment": "a"}q}]}\x00')
+    assert _sources.read_stamp(file) == {"seed": 0, "experiment": "a"}
+
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 #: The figures of the repository; an installed package has none.
 COMMITTED = CHECKOUT / "figures"

@@ -183,4 +183,5 @@ def read_stamp(path: Path) -> dict[str, Any]:
         raise FlowsimError(f"{str(path)!r} carries no stamp of flowsim: it was drawn by an older version.")
     # PDF escapes parentheses and backslashes with a backslash.
     text = re.sub(rb"\\([()\\])", rb"\1", match[1]) if path.suffix == ".pdf" else match[1]
-    return json.loads(text)
+    # Bytes of the file behind the stamp, such as a checksum, may look like text.
+    return json.JSONDecoder().raw_decode(text.decode("ascii"))[0]
