@@ -109,7 +109,9 @@ def main() -> None:
         pack_features(options.features, folder / "data" / "features.npz")
     shutil.rmtree(folder / "held", ignore_errors=True)
     if options.held is not None:
-        shutil.copytree(options.held, folder / "held")
+        (folder / "held").mkdir()
+        for record in sorted(options.held.glob("*.json")):
+            shutil.copy(record, folder / "held")
     (folder / "run.sh").write_text(RUN.format(), encoding="utf-8")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=_ROOT, capture_output=True, check=True).stdout
     checkout = sum((_ROOT / name.decode()).stat().st_size for name in tracked.split(b"\0") if name)
