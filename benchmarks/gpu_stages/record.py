@@ -60,19 +60,20 @@ class Record:
         """Seconds that are left to the stage."""
         return self.options.seconds - (time.monotonic() - self._begin)
 
-    def part(self, name: str, measure: Callable[[], Any], needs: float = 0.0) -> Any:
+    def part(self, name: str, measure: Callable[[], Any], needs: float = 0.0, again: bool = False) -> Any:
         """Measure one part, unless it is in the record already; returns its result, or None.
 
         Args:
             name: Name of the part.
             measure: Function that measures it, and returns what JSON can hold.
             needs: Seconds that it takes; it is left out if fewer are left.
+            again: Measure it even if it is in the record.
 
         Returns:
             The result; None if the part failed or was left out.
         """
         before = self._held["parts"].get(name, {})
-        if "result" in before:
+        if "result" in before and not again:
             print(f"{self.name}: {name}: in the record already", flush=True)
             return before["result"]
         if self.left < needs:

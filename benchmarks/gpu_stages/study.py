@@ -123,7 +123,8 @@ def main() -> None:
     # What is left when the last step is taken is for the last evaluation and the file.
     left = lambda: record.left - 8  # noqa: E731
     most, least = (12, 2) if tiny else (given.most, given.least)
-    found = record.part("plan", lambda: plan(settings, names, most, least, left, folder))
+    # A plan belongs to the time of its call.
+    found = record.part("plan", lambda: plan(settings, names, most, least, left, folder), again=True)
     if found is None:
         return
     settings = settings.replace(steps=found["steps"])
