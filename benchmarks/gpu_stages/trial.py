@@ -126,7 +126,7 @@ def main() -> None:
     runs = Runs(settings_of(record.options.data, tiny, 16))
     count = ((1, 1), (2, 2)) if tiny else ((9, 3), (1, 1))
     patches = (None,) if tiny else (16, 12)
-    record.part("gradients", lambda: gradients(runs, ("Baseline", "HS 1"), (0, 1)), 0 if tiny else 5)
+    record.part("gradients", lambda: gradients(runs, ("Baseline", "HS 1"), (0, 1)), 0 if tiny else 5, True)
     for patch in patches:
         label = "" if patch is None else f", patch {patch}"
         record.part(f"speed{label}", lambda patch=patch: speed(runs, patch, count, 2 if tiny else 8), 0 if tiny else 5)
