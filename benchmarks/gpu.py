@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument("--study", default="", help='options of the stage study, e.g. "--patch 8 --lr 2e-3"')
     parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=list(STAGES))
     options = parser.parse_args()
+    if options.data is not None and not options.data.is_dir():
+        parser.error(f"There is no folder {str(options.data)!r}. Give that of gpu_pack.py, or leave --data out.")
     options.study = options.study.split()
     options.out.mkdir(parents=True, exist_ok=True)
     begin, codes = time.monotonic(), {}

@@ -35,8 +35,8 @@ def study_figure() -> Figure:
     axes = figure.subplots(2, 2).ravel()
     for name in SHORT:
         gap = here.of(name, here.gap)
-        line = {k: v for k, v in style[name].items() if k in ("color", "ls", "lw")}
-        axes[0].plot(here.steps[1:], gap[:, 1:].mean(0), **line)
+        line = style[name]
+        axes[0].plot(here.steps[1:], gap[:, 1:].mean(0), **line, ms=4, markevery=3)
         axes[0].fill_between(
             here.steps[1:], gap[:, 1:].min(0), gap[:, 1:].max(0), color=line["color"], alpha=0.15, lw=0
         )

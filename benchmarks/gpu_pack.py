@@ -94,6 +94,12 @@ def main() -> None:
     parser.add_argument("--mebibytes", type=float, default=64.0)
     parser.add_argument("options", nargs="*", help="options of benchmarks/gpu.py, after --")
     options = parser.parse_args()
+    # Before an earlier folder is emptied.
+    needed = [options.photos / name for name in ("captions.tsv", "splits.tsv")] if options.photos is not None else []
+    needed += [path for path in (options.features, options.held) if path is not None]
+    for path in needed:
+        if not path.exists():
+            parser.error(f"There is no {str(path)!r}. Check the path.")
     folder = _ROOT / options.folder
     wheels = folder / "wheels"
     shutil.rmtree(folder / "data", ignore_errors=True)

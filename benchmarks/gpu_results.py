@@ -131,7 +131,8 @@ def statements() -> list[Statement]:
     fixed = ["FLT 1e-2", "FLT 2e-2", "FLT 4e-2", "FLT 7e-2", "FLT 1e-1"]
     ordered = np.diff([here.of(name, last) for name in fixed], axis=0) < 0
     warm, linear = ["FLT 4e-2", "FLT 7e-2", "FLT 1e-1"], ["TS S1", "TS S2", "TS S3"]
-    slow, swaps = ["TR softplus", "TR scale 10", "SLRT 0.1"], ["HS 1e-2", "HS 1e-1", "SS 5e-2"]
+    slow = ["TR softplus", "TR scale 2", "TR scale 10", "SLRT 0.1"]
+    swaps = ["HS 1e-3", "HS 1e-2", "HS 1e-1", "HS 1", "HS rows", "SS 5e-2"]
     practical = correlations(with_practical_temperature)
     retrieval = [practical[f"gap, with R@1 {way}"] for way in ("image to text", "text to image")]
     agreement = practical["gap, with the paper's"]

@@ -227,5 +227,13 @@ def test_stacks_hold_every_run_once(runs, most):
 def test_stacks_and_jobs_exclude_each_other(tmp_path):
     with pytest.raises(fs.FlowsimError, match="Leave one of them out"):
         studies.study(TINY, tmp_path, ["Baseline"], 1, stack=2, jobs=2)
-    with pytest.raises(fs.FlowsimError, match="`stack` must be at least 1"):
-        studies.study(TINY, tmp_path, ["Baseline"], 1, stack=0)
+    for wrong in (0, -3):
+        with pytest.raises(fs.FlowsimError, match="`stack` must be at least 1"):
+            studies.study(TINY, tmp_path, ["Baseline"], 1, stack=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-3"])
+def test_the_command_line_names_its_option(tmp_path, capsys, wrong):
+    assert cli.main(["clip", "study", "--preset", "smoke", "--stack", wrong, "--out", str(tmp_path / "a")]) == 2
+    assert "Option `--stack` must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()

@@ -121,3 +121,17 @@ def test_what_travels_is_chosen_from_the_splits(tmp_path):
     gpu_pack.pack_features(tmp_path / "f.npz", tmp_path / "g.npz")
     with np.load(tmp_path / "g.npz") as held:
         np.testing.assert_array_equal(held["image"], [0, 1, 2, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("script", "options"), [("gpu.py", ("--out", "OUT", "--data")), ("gpu_pack.py", ("--photos",))], ids=["gpu", "pack"]
+)
+def test_a_missing_folder_is_one_sentence(tmp_path, script, options):
+    missing = str(tmp_path / "nowhere")
+    call = [sys.executable, str(BENCHMARKS / script), *(str(tmp_path / "o") if x == "OUT" else x for x in options)]
+    done = subprocess.run(
+        [*call, missing], capture_output=True, text=True, env={"PYTHONPATH": str(CHECKOUT), "PATH": ""}
+    )
+    assert done.returncode == 2
+    assert "There is no" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()

@@ -112,14 +112,13 @@ def study(
     folder, chosen = Path(out), methods(names)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     check(jobs >= 1, f"Argument `jobs` must be at least 1, but is {jobs}. Use e.g. 2.")
-    check(stack >= 1, f"Argument `stack` must be at least 1, but is {stack}. Use e.g. 27.")
     check(
         stack == 1 or jobs == 1,
         f"Stacked runs share one process, so `stack={stack}` cannot be used with `jobs={jobs}`. Leave one of them out.",
     )
     check(seeds, "A study needs at least one seed. Use e.g. seeds=3.")
     runs = [(name, seed) for seed in seeds for name in chosen]
-    if stack > 1:
+    if stack != 1:
         _train_stacks(settings, runs, folder, stack, cpu, progress)
     calls = [
         (_train, (settings.replace(seed=seed), name, str(folder / file_name(name, seed)), cpu)) for name, seed in runs
@@ -193,6 +192,7 @@ def _train_stacks(
     from flowsim.clip.identity import ended_record
     from flowsim.clip.stacked import train_stacked
 
+    stacks(runs, most)  # a wrong number is refused before anything is read
     missing = []
     for name, seed in runs:
         path, own = folder / file_name(name, seed), setup(name, settings.replace(seed=seed))
@@ -214,7 +214,11 @@ def stacks(runs: Sequence[tuple[str, int]], most: int) -> list[tuple[list[str], 
 
     Returns:
         (methods, seeds) of each stack. Runs without normalisation are apart, because they are another program.
+
+    Raises:
+        FlowsimError: If `most` is below 1.
     """
+    check(most >= 1, f"Argument `stack` must be at least 1, but is {most}. Use e.g. 27.")
     methods_of: dict[int, list[str]] = {}
     for name, seed in runs:
         methods_of.setdefault(seed, []).append(name)
