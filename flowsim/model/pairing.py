@@ -70,11 +70,13 @@ class AbstractPairing(Described):
         redraw: Flow time between two draws of the targets; None draws them once.
         fresh: Whether an optimizer draws new targets in every step (see `draw`).
         identity: Whether image i always belongs to text i, so that nothing is drawn.
+        for_batches: Whether the rule also holds within a minibatch, where its targets are drawn in every step.
     """
 
     redraw: AbstractVar[Any]
     fresh: AbstractClassVar[bool]
     identity: ClassVar[bool] = False
+    for_batches: ClassVar[bool] = False
 
     @abc.abstractmethod
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
@@ -97,6 +99,7 @@ class Matched(AbstractPairing):
     redraw: ClassVar[None] = None
     fresh: ClassVar[bool] = False
     identity: ClassVar[bool] = True
+    for_batches: ClassVar[bool] = True
 
     def targets(self, key: Array, pairs: int, dtype: Any) -> Targets:
         return Targets()
@@ -118,6 +121,7 @@ class LabelNoise(AbstractPairing):
     noise: Any = eqx.field(converter=number, default=0.1)
     redraw: ClassVar[None] = None
     fresh: ClassVar[bool] = False
+    for_batches: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         check_fraction("noise", self.noise)
@@ -172,6 +176,7 @@ class FreshRepairing(AbstractPairing):
     fraction: Any = eqx.field(converter=number, default=0.25)
     redraw: Any = eqx.field(converter=optional_number, default=None)
     fresh: ClassVar[bool] = True
+    for_batches: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         check_fraction("fraction", self.fraction)

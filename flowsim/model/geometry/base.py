@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from equinox import AbstractClassVar
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowsim.base.arrays import Numeric
 from flowsim.base.modules import Described, bundle
+from flowsim.errors import FlowsimError
 from flowsim.model.initial import Start
 
 #: Trees of arrays; each geometry has its own.
@@ -153,6 +154,24 @@ class AbstractGeometry(Described):
     def retract(self, position: Position) -> Position:
         """The nearest position that satisfies the constraints, after a discrete step."""
 
+    def take(
+        self, position: Position, constants: Constants, pairs: Int[Array, "b"], texts: Int[Array, "b"] | None = None
+    ) -> tuple[Position, Constants]:
+        """The coordinates of some pairs, for minibatches.
+
+        The position must depend on the whole position linearly: the transposed map brings velocities back.
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+            pairs: Indices of b pairs.
+            texts: Which of its texts each pair gets, in geometries whose pairs have several; None for the first.
+
+        Raises:
+            FlowsimError: If the geometry has no minibatches.
+        """
+        raise FlowsimError(f"The geometry {type(self).__name__} has no minibatches. Leave out `batch`.")
+
     def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
         """Quantities that are positive inside the geometry's domain, by name; a run ends where one reaches 0.
 
@@ -201,6 +220,11 @@ class Rows:
 
     image: Float[Numeric, "n d"]
     text: Float[Numeric, "n d"]
+
+
+def take_rows(position: Rows, pairs: Int[Array, "b"]) -> Rows:
+    """The rows of some pairs; `pairs` are their indices."""
+    return Rows(position.image[pairs], position.text[pairs])
 
 
 def tangent_rows(position: Rows, velocity: Rows) -> Rows:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowsim.base.arrays import Numeric
 from flowsim.base.checks import check
@@ -17,6 +17,7 @@ from flowsim.model.geometry.base import (
     Position,
     Rows,
     normalise,
+    take_rows,
     tangent,
     tangent_rows,
 )
@@ -136,6 +137,12 @@ class Parallel(AbstractGeometry):
 
     def retract(self, position: Position) -> Position:
         return ConePosition(normalise(position.image), normalise(position.text), position.log_gamma)
+
+    def take(
+        self, position: Position, constants: Constants, pairs: Int[Array, "b"], texts: Int[Array, "b"] | None = None
+    ) -> tuple[Position, Constants]:
+        rows = take_rows(Rows(position.image, position.text), pairs)
+        return ConePosition(rows.image, rows.text, position.log_gamma), constants
 
     def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
         return _below_one(position, constants)

@@ -1,7 +1,8 @@
 """Encoders: inputs are fixed, weights flow, and the outputs, scaled to unit length, are the rows.
 
-A linear or two-layer encoder per modality on synthetic latents (`fs.initial.latents`): the smallest setting in
-which one modality can have less information than the other, and in which equal inputs keep equal rows.
+A linear or two-layer encoder per modality, on synthetic latents (`fs.initial.latents`) or on frozen features of real
+pairs (`fs.initial.from_features`). On latents it is the smallest setting in which one modality can have less information
+than the other, and in which equal inputs keep equal rows. On features it is what practitioners train as heads.
 
 Where an output shrinks to 0 its row has no direction and the flow ends. Rows turn ever faster on the way there, so a
 run ends at `SMALLEST_OUTPUT`. Give the embeddings as many dimensions as there are factors, or use an optimizer, whose
@@ -9,18 +10,25 @@ finite steps jump over such points.
 """
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from flowsim.base.arrays import Numeric
-from flowsim.base.checks import check
+from flowsim.base.arrays import Numeric, plain
+from flowsim.base.checks import check, check_flag
 from flowsim.base.modules import bundle
 from flowsim.model.geometry.base import AbstractRowGeometry, Constants, Position, normalise
 from flowsim.model.initial import Start
+
+if TYPE_CHECKING:
+    # Type checkers take an AbstractVar for a field, which they put before the fields of the subclass.
+    from typing import ClassVar as AbstractVar
+else:
+    from equinox import AbstractVar
 
 #: Length of an output, relative to the root mean square of its modality, at which a flow of encoders ends.
 SMALLEST_OUTPUT = 5e-3
@@ -49,15 +57,27 @@ class Inputs:
 
     Args:
         image: Inputs (n, p) of the image encoder.
-        text: Inputs (n, q) of the text encoder.
+        text: Inputs (n, q) of the text encoder, or (n, c, q) for c texts of each image. Minibatches choose one of them;
+            otherwise it is the first.
     """
 
     image: Float[Numeric, "n p"]
-    text: Float[Numeric, "n q"]
+    text: Float[Numeric, "n *c q"]
+
+    @property
+    def first_text(self) -> Float[Numeric, "n q"]:
+        """Inputs (n, q) of the first text of each image."""
+        return self.text if self.text.ndim == 2 else self.text[:, 0]
 
 
 class AbstractEncoders(AbstractRowGeometry):
-    """Rows f(A)/|f(A)| of inputs A, with the gradient flow of the weights in the Euclidean metric."""
+    """Rows f(A)/|f(A)| of inputs A, with the gradient flow of the weights in the Euclidean metric.
+
+    Attributes:
+        normalize: Whether rows have unit length; otherwise they are the outputs f(A).
+    """
+
+    normalize: AbstractVar[bool]
 
     @abc.abstractmethod
     def encode(self, inputs: Any, hidden: Any, last: Any) -> Any:
@@ -71,22 +91,22 @@ class AbstractEncoders(AbstractRowGeometry):
 
     def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
         image = self.encode(constants.image, position.image_hidden, position.image_weights)
-        text = self.encode(constants.text, position.text_hidden, position.text_weights)
-        return normalise(image), normalise(text)
+        text = self.encode(constants.first_text, position.text_hidden, position.text_weights)
+        return (normalise(image), normalise(text)) if self.normalize else (image, text)
 
     def smallest_output(self, position: Position, constants: Constants) -> Float[Array, ""]:
         """Length of the shortest output, relative to the root mean square of its modality."""
         shortest = []
         for inputs, hidden, last in (
             (constants.image, position.image_hidden, position.image_weights),
-            (constants.text, position.text_hidden, position.text_weights),
+            (constants.first_text, position.text_hidden, position.text_weights),
         ):
             squared = jnp.sum(self.encode(inputs, hidden, last) ** 2, axis=1)
             shortest.append(jnp.sqrt(jnp.min(squared) / jnp.mean(squared)))
         return jnp.minimum(*shortest)
 
     def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
-        if in_steps:
+        if in_steps or not self.normalize:
             return {}
         return {"output_zero": self.smallest_output(position, constants) - SMALLEST_OUTPUT}
 
@@ -105,6 +125,15 @@ class AbstractEncoders(AbstractRowGeometry):
 
     def retract(self, position: Position) -> Position:
         return position
+
+    def take(
+        self, position: Position, constants: Constants, pairs: Int[Array, "b"], texts: Int[Array, "b"] | None = None
+    ) -> tuple[Position, Constants]:
+        if constants.text.ndim == 2:
+            text = constants.text[pairs]
+        else:
+            text = constants.text[pairs, jnp.zeros_like(pairs) if texts is None else texts]
+        return position, Inputs(constants.image[pairs], text)
 
     def to_start(self, position: Position, constants: Constants) -> Start:
         # Results are assembled outside a solve, where JAX may be in single precision.
@@ -127,8 +156,20 @@ class AbstractEncoders(AbstractRowGeometry):
 class LinearEncoders(AbstractEncoders):
     """A linear encoder per modality: rows A W/|A W|, dW/dt = −∂L/∂W.
 
-    It needs a start with inputs (`fs.initial.latents`).
+    It needs a start with inputs (`fs.initial.latents`, `fs.initial.from_features`).
+
+    Args:
+        normalize: Whether rows have unit length; False is "No normalization" of Yaras et al. 2025, to be used with a
+            fixed temperature.
+
+    Raises:
+        FlowsimError: If `normalize` is neither True nor False.
     """
+
+    normalize: bool = eqx.field(static=True, converter=plain, default=True)
+
+    def __check_init__(self) -> None:
+        check_flag("normalize", self.normalize)
 
     def encode(self, inputs: Any, hidden: Any, last: Any) -> Any:
         return inputs @ last
@@ -143,9 +184,20 @@ class LinearEncoders(AbstractEncoders):
 class MLPEncoders(AbstractEncoders):
     """A two-layer perceptron per modality: rows gelu(A V) W, scaled to unit length; V and W flow.
 
-    It needs a start with inputs and two layers (`fs.initial.latents(hidden=...)`). The smooth gelu lets the
-    integrator take large steps.
+    It needs a start with inputs and two layers (`hidden` of `fs.initial.latents` and `fs.initial.from_features`). The
+    smooth gelu lets the integrator take large steps.
+
+    Args:
+        normalize: As for `LinearEncoders`.
+
+    Raises:
+        FlowsimError: If `normalize` is neither True nor False.
     """
+
+    normalize: bool = eqx.field(static=True, converter=plain, default=True)
+
+    def __check_init__(self) -> None:
+        check_flag("normalize", self.normalize)
 
     def encode(self, inputs: Any, hidden: Any, last: Any) -> Any:
         return jax.nn.gelu(jnp.asarray(inputs @ hidden), approximate=False) @ last
@@ -159,7 +211,7 @@ class MLPEncoders(AbstractEncoders):
 def _check_start(start: Start, layers: int, name: str) -> None:
     check(
         start.image_inputs is not None,
-        f"`{name}` needs inputs and weights, but the start holds rows. Use fs.initial.latents().",
+        f"`{name}` needs inputs and weights, but the start holds rows. Use fs.initial.latents() or fs.initial.from_features(data).",
     )
     found = 1 if start.image_hidden is None else 2
     cure = "Leave out `hidden`" if layers == 1 else "Give `hidden`, e.g. 32,"

@@ -4,7 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowsim.base.arrays import Numeric, number
 from flowsim.base.checks import check, check_number, is_concrete
@@ -15,6 +15,7 @@ from flowsim.model.geometry.base import (
     Position,
     Rows,
     normalise,
+    take_rows,
     tangent,
     tangent_rows,
 )
@@ -71,6 +72,11 @@ class Sphere(AbstractRowGeometry):
     def retract(self, position: Position) -> Position:
         return Rows(normalise(position.image), normalise(position.text))
 
+    def take(
+        self, position: Position, constants: Constants, pairs: Int[Array, "b"], texts: Int[Array, "b"] | None = None
+    ) -> tuple[Position, Constants]:
+        return take_rows(position, pairs), constants
+
 
 class Unnormalized(AbstractRowGeometry):
     """Free rows in R^d without normalisation: logits β⟨x_i, y_j⟩, dX/dt = −β∇ℓ Y, dY/dt = −β∇ℓᵀ X.
@@ -103,6 +109,11 @@ class Unnormalized(AbstractRowGeometry):
 
     def retract(self, position: Position) -> Position:
         return position
+
+    def take(
+        self, position: Position, constants: Constants, pairs: Int[Array, "b"], texts: Int[Array, "b"] | None = None
+    ) -> tuple[Position, Constants]:
+        return take_rows(position, pairs), constants
 
 
 class Subspaces(AbstractRowGeometry):
@@ -173,6 +184,11 @@ class Subspaces(AbstractRowGeometry):
 
     def retract(self, position: Position) -> Position:
         return Rows(normalise(position.image), normalise(position.text))
+
+    def take(
+        self, position: Position, constants: Constants, pairs: Int[Array, "b"], texts: Int[Array, "b"] | None = None
+    ) -> tuple[Position, Constants]:
+        return take_rows(position, pairs), constants
 
 
 @bundle
