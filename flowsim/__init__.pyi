@@ -1,5 +1,6 @@
 from flowsim import claims as claims
 from flowsim import clip as clip
+from flowsim import data as data
 from flowsim import explorer as explorer
 from flowsim import observables as observables
 from flowsim import plot as plot

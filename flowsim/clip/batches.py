@@ -15,6 +15,7 @@ import torch
 from flowsim.clip.data import Pairs, Resize
 from flowsim.clip.memory import onto_device
 from flowsim.clip.settings import Training
+from flowsim.data.order import Order, draw_captions
 
 #: Largest size of decoded pixels kept in memory, in bytes, unless `preload` is set.
 _FITS = 4 * 2**30
@@ -42,7 +43,6 @@ class Batches:
     resize: Resize = Resize()
 
     def __post_init__(self) -> None:
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
         self._ahead: tuple[int, Any] | None = None
         self._device = torch.device("cpu")
         self._reader = ThreadPoolExecutor(1)
@@ -58,24 +58,25 @@ class Batches:
     @property
     def per_epoch(self) -> int:
         """Micro-batches in one epoch; an incomplete last batch is left out."""
-        return len(self.pairs) // self.settings.batch_size
+        return self.order.per_epoch
+
+    @functools.cached_property
+    def order(self) -> Order:
+        """The random order of the pairs."""
+        return Order(len(self.pairs), self.settings.batch_size, self.settings.seed)
 
     def indices(self, k: int) -> np.ndarray:
         """Pairs of the whole micro-batch k, (batch_size,)."""
-        epoch, within = divmod(k, self.per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, _generator(self.settings.seed, 0, epoch).permutation(len(self.pairs)))
-        n = self.settings.batch_size
-        return self._order[1][within * n : (within + 1) * n]
+        return self.order.indices(k)
 
     def batch(self, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """(pixels, tokens, boxes) of this process's share of micro-batch k; boxes (n, 4) for `crop`."""
         chosen = self.indices(k)
-        random = _generator(self.settings.seed, 1, k)
+        random = self.order.generator(k)
         counts = self.first[chosen + 1] - self.first[chosen]
         caption = np.zeros(len(chosen), int)
         if self.settings.captions == "all":
-            caption = np.floor(random.random(len(chosen)) * counts).astype(int)
+            caption = draw_captions(random, counts)
         boxes = None
         if self.settings.augment == "random-resized-crop":
             boxes = torch.from_numpy(_boxes(random, len(chosen), self.settings.crop_scale))
@@ -201,7 +202,3 @@ def _boxes(random: np.random.Generator, n: int, scale: float) -> np.ndarray:
     half = np.minimum(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], 1), 1.0)
     centre = random.uniform(-1, 1, (n, 2)) * (1 - half)
     return np.concatenate([centre, half], 1).astype(np.float32)
-
-
-def _generator(*seed: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed))
