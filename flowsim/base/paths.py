@@ -42,6 +42,8 @@ def to_config(value: Any) -> Any:
         return value
     if hasattr(value, "shape"):
         return np.asarray(value).tolist()
+    if hasattr(value, "to_config"):  # names data that are stored elsewhere
+        return value.to_config()
     raise FlowsimError(f"{value!r} cannot be written as JSON. Use flowsim's own objects and plain numbers.")
 
 
@@ -70,6 +72,11 @@ def from_config(config: Any, example: str = "GradientFlow") -> Any:
             f'Name its class, e.g. {{"kind": "{example}", ...}}.'
         )
     kind, module = config["kind"], config.get("module")
+    if kind == "Features":
+        raise FlowsimError(
+            f"The features of {config.get('source')!r} are not stored with their recipe. Load them again with "
+            "fs.data.load, and give them to fs.initial.from_features."
+        )
     if not isinstance(kind, str) or kind not in PARTS:
         raise _undefined(kind, module)
     cls = PARTS[kind]

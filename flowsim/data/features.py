@@ -307,6 +307,11 @@ class Features:
             add(field.name, getattr(self.scaling, field.name))
         return found.hexdigest()
 
+    def to_config(self) -> dict[str, Any]:
+        """Facts that identify the features in the configuration of a run."""
+        return {"kind": "Features", "source": self.source, "pairs": self.pairs, "scaling": self.scaling.kind,
+                "digest": self.digest}  # fmt: skip
+
     def _chosen(self, index: Any) -> Int[np.ndarray, "n"]:
         """Indices of pairs as integers."""
         if index is None:

@@ -24,6 +24,7 @@ def descend(
     lr: Any,
     steps: int,
     *,
+    batch: int | None = None,
     seed: int = 0,
     horizon: float | None = None,
     observables: Sequence[str] | None = None,
@@ -34,7 +35,8 @@ def descend(
     """Take `steps` steps of an optimizer on the loss of a flow and record observables.
 
     Every step uses the gradient at the current state. Swaps and pairings with `fresh` set are redrawn at every step.
-    Rows are normalised to unit length after each step. Outputs are at log-spaced steps (at most 257). `time` is the sum
+    Rows are normalised to unit length after each step. Outputs are at log-spaced steps (at most 257, fewer for large
+    encoders). `time` is the sum
     of the learning rates, which is flow time for "sgd" only (Euler's method with dt = lr).
 
     Args:
@@ -46,6 +48,9 @@ def descend(
             learning rate that returns an optax transformation, such as `optax.lion`.
         lr: Learning rate: a number, or an optax schedule of the step. Good values: 1e-3 for "adam", 1e-2 for "sgd".
         steps: Number of steps.
+        batch: Number of pairs in a minibatch; None takes all pairs in every step. Minibatches are those of
+            `fs.data.Order`: without replacement within an epoch, one text of each pair drawn in each epoch. Observables
+            are always those of all pairs, with their first texts.
         seed: Seed of the recipe and of the draws at every step. A continued run keeps its own.
         horizon: Step at which schedules end: they run in progress u = step/`horizon`. Default: that of the continued
             descent, else the number of steps.
@@ -73,12 +78,13 @@ def descend(
     check_policy(flow)
     origin = origin_of(flow, start, seed, horizon, in_steps=True)
     with opened(flow, origin, precision, devices) as session:
-        ran = run(session.flow, session.state, optimizer, lr, steps, session.dtype, origin)
+        ran = run(session.flow, session.state, optimizer, lr, steps, session.dtype, origin, batch)
         placed = session.place(to_device(ran.seen(), session.dtype))
         ran.fill(to_numpy(observe(session.flow, placed, tuple(observables))))
     settings = {
         "seed": origin.seed, "precision": precision, "t0": origin.t0, "observables": list(observables),
         "horizon": ran.ts[-1], "optimizer": ran.label, "steps": int(steps), "step": int(ran.steps[-1]),
-        "schedule_steps": ran.horizon, "lr": float(lr) if not callable(lr) else getattr(lr, "__name__", "schedule"),
+        "schedule_steps": ran.horizon, "batch": batch,
+        "lr": float(lr) if not callable(lr) else getattr(lr, "__name__", "schedule"),
     }  # fmt: skip
     return session.finish(assemble(flow, start, ran, settings), throw)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,31 +14,27 @@ import optax
 
 from flowsim.base.arrays import to_numpy
 from flowsim.base.checks import check, check_number, check_whole
+from flowsim.data.order import Order
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.integrate.observe import SavedStates
 from flowsim.integrate.origin import Origin
+from flowsim.integrate.steps import Minibatch, decays, descent_of, updated
 from flowsim.integrate.trajectory import ending, is_filled
 from flowsim.model.flow import GradientFlow, State, Unknowns
-from flowsim.model.swaps import step_weights
 from flowsim.records.result import FLOW_TIME, SUM_OF_RATES
 from flowsim.records.status import Status
 
-#: Most steps at which observables are recorded, evenly in the logarithm.
-OUTPUTS = 257
-
-
-def _not_scalars(unknowns: Unknowns) -> Any:
-    """Mask of rows and weights, which alone decay: decay of ν, b or ln γ would be an additional force."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[0].name == "position" and path[-1].name != "log_gamma", unknowns
-    )
+#: Most steps at which observables are recorded, evenly in the logarithm, and most bytes of the states that they need.
+OUTPUTS, _STATE_BYTES = 257, 2**29
+#: Minibatches handed to the compiled loop at once.
+_BATCHES = 64
 
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
     "momentum": functools.partial(optax.sgd, momentum=0.9),
     "adam": optax.adam,
-    "adamw": functools.partial(optax.adamw, weight_decay=0.1, mask=_not_scalars),
+    "adamw": functools.partial(optax.adamw, weight_decay=0.1, mask=decays),
 }
 
 
@@ -67,7 +63,7 @@ class Descent:
 
     def seen(self) -> SavedStates:
         """The states to observe, with steps as times, padded to a fixed number so that nothing is compiled again."""
-        missing = max(OUTPUTS - len(self.steps), 0)
+        missing = max(_outputs_of(self.state.unknowns) - len(self.steps), 0)
 
         def padded(x: np.ndarray) -> np.ndarray:
             return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
@@ -86,7 +82,9 @@ class Descent:
         self.series = {name: np.where(reached, np.asarray(x)[: len(reached)], np.nan) for name, x in observed.items()}
 
 
-def run(flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, dtype: Any, origin: Origin) -> Descent:
+def run(
+    flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, dtype: Any, origin: Origin, batch: int | None
+) -> Descent:
     """Take `steps` steps from `state`, see `descend`; raises `FlowsimError` for invalid options."""
     label, transform = _transform(optimizer)
     check_whole("steps", steps, 1, "Use e.g. 10000.")
@@ -102,21 +100,26 @@ def run(flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, d
     check_number("horizon", horizon, positive=True, cure="Use the step at which schedules end.")
     rates = _rates(lr, first, int(steps))
     elapsed = np.concatenate([[0.0], np.cumsum(np.broadcast_to(rates, (int(steps),)))])
-    outputs = _output_steps(int(steps))
+    outputs = _output_steps(int(steps), _outputs_of(state.unknowns))
     unknowns, memory = state.unknowns, transform.init(state.unknowns)  # pyright: ignore[reportArgumentType]
     if before is not None and before.label == label:
         memory = _restored(memory, before.memory, label)
     saved = [to_numpy(unknowns)]
     status = Status.COMPLETED
     rates_, seed = jnp.asarray(rates, dtype), np.uint32(origin.seed)
-    for begin, end in itertools.pairwise(outputs):
-        span = (np.asarray(first + begin), np.asarray(first + end), np.asarray(float(horizon)), np.asarray(first))
-        unknowns, memory, left = _advance(flow, state, unknowns, memory, rates_, span, seed, transform)
+    batches = None if batch is None else _Batches.of(flow, state, batch, origin.seed)
+    for begin, end in itertools.pairwise(outputs.tolist()):
+        left: dict[str, Any] = {}
+        for since, until in itertools.pairwise(_parts(begin, end, batches)):
+            span = tuple(map(np.asarray, (first + since, first + until, float(horizon), first)))
+            chosen = None if batches is None else batches.steps(first + since, first + until)
+            unknowns, memory, out = _advance(flow, state, unknowns, memory, rates_, span, seed, transform, chosen)
+            left = {name: left.get(name, False) | is_left for name, is_left in to_numpy(out).items()}
         host = to_numpy(unknowns)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(host)):
             status = Status.NON_FINITE
         else:
-            exits = [name for name, is_left in to_numpy(left).items() if is_left]
+            exits = [name for name, is_left in left.items() if is_left]
             status = ending(exits) if exits else status
         if status is not Status.COMPLETED:
             break
@@ -141,6 +144,38 @@ def run(flow: GradientFlow, state: State, optimizer: Any, lr: Any, steps: Any, d
         float(horizon),
         tuple(np.asarray(x) for x in jax.tree.leaves(memory)),
     )
+
+
+class _Batches(NamedTuple):
+    """The minibatches of a run; `counts` (n,): number of texts of each pair, None if each has one."""
+
+    order: Order
+    counts: np.ndarray | None
+
+    @classmethod
+    def of(cls, flow: GradientFlow, state: State, batch: int, seed: int) -> "_Batches":
+        """Those of `batch` pairs; raises `FlowsimError` if the flow has none."""
+        check_whole("batch", batch, 2, "Use e.g. 256: a contrastive loss needs a negative.")
+        check(
+            flow.pairing.for_batches,
+            f"{type(flow.pairing).__name__} belongs to all pairs and has no minibatches. Leave out `batch`; "
+            "`Features.mispaired` permutes captions for good.",
+        )
+        return cls(Order(flow.pairs(state), batch, seed), flow.geometry.texts(state.constants))
+
+    def steps(self, begin: int, end: int) -> Minibatch:
+        """The minibatches of steps `begin` to `end`, padded to `_BATCHES` so that nothing is compiled again."""
+        chosen = [self.order.indices(min(k, end - 1)) for k in range(begin, begin + _BATCHES)]
+        texts = None
+        if self.counts is not None:
+            texts = [self.order.captions(k, self.counts[pairs]) for k, pairs in enumerate(chosen, start=begin)]
+            texts = np.asarray(texts, np.int32)
+        return Minibatch(np.asarray(chosen, np.int32), texts)
+
+
+def _parts(begin: int, end: int, batches: _Batches | None) -> list[int]:
+    """Steps from `begin` to `end` at which the compiled loop is interrupted for the next minibatches."""
+    return [begin, end] if batches is None else [*range(begin, end, _BATCHES), end]
 
 
 @functools.lru_cache(maxsize=64)
@@ -190,8 +225,13 @@ def _rates(lr: Any, first: int, steps: int) -> np.ndarray:
     return np.asarray([lr], np.float64)
 
 
-def _output_steps(steps: int) -> np.ndarray:
-    spaced = np.geomspace(1, steps, OUTPUTS - 1) if steps > 1 else np.ones(1)
+def _outputs_of(unknowns: Unknowns) -> int:
+    """Most outputs of a run, whose states are kept."""
+    return min(OUTPUTS, max(17, _STATE_BYTES // sum(x.nbytes for x in jax.tree.leaves(unknowns))))
+
+
+def _output_steps(steps: int, most: int) -> np.ndarray:
+    spaced = np.geomspace(1, steps, most - 1) if steps > 1 else np.ones(1)
     return np.unique(np.concatenate([[0], np.round(spaced).astype(int), [steps]]))
 
 
@@ -205,29 +245,24 @@ def _advance(
     span: Any,
     seed: Any,
     transform: optax.GradientTransformation,
+    batches: Minibatch | None,
 ) -> tuple[Unknowns, Any, dict[str, Any]]:
     """From step `begin` to `end` of `span` = (begin, end, steps of schedules, first step of `rates`).
 
-    Also returns which domains the flow left on the way.
+    `batches` are the minibatches from step `begin` on. Also returns which domains the flow left on the way.
     """
     begin, end, total, first = span
-    rates_of = flow.rates
     key = jax.random.key(seed)
 
     def step(k: Any, carry: Any) -> Any:
         unknowns, memory, left = carry
-        here, sampled = _sampled(flow, dataclasses.replace(state, unknowns=unknowns), jax.random.fold_in(key, k))
-        gradient = jax.tree.map(jnp.negative, here.descent(jnp.asarray(k, total.dtype), sampled, total))
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where the session forbids it
-            updates, memory = transform.update(gradient, memory, unknowns)  # pyright: ignore[reportArgumentType]
+        here, batch = dataclasses.replace(state, unknowns=unknowns), None
+        if batches is not None:
+            batch = jax.tree.map(lambda x: x[k - begin], batches)
+        at = jnp.asarray(k, total.dtype)
+        _, _, descent = descent_of(flow, here, at, total, jax.random.fold_in(key, k), batch)
         rate = rates[jnp.minimum(k - first, rates.shape[0] - 1)]
-        # Ratios of learning rates scale the step, because scaling the gradient has no effect on Adam.
-        position = jax.tree.map(lambda x, u: x + rate * rates_of.position * u, unknowns.position, updates.position)  # pyright: ignore
-        raw = unknowns.raw_temperature
-        if raw is not None:
-            raw = raw + rate * rates_of.raw * updates.raw_temperature  # pyright: ignore
-        bias = None if unknowns.bias is None else unknowns.bias + rate * rates_of.bias * updates.bias  # pyright: ignore
-        unknowns = Unknowns(flow.geometry.retract(position), _clamped(flow, raw), bias)
+        unknowns, memory = updated(flow, unknowns, memory, descent, rate, transform)
         here_left = _outside(flow, dataclasses.replace(state, unknowns=unknowns))
         return unknowns, memory, jax.tree.map(jnp.logical_or, left, here_left)
 
@@ -238,24 +273,3 @@ def _advance(
 def _outside(flow: GradientFlow, state: State) -> dict[str, Any]:
     """Whether the state has left the domain of the geometry or policy, by the name of the exit."""
     return {name: jnp.asarray(inside <= 0) for name, inside in flow.exits(state, in_steps=True).items()}
-
-
-def _clamped(flow: GradientFlow, raw: Any) -> Any:
-    bounds = flow.schedule.temperature.bounds()
-    return raw if bounds is None else jnp.clip(raw, *bounds)
-
-
-def _sampled(flow: GradientFlow, state: State, key: Any) -> tuple[GradientFlow, State]:
-    """The flow and state of one step: its swap, drawn with probability p, and its targets."""
-    swap, pairing = flow.schedule.swap, flow.pairing
-    whether, masks_key, targets_key = jax.random.split(key, 3)
-    if swap.active:
-        image, _ = flow.rows(state)
-        pairs, dim = image.shape
-        masks = step_weights(swap, whether, masks_key, pairs, dim, image.dtype)
-        flow = eqx.tree_at(lambda f: f.schedule.swap.fraction, flow, jnp.ones_like(swap.fraction))
-        state = dataclasses.replace(state, masks=masks)
-    if pairing.fresh:
-        dtype = jnp.result_type(*jax.tree.leaves(state.unknowns.position))
-        state = dataclasses.replace(state, targets=pairing.draw(targets_key, flow.pairs(state), dtype))
-    return flow, state

@@ -37,14 +37,13 @@ def descent_of(
         state: The state of all pairs.
         k: The step, a number of the type of the unknowns.
         total: The step at which schedules end.
-        key: Random key of the run; swaps and targets of step k follow from it.
+        key: Random key of the step, for its swap and targets.
         batch: The pairs of the step; None for all.
 
     Returns:
         (flow, state, descent). Flow and state have the swap and the targets of this step, and the pairs of the batch.
         The descent has the form of the unknowns of all pairs.
     """
-    key = jax.random.fold_in(key, jnp.asarray(k, jnp.uint32))
     if batch is None:
         here, sampled = _sampled(flow, state, key)
         return here, sampled, here.descent(k, sampled, total)

@@ -9,7 +9,6 @@ arrays of a start are the directions H within two parallel cones at heights ±γ
 more dimension, `Parallel` and `Reduced` use them directly. Without `gamma`, they are the rows themselves.
 """
 
-import abc
 import math
 from typing import Any
 
@@ -18,24 +17,13 @@ import numpy as np
 from jaxtyping import Float
 
 from flowsim.base.arrays import number, optional_number, plain
-from flowsim.base.checks import check, check_flag, check_fraction, check_number, check_whole
-from flowsim.base.modules import Described
+from flowsim.base.checks import check_flag, check_fraction, check_number
+from flowsim.model.inputs import FromFeatures, Latents
+from flowsim.model.recipe import AbstractRecipe, check_dim, check_pairs, generator, rotation
 from flowsim.model.start import Start, check_gamma, from_arrays, from_similarity
 
 FIGURE_2_HEIGHT = (math.sqrt(5) - 1) / 4
 """γ0 of Figure 2 of Yaras et al. 2025, 0.3090."""
-
-
-class AbstractRecipe(Described):
-    """A recipe that draws starts."""
-
-    @abc.abstractmethod
-    def draw(self, seed: int = 0) -> Start:
-        """A start.
-
-        Args:
-            seed: A whole number from 0; the same seed gives the same start. Deterministic recipes ignore it.
-        """
 
 
 class Rings(AbstractRecipe):
@@ -63,7 +51,7 @@ class Rings(AbstractRecipe):
     twist: Any = eqx.field(converter=number, default=-144.0)
 
     def __check_init__(self) -> None:
-        _check_pairs(self.pairs)
+        check_pairs(self.pairs)
         check_gamma("height", self.height)
         check_number("twist", self.twist, cure="Use degrees, e.g. -144.")
 
@@ -102,17 +90,17 @@ class Cones(AbstractRecipe):
     random_basis: bool = eqx.field(static=True, converter=plain, default=False)
 
     def __check_init__(self) -> None:
-        _check_pairs(self.pairs)
-        _check_dim(self.dim, minimum=3)
+        check_pairs(self.pairs)
+        check_dim(self.dim, minimum=3)
         check_gamma("height", self.height)
         check_flag("random_basis", self.random_basis)
 
     def draw(self, seed: int = 0) -> Start:
-        rng = _generator(seed)
+        rng = generator(seed)
         image, text = (_uniform_rows(rng, self.pairs, self.dim - 1) for _ in range(2))
         basis = None
         if self.random_basis:
-            basis = _rotation(rng, self.dim)
+            basis = rotation(rng, self.dim)
         return Start(image, text, gamma=self.height, basis=basis)
 
 
@@ -138,13 +126,13 @@ class Uniform(AbstractRecipe):
     gamma: Any = eqx.field(converter=optional_number, default=None)
 
     def __check_init__(self) -> None:
-        _check_pairs(self.pairs)
-        _check_dim(self.dim)
+        check_pairs(self.pairs)
+        check_dim(self.dim)
         if self.gamma is not None:
             check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
-        rng = _generator(seed)
+        rng = generator(seed)
         image, text = (_uniform_rows(rng, self.pairs, self.dim) for _ in range(2))
         return Start(image, text, gamma=self.gamma)
 
@@ -172,12 +160,12 @@ class MatchedPairs(AbstractRecipe):
     gamma: Any = eqx.field(converter=number, default=0.3)
 
     def __check_init__(self) -> None:
-        _check_pairs(self.pairs)
-        _check_dim(self.dim)
+        check_pairs(self.pairs)
+        check_dim(self.dim)
         check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
-        rows = _uniform_rows(_generator(seed), self.pairs, self.dim)
+        rows = _uniform_rows(generator(seed), self.pairs, self.dim)
         return Start(rows, rows.copy(), gamma=self.gamma)
 
 
@@ -202,7 +190,7 @@ class Orthonormal(AbstractRecipe):
     gamma: Any = eqx.field(converter=number, default=0.3)
 
     def __check_init__(self) -> None:
-        _check_pairs(self.pairs)
+        check_pairs(self.pairs)
         check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
@@ -230,7 +218,7 @@ class Simplex(AbstractRecipe):
     gamma: Any = eqx.field(converter=number, default=0.3)
 
     def __check_init__(self) -> None:
-        _check_pairs(self.pairs)
+        check_pairs(self.pairs)
         check_gamma("gamma", self.gamma)
 
     def draw(self, seed: int = 0) -> Start:
@@ -264,87 +252,18 @@ class Mismatched(AbstractRecipe):
     fraction: Any = eqx.field(converter=number, default=0.5)
 
     def __check_init__(self) -> None:
-        _check_pairs(self.pairs)
-        _check_dim(self.dim)
+        check_pairs(self.pairs)
+        check_dim(self.dim)
         check_gamma("gamma", self.gamma)
         check_fraction("fraction", self.fraction)
 
     def draw(self, seed: int = 0) -> Start:
-        rng = _generator(seed)
+        rng = generator(seed)
         image = _uniform_rows(rng, self.pairs, self.dim)
         moved = rng.permutation(self.pairs)[: round(float(self.fraction) * self.pairs)]
         text = image.copy()
         text[moved] = image[np.roll(moved, 1)]
         return Start(image, text, gamma=self.gamma)
-
-
-class Latents(AbstractRecipe):
-    """Inputs and weights for encoders, from latent factors z ~ N(0, I) of each pair.
-
-    Each encoder sees the factors through its own random rotation. Weights are N(0, 1/fan-in).
-
-    Args:
-        pairs: n, at least 2.
-        factors: Number of latent factors of a pair; the image encoder sees all of them.
-        text_factors: The text encoder sees only this many (information imbalance). Default: all.
-        dim: Dimension of the embeddings, at least 2.
-        hidden: Units of the hidden layer of `MLPEncoders`; None for `LinearEncoders`.
-        texts_per_image: Consecutive pairs with the same image input, whose texts differ by noise; divides `pairs`.
-        noise: Standard deviation of Gaussian noise on the text inputs.
-
-    Raises:
-        FlowsimError: If an argument is out of range.
-
-    Examples:
-        >>> import flowsim as fs
-        >>> start = fs.initial.latents(pairs=16, factors=8, text_factors=4).draw()
-        >>> start.image_inputs.shape, start.text_inputs.shape
-        ((16, 8), (16, 4))
-    """
-
-    pairs: int = eqx.field(static=True, converter=plain, default=16)
-    factors: int = eqx.field(static=True, converter=plain, default=8)
-    text_factors: int | None = eqx.field(static=True, converter=plain, default=None)
-    dim: int = eqx.field(static=True, converter=plain, default=8)
-    hidden: int | None = eqx.field(static=True, converter=plain, default=None)
-    texts_per_image: int = eqx.field(static=True, converter=plain, default=1)
-    noise: Any = eqx.field(converter=number, default=0.0)
-
-    def __check_init__(self) -> None:
-        _check_pairs(self.pairs)
-        _check_dim(self.dim)
-        for name in ("factors", "text_factors", "hidden", "texts_per_image"):
-            value = getattr(self, name)
-            if value is not None or name not in ("text_factors", "hidden"):
-                check_whole(name, value, 1, "Use e.g. 4.")
-        check(
-            self.text_factors is None or self.text_factors <= self.factors,
-            f"`text_factors` is {self.text_factors}, but there are {self.factors} factors. Use at most that many.",
-        )
-        check(
-            self.pairs % self.texts_per_image == 0,
-            f"{self.pairs} pairs do not form groups of {self.texts_per_image}. Use a multiple of `texts_per_image`.",
-        )
-        check_number("noise", self.noise, minimum=0.0, cure="Use e.g. 0.1.")
-
-    def draw(self, seed: int = 0) -> Start:
-        rng = _generator(seed)
-        latent = rng.standard_normal((self.pairs // self.texts_per_image, self.factors))
-        latent = np.repeat(latent, self.texts_per_image, axis=0)
-        seen = self.factors if self.text_factors is None else self.text_factors
-        image_inputs = latent @ _rotation(rng, self.factors)
-        text_inputs = latent[:, :seen] @ _rotation(rng, seen)
-        # Drawn also without noise, so that the weights of a seed do not depend on it.
-        text_inputs = text_inputs + float(self.noise) * rng.standard_normal(text_inputs.shape)
-        layers = [_layers(rng, size, self.hidden, self.dim) for size in (self.factors, seen)]
-        return Start(
-            image_inputs=image_inputs,
-            text_inputs=text_inputs,
-            image_hidden=layers[0][0],
-            image_weights=layers[0][1],
-            text_hidden=layers[1][0],
-            text_weights=layers[1][1],
-        )
 
 
 # Annotated one by one, so that static tools know the types.
@@ -356,11 +275,7 @@ orthonormal: type[Orthonormal] = Orthonormal
 simplex: type[Simplex] = Simplex
 mismatched: type[Mismatched] = Mismatched
 latents: type[Latents] = Latents
-
-
-def _generator(seed: int) -> np.random.Generator:
-    check_whole("seed", seed, 0, "Use e.g. 0.")
-    return np.random.default_rng(seed)
+from_features: type[FromFeatures] = FromFeatures
 
 
 def _uniform_rows(rng: np.random.Generator, pairs: int, dim: int) -> Float[np.ndarray, "n d"]:
@@ -368,31 +283,11 @@ def _uniform_rows(rng: np.random.Generator, pairs: int, dim: int) -> Float[np.nd
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _rotation(rng: np.random.Generator, size: int) -> Float[np.ndarray, "d d"]:
-    q, r = np.linalg.qr(rng.standard_normal((size, size)))
-    return q * np.sign(np.diag(r))
-
-
-def _layers(
-    rng: np.random.Generator, inputs: int, hidden: int | None, dim: int
-) -> tuple[Float[np.ndarray, "p h"] | None, Float[np.ndarray, "k d"]]:
-    first = None if hidden is None else rng.standard_normal((inputs, hidden)) / np.sqrt(inputs)
-    width = inputs if hidden is None else hidden
-    return first, rng.standard_normal((width, dim)) / np.sqrt(width)
-
-
-def _check_pairs(pairs: int) -> None:
-    check_whole("pairs", pairs, 2, "Use e.g. pairs=5: a contrastive loss needs a negative.")
-
-
-def _check_dim(dim: int, minimum: int = 2) -> None:
-    check_whole("dim", dim, minimum, "Use e.g. dim=8.")
-
-
 __all__ = [
     "FIGURE_2_HEIGHT",
     "AbstractRecipe",
     "Cones",
+    "FromFeatures",
     "Latents",
     "MatchedPairs",
     "Mismatched",
@@ -403,6 +298,7 @@ __all__ = [
     "Uniform",
     "cones",
     "from_arrays",
+    "from_features",
     "from_similarity",
     "latents",
     "matched",

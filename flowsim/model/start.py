@@ -25,7 +25,8 @@ class Start:
             None for the standard basis.
         similarity: Z (n, n), only for `Reduced`.
         image_inputs: Inputs (n, p) of the image encoder.
-        text_inputs: Inputs (n, q) of the text encoder.
+        text_inputs: Inputs (n, q) of the text encoder, or (n, c, q) for c texts of each image.
+        text_counts: Number of texts of each image, (n,); None if all have c.
         image_hidden: Weights (p, h) of its first layer, if it has two.
         text_hidden: Weights (q, h) of its first layer, if it has two.
         image_weights: Weights (p or h, d) of the last layer of the image encoder.
@@ -40,6 +41,7 @@ class Start:
     similarity: Any = None
     image_inputs: Any = None
     text_inputs: Any = None
+    text_counts: Any = None
     image_hidden: Any = None
     text_hidden: Any = None
     image_weights: Any = None

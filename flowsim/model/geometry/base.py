@@ -9,6 +9,7 @@ import abc
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float, Int
 
@@ -171,6 +172,10 @@ class AbstractGeometry(Described):
             FlowsimError: If the geometry has no minibatches.
         """
         raise FlowsimError(f"The geometry {type(self).__name__} has no minibatches. Leave out `batch`.")
+
+    def texts(self, constants: Constants) -> np.ndarray | None:
+        """Number of texts of each pair, (n,); None if each has one."""
+        return None
 
     def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
         """Quantities that are positive inside the geometry's domain, by name; a run ends where one reaches 0.

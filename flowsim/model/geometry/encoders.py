@@ -1,8 +1,8 @@
 """Encoders: inputs are fixed, weights flow, and the outputs, scaled to unit length, are the rows.
 
 A linear or two-layer encoder per modality, on synthetic latents (`fs.initial.latents`) or on frozen features of real
-pairs (`fs.initial.from_features`). On latents it is the smallest setting in which one modality can have less information
-than the other, and in which equal inputs keep equal rows. On features it is what practitioners train as heads.
+pairs (`fs.initial.from_features`). Latents are the smallest setting in which one modality can have less information
+than the other, and in which equal inputs keep equal rows. On features, encoders are the heads that practitioners train.
 
 Where an output shrinks to 0 its row has no direction and the flow ends. Rows turn ever faster on the way there, so a
 run ends at `SMALLEST_OUTPUT`. Give the embeddings as many dimensions as there are factors, or use an optimizer, whose
@@ -59,10 +59,12 @@ class Inputs:
         image: Inputs (n, p) of the image encoder.
         text: Inputs (n, q) of the text encoder, or (n, c, q) for c texts of each image. Minibatches choose one of them;
             otherwise it is the first.
+        counts: Number of texts of each image; None if all have c.
     """
 
     image: Float[Numeric, "n p"]
     text: Float[Numeric, "n *c q"]
+    counts: Int[Numeric, "n"] | None = None
 
     @property
     def first_text(self) -> Float[Numeric, "n q"]:
@@ -135,6 +137,13 @@ class AbstractEncoders(AbstractRowGeometry):
             text = constants.text[pairs, jnp.zeros_like(pairs) if texts is None else texts]
         return position, Inputs(constants.image[pairs], text)
 
+    def texts(self, constants: Constants) -> np.ndarray | None:
+        if constants.text.ndim == 2:
+            return None
+        if constants.counts is None:
+            return np.full(constants.text.shape[0], constants.text.shape[1])
+        return np.asarray(constants.counts)
+
     def to_start(self, position: Position, constants: Constants) -> Start:
         # Results are assembled outside a solve, where JAX may be in single precision.
         with jax.enable_x64(np.asarray(position.image_weights).dtype == np.float64):
@@ -146,6 +155,7 @@ class AbstractEncoders(AbstractRowGeometry):
             text=text,
             image_inputs=constants.image,
             text_inputs=constants.text,
+            text_counts=constants.counts,
             image_hidden=position.image_hidden,
             text_hidden=position.text_hidden,
             image_weights=position.image_weights,
@@ -177,7 +187,7 @@ class LinearEncoders(AbstractEncoders):
     def place(self, start: Start) -> tuple[Position, Constants]:
         _check_start(start, layers=1, name="LinearEncoders")
         return Weights(None, start.image_weights, None, start.text_weights), Inputs(
-            start.image_inputs, start.text_inputs
+            start.image_inputs, start.text_inputs, start.text_counts
         )
 
 
@@ -205,16 +215,17 @@ class MLPEncoders(AbstractEncoders):
     def place(self, start: Start) -> tuple[Position, Constants]:
         _check_start(start, layers=2, name="MLPEncoders")
         weights = Weights(start.image_hidden, start.image_weights, start.text_hidden, start.text_weights)
-        return weights, Inputs(start.image_inputs, start.text_inputs)
+        return weights, Inputs(start.image_inputs, start.text_inputs, start.text_counts)
 
 
 def _check_start(start: Start, layers: int, name: str) -> None:
     check(
         start.image_inputs is not None,
-        f"`{name}` needs inputs and weights, but the start holds rows. Use fs.initial.latents() or fs.initial.from_features(data).",
+        f"`{name}` needs inputs and weights, but the start holds rows. Use fs.initial.latents(), or "
+        "fs.initial.from_features(data).",
     )
     found = 1 if start.image_hidden is None else 2
     cure = "Leave out `hidden`" if layers == 1 else "Give `hidden`, e.g. 32,"
     check(
-        found == layers, f"`{name}` has {layers} layer(s), but the start has weights of {found}. {cure} in latents()."
+        found == layers, f"`{name}` has {layers} layer(s), but the start has weights of {found}. {cure} in the recipe."
     )

@@ -1,0 +1,44 @@
+"""The interface of recipes, which draw starts from a seed, and what they share."""
+
+import abc
+
+import numpy as np
+from jaxtyping import Float
+
+from flowsim.base.checks import check_whole
+from flowsim.base.modules import Described
+from flowsim.model.start import Start
+
+
+class AbstractRecipe(Described):
+    """A recipe that draws starts."""
+
+    @abc.abstractmethod
+    def draw(self, seed: int = 0) -> Start:
+        """A start.
+
+        Args:
+            seed: A whole number from 0; the same seed gives the same start. Deterministic recipes ignore it.
+        """
+
+
+def generator(seed: int) -> np.random.Generator:
+    """A generator; raises `FlowsimError` if the seed is no whole number from 0."""
+    check_whole("seed", seed, 0, "Use e.g. 0.")
+    return np.random.default_rng(seed)
+
+
+def rotation(rng: np.random.Generator, size: int) -> Float[np.ndarray, "d d"]:
+    """A random orthogonal matrix (size, size)."""
+    q, r = np.linalg.qr(rng.standard_normal((size, size)))
+    return q * np.sign(np.diag(r))
+
+
+def check_pairs(pairs: int) -> None:
+    """Raise `FlowsimError` for fewer than two pairs."""
+    check_whole("pairs", pairs, 2, "Use e.g. pairs=5: a contrastive loss needs a negative.")
+
+
+def check_dim(dim: int, minimum: int = 2) -> None:
+    """Raise `FlowsimError` for fewer dimensions than `minimum`."""
+    check_whole("dim", dim, minimum, "Use e.g. dim=8.")
