@@ -2,6 +2,7 @@ from flowsim import claims as claims
 from flowsim import clip as clip
 from flowsim import data as data
 from flowsim import explorer as explorer
+from flowsim import heads as heads
 from flowsim import observables as observables
 from flowsim import plot as plot
 from flowsim import theory as theory

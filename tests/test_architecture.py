@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explorer": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
     "claims": {"progress", "base", "data", "numerics", "model", "observables", "records", "theory", "integrate"},
     "clip": {"progress", "base", "data", "provenance", "model", "observables", "records", "plot"},
+    "heads": {"progress", "base", "data", "provenance", "numerics", "model", "observables", "records", "plot", "integrate", "clip"},
     "reproduce": {"progress", "base", "provenance", "records", "plot", "integrate", "claims"},
     "cli": {"progress", "base", "data", "model", "observables", "conformance", "records", "plot", "integrate",
             "comparison", "claims", "explorer", "clip", "reproduce"},

@@ -110,3 +110,11 @@ def to_device(tree: PyTree, dtype: Any = np.float64) -> PyTree:
 def to_numpy(tree: PyTree) -> PyTree:
     """All JAX leaves as NumPy arrays."""
     return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def on_cpu() -> Any:
+    """Within it, JAX computes on the CPU, which leaves the GPU to a model; no change where JAX has no CPU."""
+    try:
+        return jax.default_device(jax.devices("cpu")[0])
+    except RuntimeError:  # a user chose other platforms
+        return contextlib.nullcontext()

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from open_clip.loss import ClipLoss
 
-from flowsim.clip.memory import on_cpu, onto_device
+from flowsim.base.arrays import on_cpu
+from flowsim.clip.memory import onto_device
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
 from flowsim.model.swaps import AbstractSwap, step_weights

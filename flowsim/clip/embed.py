@@ -1,25 +1,16 @@
-"""Embeddings of a model on pairs, and every observable of `flowsim.observables` on them.
-
-The metrics are the same functions as in the simulator, in double precision on the CPU, also if JAX has a GPU: so they
-are the same on every machine, and leave the GPU to the model. Protocol: first caption of each image, whole images
-without augmentation, unit rows.
-"""
+"""Embeddings of a model on pairs: first caption of each image, whole images without augmentation, unit rows."""
 
 import contextlib
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 
-from flowsim import observables
 from flowsim.clip import models
 from flowsim.clip.batches import channels_first, crop
 from flowsim.clip.data import Pairs, Resize
-from flowsim.clip.memory import Blocks, on_cpu, onto_device
-from flowsim.model.losses import InfoNCE
-from flowsim.model.pairing import Targets
+from flowsim.clip.memory import Blocks, onto_device
 
 #: Images or texts embedded at once; fewer where a GPU's memory is too small.
 _BLOCKS = Blocks(256)
@@ -76,21 +67,3 @@ def _in_parts(model: models.Model, inputs: torch.Tensor, device: Any, autocast: 
     finally:
         model.module.train(was_training)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def observe(image: np.ndarray, text: np.ndarray, inverse_temperature: float, which: str = "all") -> dict[str, float]:
-    """Observables by name of unit rows (n, d), and `loss`, the contrastive loss of all n pairs at β.
-
-    `which` is "all", or "gap" for modality gap and loss only, which need no factorisation and little compilation.
-    """
-    loss = {"loss": contrastive_loss(image, text, inverse_temperature)}
-    with on_cpu():
-        if which == "gap":
-            return {"modality_gap": float(observables.modality_gap(image, text)), **loss}
-        return {**observables.report(image, text, temperature=1.0 / inverse_temperature).values, **loss}
-
-
-def contrastive_loss(image: np.ndarray, text: np.ndarray, inverse_temperature: float) -> float:
-    """InfoNCE of all pairs at β, in double precision; its chance level is ln n."""
-    with on_cpu(), jax.enable_x64(True):
-        return float(InfoNCE().value(jax.numpy.asarray(inverse_temperature * (image @ text.T)), Targets(None, None)))

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 
 from flowsim import observables
+from flowsim.base.arrays import on_cpu
 from flowsim.base.checks import check, check_number
 from flowsim.base.files import write_atomically
 from flowsim.clip import data as data_
 from flowsim.clip import models
 from flowsim.clip.data import Pairs
-from flowsim.clip.embed import contrastive_loss, embed, embed_texts, sample
+from flowsim.clip.embed import embed, embed_texts, sample
 from flowsim.clip.labelled import Labelled, classify
-from flowsim.clip.memory import enough_memory, on_cpu
+from flowsim.clip.memory import enough_memory
+from flowsim.records.evaluation import contrastive_loss
 
 
 @dataclasses.dataclass(frozen=True)

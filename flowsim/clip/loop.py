@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from flowsim.clip.checkpoint import Checkpoint
-from flowsim.clip.embed import Sample, embed, observe
+from flowsim.clip.embed import Sample, embed
 from flowsim.clip.labelled import Labelled, classify
 from flowsim.clip.learner import Learner
 from flowsim.clip.record import Log, Record
 from flowsim.progress import Progress
+from flowsim.records.evaluation import observe
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
 

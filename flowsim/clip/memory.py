@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import torch
 
 from flowsim.errors import FlowsimError
@@ -27,14 +26,6 @@ def share_gpu() -> None:
 
 
 share_gpu()
-
-
-def on_cpu() -> Any:
-    """Within it, JAX computes on the CPU, which keeps the GPU for the model; no change where JAX has no CPU."""
-    try:
-        return jax.default_device(jax.devices("cpu")[0])
-    except RuntimeError:  # a user chose other platforms
-        return contextlib.nullcontext()
 
 
 def onto_device(tensor: torch.Tensor, device: Any) -> torch.Tensor:

@@ -20,7 +20,7 @@ from flowsim.base.checks import check
 from flowsim.clip import models
 from flowsim.clip.batches import Batches, onto, prepare
 from flowsim.clip.checkpoint import Checkpoint
-from flowsim.clip.embed import Sample, observe, sample
+from flowsim.clip.embed import Sample, sample
 from flowsim.clip.identity import configuration, digests
 from flowsim.clip.labelled import Labelled, classify
 from flowsim.clip.memory import enough_memory
@@ -33,6 +33,7 @@ from flowsim.clip.stack import Stack
 from flowsim.clip.training import complete_configuration
 from flowsim.model.schedules import Schedule
 from flowsim.progress import Progress, silent
+from flowsim.records.evaluation import observe
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
 

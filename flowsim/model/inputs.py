@@ -121,14 +121,12 @@ class FromFeatures(AbstractRecipe):
 
     def draw(self, seed: int = 0) -> Start:
         image_hidden, image, text_hidden, text = self.weights(seed)
-        rows, owner = self.data.every_text(np.float64)
-        counts = np.bincount(owner, minlength=self.data.pairs)
-        texts = np.zeros((self.data.pairs, self.data.captions, self.data.text_dim))
-        texts[owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)] = rows
+        image_inputs, text_inputs = self.inputs(np.float64)
+        counts = self.data.counts
         return Start(
-            image_inputs=self.data.image_rows(dtype=np.float64),
-            text_inputs=texts if self.data.captions > 1 else texts[:, 0],
-            text_counts=None if counts.min() == self.data.captions else counts,
+            image_inputs=image_inputs,
+            text_inputs=text_inputs if self.data.captions > 1 else text_inputs[:, 0],
+            text_counts=None if counts is None or counts.min() == self.data.captions else counts,
             image_hidden=image_hidden,
             image_weights=image,
             text_hidden=text_hidden,
@@ -145,6 +143,18 @@ class FromFeatures(AbstractRecipe):
         sizes = self.data.image_dim, self.data.text_dim
         image, text = (_layers(rng, size, self.hidden, self.dim) for size in sizes)
         return *image, *text
+
+    def inputs(self, dtype: Any = np.float64) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "n c q"]]:
+        """Scaled features of images, and of all captions of each; where there are fewer captions, rows are 0.
+
+        Args:
+            dtype: Of the features.
+        """
+        rows, owner = self.data.every_text(dtype)
+        counts = np.bincount(owner, minlength=self.data.pairs)
+        texts = np.zeros((self.data.pairs, self.data.captions, self.data.text_dim), dtype)
+        texts[owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)] = rows
+        return self.data.image_rows(dtype=dtype), texts
 
 
 def _layers(

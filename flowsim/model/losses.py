@@ -288,26 +288,16 @@ def _excess(
 
 def _cross_entropy(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) -> Float[Array, ""]:
     """Σ_ij T_ij (lse_i − M_ij), rows of T summing to 1."""
-    if targets is None:
-        return _matched_cross_entropy(logits)
     excess, _ = _excess(logits, targets)
     # The largest term contributes exactly 1; the rest may be as small as 1e-300.
     is_largest = jnp.argmax(excess, axis=1)[:, None] == jnp.arange(logits.shape[0])[None, :]
     largest = jnp.sum(jnp.where(is_largest, excess, 0), axis=1, keepdims=True)
     rest = jnp.sum(jnp.where(is_largest, 0, jnp.exp(excess - largest)), axis=1, keepdims=True)
     per_row = largest + jnp.log1p(rest)
+    if targets is None:
+        return jnp.sum(per_row)
     # A masked logit is −inf, where 0 · inf would be NaN.
     return jnp.sum(jnp.where(targets > 0, targets * (per_row - excess), 0))
-
-
-def _matched_cross_entropy(logits: Float[Array, "n n"]) -> Float[Array, ""]:
-    """Σ_i (lse_i − M_ii)."""
-    own = jnp.diagonal(logits)
-    others = jnp.where(jnp.eye(logits.shape[0], dtype=bool), -jnp.inf, logits)
-    largest = jax.lax.stop_gradient(jnp.maximum(own, jnp.max(others, axis=1)))
-    off = jnp.sum(jnp.exp(others - largest[:, None]), axis=1)
-    # Exactly log1p(off) where the own logit is the largest: there the loss may be as small as 1e-300.
-    return jnp.sum(largest - own + jnp.log1p(off + jnp.expm1(own - largest)))
 
 
 def _residual(logits: Float[Array, "n n"], targets: Float[Array, "n n"] | None) -> Float[Array, "n n"]:
