@@ -96,18 +96,26 @@ def from_arrays(
         source=str(source),
     )
     if verify:
-        _check_rows("image", found.stored_image, None)
-        _check_rows("text", found.stored_text, number)
+        check_values(found)
     return found
 
 
-def padded(captions: Sequence[np.ndarray]) -> tuple[np.ndarray, Int[np.ndarray, "n"]]:
-    """Captions (c_i, q) of each image as one array (N, c, q), padded with zeros, and their numbers (N,)."""
-    counts = np.array([len(one) for one in captions])
-    whole = np.zeros((len(captions), int(counts.max()), captions[0].shape[1]), np.result_type(*captions))
-    for row, one in zip(whole, captions, strict=True):
-        row[: len(one)] = one
-    return whole, counts
+def pad(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Captions (m, q) of all images, those of one image together, as (N, c, q), padded with zeros.
+
+    Args:
+        rows: (m, q).
+        counts: (N,) number of captions of each image; their sum is m.
+    """
+    whole = np.zeros((len(counts), int(counts.max()), rows.shape[1]), rows.dtype)
+    whole[np.arange(whole.shape[1]) < counts[:, None]] = rows
+    return whole
+
+
+def check_values(features: Features) -> None:
+    """Refuse NaN, infinity and rows of zeros in images and texts; reads every row once."""
+    _check_rows("image", features.stored_image, None)
+    _check_rows("text", features.stored_text, features.counts)
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
@@ -126,7 +134,7 @@ def _numbers(name: str, value: Any) -> np.ndarray:
 
 
 def _ragged(text: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """A list of captions of each image, if their numbers differ, as `padded`; None for anything else."""
+    """(N, c, q) and the number of captions (N,) of a list of captions of each image, if their numbers differ."""
     if not isinstance(text, (list, tuple)) or host_array(text) is not None:
         return None
     rows = [host_array(one) for one in text]
@@ -137,7 +145,8 @@ def _ragged(text: Any) -> tuple[np.ndarray, np.ndarray] | None:
             "Argument `text` must hold the captions of each image as rows of equal length, at least one. "
             "Give a list of arrays (c_i, q)."
         )
-    return padded(arrays)
+    counts = np.array([len(one) for one in arrays])
+    return pad(np.concatenate(arrays), counts), counts
 
 
 def _counts(counts: Any, pairs: int, captions: int) -> Int[np.ndarray, "n"]:
@@ -172,6 +181,7 @@ def _strings(name: str, values: Any, pairs: int) -> np.ndarray | None:
 def _labels(labels: Any, classes: tuple[Any, ...], pairs: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Labels as indices, and the names of the classes."""
     names = tuple(str(name) for name in classes)
+    check("" not in names, "Names of `classes` must not be empty. Name each class, and use the label -1 for none.")
     if len(set(names)) < len(names):
         name, times = Counter(names).most_common(1)[0]
         raise FlowsimError(f"Names of `classes` must differ, but {name!r} occurs {times} times. Name each class once.")
