@@ -1,5 +1,6 @@
 """Work in several processes: tracing programs keeps one core busy, and threads cannot share it."""
 
+import contextlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -41,7 +42,11 @@ def compile_quickly() -> None:
 
 
 def run(
-    calls: Sequence[Call], progress_of: Callable[[int], Progress], quick: bool = False, workers: int = WORKERS
+    calls: Sequence[Call],
+    progress_of: Callable[[int], Progress],
+    quick: bool = False,
+    workers: int = WORKERS,
+    single: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """Run calls `function(progress, *arguments)` in several processes.
 
@@ -53,6 +58,8 @@ def run(
         progress_of: Gives the progress that shows how far the call of an index is.
         quick: Whether the processes `compile_quickly`.
         workers: Processes at the same time.
+        single: Whether linear algebra outside JAX uses one thread in each process: threads of several processes that
+            wait for each other are many times slower.
 
     Yields:
         (index, result) of each call as it finishes.
@@ -64,7 +71,8 @@ def run(
     context = multiprocessing.get_context("spawn")
     channel, stop = context.SimpleQueue(), context.Event()
     with ProcessPoolExecutor(workers, context, _begin, (channel, stop, quick)) as pool:
-        futures = {pool.submit(_work, i, function, arguments): i for i, (function, arguments) in enumerate(calls)}
+        with _one_thread() if single else contextlib.nullcontext():  # the processes start with the first call
+            futures = {pool.submit(_work, i, function, arguments): i for i, (function, arguments) in enumerate(calls)}
         waiting = set(futures)
         try:
             while waiting:
@@ -79,6 +87,18 @@ def run(
             for future in waiting:
                 future.cancel()
             raise
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes started within it use one thread for linear algebra, unless the user has chosen a number."""
+    chosen = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name not in os.environ}
+    os.environ.update(chosen)
+    try:
+        yield
+    finally:
+        for name in chosen:
+            os.environ.pop(name, None)
 
 
 def follow_parent() -> None:

@@ -10,6 +10,7 @@ The heads are the encoders of the simulator, so the trained model is the simulat
 """
 
 from flowsim.heads.settings import Training
+from flowsim.heads.studies import study
 from flowsim.heads.training import train
 
-__all__ = ["Training", "train"]
+__all__ = ["Training", "study", "train"]
