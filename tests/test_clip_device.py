@@ -259,6 +259,37 @@ def test_short_runs_in_one_process_read_their_images_once(monkeypatch):
     assert len(read) == 5
 
 
+def test_batches_captions_and_crops_depend_on_seed_and_number_alone():
+    """As drawn here from SeedSequence: pairs from (seed, 0, epoch), then captions and crops from (seed, 1, k)."""
+    seed, size = 5, 4
+    pairs = fs.clip.data.load("shapes:count=14,size=16")
+    counts = np.array([len(captions) for captions in pairs.captions])
+    first = np.cumsum(counts) - counts
+    settings = dataclasses.replace(
+        TINY, batch_size=size, seed=seed, captions="all", augment="random-resized-crop", crop_scale=0.4
+    )
+    made = batches.prepare(pairs, lambda texts: torch.arange(len(texts))[:, None], 16, settings)
+    whole = pairs.pixels(16)
+
+    def sequence(*entropy):
+        return np.random.default_rng(np.random.SeedSequence(entropy))
+
+    assert made.per_epoch == 3
+    for k in (0, 2, 3, 7, 1):
+        epoch, within = divmod(k, 3)
+        chosen = sequence(seed, 0, epoch).permutation(14)[within * size : (within + 1) * size]
+        random = sequence(seed, 1, k)
+        caption = np.floor(random.random(size) * counts[chosen]).astype(int)
+        area = random.uniform(0.4, 1.0, size)
+        ratio = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3), size))
+        half = np.minimum(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], 1), 1.0)
+        centre = random.uniform(-1, 1, (size, 2)) * (1 - half)
+        pixels, tokens, boxes = made.batch(k)
+        np.testing.assert_array_equal(pixels.numpy(), whole[chosen].transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(tokens[:, 0].numpy(), first[chosen] + caption)
+        np.testing.assert_array_equal(boxes.numpy(), np.concatenate([centre, half], 1).astype(np.float32))
+
+
 def test_pixels_that_stay_on_the_host_are_the_same(monkeypatch):
     """The way of a GPU that is too small for the pixels: batches come from a thread, one ahead."""
     pairs = fs.clip.data.load("shapes:count=12,size=16")

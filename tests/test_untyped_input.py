@@ -7,6 +7,19 @@ import sys
 import pytest
 
 CASES = [
+    ("fs.data.load(3)", "Expected a path, but got 3"),
+    ("fs.data.load('emoji', verify=1)", "`verify` must be True or False, but is 1"),
+    ("fs.data.save('emoji', 'a.npz')", "Expected features, but got 'emoji'"),
+    ("fs.data.emoji().scaled(None)", "Unknown scaling 'None'"),
+    ("fs.data.emoji().mispaired('0.1')", "`fraction` must be a number, but is '0.1'"),
+    ("fs.data.emoji().part(3)", "Unknown split '3'. Known: test, train, val"),
+    ("fs.data.emoji().take('train')", "Wrong indices for 1655 pairs"),
+    ("fs.data.Order(4.5, 2)", "`pairs` must be a whole number of at least 1, but is 4.5"),
+    ("fs.data.Order(4, '2')", "`batch` must be a whole number of at least 1, but is the text '2'"),
+    ("fs.data.from_arrays('image', 'text')", "`image` must hold real numbers"),
+    ("fs.data.from_arrays(None, None)", "`image` must hold real numbers"),
+    ("fs.data.from_arrays(np.ones((2, 3)), np.ones((2, 3)), classes=3)", "`classes` must be a list of names, but is 3"),
+    ("fs.data.from_arrays(np.ones((2, 3)), np.ones((2, 3)), labels='ab')", "`labels` must be 2 strings"),
     ("fs.claims.register(3)", "Expected a claim, but got 3"),
     (
         "fs.claims.Claim('a', 'A.', 'b', 'c', lambda s, q: {'x': 1}, at_most={'x': '1'})",

@@ -21,7 +21,7 @@ def from_arrays(
     names: Any = None,
     counts: Any = None,
     labels: Any = None,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] | np.ndarray = (),
     class_text: Any = None,
     source: str = "arrays",
     verify: bool = True,
@@ -83,6 +83,8 @@ def from_arrays(
     pairs = len(images)
     check(pairs >= 2, f"Features need at least 2 pairs, but there are {pairs}. Give more rows.")
     number = None if counts is None else _counts(counts, pairs, texts.shape[1])
+    given = not isinstance(classes, str) and isinstance(classes, Iterable)
+    check(given, f"Argument `classes` must be a list of names, but is {shown(classes)}. Give K names.")
     labels_, classes_ = _labels(labels, tuple(classes), pairs)
     found = Features(
         stored_image=Rows(images),
@@ -235,7 +237,7 @@ def _check_rows(name: str, rows: Rows, counts: np.ndarray | None) -> None:
         for bad, what in ((~finite, "NaN or infinity"), (zero, "only zeros, and so no direction")):
             if bad.any():
                 place = np.argwhere(bad)[0]
-                caption = f", caption {place[1]}" * (len(place) > 1)
+                caption = "".join(f", caption {k}" for k in place[1:])
                 raise FlowsimError(
                     f"Argument `{name}` has {what} in row {place[0] + where.start}{caption}. "
                     "Leave this pair out, or repair its source."

@@ -88,8 +88,10 @@ def _write_npz(features: Features, path: str) -> None:
 def read_npz(source: str) -> Features:
     """The features of a `.npz` file."""
     known = {name for names in ARRAYS.values() for name in names}
-    with reading(source), np.load(source, allow_pickle=False) as file:
-        check(isinstance(file, np.lib.npyio.NpzFile), f"{source} is no .npz file. Write it with fs.data.save.")
+    with reading(source), open(source, "rb") as opened:  # which NumPy leaves open if it is damaged
+        file = np.load(opened, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise FlowsimError(f"{source} holds a single array. Write it with fs.data.save.")
         content = {name: file[name] if name in known else None for name in file.files}
     return features_of(content, source)
 
