@@ -16,6 +16,8 @@ from flowsim.cli.claims import Claims
 from flowsim.cli.clip import CLIP_COMMANDS, Clip
 from flowsim.cli.clip_options import TrainingOptions
 from flowsim.cli.compare import Compare
+from flowsim.cli.heads import HEADS_COMMANDS, Heads
+from flowsim.cli.heads_options import HeadsOptions
 from flowsim.cli.imports import current_folder_first, imported, split_imports
 from flowsim.cli.measure import Measure
 from flowsim.cli.output import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, say
@@ -35,8 +37,11 @@ COMMANDS: dict[str, type[Command]] = {
     "compare": Compare,
     "measure": Measure,
     "check": Check,
+    "heads": Heads,
     "clip": Clip,
 }
+#: Commands that have commands of their own.
+GROUPS: dict[str, dict[str, type[Command]]] = {"heads": HEADS_COMMANDS, "clip": CLIP_COMMANDS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         stored = argv[:1] == ["sweep"] and any(a.partition("=")[0] == "--to" for a in argv)
-        again = "resume" if stored or argv[:1] in (["reproduce"], ["clip"]) else "start again"
+        again = "resume" if stored or argv[:1] in (["reproduce"], ["heads"], ["clip"]) else "start again"
         say(f"Interrupted; run the same command to {again}.")
         return EXIT_INTERRUPTED
 
@@ -80,8 +85,8 @@ def _run(argv: Sequence[str]) -> int:
         print(f"flowsim {version}")
         return 0
     prog, commands = "flowsim", COMMANDS
-    if argv[:1] == ["clip"] and len(argv) > 1:
-        prog, commands, argv = "flowsim clip", CLIP_COMMANDS, argv[1:]
+    if len(argv) > 1 and argv[0] in GROUPS:
+        prog, commands, argv = f"flowsim {argv[0]}", GROUPS[argv[0]], argv[1:]
     try:
         command = parse(argv, prog, commands)
     except SystemExit as stop:  # help was printed
@@ -95,8 +100,10 @@ def _run(argv: Sequence[str]) -> int:
 
 def _settings(command: Command) -> Collection[str]:
     """Names that `--set NAME=VALUE` of a training command takes; none for other commands."""
-    if not isinstance(command, TrainingOptions):
+    if isinstance(command, HeadsOptions):
+        from flowsim.heads.settings import Training
+    elif isinstance(command, TrainingOptions):
+        from flowsim.clip.settings import Training
+    else:
         return ()
-    from flowsim.clip.settings import Training
-
     return [field.name for field in dataclasses.fields(Training)]

@@ -16,6 +16,7 @@ _ABOUT = {
     "flowsim": "Gradient flow of contrastive losses, and the modality gap it explains. "
     "`flowsim --version` prints the version. Every command takes `--import FILE.py`, or a module, with "
     "parts, observables or claims that you wrote.",
+    "flowsim heads": "The paper's methods on real pairs: heads on frozen features.",
     "flowsim clip": "flowsim's schedules on real CLIP models.",
 }
 

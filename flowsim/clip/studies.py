@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from flowsim.base import processes
 from flowsim.base.checks import check
@@ -23,6 +24,8 @@ from flowsim.progress import Progress, silent
 from flowsim.records.load import load_result, load_trainings, save_results
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
+
+T = TypeVar("T", bound=Any)
 
 #: The rows of the paper's Table 2, and further methods of a short study.
 SHORT = (
@@ -58,12 +61,12 @@ def methods(names: str | Sequence[str]) -> list[str]:
     return chosen
 
 
-def setup(method: str, settings: Training) -> tuple[Training, Schedule]:
+def setup(method: str, settings: T) -> tuple[T, Schedule]:
     """Settings and schedule of a method.
 
     Args:
         method: Name of a method, see `methods`.
-        settings: Settings of the study.
+        settings: Settings of the study, of CLIP models or of heads.
 
     Returns:
         (settings, schedule).

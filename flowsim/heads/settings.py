@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowsim import data as data_
-from flowsim.base.checks import check, check_choice, check_flag, check_fraction, check_number, check_whole
+from flowsim.base.checks import check_choice, check_flag, check_fraction, check_number, check_whole
 from flowsim.clip.plan import Plan
 from flowsim.clip.settings import Training as Common
 from flowsim.data.features import Features
@@ -107,10 +107,6 @@ class Training:
         check_flag("normalize", self.normalize)
         if self.clip is not None:
             check_number("clip", self.clip, positive=True, cure="Use e.g. 1.0, or None for no bound.")
-        check(
-            isinstance(self.data, (str, Features)),
-            f"Argument `data` cannot be a {type(self.data).__name__}. Use features, a path, or 'emoji'.",
-        )
 
     def replace(self, **changes: Any) -> "Training":
         """A copy with some settings changed.

@@ -96,8 +96,8 @@ def _groups(settings: Training, runs: Sequence[Run], most: int) -> Iterator[list
     """The runs in groups of at most `most` that can share a program, in the order of their first runs."""
     alike: dict[Any, list[Run]] = {}
     for run in runs:
-        own, schedule = setup(run[0], settings)  # pyright: ignore[reportArgumentType]
-        structure: Any = run if most == 1 else structure_of(flow_of(own, schedule))  # pyright: ignore
+        own, schedule = setup(run[0], settings)
+        structure: Any = run if most == 1 else structure_of(flow_of(own, schedule))
         alike.setdefault(structure, []).append(run)
     for group in alike.values():
         yield from (group[first : first + most] for first in range(0, len(group), most))
@@ -105,8 +105,8 @@ def _groups(settings: Training, runs: Sequence[Run], most: int) -> Iterator[list
 
 def _train(progress: Progress, settings: Training, runs: Sequence[Run], paths: Sequence[str]) -> list[TrainingRecord]:
     """The runs of a group in one program, in a process of their own."""
-    own: Any = setup(runs[0][0], settings)[0]  # pyright: ignore[reportArgumentType]
-    schedules = [setup(name, settings)[1] for name, _ in runs]  # pyright: ignore[reportArgumentType]
+    own = setup(runs[0][0], settings)[0]
+    schedules = [setup(name, settings)[1] for name, _ in runs]
     label = run_name(*runs[0]) if len(runs) == 1 else f"{run_name(*runs[0])} and {len(runs) - 1} more"
 
     def tell(run: int) -> Progress:

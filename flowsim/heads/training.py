@@ -30,7 +30,7 @@ from flowsim.records.status import Status
 
 
 def train(
-    settings: Training = Training(),
+    settings: Training,
     schedule: Schedule | str = "Baseline",
     out: str | os.PathLike[str] | None = None,
     *,
@@ -206,7 +206,7 @@ class _Loop:
                 "step": step, "epoch": step / self.plan.per_epoch, "progress": step / self.plan.steps,
                 "temperature": 1 / beta, "inverse_temperature": beta, **known,
                 **self._held_out(rows[0], rows[1], beta, None if classes is None else classes[run]),
-                **{f"seen_{k}": v for k, v in _observed_in_training(rows[2], rows[3], beta, settings.observables).items()},
+                **_seen(rows[2], rows[3], beta, settings.observables),
             }  # fmt: skip
             record.rows.append({name: float(value) for name, value in row.items()})
             if step in self.plan.snapshots:
@@ -229,10 +229,11 @@ class _Loop:
         return found
 
 
-def _observed_in_training(image: np.ndarray, text: np.ndarray, beta: float, which: str) -> dict[str, float]:
+def _seen(image: np.ndarray, text: np.ndarray, beta: float, which: str) -> dict[str, float]:
     """Gap, loss and retrieval of training pairs: less than of held-out pairs, because evaluations take time."""
     found = observe(image, text, beta, "gap")
-    return found if which == "gap" else found | recalls(image, text, 1)
+    found |= {} if which == "gap" else recalls(image, text, 1)
+    return {f"seen_{name}": value for name, value in found.items()}
 
 
 def recalls(image: np.ndarray, text: np.ndarray, captions: int) -> dict[str, float]:

@@ -7,8 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
+from flowsim.base.arrays import Numeric
 from flowsim.base.modules import bundle
 from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.model.swaps import step_weights
@@ -19,12 +20,12 @@ class Minibatch:
     """The pairs of a step.
 
     Args:
-        pairs: Indices (b,).
-        texts: Which of its texts each pair gets, (b,); None for the first.
+        pairs: Indices (b,), with further first axes for several steps and runs.
+        texts: Which of its texts each pair gets, of the same shape; None for the first.
     """
 
-    pairs: Int[Array, "b"]
-    texts: Int[Array, "b"] | None
+    pairs: Int[Numeric, "*k b"]
+    texts: Int[Numeric, "*k b"] | None
 
 
 def descent_of(

@@ -62,8 +62,8 @@ class Inputs:
         counts: Number of texts of each image; None if all have c.
     """
 
-    image: Float[Numeric, "n p"]
-    text: Float[Numeric, "n *c q"]
+    image: Float[Numeric, "... n p"]
+    text: Float[Numeric, "... q"]
     counts: Int[Numeric, "n"] | None = None
 
     @property
