@@ -31,9 +31,9 @@ class HeadsOptions:
     """Dimension of the embeddings."""
     hidden: Annotated[int | None, whole("--hidden", "512"), hint("(default: 512)")] = None
     """Units of the hidden layer of each head; 0 for linear heads."""
-    steps: Annotated[int | None, whole("--steps", "3000"), hint("(default: 3000)")] = None
+    steps: Annotated[int | None, whole("--steps", "2000"), hint("(default: 2000)")] = None
     """Optimizer steps."""
-    epochs: Annotated[float | None, number("--epochs", "250"), hint()] = None
+    epochs: Annotated[float | None, number("--epochs", "150"), hint()] = None
     """Passes over the training pairs, instead of steps."""
     batch_size: Annotated[int | None, whole("--batch-size", "512"), hint("(default: 512)")] = None
     """Pairs in one loss."""

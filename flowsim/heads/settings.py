@@ -73,8 +73,8 @@ class Training:
     dim: int = 128
     hidden: int | None = 512
     normalize: bool = True
-    epochs: float = 250.0
-    steps: int | None = 3000
+    epochs: float = 150.0
+    steps: int | None = 2000
     batch_size: int = 512
     optimizer: str = "adamw"
     lr: float = 3e-3
