@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowsim.base.files import reference_path
-from flowsim.clip.tables import Correlation, rank_correlation
+from flowsim.clip.correlation import Correlation, rank_correlation
+from flowsim.clip.findings import findings
+from flowsim.clip.tables import Tables, paper_tables
 
 HERE = Path(__file__).resolve().parent / "results" / "gpu"
 STAGES = ("machine", "parity", "trial", "heads", "simulator", "study")
@@ -108,73 +110,23 @@ def heads_table() -> str:
     return "\n".join(lines)
 
 
-class Statement(NamedTuple):
-    """A statement of the paper, what the runs say about it, and whether they support it."""
-
-    text: str
-    numbers: str
-    verdict: str
-
-
-def statements() -> list[Statement]:
-    """Statements of the paper about methods, checked seed by seed on the final held-out gaps of the heads."""
+def tables() -> Tables:
+    """The runs of the heads as tables of a study, without gaps at equal loss."""
     here = heads()
-    last = here.gap[:, :, -1]
-
-    def gaps(*names: str) -> str:
-        return ", ".join(f"{name} {here.of(name, last).mean():.3f}" for name in names)
-
-    def below(names: list[str], other: str = "Baseline") -> str:
-        every = [bool((here.of(name, last) < here.of(other, last)).all()) for name in names]
-        return "supported" if all(every) else ("contradicted" if not any(every) else "in part")
-
-    fixed = ["FLT 1e-2", "FLT 2e-2", "FLT 4e-2", "FLT 7e-2", "FLT 1e-1"]
-    ordered = np.diff([here.of(name, last) for name in fixed], axis=0) < 0
-    warm, linear = ["FLT 4e-2", "FLT 7e-2", "FLT 1e-1"], ["TS S1", "TS S2", "TS S3"]
-    slow = ["TR softplus", "TR scale 2", "TR scale 10", "SLRT 0.1"]
-    swaps = ["HS 1e-3", "HS 1e-2", "HS 1e-1", "HS 1", "HS rows", "SS 5e-2"]
-    practical = correlations(with_practical_temperature)
-    retrieval = [practical[f"gap, with R@1 {way}"] for way in ("image to text", "text to image")]
-    agreement = practical["gap, with the paper's"]
-    assert agreement is not None and all(c is not None for c in retrieval)
-    said = {
-        way: "supported" if c.high < 0 else ("contradicted" if c.low > 0 else "cannot tell")
-        for way, c in zip(("image to text", "text to image"), retrieval, strict=True)
-        if c is not None
+    values = {
+        "gap": here.gap[:, :, -1],
+        "temperature": here.temperature,
+        "image_retrieval": here.image_retrieval,
+        "text_retrieval": here.text_retrieval,
     }
-    tau = here.of("Baseline", here.temperature)
-    return [
-        Statement(
-            "the learned temperature falls",
-            f"Baseline: τ from 0.07 to {tau.mean():.4f} (largest of three seeds {tau.max():.4f})",
-            "supported" if tau.max() < 0.07 else "contradicted",
-        ),
-        Statement(
-            "a colder fixed temperature leaves a larger gap",
-            gaps(*fixed),
-            "supported" if ordered.all() else "in part",
-        ),
-        Statement("fixed τ of 0.04 to 0.1 end below the Baseline", gaps("Baseline", *warm), below(warm)),
-        Statement("rising temperatures end below the Baseline", gaps("Baseline", *linear), below(linear)),
-        Statement("a slower temperature ends below the Baseline", gaps("Baseline", *slow), below(slow)),
-        Statement("swaps end below the Baseline", gaps("Baseline", *swaps), below(swaps)),
-        Statement(
-            "the order of the methods agrees with the paper's",
-            f"{agreement!r}, at temperatures up to 0.1",
-            "supported" if agreement.low > 0 else "cannot tell",
-        ),
-        Statement(
-            "a smaller gap means better retrieval",
-            f"image to text {retrieval[0]!r}; text to image {retrieval[1]!r}; at temperatures up to 0.1",
-            ", ".join(f"{way}: {verdict}" for way, verdict in said.items()),
-        ),
-    ]  # fmt: skip
+    seeds = tuple(range(here.temperature.shape[1]))
+    return Tables(tuple(here.methods), seeds, values, {}, np.nan, int(here.steps[-1]), paper_tables())
 
 
 def statements_table() -> str:
-    """The statements as a table."""
-    lines = ["| statement | final held-out gaps | these runs |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {s.text} | {s.numbers} | {s.verdict} |" for s in statements())])
+    """The paper's statements as a table."""
+    lines = ["| statement | these runs | verdict |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(one)} |" for one in findings(tables()))])
 
 
 def bridge_table() -> str:

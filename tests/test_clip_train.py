@@ -38,12 +38,13 @@ with warnings.catch_warnings():
     from flowsim.clip import data as data_
     from flowsim.clip import embed, figures, models
     from flowsim.clip.contrast import Contrast
+    from flowsim.clip.correlation import rank_correlation
     from flowsim.clip.evaluate import measure
     from flowsim.clip.learner import Learner
     from flowsim.clip.session import synchronised
     from flowsim.clip.settings import PRESETS, Training, preset
     from flowsim.clip.studies import changes, early_changes, finished, report, study
-    from flowsim.clip.tables import Tables, rank_correlation, smoothed_loss
+    from flowsim.clip.tables import Tables, smoothed_loss
     from flowsim.clip.training import train
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch, torchvision and accelerate warn of each other

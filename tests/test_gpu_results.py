@@ -10,6 +10,7 @@ import pytest
 
 from flowsim import reproduce
 from flowsim.base import sources
+from flowsim.clip.findings import findings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BENCHMARKS = CHECKOUT / "benchmarks"
@@ -39,12 +40,12 @@ def test_heads_have_all_settings_of_the_paper():
 
 def test_statements_can_fail(monkeypatch):
     """With gaps in the opposite order none is supported that is now."""
-    before = {statement.text: statement.verdict for statement in gpu_results.statements()}
+    before = {one.statement: one.verdict for one in findings(gpu_results.tables())}
     here = gpu_results.heads()
     monkeypatch.setattr(
         gpu_results, "heads", lambda: here._replace(gap=1 / here.gap, temperature=0.0049 / here.temperature)
     )
-    after = {statement.text: statement.verdict for statement in gpu_results.statements()}
+    after = {one.statement: one.verdict for one in findings(gpu_results.tables())}
     for text, verdict in before.items():
         assert "supported" not in (verdict, after[text]) or verdict != after[text], text
 

@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from flowsim import plot
 from flowsim.base.checks import check
-from flowsim.clip.tables import Tables, completed, rank_correlation, smoothed_loss, split_name
+from flowsim.clip.correlation import rank_correlation
+from flowsim.clip.tables import Tables, completed, smoothed_loss, split_name
 from flowsim.records.result import TrainingRecord
 
 if TYPE_CHECKING:

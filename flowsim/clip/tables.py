@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from flowsim.base.checks import check
 from flowsim.base.files import reference_path
+from flowsim.clip.correlation import Correlation, rank_correlation
+from flowsim.clip.findings import findings
 from flowsim.records.result import TrainingRecord
 
 #: column -> (series of the record, or one of its `stats`; column of the paper's tables; factor to the paper's units)
@@ -33,33 +34,14 @@ COLUMNS: dict[str, tuple[str, str | None, float]] = {
 PAIRS = (("gap", "image_retrieval"), ("gap", "text_retrieval"), ("gap", "uniformity"), ("gap", "temperature"),
          ("gap", "zero_shot"), ("gap", "linear_probe"), ("uniformity", "image_retrieval"),
          ("seen_gap", "seen_image_retrieval"))  # fmt: skip
-_DRAWS = 1000
+#: What is compared at equal training loss.
+_AT_LOSS = ("step", "seen_gap", "temperature", "gap", "image_retrieval", "text_retrieval")
 #: Columns of the printed tables. A star marks training pairs.
 _TITLES = {
     "gap": "gap", "temperature": "τ", "uniformity": "uniformity", "zero_shot": "zero-shot",
     "linear_probe": "linear probe", "image_retrieval": "image R@1", "text_retrieval": "text R@1", "seen_gap": "gap*",
     "seen_image_retrieval": "image R@1*",
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Correlation:
-    """Spearman's ρ with a 95 % interval from resampling methods (and seeds within them).
-
-    Attributes:
-        rho: Spearman's ρ of the means over seeds.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        methods: Number of methods.
-    """
-
-    rho: float
-    low: float
-    high: float
-    methods: int
-
-    def __repr__(self) -> str:
-        return f"ρ = {self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}] over {self.methods} methods"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +52,8 @@ class Tables:
         methods: Names of the methods.
         seeds: Seeds.
         values: Column -> final values, (methods, seeds), in the paper's units; NaN where a seed is missing.
-        at_loss: Step, gap and temperature of each run where its smoothed training loss first reaches `loss_level`, so
-            that gaps can be compared at equal training loss; (methods, seeds).
+        at_loss: Step, gaps, temperature and retrieval of each run where its smoothed training loss first reaches
+            `loss_level`, so that they can be compared at equal training loss; (methods, seeds).
         loss_level: The smallest training loss that every run reaches.
         steps: Steps of each run.
         paper: (table number, method) -> row of the paper, as printed.
@@ -117,7 +99,7 @@ class Tables:
         )
         values = {column: np.full((len(methods), len(seeds)), np.nan) for column in COLUMNS}
         level = max(float(np.nanmin(smoothed_loss(r))) for r in runs.values())
-        at_loss = {name: np.full((len(methods), len(seeds)), np.nan) for name in ("step", "seen_gap", "temperature")}
+        at_loss = {name: np.full((len(methods), len(seeds)), np.nan) for name in _AT_LOSS}
         for (method, seed), record in runs.items():
             at = methods.index(method), seeds.index(seed)
             for column, (series, _, factor) in COLUMNS.items():
@@ -229,6 +211,9 @@ class Tables:
                 f"{_counted(len(self.seeds), 'seed')}: mean difference of the gaps here, and the paper's in "
                 f"parentheses\n\n{wrong}"
             )
+        if said := findings(self):
+            rows = [list(one) for one in said]
+            parts.append(f"**The paper's statements**\n\n{_markdown(['statement', 'these runs', 'verdict'], rows)}")
         if self.left_out:
             parts.append(f"**Left out**: {', '.join(self.left_out)}.")
         return "\n\n".join(parts)
@@ -292,46 +277,6 @@ def completed(records: Mapping[str, TrainingRecord]) -> tuple[dict[str, Training
     return {name: r for name, r in records.items() if r.status.ok}, others
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Correlation | None:
-    """Spearman's ρ of the means over seeds, with a bootstrap over methods and seeds within them.
-
-    Args:
-        x: (methods, seeds); NaN where a seed is missing.
-        y: (methods, seeds), or (methods, 1).
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The correlation; None with fewer than four methods, and if all means of x or of y are equal.
-    """
-    good = np.isfinite(x).any(axis=1) & np.isfinite(y).any(axis=1)
-    if good.sum() < 4:
-        return None
-    x, y = x[good], y[good]
-    if np.ptp(np.nanmean(x, 1)) == 0 or np.ptp(np.nanmean(y, 1)) == 0:
-        return None
-    rng = np.random.default_rng(seed)
-    methods = rng.integers(0, len(x), (_DRAWS, len(x)))
-    a, b = (_resampled(values[methods], rng) for values in (x, y))
-    draws = [_spearman(u, v) for u, v in zip(a, b, strict=True) if np.ptp(u) > 0 and np.ptp(v) > 0]
-    if not draws:
-        return None
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Correlation(_spearman(np.nanmean(x, 1), np.nanmean(y, 1)), float(low), float(high), len(x))
-
-
-def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bootstrap means over the last axis: as many draws with replacement as there are values (NaN: missing)."""
-    missing = np.isnan(values)
-    there = np.take_along_axis(values, np.argsort(missing, axis=-1, kind="stable"), -1)
-    count = (~missing).sum(-1, keepdims=True)
-    drawn = np.take_along_axis(there, np.floor(rng.random(values.shape) * count).astype(int), -1)
-    return np.where(np.arange(values.shape[-1]) < count, drawn, 0.0).sum(-1) / count[..., 0]
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-
-
 def smoothed_loss(record: TrainingRecord, share: float = 0.02) -> np.ndarray:
     """Moving average of the training loss.
 
@@ -357,11 +302,16 @@ def _when_loss(record: TrainingRecord, level: float) -> dict[str, float]:
     step = int(reached[0])
     steps = record.coordinates["step"]
     gap = record.series.get("seen_modality_gap", record.series["modality_gap"])
-    return {
+    found = {
         "step": float(step),
         "seen_gap": float(np.interp(step, steps, gap)),
         "temperature": float(record.training["train_temperature"][step]),
     }
+    for name in ("gap", "image_retrieval", "text_retrieval"):
+        series, _, factor = COLUMNS[name]
+        if series in record.series:
+            found[name] = factor * float(np.interp(step, steps, record.series[series]))
+    return found
 
 
 def split_name(name: str) -> tuple[str, int]:
