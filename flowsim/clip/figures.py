@@ -376,7 +376,8 @@ def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
         before = families[:k].count(head)
         fill = fills[before % len(fills)]
         found[method] = {
-            "color": colours[colour], "ls": lines[before % len(lines)], "lw": 1.2, "marker": marker,
+            "color": colours[colour], "ls": lines[before % len(lines)], "lw": 1.2,
+            "marker": marker if before < len(fills) else "8",  # another shape for the hottest of eight temperatures
             "fillstyle": "full" if fill == "white" else fill, "markerfacecoloralt": "white",
             "markerfacecolor": "white" if fill == "white" else colours[colour],
         }  # fmt: skip

@@ -22,6 +22,7 @@ from flowsim.model.schedules import Schedule
 from flowsim.model.temperature import Fixed
 from flowsim.progress import Progress, silent
 from flowsim.records.load import load_result, load_trainings, save_results
+from flowsim.records.netcdf import write_netcdf
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
 
@@ -138,7 +139,8 @@ def study(
 def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -> list[Path]:
     """Write the tables (Markdown) and the figures of a study into its folder.
 
-    `methods`: gap and temperature of all methods over time and at equal loss. `quality`: retrieval (the paper's
+    `numbers.nc`: curves and final values of all runs, smaller than their records. `methods`: gap and temperature of all
+    methods over time and at equal loss. `quality`: retrieval (the paper's
     Figure 6) and, if the runs had `labelled`, zero-shot and linear-probe accuracy (Figure 7) against gap and
     uniformity; left out if the records hold none of them. `gap`: embeddings, slow closing and early changes (figures 1
     and 4), if `early_changes` was run with the same folder, and the runs are longer than an epoch and 100 steps.
@@ -160,6 +162,7 @@ def report(records: Mapping[str, TrainingRecord], out: str | os.PathLike[str]) -
     folder = Path(out)
     text = Tables.of(records).markdown()
     files = [write_text(folder / "tables.md", text)]
+    files.append(write_netcdf(figures.methods_numbers(records), folder / "numbers.nc"))
     drawn = {}
     with plot.paper_style():
         numbers = figures.methods_numbers(records)

@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from flowsim.base.files import reference_path
 from flowsim.clip.correlation import Correlation, rank_correlation
 from flowsim.clip.findings import findings
 from flowsim.records.result import TrainingRecord
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: column -> (series of the record, or one of its `stats`; column of the paper's tables; factor to the paper's units)
 COLUMNS: dict[str, tuple[str, str | None, float]] = {
@@ -108,6 +111,27 @@ class Tables:
             for name, value in _when_loss(record, level).items():
                 at_loss[name][at] = value
         return cls(methods, seeds, values, at_loss, level, lengths.pop(), paper_tables(), left_out)
+
+    @classmethod
+    def of_numbers(cls, numbers: "xr.Dataset") -> "Tables":
+        """Tables from the numbers of a study, which `fs.clip.figures.methods_numbers` makes from its records.
+
+        Args:
+            numbers: The numbers, e.g. those in `numbers.nc` in the folder of a study.
+
+        Returns:
+            The tables.
+        """
+
+        def held(prefix: str) -> dict[str, np.ndarray]:
+            names = [str(name) for name in numbers if str(name).startswith(prefix)]
+            return {name.removeprefix(prefix): numbers[name].to_numpy() for name in names}
+
+        return cls(
+            tuple(map(str, numbers["method"].to_numpy())), tuple(map(int, numbers["seed"].to_numpy())),
+            held("final_"), held("at_loss_"), float(numbers.attrs["loss_level"]), int(numbers["step"][-1]),
+            paper_tables(),
+        )  # fmt: skip
 
     def mean(self, column: str) -> np.ndarray:
         """Mean over seeds.
