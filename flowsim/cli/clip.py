@@ -13,11 +13,13 @@ from flowsim.errors import FlowsimError
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The same schedules on real CLIP models (extra `clip`): train, features, measure, study, early. See flowsim clip --help."""
+    """The same schedules on real CLIP (extra `clip`): train, features, measure, study, early. See flowsim clip --help."""
 
     def run(self) -> int:
         """Raise `FlowsimError`, because a command is missing."""
-        raise FlowsimError("Give a command after clip: train, features, measure, study or early. See flowsim clip --help.")
+        raise FlowsimError(
+            "Give a command after clip: train, features, measure, study or early. See flowsim clip --help."
+        )
 
 
 CLIP_COMMANDS: dict[str, type[Command]] = {

@@ -11,7 +11,7 @@ from flowsim.progress import Progress
 
 @contextlib.contextmanager
 def bars(name: str | None = None, runs: int = 1) -> Iterator[Progress]:
-    """Progress bars on stderr, one for each active run or other work; lines from time to time if stderr is not a terminal.
+    """Progress bars on stderr, one for each active run or other work; lines from time to time if it is no terminal.
 
     `name`: the name of a single run. The runs of a study report their own.
     """

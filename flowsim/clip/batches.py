@@ -151,7 +151,7 @@ class _Latest:
     def read(
         self, pairs: Pairs, tokenize: Any, size: int, resize: Resize, keep: bool | None
     ) -> tuple[Pairs, torch.Tensor, torch.Tensor | None]:
-        """(pairs without broken images, tokens, pixels if they are kept in memory); without images if `keep` is None."""
+        """(pairs without broken images, tokens, pixels if they are kept in memory); None reads no image."""
         key = (pairs, tokenize, size, resize, keep)  # pairs are equal only to themselves
         if self._value is not None and self._key == key:
             return self._value

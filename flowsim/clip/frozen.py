@@ -1,7 +1,7 @@
 """Write the features that a model gives to images and all their captions: for heads, and for locked-image tuning.
 
-Images are decoded and embedded in blocks, and written at once, so that neither images nor features must fit into memory,
-and a killed call goes on where it stopped.
+Images are decoded, embedded and written in blocks, so that neither images nor features must fit into memory, and a
+killed call goes on where it stopped.
 """
 
 import contextlib
@@ -93,8 +93,10 @@ def features(
     for name, value in (("batch_size", batch_size), ("captions", captions), ("threads", threads)):
         check(value is None or value >= 1, f"Argument `{name}` must be at least 1, but is {value}. Use e.g. 1.")
     work = path.with_name(f"{path.name}.unfinished")
-    with alone(path.with_name(f"{path.name}.lock")), limited_threads(threads), enough_memory(
-        "Use a smaller `batch_size`; the same call goes on."
+    with (
+        alone(path.with_name(f"{path.name}.lock")),
+        limited_threads(threads),
+        enough_memory("Use a smaller `batch_size`; the same call goes on."),
     ):
         pairs = data_.load_all(data) if split is None else data_.load(data, split)
         classes = None if labelled is None else _classes(labelled, template, pairs)

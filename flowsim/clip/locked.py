@@ -75,9 +75,7 @@ def locked(model: models.Model) -> models.Model:
     return dataclasses.replace(model, module=LockedImage(model.module))
 
 
-def locked_rows(
-    source: bool | str, model: models.Model, session: Session, pairs: Pairs, progress: Progress
-) -> Rows:
+def locked_rows(source: bool | str, model: models.Model, session: Session, pairs: Pairs, progress: Progress) -> Rows:
     """Features of the images of pairs, from a file or computed with the model; the next run in the process reuses them.
 
     Args:

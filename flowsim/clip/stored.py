@@ -65,7 +65,9 @@ class Unfinished:
         with _written(self.folder):
             for array in (self.image, self.text, self.good):
                 array.flush()
-        write_text(self.folder / ABOUT, json.dumps({**self.about, "unfinished": self.done}, ensure_ascii=False, indent=2))
+        write_text(
+            self.folder / ABOUT, json.dumps({**self.about, "unfinished": self.done}, ensure_ascii=False, indent=2)
+        )
 
     def finish(self, about: Mapping[str, Any], more: Mapping[str, np.ndarray]) -> None:
         """Leave out the rows of broken images, and add the arrays `more` and the whole of `about`."""

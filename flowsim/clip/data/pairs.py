@@ -197,8 +197,8 @@ class Pairs:
         (place,) = self._places[self._rows([i])]
         return self._decode(int(place), rgb)
 
-    def opened(self, i: int) -> Image.Image:
-        """Image i as its file has it, not decoded yet. Raises what Pillow raises if the file is damaged."""
+    def opened(self, i: int) -> Any:
+        """What the reader gives for image i: an image of Pillow, not decoded yet. Raises what Pillow raises for damaged files."""
         return self._open(int(self._places[i]))
 
     def pixels(
