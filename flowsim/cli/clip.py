@@ -13,7 +13,7 @@ from flowsim.errors import FlowsimError
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The same schedules on real CLIP (extra `clip`): train, features, measure, study, early. See flowsim clip --help."""
+    """The same schedules on real CLIP (extra clip): train, features, measure, study, early; see flowsim clip --help."""
 
     def run(self) -> int:
         """Raise `FlowsimError`, because a command is missing."""

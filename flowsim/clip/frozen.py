@@ -105,7 +105,6 @@ def features(
         about = {
             "model": built.name,
             "pretrained": "random" if pretrained is None else Path(pretrained).name,
-            "weights": {tower: built.digest(tower) for tower in ("image", "text")},
             "image_size": built.image_size,
             "source": _name(data),
             "source_digest": pairs.digest(),
@@ -114,6 +113,7 @@ def features(
             "normalize": normalize,
             "labelled": None if labelled is None else _name(labelled),
             "template": None if labelled is None else template,
+            "weights": {tower: built.digest(tower) for tower in ("image", "text")},
         }
         if not force and path.exists():
             differing = differences(read_about(path), about)

@@ -198,7 +198,7 @@ class Pairs:
         return self._decode(int(place), rgb)
 
     def opened(self, i: int) -> Any:
-        """What the reader gives for image i: an image of Pillow, not decoded yet. Raises what Pillow raises for damaged files."""
+        """What the reader gives for image i: an image of Pillow, not decoded yet."""
         return self._open(int(self._places[i]))
 
     def pixels(
