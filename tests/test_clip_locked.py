@@ -14,6 +14,7 @@ from PIL import Image
 import flowsim as fs
 from flowsim import cli
 from flowsim.clip import studies
+from flowsim.records.result import TrainingRecord
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # other people's deprecations
@@ -86,7 +87,7 @@ def test_a_step_is_that_of_open_clip_with_frozen_parameters(model, optimizer, re
         lr=0.01,
         warmup=0.0,
         decay="constant",
-        eps=1e-3,
+        eps=1e-2,
     )
     learner = training._prepared(settings, fs.schedules.get("Baseline"), None, True, silent).learner
     batches = learner.batches
@@ -314,7 +315,6 @@ def test_a_study_with_a_locked_image_tower(tmp_path):
     assert all(record.status.ok for record in records.values())
     alone = train(TINY, "TS S3", cpu=True)
     np.testing.assert_allclose(records["TS S3, seed 0"].training["train_loss"], alone.training["train_loss"], rtol=1e-6)
-    assert studies.report(records, tmp_path / "study")
 
 
 def test_stacked_runs_are_the_separate_ones(tmp_path):
@@ -328,8 +328,8 @@ def test_stacked_runs_are_the_separate_ones(tmp_path):
     torch.save(models.build(TINY.model, seed=7).module.state_dict(), weights)
     settings = settings.replace(pretrained=str(weights), labelled="shapes:count=64,size=32")
     records = train_stacked(settings, schedules, [0, 3], paths, cpu=True)
-    for (name, seed), record in records.items():
-        alone = train(settings.replace(seed=seed), name, cpu=True)
+    for name, seed in (("Baseline", 0), ("HS 1", 3)):
+        record, alone = records[name, seed], train(settings.replace(seed=seed), name, cpu=True)
         assert record.config == alone.config
         assert record.stats["linear_probe"] == pytest.approx(alone.stats["linear_probe"])
         for part in ("training", "series", "snapshots"):
@@ -396,6 +396,7 @@ def test_the_command_locks_the_image_tower(stored, tmp_path, monkeypatch, capsys
     assert cli.main(["clip", "train", *common, "--out", "computed.nc", "--locked-image"]) == 0
     assert "features of images: image 40 of 40" in capsys.readouterr().err
     one, other = (fs.load(f"{name}.nc") for name in ("stored", "computed"))
+    assert isinstance(one, TrainingRecord) and isinstance(other, TrainingRecord)
     assert one.config["training"]["augment"] == other.config["training"]["augment"] == "centre"
     np.testing.assert_allclose(one.training["train_loss"], other.training["train_loss"], rtol=5e-3)
     assert cli.main(["clip", "train", "--locked-image", "a", "b", *common]) == 2
