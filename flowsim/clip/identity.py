@@ -11,7 +11,7 @@ from flowsim.clip import data
 from flowsim.clip.labelled import Labelled
 from flowsim.clip.pools import load_pools
 from flowsim.clip.settings import Training
-from flowsim.data import load
+from flowsim.clip.stored import images_digest
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
 from flowsim.records.load import load_result
@@ -72,7 +72,7 @@ def digests(settings: Training) -> dict[str, str]:
             with open(file, "rb") as content:
                 found[name] = hashlib.file_digest(content, "sha256").hexdigest()[:16]
     if isinstance(settings.locked_image, str):
-        found["locked_image"] = load(settings.locked_image, verify=False).digest[:16]
+        found["locked_image"] = images_digest(settings.locked_image)
     return found
 
 

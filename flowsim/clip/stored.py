@@ -5,6 +5,7 @@ A folder holds `image.npy` (N, p), `text.npy` (N, c, q), `counts.npy`, `names.np
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -130,6 +131,15 @@ def read_about(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise FlowsimError(f"{str(_about(path))!r} cannot be read ({error}). Remove it, or write it again.") from None
     return found if isinstance(found, dict) else {}
+
+
+def images_digest(source: str) -> str:
+    """16 hexadecimal digits of a hash of the features of images and their names; those of texts are not read."""
+    features = load(source, verify=False)
+    found = hashlib.sha256(json.dumps(None if features.names is None else features.names.tolist()).encode())
+    for where in features.stored_image.blocks():
+        found.update(np.ascontiguousarray(features.stored_image.read(where)).tobytes())
+    return found.hexdigest()[:16]
 
 
 def _about(path: Path) -> Path:
