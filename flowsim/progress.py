@@ -10,7 +10,7 @@ Job = TypeVar("Job")
 class Progress(Protocol):
     """Called as `progress(text, done, total, **numbers)` while work advances.
 
-    `fs.sweep`, `fs.observables.report`, `fs.claims.run_all`, `fs.clip.train` and `fs.clip.study` take one, and an
+    `fs.sweep`, `fs.observables.report`, `fs.claims.run_all`, `fs.clip.train`, `study` and `features` take one, and an
     experiment's `compute` is given one.
     """
 

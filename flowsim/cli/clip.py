@@ -3,6 +3,7 @@
 import dataclasses
 
 from flowsim.cli.clip_early import Early
+from flowsim.cli.clip_features import Features
 from flowsim.cli.clip_measure import Measure
 from flowsim.cli.clip_study import Study
 from flowsim.cli.clip_train import Train
@@ -12,11 +13,19 @@ from flowsim.errors import FlowsimError
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The same schedules on real CLIP models (extra `clip`): train, measure, study, early. See flowsim clip --help."""
+    """The same schedules on real CLIP (extra clip): train, features, measure, study, early; see flowsim clip --help."""
 
     def run(self) -> int:
         """Raise `FlowsimError`, because a command is missing."""
-        raise FlowsimError("Give a command after clip: train, measure, study or early. See flowsim clip --help.")
+        raise FlowsimError(
+            "Give a command after clip: train, features, measure, study or early. See flowsim clip --help."
+        )
 
 
-CLIP_COMMANDS: dict[str, type[Command]] = {"train": Train, "measure": Measure, "study": Study, "early": Early}
+CLIP_COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "features": Features,
+    "measure": Measure,
+    "study": Study,
+    "early": Early,
+}

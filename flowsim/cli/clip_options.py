@@ -32,6 +32,9 @@ class TrainingOptions:
     """Folder with images or tars and captions.tsv, WebDataset, COCO captions JSON, or shapes:KEY=VALUE,..."""
     held_out_data: Annotated[str | None, text("--held-out-data", "SOURCE"), hint()] = None
     """Another source for evaluation; both sources are then used completely."""
+    locked_image: Annotated[tuple[str, ...] | None, conf.arg(metavar="[FEATURES]", help_behavior_hint="")] = None
+    """Freeze the image tower and train the text tower on its features: those in FEATURES (see flowsim clip features),
+    or computed at the start. Images are whole then (augment=centre)."""
     limit: Annotated[int | None, whole("--limit", "2048"), hint()] = None
     """Use this many training pairs."""
     epochs: Annotated[float | None, number("--epochs", "10"), hint()] = None
@@ -73,6 +76,8 @@ class TrainingOptions:
             given["steps"] = self.steps
         if self.held_out_data is not None:
             given |= {"split": None, "held_out": None}
+        if self.locked_image is not None:
+            given |= {"locked_image": self._locked(self.locked_image), "augment": "centre"}
         if self.clamp is not None:
             given["clamp"] = self._clamp(self.clamp)
         for change in self.changes:
@@ -81,6 +86,13 @@ class TrainingOptions:
         if self.preset != "smoke" and "data" not in given:
             raise FlowsimError(f"The preset {self.preset!r} has no data. Add --data FOLDER, or --data shapes.")
         return settings.replace(**given, **more)
+
+    @staticmethod
+    def _locked(files: tuple[str, ...]) -> bool | str:
+        """The file of features; True without one."""
+        if len(files) > 1:
+            raise FlowsimError(f"Option `--locked-image` takes one file or folder, but got {len(files)}. Give one.")
+        return files[0] if files else True
 
     @staticmethod
     def _clamp(bounds: tuple[float, ...]) -> tuple[float, ...] | None:
@@ -113,7 +125,7 @@ def parse_setting(settings: "Training", change: str) -> tuple[str, Any]:
         raise FlowsimError(f"Option `--set` takes NAME=VALUE, but got {change!r}. Use e.g. --set warmup=0.1.")
     if "None" in kind and value.lower() == "none":
         return name, None
-    if "bool" in kind:
+    if "bool" in kind and (value.lower() in ("true", "false") or "str" not in kind):
         if value.lower() not in ("true", "false"):
             raise FlowsimError(f"Setting `{name}` must be true or false, but is {value!r}.")
         return name, value.lower() == "true"

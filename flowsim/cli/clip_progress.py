@@ -11,7 +11,7 @@ from flowsim.progress import Progress
 
 @contextlib.contextmanager
 def bars(name: str | None = None, runs: int = 1) -> Iterator[Progress]:
-    """Progress bars on stderr, one for each active run; lines from time to time if stderr is not a terminal.
+    """Progress bars on stderr, one for each active run or other work; lines from time to time if it is no terminal.
 
     `name`: the name of a single run. The runs of a study report their own.
     """
@@ -31,11 +31,13 @@ def bars(name: str | None = None, runs: int = 1) -> Iterator[Progress]:
         whole = bars.add_task("runs", total=runs, numbers="") if runs > 1 else None
 
         def show(text: str, done: int, total: int | None, /, **numbers: float) -> None:
-            run = name or text
+            run = _run(name, text)
             if run not in tasks:
                 tasks[run] = bars.add_task(run, total=total, numbers="")
             bars.update(tasks[run], completed=done, numbers=_numbers(numbers))
-            if done == total and whole is not None:
+            if done == total and "loss" not in numbers:
+                bars.remove_task(tasks.pop(run))
+            elif done == total and whole is not None:
                 bars.advance(whole)
                 bars.remove_task(tasks[run])
 
@@ -47,15 +49,23 @@ def lines(name: str | None = None) -> Progress:
     said: dict[str, int] = {}
 
     def show(text: str, done: int, total: int | None, /, **numbers: float) -> None:
-        run, tenth = name or text, 10 * done // (total or 1)
+        run, tenth = _run(name, text), 10 * done // (total or 1)
         if said.get(run) != tenth:
             said[run] = tenth
-            say(f"{run}: step {done} of {total}, {_numbers(numbers)}")
+            unit = "step" if "loss" in numbers else "image"
+            say(f"{run}: {unit} {done} of {total}, {_numbers(numbers)}")
 
     return show
 
 
+def _run(name: str | None, text: str) -> str:
+    """What a line or bar is called: a single run by its name, other work by its own."""
+    return name if name is not None and text == "training" else text
+
+
 def _numbers(numbers: Mapping[str, float]) -> str:
+    if "loss" not in numbers:
+        return f"{numbers['images_per_second']:.0f} images/s"
     return (
         f"loss {numbers['loss']:.3f}, τ {numbers['temperature']:.4f}, gap {numbers['modality_gap']:.3f}, "
         f"{numbers['images_per_second']:.0f} images/s"

@@ -8,7 +8,8 @@
 - `training`: the public function; `learner`: one step; `loop`, `plan`, `record`, `checkpoint`: all steps of a run;
   `identity`: whether two runs are the same; `session`: devices and processes; `memory`: that of a GPU
 - `stacked`: many runs in one program; `stack`: one step of all of them
-- `embed`, `evaluate`, `labelled`: observables of a model
+- `inputs`: what a run reads; `locked`: frozen image towers
+- `embed`, `evaluate`, `labelled`: observables of a model; `frozen`, `stored`: files of its features
 - `studies`: the paper's experiment; `tables`, `figures`: its results next to the paper's
 
 Modules are imported on first use; `data` does not need PyTorch.
@@ -22,6 +23,7 @@ from flowsim.errors import FlowsimError
 if TYPE_CHECKING:
     from flowsim.clip import data, figures
     from flowsim.clip.evaluate import measure
+    from flowsim.clip.frozen import features
     from flowsim.clip.settings import Training, preset
     from flowsim.clip.studies import early_changes, study
     from flowsim.clip.tables import Tables
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 # No function has the name of its module, which would replace it once the module is loaded.
 _HOME = {
-    "Tables": "tables", "Training": "settings", "early_changes": "studies", "measure": "evaluate",
+    "Tables": "tables", "Training": "settings", "early_changes": "studies", "features": "frozen", "measure": "evaluate",
     "preset": "settings", "study": "studies", "train": "training",
 }  # fmt: skip
 _MODULES = ("data", "figures")
@@ -47,4 +49,4 @@ def __getattr__(name: str) -> Any:
     return module if name in _MODULES else getattr(module, name)
 
 
-__all__ = ["Tables", "Training", "data", "early_changes", "figures", "measure", "preset", "study", "train"]
+__all__ = ["Tables", "Training", "data", "early_changes", "features", "figures", "measure", "preset", "study", "train"]

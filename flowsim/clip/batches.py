@@ -128,10 +128,15 @@ def prepare(
     rank: int = 0,
     processes: int = 1,
     resize: Resize = Resize(),
+    rows: torch.Tensor | None = None,
 ) -> Batches:
-    """Batches of `pairs` at `size` pixels. Broken images are left out; pixels are kept in memory if they fit."""
+    """Batches of `pairs` at `size` pixels. Broken images are left out; pixels are kept in memory if they fit.
+
+    `rows` (n, d): features of a locked image tower, which batches have in place of pixels.
+    """
     keep = settings.preload if settings.preload is not None else len(pairs) * 3 * size * size <= _FITS
-    pairs, tokens, stored = _LATEST.read(pairs, tokenize, size, resize, keep)
+    pairs, tokens, stored = _LATEST.read(pairs, tokenize, size, resize, keep if rows is None else None)
+    stored = stored if rows is None else rows
     first = np.concatenate([[0], np.cumsum([len(captions) for captions in pairs.captions])])
     return Batches(pairs, tokens, first, size, settings, rank, processes, stored, resize)
 
@@ -144,9 +149,9 @@ class _Latest:
         self._value: tuple[Pairs, torch.Tensor, torch.Tensor | None] | None = None
 
     def read(
-        self, pairs: Pairs, tokenize: Any, size: int, resize: Resize, keep: bool
+        self, pairs: Pairs, tokenize: Any, size: int, resize: Resize, keep: bool | None
     ) -> tuple[Pairs, torch.Tensor, torch.Tensor | None]:
-        """(pairs without broken images, tokens, pixels if they are kept in memory)."""
+        """(pairs without broken images, tokens, pixels if they are kept in memory); None reads no image."""
         key = (pairs, tokenize, size, resize, keep)  # pairs are equal only to themselves
         if self._value is not None and self._key == key:
             return self._value
@@ -155,7 +160,7 @@ class _Latest:
         if keep:
             pairs, pixels = pairs.decoded(size, resize=resize)
             stored = channels_first(pixels)
-        else:
+        elif keep is not None:
             pairs = pairs.checked()
         value = pairs, tokenize([caption for captions in pairs.captions for caption in captions]), stored
         if stored is None or stored.nbytes <= _REUSED:
@@ -174,8 +179,11 @@ def channels_first(pixels: np.ndarray) -> torch.Tensor:
 def crop(pixels: torch.Tensor, boxes: torch.Tensor | None, mean: Any, std: Any) -> torch.Tensor:
     """Normalised float images (n, 3, s, s) of uint8 pixels, each cut to its box and scaled back to s pixels.
 
+    Features of a locked image tower, which are no integers, are left as they are.
     `boxes` (n, 4): centre x, centre y, half width, half height in [−1, 1] coordinates; None leaves images whole.
     """
+    if pixels.is_floating_point():
+        return pixels
     images = pixels.float() / 255
     if boxes is not None:
         boxes = onto_device(boxes, images.device).to(images.dtype)

@@ -11,6 +11,7 @@ from flowsim.clip import data
 from flowsim.clip.labelled import Labelled
 from flowsim.clip.pools import load_pools
 from flowsim.clip.settings import Training
+from flowsim.clip.stored import images_digest
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
 from flowsim.records.load import load_result
@@ -70,6 +71,8 @@ def digests(settings: Training) -> dict[str, str]:
         if file is not None and Path(file).is_file():
             with open(file, "rb") as content:
                 found[name] = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+    if isinstance(settings.locked_image, str):
+        found["locked_image"] = images_digest(settings.locked_image)
     return found
 
 
@@ -84,8 +87,10 @@ def _plain(settings: Training) -> dict[str, Any]:
     config = dataclasses.asdict(settings)
     config["clamp"] = None if settings.clamp is None else list(settings.clamp)
     del config["checkpoint_seconds"]  # has no effect on the record
-    for name in ("data", "held_out_data", "labelled", "model", "pretrained"):
-        is_source = name not in ("model", "pretrained")
-        if config[name] is not None and not (is_source and data.is_generated(config[name])):
+    if not settings.locked_image:
+        del config["locked_image"]  # as in the records of earlier versions
+    for name in ("data", "held_out_data", "labelled", "model", "pretrained", "locked_image"):
+        is_source = name not in ("model", "pretrained", "locked_image")
+        if isinstance(config.get(name), str) and not (is_source and data.is_generated(config[name])):
             config[name] = Path(config[name]).name
     return config

@@ -112,9 +112,10 @@ class Learner:
     def export(self, path: str | os.PathLike[str], progress: float) -> None:
         """Write the model's weights; its `logit_scale` is set to ln β, so that open_clip uses the same β."""
         beta, _ = self.temperature.value(progress)
+        module = self.model.open_clip
         with torch.no_grad():
-            self.model.module.logit_scale.fill_(float(np.log(beta)))
-        save_tensors({k: v.cpu() for k, v in self.model.module.state_dict().items()}, path)
+            module.logit_scale.fill_(float(np.log(beta)))
+        save_tensors({k: v.cpu() for k, v in module.state_dict().items()}, path)
 
 
 def is_weight(name: str, ndim: int) -> bool:

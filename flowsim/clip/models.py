@@ -6,6 +6,7 @@ Weights are read without unpickling code (`weights_only`, safetensors).
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import warnings
@@ -40,6 +41,26 @@ class Model:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: Resize = Resize()
+
+    @property
+    def open_clip(self) -> Any:
+        """open_clip's module, also where the image tower is locked."""
+        return getattr(self.module, "clip", self.module)
+
+    def digest(self, tower: str) -> str:
+        """16 hexadecimal digits of a hash of the weights of a tower, "image" or "text"."""
+        state = self.open_clip.state_dict()
+        names = [n for n in state if n.startswith("visual.") == (tower == "image") and "logit_" not in n]
+        return _digest({name: state[name] for name in names})
+
+
+def _digest(weights: dict[str, torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def build(name: str, pretrained: str | None = None, image_size: int | None = None, seed: int = 0) -> Model:

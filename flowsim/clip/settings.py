@@ -35,6 +35,9 @@ class Training:
         captions: "all" (one drawn at random in each epoch) or "first".
         image_size: Pixels per side; None takes those of the model.
         augment: "random-resized-crop" or "centre".
+        locked_image: True freezes the image tower and trains the text tower on its features (locked-image tuning),
+            which are computed once at the start; a file or folder of `fs.clip.features` has them already. Images are
+            then whole, so `augment` must be "centre". False trains both towers.
         crop_scale: Smallest area of a random crop, as a fraction of the image.
         preload: Keep decoded pixels in memory; None does if they fit.
         epochs: Passes over the training pairs.
@@ -79,6 +82,7 @@ class Training:
     captions: str = "all"
     image_size: int | None = None
     augment: str = "random-resized-crop"
+    locked_image: bool | str = False
     crop_scale: float = 0.9
     preload: bool | None = None
     epochs: float = 10.0
@@ -112,6 +116,16 @@ class Training:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
+        check(
+            isinstance(self.locked_image, bool) or (isinstance(self.locked_image, str) and self.locked_image),
+            f"Argument `locked_image` must be True, False, or a file of features, but is {self.locked_image!r}. "
+            "Use e.g. True.",
+        )
+        check(
+            not self.locked_image or self.augment == "centre",
+            "A locked image tower sees whole images, because its features are computed once, but `augment` is "
+            f"{self.augment!r}. Use augment='centre'.",
+        )
         for name in ("batch_size", "pairs"):
             _whole(name, getattr(self, name), 2)
         for name in ("accumulate", "evaluations"):

@@ -18,10 +18,11 @@ import torch
 
 from flowsim.base.checks import check
 from flowsim.clip import models
-from flowsim.clip.batches import Batches, onto, prepare
+from flowsim.clip.batches import Batches
 from flowsim.clip.checkpoint import Checkpoint
-from flowsim.clip.embed import Sample, sample
+from flowsim.clip.embed import Sample
 from flowsim.clip.identity import configuration, digests
+from flowsim.clip.inputs import read_inputs
 from flowsim.clip.labelled import Labelled, classify
 from flowsim.clip.memory import enough_memory
 from flowsim.clip.plan import Plan
@@ -125,18 +126,13 @@ class _Training:
         session = Session.begin(settings.precision, cpu)
         check(session.processes == 1, "Runs are stacked on one device. Start one process, or use `stack=1`.")
         built = [models.build(settings.model, settings.pretrained, settings.image_size, seed) for seed in seeds]
-        model = built[0]
-        pool, held_out_pool = load_pools(settings)
+        pools = load_pools(settings)
         labelled = None if settings.labelled is None else Labelled.of(settings.labelled)
-        batches = prepare(pool, model.tokenize, model.image_size, settings, resize=model.resize)
-        onto(batches, session.device)
+        inputs = read_inputs(settings, session, built, pools, progress)
+        batches, seen, held_out, model = inputs.batches, inputs.seen, inputs.held_out, inputs.models[0]
         plan = Plan.of(settings, len(batches.pairs))
-        seen, held_out = (
-            sample(pairs, settings.pairs, model.tokenize, model.image_size, model.resize)
-            for pairs in (batches.pairs, held_out_pool)
-        )
         every: list[Batches] = [dataclasses.replace(batches, settings=settings.replace(seed=seed)) for seed in seeds]
-        stack = Stack(settings, list(schedules.values()), seeds, session, built, every, plan)
+        stack = Stack(settings, list(schedules.values()), seeds, session, inputs.models, every, plan)
         told_apart, records = digests(settings), {}
         parameters = sum(p.numel() for p in model.module.parameters())
         for seed in seeds:

@@ -252,8 +252,12 @@ def _train(progress: Progress, settings: Training, method: str, path: str, cpu: 
 
 
 def _named(name: str, progress: Progress) -> Progress:
-    """The progress of one run among several, under its name."""
-    return lambda text, done, total, /, **numbers: progress(name, done, total, **numbers)
+    """The progress of one run among several, under its name; what comes before its training under its own."""
+
+    def named(text: str, done: int, total: int | None, /, **numbers: float) -> None:
+        progress(name if text == "training" else text, done, total, **numbers)
+
+    return named
 
 
 def finished(out: str | os.PathLike[str]) -> dict[str, TrainingRecord]:

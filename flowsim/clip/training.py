@@ -10,10 +10,10 @@ from typing import Any
 
 from flowsim.base.checks import check
 from flowsim.clip import models
-from flowsim.clip.batches import onto, prepare
 from flowsim.clip.data import Pairs
-from flowsim.clip.embed import Sample, sample
+from flowsim.clip.embed import Sample
 from flowsim.clip.identity import configuration, digests, ended_record, short_report
+from flowsim.clip.inputs import read_inputs
 from flowsim.clip.labelled import Labelled
 from flowsim.clip.learner import Learner
 from flowsim.clip.loop import Loop
@@ -58,7 +58,8 @@ def train(
         weights: File for the final weights of a completed run: a state dict that open_clip loads.
         tensorboard: Folder for the numbers that `progress` gets.
         progress: Called by the first process, as `progress("training", step, steps, loss=..., temperature=...,
-            modality_gap=..., images_per_second=...)`.
+            modality_gap=..., images_per_second=...)`, and before with `locked_image` as
+            `progress("features of images", done, images, images_per_second=...)`.
 
     Returns:
         The record. A loss that is not finite ends the run with status DIVERGED; the record then holds the evaluations
@@ -89,7 +90,8 @@ def train(
     ):
 
         def both(text: str, done: int, total: int | None, /, **numbers: float) -> None:
-            write(text, done, total, **numbers)
+            if text == "training":
+                write(text, done, total, **numbers)
             progress(text, done, total, **numbers)
 
         loop = _prepared(settings, schedule, path, cpu, both)
@@ -106,16 +108,13 @@ def _prepared(settings: Training, schedule: Schedule, path: Path | None, cpu: bo
         f"Use a multiple of {session.processes} as `batch_size`.",
     )
     model = models.build(settings.model, settings.pretrained, settings.image_size, settings.seed)
-    pool, held_out_pool = load_pools(settings)
+    pools = load_pools(settings)
     labelled = Labelled.of(settings.labelled) if session.is_main and settings.labelled is not None else None
     told_apart = digests(settings)
-    size, tokenize, resize = model.image_size, model.tokenize, model.resize
-    batches = prepare(pool, tokenize, size, settings, session.rank, session.processes, resize)
-    onto(batches, session.device)
+    inputs = read_inputs(settings, session, [model], pools, progress)
+    batches, seen, held_out = inputs.batches, inputs.seen, inputs.held_out
     plan = Plan.of(settings, len(batches.pairs))
-    seen = sample(batches.pairs, settings.pairs, tokenize, size, resize)
-    held_out = sample(held_out_pool, settings.pairs, tokenize, size, resize)
-    learner = Learner(settings, schedule, session, model, batches, plan)
+    learner = Learner(settings, schedule, session, inputs.models[0], batches, plan)
     config = complete_configuration(
         configuration(settings, schedule), batches.pairs, seen, held_out, plan, model.embed_dim, told_apart
     )

@@ -56,7 +56,38 @@ def joined(
         labels=labels,
         classes=classes,
         skips=skips,
+        splits=[assigned.get(one.key, "") for one in kept] if assigned else None,
     )
+
+
+def joined_splits(parts: Sequence[Pairs]) -> Pairs:
+    """The pairs of several splits of one source, one after the other; what a split left out is added up."""
+    first, skips = parts[0], Skips()
+    where = [(part, i) for part in parts for i in range(len(part))]
+    for part in parts:
+        for reason, count in part.skipped.items():
+            skips.counts[reason] = skips.counts.get(reason, 0) + count
+            skips.names.setdefault(reason, []).extend(part.examples.get(reason, ()))
+    alike = all(part.classes == first.classes and part.labels is not None for part in parts)
+
+    def open_image(k: int) -> Image.Image:
+        part, i = where[k]
+        return part.opened(i)
+
+    return Pairs.of(
+        [key for part in parts for key in part.keys],
+        [captions for part in parts for captions in part.captions],
+        open_image,
+        source=first.source,
+        labels=[label for part in parts for label in _numbers(part)] if alike else None,
+        classes=first.classes if alike else (),
+        skips=skips,
+        splits=[split for part in parts for split in part.splits or [part.split or ""] * len(part)],
+    )
+
+
+def _numbers(part: Pairs) -> list[int]:
+    return [] if part.labels is None else part.labels.tolist()
 
 
 def opener(images: Sequence[Bytes]) -> Callable[[int], Image.Image]:

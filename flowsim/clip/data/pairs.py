@@ -64,6 +64,7 @@ class Pairs:
         examples: Reason -> first few names of the images that were left out.
         mispaired: (n,) which images have the captions of another image; None if this is not known.
         true_captions: The right captions of each image; None if they are not known.
+        splits: The split of each image, "" for one without; None if the source has no splits.
     """
 
     keys: tuple[str, ...]
@@ -76,6 +77,7 @@ class Pairs:
     examples: Mapping[str, tuple[str, ...]]
     mispaired: Bool[np.ndarray, "n"] | None
     true_captions: tuple[tuple[str, ...], ...] | None
+    splits: tuple[str, ...] | None
     # Opens an image by its place in the source; `_places` holds the places of these pairs.
     _open: Callable[[int], Image.Image]
     _places: Int[np.ndarray, "n"]
@@ -94,6 +96,7 @@ class Pairs:
         skips: Skips | None = None,
         mispaired: Bool[np.ndarray, "n"] | None = None,
         true_captions: Sequence[Sequence[str]] | None = None,
+        splits: Sequence[str] | None = None,
     ) -> "Pairs":
         """Make pairs in a reader.
 
@@ -109,6 +112,7 @@ class Pairs:
             skips: Images that were left out.
             mispaired: (n,) which images have the captions of another image.
             true_captions: The right captions of each image.
+            splits: The split of each image, "" for one without; by default all are in `split`.
 
         Returns:
             The pairs.
@@ -118,10 +122,13 @@ class Pairs:
         """
         names = checked_keys(keys, source, split)
         n = len(names)
-        for name, values in (("captions", captions), ("labels", labels), ("true_captions", true_captions)):
+        given = {"captions": captions, "labels": labels, "true_captions": true_captions, "splits": splits}
+        for name, values in given.items():
             if isinstance(values, Sized) and len(values) != n:
                 raise FlowsimError(f"There are {n} `keys`, but {len(values)} `{name}`. Give one for each image.")
         skips = skips or Skips()
+        if splits is None and split is not None:
+            splits = [split] * n
         return cls(
             keys=names,
             captions=checked_captions(captions, names, labels is not None),
@@ -133,6 +140,7 @@ class Pairs:
             examples=skips.examples(),
             mispaired=mispaired,
             true_captions=None if true_captions is None else checked_captions(true_captions, names, True),
+            splits=None if splits is None else tuple(splits),
             _open=checked_opener(open_image),
             _places=np.arange(n),
         )
@@ -189,6 +197,10 @@ class Pairs:
         (place,) = self._places[self._rows([i])]
         return self._decode(int(place), rgb)
 
+    def opened(self, i: int) -> Any:
+        """What the reader gives for image i: an image of Pillow, not decoded yet."""
+        return self._open(int(self._places[i]))
+
     def pixels(
         self, size: int, indices: Any = None, workers: int = WORKERS, resize: Resize = Resize()
     ) -> UInt8[np.ndarray, "k size size 3"]:
@@ -232,14 +244,29 @@ class Pairs:
         Raises:
             FlowsimError: If no image can be decoded.
         """
+        squares, good = self.attempted(size, workers, resize)
+        return (self, squares) if good.all() else (self.without(~good), squares[good])
+
+    def attempted(
+        self, size: int, workers: int = WORKERS, resize: Resize = Resize()
+    ) -> tuple[UInt8[np.ndarray, "n size size 3"], Bool[np.ndarray, "n"]]:
+        """Pixels of all images, and which of them could be decoded; the pixels of the others mean nothing.
+
+        Args:
+            size: Pixels along each side.
+            workers: Number of threads for decoding.
+            resize: How images become squares, see `pixels`.
+
+        Returns:
+            (n, size, size, 3) uint8, and (n,) bool.
+        """
         resize.checked()
         squares = np.empty((len(self), checked_size(size), size, 3), np.uint8)
 
         def keep(row: int, image: Image.Image) -> None:
             squares[row] = square(image, size, resize)
 
-        good = self._good(keep, workers)
-        return (self, squares) if good.all() else (self._without(~good), squares[good])
+        return squares, self._good(keep, workers)
 
     def checked(self, workers: int = WORKERS) -> "Pairs":
         """The pairs whose images can be decoded; the others are counted as skipped.
@@ -256,7 +283,7 @@ class Pairs:
             FlowsimError: If no image can be decoded.
         """
         good = self._good(lambda row, image: read_roughly(image), workers)
-        return self if good.all() else self._without(~good)
+        return self if good.all() else self.without(~good)
 
     def select(self, indices: Any) -> "Pairs":
         """Select pairs.
@@ -282,6 +309,7 @@ class Pairs:
             labels=None if self.labels is None else self.labels[chosen],
             mispaired=None if self.mispaired is None else self.mispaired[chosen],
             true_captions=None if self.true_captions is None else take(self.true_captions),
+            splits=None if self.splits is None else take(self.splits),
             _places=self._places[chosen],
         )
 
@@ -317,7 +345,7 @@ class Pairs:
 
         def attempt(row: int) -> None:
             try:
-                image = self._open(int(self._places[row]))
+                image = self.opened(row)
                 if isinstance(image, Image.Image):
                     with image:
                         use(row, image)
@@ -330,7 +358,18 @@ class Pairs:
         in_threads(attempt, len(self), workers)
         return good
 
-    def _without(self, broken: Bool[np.ndarray, "n"]) -> "Pairs":
+    def without(self, broken: Bool[np.ndarray, "n"]) -> "Pairs":
+        """These pairs without broken images, which are counted as skipped.
+
+        Args:
+            broken: (n,) which images cannot be decoded.
+
+        Returns:
+            The other pairs.
+
+        Raises:
+            FlowsimError: If none are left.
+        """
         names = [self.keys[i] for i in np.flatnonzero(broken)]
         if len(names) == len(self):
             raise FlowsimError(

@@ -19,6 +19,7 @@ import numpy as np
 from flowsim.base.registry import Registry
 from flowsim.clip.data.files import is_pattern
 from flowsim.clip.data.given import checked_pairs
+from flowsim.clip.data.join import joined_splits
 from flowsim.clip.data.pairs import Pairs
 from flowsim.clip.data.tables import beside
 from flowsim.errors import FlowsimError
@@ -175,6 +176,22 @@ def load(
         if limit < len(pairs):
             pairs = pairs.select(np.sort(np.random.default_rng(seed).permutation(len(pairs))[:limit]))
     return pairs.checked() if verify and not reader.generated else pairs
+
+
+def load_all(spec: PathLike) -> Pairs:
+    """Load the pairs of every split of a source, with the split of each image in `Pairs.splits`.
+
+    Args:
+        spec: A source, see `load`.
+
+    Returns:
+        The pairs, in the order of the splits if the source always has the same ones.
+
+    Raises:
+        FlowsimError: If something is missing, unreadable or empty.
+    """
+    names = reader_of(os.fspath(spec)).splits
+    return joined_splits([load(spec, name) for name in names]) if names else load(spec)
 
 
 def load_labelled(spec: PathLike, split: str) -> Pairs:
