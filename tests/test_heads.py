@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import flowsim as fs
+from flowsim.clip.findings import findings
+from flowsim.clip.order_figure import order_figure
 from flowsim.clip.tables import Tables
 from flowsim.heads import learner, pools, studies, training
 from flowsim.heads.record import Record
@@ -282,6 +284,65 @@ class TestStudy:
         with pytest.raises(fs.FlowsimError, match=re.escape(message)):
             fs.heads.study(TINY, tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
+
+
+class TestFindings:
+    NAMES = ("Baseline", "FLT 1e-2", "FLT 4e-2", "TS S3", "SLRT 0.1", "HS 1e-2", "SS 5e-2")
+
+    def tables(self, gaps, retrieval=None, temperature=0.02):
+        """Tables of seven methods with three seeds; gaps and retrieval by method."""
+        seeds = np.array([[0.999, 1.0, 1.001]])
+        gap = np.array(gaps)[:, None] * seeds
+        values = {"gap": gap, "temperature": np.full_like(gap, temperature)}
+        if retrieval is not None:
+            values |= {"image_retrieval": np.array(retrieval)[:, None] * seeds, "text_retrieval": gap * 0 + seeds}
+        from flowsim.clip.tables import paper_tables
+
+        return Tables(self.NAMES, (0, 1, 2), values, {}, np.nan, 10, paper_tables())
+
+    def verdicts(self, *args, **more):
+        return {one.statement: one.verdict for one in findings(self.tables(*args, **more))}
+
+    def test_every_verdict(self):
+        paper = self.verdicts([0.29, 0.67, 0.12, 0.09, 0.28, 0.10, 0.29 * 0.9])
+        assert set(paper.values()) == {"supported"} and len(paper) == 7
+        opposite = self.verdicts([0.2, 0.1, 0.3, 0.31, 0.32, 0.33, 0.34], temperature=0.08)
+        assert opposite["the learned temperature falls below 0.07"] == "contradicted"
+        assert opposite["a lower fixed temperature ends with a larger gap"] == "contradicted"
+        assert opposite["rising temperatures end with a smaller gap than the Baseline"] == "contradicted"
+        mixed = self.verdicts([0.2, 0.4, 0.1, 0.1, 0.1, 0.1, 0.3])
+        assert mixed["swaps end with a smaller gap than the Baseline"] == "in part"
+
+    def test_one_seed_that_disagrees_is_seen(self):
+        tables = self.tables([0.29, 0.67, 0.12, 0.09, 0.28, 0.10, 0.2])
+        tables.values["gap"][self.NAMES.index("TS S3"), 1] = 0.5
+        found = {one.statement: one.verdict for one in findings(tables)}
+        assert found["rising temperatures end with a smaller gap than the Baseline"] == "contradicted"
+
+    @pytest.mark.parametrize(("sign", "verdict"), [(-1, "supported"), (1, "contradicted")])
+    def test_retrieval(self, sign, verdict):
+        gaps = np.array([0.29, 0.67, 0.12, 0.09, 0.28, 0.10, 0.2])
+        found = self.verdicts(gaps, 20 * gaps**sign)
+        assert found["a smaller gap goes with better retrieval, text to image"] == verdict
+        # Equal retrieval has no rank correlation.
+        assert "a smaller gap goes with better retrieval, image to text" not in found
+
+    def test_nothing_is_said_without_its_methods(self):
+        tables = self.tables([0.29, 0.67, 0.12, 0.09, 0.28, 0.10, 0.2])
+        few = dataclasses.replace(
+            tables, methods=("FLT 1e-2",), values={name: x[1:2] for name, x in tables.values.items()}
+        )
+        assert findings(few) == []
+
+    def test_numbers_hold_the_tables(self):
+        names = ("Baseline", "FLT 1e-2", "FLT 4e-2", "TS S3")
+        records = {f"{name}, seed {s}": fs.heads.train(TINY.replace(seed=s), name) for s in (0, 1) for name in names}
+        numbers = fs.clip.figures.methods_numbers(records)
+        one, other = Tables.of(records), Tables.of_numbers(numbers)
+        assert one.markdown() == other.markdown()
+        assert {"image_retrieval", "gap"} <= set(one.at_loss)
+        drawn = order_figure(numbers)
+        assert len(drawn.axes) == 6 and all(ax.has_data() for ax in drawn.axes)
 
 
 class TestSettings:

@@ -24,4 +24,5 @@ STAGES = {
     "simulator": Stage(130, 40, grows=True),
     "heads": Stage(60, 30, data="features.npz"),
     "trial": Stage(45, 25, data="photos"),
+    "jax_heads": Stage(180, 80, data="features.npz"),
 }
