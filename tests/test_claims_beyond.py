@@ -7,7 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from wrong_models import MISTAKES, WrongSphere, _leaf, wrong
+from wrong_models import (
+    MISTAKES,
+    WrongSphere,
+    _leaf,
+    frozen_temperature,
+    learns_by_swaps,
+    no_force,
+    no_schedule,
+    one_parametrization,
+    wrong,
+)
 
 import flowsim as fs
 from flowsim.claims import System
@@ -47,6 +57,16 @@ BREAKS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "adam-stabilises": wrong(factor=0.0),
     "adam-conserves": wrong(factor=0.0),
     "retrieval-inverted-u": chance,
+    "real-colder-keeps-gap": no_force,
+    "real-schedule-lowers-gap": no_schedule,
+    "real-slow-rate-lowers-gap": MISTAKES["ignored learning-rate ratio"],
+    "real-softplus-lowers-gap": one_parametrization,
+    "real-swap-lowers-gap": MISTAKES["swaps nothing"],
+    "real-smaller-gap-retrieves": no_force,
+    "real-swap-retrieves": learns_by_swaps,
+    "real-zero-shot-with-retrieval": no_force,
+    "real-mispaired-opens-gap": no_force,
+    "real-mispaired-opens-gap-learned": frozen_temperature,
 }
 
 

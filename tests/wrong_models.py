@@ -29,7 +29,7 @@ from flowsim.model.pairing import Matched
 from flowsim.model.rules import GradientDescent
 from flowsim.model.schedules import Schedule
 from flowsim.model.swaps import AbstractSwap, NoSwap
-from flowsim.model.temperature import AbstractTemperature, Learnable
+from flowsim.model.temperature import AbstractTemperature, Fixed, Learnable
 
 
 def _leaf(value: Any) -> Any:
@@ -389,3 +389,42 @@ MISTAKES: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "ignored learning-rate ratio": mistaken(lr_ratio=1.0),
     "no rule of Adam": mistaken(no_rule=True),
 }
+
+
+# --- heads on real pairs --------------------------------------------------------------------------------
+
+
+def no_force(flow: GradientFlow) -> GradientFlow:
+    """Nothing is learned."""
+    return flow.replace(loss=WrongLoss(flow.loss, _leaf(0.0), _leaf(0.0)))
+
+
+def no_schedule(flow: GradientFlow) -> GradientFlow:
+    """A temperature that should change with progress stays where it starts."""
+    policy = flow.schedule.temperature
+    if policy.learnable or policy.autonomous:
+        return flow
+    start = 1 / float(policy.inverse_temperature(0.0))
+    return flow.replace(schedule=Schedule(Fixed(start), flow.schedule.swap))
+
+
+def one_parametrization(flow: GradientFlow) -> GradientFlow:
+    """Every learned temperature is the Baseline's."""
+    policy = flow.schedule.temperature
+    if not policy.learnable:
+        return flow
+    changed = Learnable(lr_ratio=policy.lr_ratio)
+    return flow.replace(schedule=Schedule(changed.clamped_to(0.01, 1.0), flow.schedule.swap))
+
+
+def frozen_temperature(flow: GradientFlow) -> GradientFlow:
+    """A learned temperature does not move."""
+    policy = flow.schedule.temperature
+    if not policy.learnable:
+        return flow
+    return flow.replace(schedule=Schedule(Fixed(0.07), flow.schedule.swap))
+
+
+def learns_by_swaps(flow: GradientFlow) -> GradientFlow:
+    """Nothing is learned without swaps."""
+    return flow if flow.schedule.swap.active else no_force(flow)
