@@ -187,7 +187,7 @@ def test_the_measurement_is_of_these_claims(generate):
         assert claim.judge(numbers) == v["verdict"]
 
 
-@pytest.mark.parametrize("part", ["claims", pytest.param("clip tables", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", ["claims", "real pairs", pytest.param("clip tables", marks=pytest.mark.slow)])
 def test_generated_parts_are_current(generate, part):
     path, text, wanted = generate.updated(part)
     assert text == wanted, f"{path.name} is out of date. Run python docs/_site/generate.py."
