@@ -311,7 +311,7 @@ REAL: dict[str, tuple[str, str]] = {
         "{gap_tau_0.02:.2f} to {gap_tau_0.02_swap:.2f}, and from {gap_tau_0.1:.3f} to {gap_tau_0.1_swap:.3f}",
     ),
     "real-zero-shot-with-retrieval": (
-        "zero-shot accuracy rises with retrieval from τ = 0.01 to 0.1 (in the paper it falls)",
+        "zero-shot accuracy rises with retrieval from τ = 0.01 to 0.1",
         "{zero_shot_tau_0.01:.1%} to {zero_shot_tau_0.1:.1%}; R@1 {recall_tau_0.01:.1%} to {recall_tau_0.1:.1%}",
     ),
     "real-mispaired-opens-gap": (
