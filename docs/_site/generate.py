@@ -282,8 +282,8 @@ _METHODS = (
 REAL: dict[str, tuple[str, str]] = {
     "real-colder-keeps-gap": (
         "a lower fixed temperature keeps a larger gap",
-        "{gap_tau_0.01:.2f}, {gap_tau_0.02:.2f}, {gap_tau_0.04:.2f}, {gap_tau_0.07:.2f}, {gap_tau_0.1:.2f} at τ = 0.01, "
-        "0.02, 0.04, 0.07, 0.1",
+        "{gap_tau_0.01:.2f}, {gap_tau_0.02:.2f}, {gap_tau_0.04:.2f}, {gap_tau_0.07:.2f}, {gap_tau_0.1:.2f} at τ = "
+        "0.01, 0.02, 0.04, 0.07, 0.1",
     ),
     "real-schedule-lowers-gap": (
         "a rising temperature (TS S3) ends at a smaller gap than the Baseline",
@@ -307,8 +307,8 @@ REAL: dict[str, tuple[str, str]] = {
     ),
     "real-swap-retrieves": (
         "a smaller gap improves R@1 at the same temperature, too",
-        "change of R@1 with a swap: {gain_tau_0.02:+.3f} at τ = 0.02, {gain_tau_0.1:+.3f} at τ = 0.1; the gap goes from "
-        "{gap_tau_0.02:.2f} to {gap_tau_0.02_swap:.2f}, and from {gap_tau_0.1:.3f} to {gap_tau_0.1_swap:.3f}",
+        "change of R@1 with a swap: {gain_tau_0.02:+.3f} at τ = 0.02, {gain_tau_0.1:+.3f} at τ = 0.1; the gap goes "
+        "from {gap_tau_0.02:.2f} to {gap_tau_0.02_swap:.2f}, and from {gap_tau_0.1:.3f} to {gap_tau_0.1_swap:.3f}",
     ),
     "real-zero-shot-with-retrieval": (
         "zero-shot accuracy rises with retrieval from τ = 0.01 to 0.1",
@@ -341,9 +341,9 @@ def real_pairs() -> str:
         "|---|---|---|---|---|",
     ]
     for method in _METHODS:
-        gap, tau, recall, accuracy = (
-            numbers[f"{name}_{method.lower().replace(' ', '_')}"] for name in ("gap", "temperature", "recall", "zero_shot")
-        )
+        suffix = method.lower().replace(" ", "_")
+        columns = ("gap", "temperature", "recall", "zero_shot")
+        gap, tau, recall, accuracy = (numbers[f"{column}_{suffix}"] for column in columns)
         lines.append(f"| {method} | {gap:.3f} | {tau:.3f} | {recall:.1%} | {accuracy:.1%} |")
     return "\n".join(lines)
 
