@@ -12,7 +12,7 @@ from flowsim import observables
 from flowsim.base.arrays import on_cpu
 from flowsim.claims.base import Claim, Numbers, System
 from flowsim.claims.registry import register
-from flowsim.clip.tables import rank_correlation
+from flowsim.clip.correlation import rank_correlation
 from flowsim.heads.learner import Learner, flow_of
 from flowsim.heads.pools import Pools
 from flowsim.heads.settings import Training
