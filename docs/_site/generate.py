@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = ROOT / "docs" / "claims.json"
+PHOTOS = ROOT / "experiments" / "reference" / "heads_flickr8k.nc"
 RUNS = ROOT / "experiments" / "reference" / "clip_laptop.nc"
 _LIMITS = (("_at_most", "≤"), ("_at_least", "≥"))
 
@@ -260,6 +261,40 @@ def clip_tables() -> str:
     return fs.clip.Tables.of(fs.load_results(RUNS)).markdown()
 
 
+def photos(make: Callable[[Any], str]) -> Callable[[], str]:
+    """A part made from the tables of the recorded study of heads on photographs."""
+
+    def made() -> str:
+        from flowsim.clip.tables import Tables
+        from flowsim.records.netcdf import read_netcdf
+
+        return make(Tables.of_numbers(read_netcdf(PHOTOS)))
+
+    return made
+
+
+def photos_methods(tables: Any) -> str:
+    """All methods with their final gap, the paper's, temperature and retrieval."""
+    printed = {method: row["modality_gap"] for (_, method), row in tables.paper.items()}
+    lines = ["| method | gap | paper | τ | image to text R@1, % | text to image R@1, % |", "|---|---|---|---|---|---|"]
+    for k, method in enumerate(tables.methods):
+        gap, tau, forth, back = (
+            tables.values[name][k] for name in ("gap", "temperature", "text_retrieval", "image_retrieval")
+        )
+        cells = [f"{gap.mean():.3f} ± {gap.std(ddof=1):.3f}", f"{printed[method]:.3f}", f"{tau.mean():.4f}"]
+        cells += [f"{x.mean():.1f} ± {x.std(ddof=1):.1f}" for x in (forth, back)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def photos_findings(tables: Any) -> str:
+    """What the study says about the paper's statements."""
+    from flowsim.clip.findings import findings
+
+    lines = ["| statement | these runs | verdict |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(one)} |" for one in findings(tables))])
+
+
 def gpu(name: str) -> Callable[[], str]:
     """A table of benchmarks/gpu_results.py, made from the records of a GPU."""
 
@@ -367,6 +402,9 @@ PARTS = {
     "claims": ("README.md", claims_in_short),
     "real pairs": ("docs/real-pairs.md", real_pairs),
     "clip tables": ("docs/clip.md", clip_tables),
+    "photos findings": ("docs/real-pairs.md", photos(photos_findings)),
+    "photos methods": ("docs/real-pairs.md", photos(photos_methods)),
+    "photos order": ("docs/real-pairs.md", photos(lambda tables: tables.other_order())),
     "gpu bridge": ("docs/clip.md", gpu("bridge_table")),
     "gpu statements": ("docs/clip.md", gpu("statements_table")),
     "gpu heads": ("docs/clip.md", gpu("heads_table")),

@@ -79,7 +79,7 @@ class TrainingOptions:
         if self.locked_image is not None:
             given |= {"locked_image": self._locked(self.locked_image), "augment": "centre"}
         if self.clamp is not None:
-            given["clamp"] = self._clamp(self.clamp)
+            given["clamp"] = clamp_of(self.clamp)
         for change in self.changes:
             name, value = parse_setting(settings, change)
             given[name] = value
@@ -94,12 +94,12 @@ class TrainingOptions:
             raise FlowsimError(f"Option `--locked-image` takes one file or folder, but got {len(files)}. Give one.")
         return files[0] if files else True
 
-    @staticmethod
-    def _clamp(bounds: tuple[float, ...]) -> tuple[float, ...] | None:
-        """(τ_min, τ_max); None for zeros."""
-        if len(bounds) != 2:
-            raise FlowsimError(f"Option `--clamp` takes two numbers, but got {len(bounds)}. Use --clamp 0.01 1.")
-        return bounds if any(bounds) else None
+
+def clamp_of(bounds: tuple[float, ...]) -> tuple[float, float] | None:
+    """(τ_min, τ_max) of the two numbers of `--clamp`; None for zeros."""
+    if len(bounds) != 2:
+        raise FlowsimError(f"Option `--clamp` takes two numbers, but got {len(bounds)}. Use --clamp 0.01 1.")
+    return (bounds[0], bounds[1]) if any(bounds) else None
 
 
 @dataclasses.dataclass(frozen=True)

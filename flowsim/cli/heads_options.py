@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro import conf
 
-from flowsim.cli.clip_options import TrainingOptions, parse_setting
+from flowsim.cli.clip_options import clamp_of, parse_setting
 from flowsim.cli.options import choice, hint, number, text, whole
 from flowsim.errors import FlowsimError
 
@@ -69,7 +69,7 @@ class HeadsOptions:
         if self.hidden == 0:
             given["hidden"] = None
         if self.clamp is not None:
-            given["clamp"] = TrainingOptions._clamp(self.clamp)
+            given["clamp"] = clamp_of(self.clamp)
         for change in self.changes:
             name, value = parse_setting(settings, change)
             if name in ("data", "seed"):

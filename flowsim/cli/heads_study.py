@@ -47,9 +47,11 @@ class HeadsStudy(HeadsOptions):
         else:
             from flowsim import heads
 
-            options = {"jobs": self.jobs, "stack": self.stack}
+            settings = self.training()
             with bars(runs=self.seeds * len(names) if self.stack == 1 else 1) as progress:
-                records = heads.study(self.training(), self.out, names, self.seeds, **options, progress=progress)
+                records = heads.study(
+                    settings, self.out, names, self.seeds, jobs=self.jobs, stack=self.stack, progress=progress
+                )
         tables = Tables.of(records)
         saved = studies.report(records, self.out)
         if self.json:

@@ -229,7 +229,7 @@ class Tables:
         lines = [f"- order by gap against the paper's: {order}"]
         lines += [f"- {x} against {y}: {found}" for x, y in PAIRS if (found := self.correlation(x, y)) is not None]
         parts.append("\n".join(lines))
-        if wrong := self._other_order():
+        if wrong := self.other_order():
             parts.append(
                 f"**Pairs in another order than in the paper** in every seed that both have, of "
                 f"{_counted(len(self.seeds), 'seed')}: mean difference of the gaps here, and the paper's in "
@@ -270,8 +270,11 @@ class Tables:
             )
         return _markdown(["method", "gap", "τ", "step"], rows)
 
-    def _other_order(self) -> str:
-        """A row for each method that is below others here, but above them in the paper; empty without any."""
+    def other_order(self) -> str:
+        """A table with a row for each method that is below others here, but above them in the paper; empty without any.
+
+        Only pairs that are 0.01 or more apart in the paper count, and only if every seed has the opposite order.
+        """
         above: dict[str, list[str]] = {method: [] for method in self.methods}
         for a, b, ours, theirs in self._disagreements():
             low, high, sign = (a, b, 1) if ours.mean() < 0 else (b, a, -1)
