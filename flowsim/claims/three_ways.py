@@ -1,102 +1,31 @@
-"""The same heads trained three ways on real pairs: gradient flow, SGD and AdamW, and what each difference comes from."""
+"""The same heads trained three ways on real pairs: gradient flow, SGD and AdamW, and what makes them differ."""
 
-import dataclasses
 import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float
-from scipy.integrate import solve_ivp
 
-from flowsim import data as features
-from flowsim import observables
 from flowsim.claims.base import Claim, Numbers, System
-from flowsim.claims.measures import gap, largest, plain_loss, slope, values
+from flowsim.claims.heads import NAMES, OUTPUTS, PAIRS, RECORDED, reference, simulated, start_of, state_of
+from flowsim.claims.measures import largest, slope, values
 from flowsim.claims.registry import register
-from flowsim.data.features import Features
-from flowsim.heads.embedding import embed
 from flowsim.integrate.steps import adamw
-from flowsim.model import initial
 from flowsim.model.geometry.encoders import LinearEncoders
-from flowsim.model.rules import AdamLimit, GradientDescent
-from flowsim.model.start import Start
+from flowsim.model.rules import AdamLimit
 from flowsim.records.result import Result
 
-#: Training pairs, dimension of the embeddings, pairs in a minibatch, and flow time of the runs.
-_PAIRS, _DIM, _BATCH, _TIME = 128, 16, 32, 2.0
-#: Output times of every flow: their number is always the same, so that nothing is compiled again.
-_OUTPUTS = 241
+#: Pairs in a minibatch, and flow time of the runs with equal times.
+_BATCH, _TIME = 32, 2.0
 #: Training losses at which runs of different clocks are compared.
 _LEVELS = (0.5, 0.1)
 #: ε of the limit of Adam, and the settings of AdamW in `fs.heads.Training`.
 _EPSILON = 1e-2
 _LR, _MEMORY, _DECAY = 3e-3, {"beta1": 0.9, "beta2": 0.98, "eps": 1e-6}, 0.1
-_RECORDED = ("modality_gap", "temperature", "loss", "raw_temperature")
-_NAMES = ("gap", "held_out_gap", "temperature", "loss")
-
-
-@functools.cache
-def pairs() -> tuple[Features, Features]:
-    """Pairs to train on, evenly from the training emoji, and all held-out ones; scaled to length."""
-    data = features.emoji().scaled("length")
-    train = data.part("train")
-    return train.take(np.linspace(0, train.pairs - 1, _PAIRS).round().astype(int)), data.part("test")
-
-
-def start_of(seed: int) -> Start:
-    """Linear heads with random weights; each image has its first caption only, so that all ways see the same pairs."""
-    drawn = initial.from_features(pairs()[0], dim=_DIM).draw(seed)
-    return dataclasses.replace(drawn, text_inputs=drawn.text_inputs[:, 0], text_counts=None)
-
-
-def held_out_gap(start: Start) -> float:
-    """The gap of the held-out pairs under the weights of a start."""
-    return float(gap(*embed(start, pairs()[1])))
-
-
-def _state(run: Result, index: int = -1) -> Float[np.ndarray, "4"]:
-    """Gap, held-out gap, temperature and loss at an output time; NaN where the run did not reach it."""
-    series = {name: values(run, name)[index] for name in _RECORDED}
-    if not np.isfinite(series["loss"]):
-        return np.full(4, np.nan)
-    at = run.snapshot_time[np.argmin(np.abs(run.snapshot_time - run.time[index]))]
-    return np.array([series["modality_gap"], held_out_gap(run.at(at).start), series["temperature"], series["loss"]])
-
-
-def _simulated(system: System, flow: Any, start: Start, last: float, **options: Any) -> Result:
-    return system.simulate(flow, start, ts=np.linspace(0.0, last, _OUTPUTS), observables=_RECORDED, **options)
 
 
 # --- SGD with small steps is the flow --------------------------------------------------------------------------
-
-
-def _reference(start: Start) -> Float[np.ndarray, "4"]:
-    """The same four numbers at the last time, from the loss as it reads, differentiated by JAX, integrated by SciPy."""
-    image, text = (jnp.asarray(x) for x in (start.image_inputs, start.text_inputs))
-    shapes = start.image_weights.shape, start.text_weights.shape
-    cut = start.image_weights.size
-
-    def rows(flat: Any) -> Any:
-        outputs = image @ flat[:cut].reshape(shapes[0]), text @ flat[cut:-1].reshape(shapes[1])
-        return tuple(x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in outputs)
-
-    def loss(flat: Any) -> Any:
-        x, y = rows(flat)
-        return plain_loss(jnp.exp(flat[-1]) * (x @ y.T))
-
-    velocity = jax.jit(jax.grad(lambda flat: -loss(flat)))
-    begin = np.concatenate([start.image_weights.ravel(), start.text_weights.ravel(), [np.log(1 / 0.07)]])
-    found = solve_ivp(
-        lambda _, flat: np.asarray(velocity(flat)), (0.0, _TIME), begin, method="DOP853", rtol=1e-8, atol=1e-10
-    )
-    last = found.y[:, -1]
-    weights = {"image_weights": last[:cut].reshape(shapes[0]), "text_weights": last[cut:-1].reshape(shapes[1])}
-    return np.array(
-        [gap(*rows(last)), held_out_gap(dataclasses.replace(start, **weights)), np.exp(-last[-1]), loss(last)], float
-    )
 
 
 def _sgd(system: System, quick: bool) -> Numbers:
@@ -104,11 +33,11 @@ def _sgd(system: System, quick: bool) -> Numbers:
     errors, apart = [], []
     for seed in range(1 if quick else 2):
         start = start_of(seed)
-        wanted = _reference(start)
-        run = _simulated(system, flow, start, _TIME)
-        apart.append(_state(run) - wanted)
-        runs = [system.descend(flow, start, "sgd", lr, round(_TIME / lr), observables=_RECORDED) for lr in rates]
-        errors.append([_state(run) - wanted for run in runs])
+        wanted = reference(start, _TIME)
+        run = simulated(system, flow, start, _TIME)
+        apart.append(state_of(run) - wanted)
+        runs = [system.descend(flow, start, "sgd", lr, round(_TIME / lr), observables=RECORDED) for lr in rates]
+        errors.append([state_of(run) - wanted for run in runs])
     size = np.sqrt(np.mean(np.square(errors), axis=0))
     orders = np.log2(size[:-1] / size[1:])
     extrapolated = 2 * np.asarray(errors)[:, -1] - np.asarray(errors)[:, -2]
@@ -117,8 +46,8 @@ def _sgd(system: System, quick: bool) -> Numbers:
         "largest_order": float(np.max(orders[-1])),
         "largest_error_extrapolated": largest(extrapolated),
         "largest_error_of_the_flow": largest(apart),
-        **{f"order_{name}": float(order) for name, order in zip(_NAMES, orders[-1], strict=True)},
-        **{f"error_at_lr_0.0025_{name}": float(x) for name, x in zip(_NAMES, size[-1], strict=True)},
+        **{f"order_{name}": float(order) for name, order in zip(NAMES, orders[-1], strict=True)},
+        **{f"error_at_lr_0.0025_{name}": float(x) for name, x in zip(NAMES, size[-1], strict=True)},
     }
 
 
@@ -127,24 +56,24 @@ def _sgd(system: System, quick: bool) -> Numbers:
 
 @functools.lru_cache(maxsize=2)
 def _minibatches(system: System, quick: bool) -> dict[tuple[int, float], np.ndarray]:
-    """(pairs in a batch, learning rate) -> differences to the flow (seeds, 4) at equal flow time, and the flow (1, 4)."""
+    """(pairs in a batch, learning rate) -> differences to the flow (seeds, 4) at equal time, and the flow itself."""
     flow, start = system.flow(LinearEncoders()), start_of(0)
-    wanted = _state(_simulated(system, flow, start, _TIME))
-    found = {(_PAIRS, 0.0): wanted[None]}
+    wanted = state_of(simulated(system, flow, start, _TIME))
+    found = {(PAIRS, 0.0): wanted[None]}
     plan = [(_BATCH, 0.04, 8), (_BATCH, 0.01, 3 if quick else 8), (_BATCH, 0.0025, 8), (2 * _BATCH, 0.0025, 2)]
     for batch, lr, seeds in plan:
         steps = round(_TIME / lr)
         runs = [
-            system.descend(flow, start, "sgd", lr, steps, batch=batch, seed=seed, observables=_RECORDED)
+            system.descend(flow, start, "sgd", lr, steps, batch=batch, seed=seed, observables=RECORDED)
             for seed in range(seeds)
         ]
-        found[batch, lr] = np.array([_state(run) - wanted for run in runs])
+        found[batch, lr] = np.array([state_of(run) - wanted for run in runs])
     return found
 
 
 def _unbiased(system: System, quick: bool) -> Numbers:
     found = _minibatches(system, quick)
-    flow = found[_PAIRS, 0.0][0]
+    flow = found[PAIRS, 0.0][0]
     coarse, fine = found[_BATCH, 0.01], found[_BATCH, 0.0025]
     # The straight line through two learning rates at 0, and its standard error.
     left = fine.mean(axis=0) - (coarse.mean(axis=0) - fine.mean(axis=0)) / 3
@@ -157,8 +86,8 @@ def _unbiased(system: System, quick: bool) -> Numbers:
         "temperature_off_the_flow_batch_64": float(abs(half[2] / flow[2])),
         "loss_over_the_flows": float(1 + left[3] / flow[3]),
         "loss_over_the_flows_batch_64": float(1 + half[3] / flow[3]),
-        **{f"left_{name}": float(x) for name, x in zip(_NAMES, left, strict=True)},
-        **{f"standard_error_{name}": float(x) for name, x in zip(_NAMES, error, strict=True)},
+        **{f"left_{name}": float(x) for name, x in zip(NAMES, left, strict=True)},
+        **{f"standard_error_{name}": float(x) for name, x in zip(NAMES, error, strict=True)},
     }
 
 
@@ -169,15 +98,15 @@ def _spread(system: System, quick: bool) -> Numbers:
     powers = [slope(np.log(rates), np.log(column)) for column in spreads.T]
     return {
         "mean_power": float(np.mean(powers[:3])),
-        **{f"power_{name}": float(p) for name, p in zip(_NAMES, powers, strict=True)},
-        **{f"spread_at_lr_0.0025_{name}": float(x) for name, x in zip(_NAMES, spreads[-1], strict=True)},
+        **{f"power_{name}": float(p) for name, p in zip(NAMES, powers, strict=True)},
+        **{f"spread_at_lr_0.0025_{name}": float(x) for name, x in zip(NAMES, spreads[-1], strict=True)},
     }
 
 
 def _moved(system: System, flow: Any, start: Any, batch: int | None) -> tuple[np.ndarray, float]:
-    """Mean change of weights and of ν per unit of time over 25 epochs of steps that are too small to change anything."""
-    lr, steps = 1e-9, 1 if batch is None else 25 * (_PAIRS // batch)
-    run = system.descend(flow, start, "sgd", lr, steps, batch=batch, observables=_RECORDED)
+    """Mean change of weights and ν per unit of time over 25 epochs of steps that are too small to change anything."""
+    lr, steps = 1e-9, 1 if batch is None else 25 * (PAIRS // batch)
+    run = system.descend(flow, start, "sgd", lr, steps, batch=batch, observables=RECORDED)
     begin, end = run.at(run.time[0]).start, run.final.start
     weights = [(getattr(end, n) - getattr(begin, n)).ravel() for n in ("image_weights", "text_weights")]
     raw = values(run, "raw_temperature")
@@ -187,8 +116,8 @@ def _moved(system: System, flow: Any, start: Any, batch: int | None) -> tuple[np
 def _share(system: System, quick: bool) -> Numbers:
     flow = system.flow(LinearEncoders())
     shares, raw_shares, losses = [], [], []
-    run = _simulated(system, flow, start_of(0), 16.0)
-    for index in (0, 30, _OUTPUTS - 1):  # t = 0, 2 and 16
+    run = simulated(system, flow, start_of(0), 16.0)
+    for index in (0, 30, OUTPUTS - 1):  # t = 0, 2 and 16
         # The weights of this time, and a policy that starts at its temperature.
         tau = values(run, "temperature")[index]
         here, state = flow.replace(**{"schedule.temperature.init": tau}), run.at(run.time[index]).start
@@ -196,7 +125,7 @@ def _share(system: System, quick: bool) -> Numbers:
         shares.append(float(part[0] @ full[0] / (full[0] @ full[0])))
         raw_shares.append(part[1] / full[1])
         losses.append(values(run, "loss")[index])
-    wanted = (_BATCH - 1) / (_PAIRS - 1)
+    wanted = (_BATCH - 1) / (PAIRS - 1)
     return {
         "share_of_negatives": wanted,
         "late_share_over_that_of_negatives": shares[-1] / wanted,
@@ -220,31 +149,31 @@ def _adam_limit(system: System, quick: bool) -> Numbers:
     coarse, fine, moved = [], [], []
     for seed in range(1 if quick else 2):
         start = start_of(seed)
-        run = _simulated(system, limit, start, time, rtol=1e-7, atol=1e-10)
-        wanted = _state(run)
+        run = simulated(system, limit, start, time, rtol=1e-7, atol=1e-10)
+        wanted = state_of(run)
         for lr, into in ((2e-3, coarse), (2e-4, fine)):
             steps = round(time / lr)
-            into.append(_state(system.descend(flow, start, _short_adam, lr, steps, observables=_RECORDED)) - wanted)
-        moved.append(_state(run, 0) - wanted)
+            into.append(state_of(system.descend(flow, start, _short_adam, lr, steps, observables=RECORDED)) - wanted)
+        moved.append(state_of(run, 0) - wanted)
     size = [np.sqrt(np.mean(np.square(errors), axis=0)) for errors in (coarse, fine)]
     return {
         "largest_error_of_gaps_at_lr_2e-4": largest(np.asarray(fine)[:, :2]),
         "largest_error_of_temperature_at_lr_2e-4": largest(np.asarray(fine)[:, 2]),
         "smallest_fall_of_the_error": float(np.min((size[0] / size[1])[:3])),
         "smallest_change_of_gap": float(np.min(np.abs(moved)[:, :2])),
-        **{f"error_at_lr_2e-4_{name}": float(x) for name, x in zip(_NAMES, size[1], strict=True)},
+        **{f"error_at_lr_2e-4_{name}": float(x) for name, x in zip(NAMES, size[1], strict=True)},
     }
 
 
 def _at_loss(run: Result, level: float) -> Float[np.ndarray, "4"]:
-    """Gap, held-out gap, temperature and time where the training loss first falls below a level; NaN if it never does."""
+    """Gap, held-out gap, temperature and time where the training loss first falls below a level; NaN without one."""
     loss = values(run, "loss")
     below = np.flatnonzero(loss < level)
     if len(below) == 0 or below[0] == 0 or not np.isfinite(loss[below[0] - 1]):
         return np.full(4, np.nan)
     k = below[0]
     weight = np.log(loss[k - 1] / level) / np.log(loss[k - 1] / loss[k])
-    before, after = (np.append(_state(run, j)[:3], run.time[j]) for j in (k - 1, k))
+    before, after = (np.append(state_of(run, j)[:3], run.time[j]) for j in (k - 1, k))
     return (1 - weight) * before + weight * after
 
 
@@ -255,7 +184,7 @@ def _ways(system: System, quick: bool) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
     for seed in range(1 if quick else 3):
         start = start_of(seed)
-        same = {"observables": _RECORDED, "seed": seed}
+        same = {"observables": RECORDED, "seed": seed}
         steps: dict[str, Any] = {
             "sgd": ("sgd", 0.02, 150, None),
             "sgd_batch": ("sgd", 0.02, 250, _BATCH),
@@ -264,8 +193,8 @@ def _ways(system: System, quick: bool) -> dict[str, list[Result]]:
             "adamw_batch": (_practised(_DECAY), _LR, 200, _BATCH),
         }
         runs = {
-            "flow": _simulated(system, flow, start, 3.0),
-            "adam_limit": _simulated(system, limit, start, 0.3, rtol=1e-7, atol=1e-10),
+            "flow": simulated(system, flow, start, 3.0),
+            "adam_limit": simulated(system, limit, start, 0.3, rtol=1e-7, atol=1e-10),
             **{
                 name: system.descend(flow, start, optimizer, lr, number, batch=batch, **same)
                 for name, (optimizer, lr, number, batch) in steps.items()
@@ -332,8 +261,8 @@ _HEADS = (
 register(
     Claim(
         id="heads-sgd-is-the-flow",
-        statement="Full-batch SGD on heads follows the gradient flow of their weights: halving the learning rate halves "
-        "the difference in gap, held-out gap, temperature and loss, and its extrapolation to 0 meets the flow.",
+        statement="Full-batch SGD on heads follows the gradient flow of their weights: halving the learning rate "
+        "halves the difference in gap, held-out gap, temperature and loss, and its extrapolation to 0 meets the flow.",
         source="textbook; measured here on real pairs, against a flow of SciPy",
         assumptions=_HEADS + ", t = 2, lr = 0.01, 0.005, 0.0025, 2 seeds (quick: 1)",
         measure=_sgd,
@@ -352,9 +281,9 @@ register(
     ),
     Claim(
         id="heads-minibatch-share",
-        statement="A minibatch has (b − 1)/(n − 1) of the negatives, and once the pairs are told apart its mean gradient "
-        "is that share of the gradient of all pairs, for the weights as for the temperature; at the start it is most "
-        "of it.",
+        statement="A minibatch has (b − 1)/(n − 1) of the negatives, and once the pairs are told apart its mean "
+        "gradient is that share of the gradient of all pairs, for the weights as for the temperature; at the start it "
+        "is most of it.",
         source="derived here: where the loss is small it is linear in the exponentials of the negatives",
         assumptions=_HEADS + ", b = 32, n = 128, mean of 100 batches at the states of the flow at t = 0, 2 and 16",
         measure=_share,
@@ -370,8 +299,8 @@ register(
     ),
     Claim(
         id="heads-minibatch-spread",
-        statement="The spread of minibatch SGD over the orders of its batches falls about like the root of the learning "
-        "rate, in gap, held-out gap and temperature.",
+        statement="The spread of minibatch SGD over the orders of its batches falls about like the root of the "
+        "learning rate, in gap, held-out gap and temperature.",
         source="measured here",
         assumptions=_HEADS + ", batches of 32, t = 2, lr = 0.04 and 0.0025, 8 orders",
         measure=_spread,
@@ -391,9 +320,9 @@ register(
     ),
     Claim(
         id="heads-adam-gap",
-        statement="At the same training loss of 0.5, Adam leaves more than three times the gap of the gradient flow. Its "
-        "small-step limit does so already: the rescaling of the gradient is the cause. Minibatches change the gap of "
-        "Adam by less than 25 % and the gap and temperature of SGD by less than 15 %, weight decay by less than 5 %.",
+        statement="At the same training loss of 0.5, Adam leaves more than three times the gap of the gradient flow. "
+        "Its small-step limit does so already: the rescaling of the gradient is the cause. Minibatches change the gap "
+        "of Adam by less than 25 % and the gap and temperature of SGD by less than 15 %, weight decay by less than 5 %.",
         source="measured here",
         assumptions=_HEADS
         + ", SGD lr = 0.02, Adam lr = 3e-3 with β = (0.9, 0.98), ε = 1e-6 and weight decay 0 or 0.1, "
@@ -414,8 +343,8 @@ register(
     ),
     Claim(
         id="heads-adam-temperature",
-        statement="Under Adam ν moves by at most about lr in a step, whatever the loss; along the flow from the same start "
-        "it moves more than three times as fast.",
+        statement="Under Adam ν moves by at most about lr in a step, whatever the loss; along the flow from the same "
+        "start it moves more than three times as fast.",
         source="Kingma & Ba 2015, section 2.1; measured here",
         assumptions=_HEADS + ", the runs of `heads-adam-gap`; speed in ν per Σ lr",
         measure=_temperature,

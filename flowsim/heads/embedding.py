@@ -53,11 +53,11 @@ def embed(
         f"Argument `features` cannot be {shown(features)}. Use features, e.g. fs.data.emoji().part('test').",
     )
     check(
-        start.image_weights is not None and start.text_weights is not None,
+        start.image_weights is not None,
         "The start has no weights of heads. Use one of fs.initial.from_features(data), or of a flow of encoders.",
     )
     check(
-        np.ndim(start.image_weights) == 2,
+        start.image_weights.ndim == 2,
         "The start has the weights of several times. Use that of one time, `result.at(t).start`.",
     )
     image = features.image_rows(dtype=np.float64)
@@ -73,8 +73,8 @@ def _unit(name: str, inputs: np.ndarray, hidden: Any, last: Any) -> np.ndarray:
     wanted = np.shape(last if hidden is None else hidden)[0]
     check(
         inputs.shape[1] == wanted,
-        f"The {name} features have {inputs.shape[1]} columns, but the {name} head takes {wanted}. Use the features that "
-        "it was trained on.",
+        f"The {name} features have {inputs.shape[1]} columns, but the {name} head takes {wanted}. Use the features "
+        "that it was trained on.",
     )
     geometry = LinearEncoders() if hidden is None else MLPEncoders()
     with jax.enable_x64(True), full_precision():
