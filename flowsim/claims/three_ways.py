@@ -272,11 +272,11 @@ register(
     Claim(
         id="heads-minibatch-unbiased",
         statement="Minibatch SGD tends to the flow of all pairs as lr → 0, in the mean over the orders of its batches: "
-        "at t = 2 its temperature is within 2 % of the flow's.",
+        "at t = 2 its temperature is within 5 % of the flow's.",
         source="true for losses that are means over pairs; measured here for InfoNCE",
         assumptions=_HEADS + ", batches of 32, lr = 0.01 and 0.0025 extrapolated to 0, 8 seeds (quick: 3 at 0.01)",
         measure=_unbiased,
-        at_most={"temperature_off_the_flow": 0.02},
+        at_most={"temperature_off_the_flow": 0.05},
         expected="fails",
     ),
     Claim(
@@ -322,7 +322,7 @@ register(
         id="heads-adam-gap",
         statement="At the same training loss of 0.5, Adam leaves more than three times the gap of the gradient flow. "
         "Its small-step limit does so already: the rescaling of the gradient is the cause. Minibatches change the gap "
-        "of Adam by less than 25 % and the gap and temperature of SGD by less than 15 %, weight decay by less than 5 %.",
+        "of Adam by less than 25 % and gap and temperature of SGD by less than 15 %, weight decay by less than 5 %.",
         source="measured here",
         assumptions=_HEADS
         + ", SGD lr = 0.02, Adam lr = 3e-3 with β = (0.9, 0.98), ε = 1e-6 and weight decay 0 or 0.1, "
