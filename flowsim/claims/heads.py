@@ -23,7 +23,7 @@ from flowsim.records.result import Result
 #: Training pairs, dimension of the embeddings, and temperature at the start.
 PAIRS, DIM, TAU = 128, 16, 0.07
 #: Output times of every flow: their number is always the same, so that nothing is compiled again.
-OUTPUTS = 241
+OUTPUTS = 121
 #: What is recorded, and the four numbers of a state.
 RECORDED = ("modality_gap", "temperature", "loss", "raw_temperature")
 NAMES = ("gap", "held_out_gap", "temperature", "loss")
