@@ -171,7 +171,7 @@ def _at_loss(run: Result, level: float) -> Float[np.ndarray, "4"]:
     below = np.flatnonzero(loss < level)
     if len(below) == 0 or below[0] == 0 or not np.isfinite(loss[below[0] - 1]):
         return np.full(4, np.nan)
-    k = below[0]
+    k = int(below[0])
     weight = np.log(loss[k - 1] / level) / np.log(loss[k - 1] / loss[k])
     before, after = (np.append(state_of(run, j)[:3], run.time[j]) for j in (k - 1, k))
     return (1 - weight) * before + weight * after
