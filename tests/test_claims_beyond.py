@@ -13,10 +13,12 @@ from wrong_models import (
     _leaf,
     frozen_temperature,
     learns_by_swaps,
+    many_negatives,
     no_force,
     no_schedule,
     one_parametrization,
     wrong,
+    wrong_loss,
 )
 
 import flowsim as fs
@@ -46,6 +48,11 @@ def chance(flow: GradientFlow) -> GradientFlow:
     return flow.replace(pairing=fs.LabelNoise(0.99))
 
 
+def hasty(flow: GradientFlow) -> GradientFlow:
+    """Moves the temperature three times as far in every step."""
+    return flow.replace(**{"schedule.temperature.lr_ratio": 3.0})
+
+
 #: claim -> what turns it
 BREAKS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "noise-law": clean,
@@ -67,6 +74,12 @@ BREAKS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "real-zero-shot-with-retrieval": no_force,
     "real-mispaired-opens-gap": no_force,
     "real-mispaired-opens-gap-learned": frozen_temperature,
+    "heads-sgd-is-the-flow": wrong_loss(factor=0.5),
+    "heads-minibatch-unbiased": many_negatives,
+    "heads-minibatch-share": many_negatives,
+    "heads-minibatch-spread": no_force,
+    "heads-adam-gap": no_force,
+    "heads-adam-temperature": hasty,
 }
 
 
@@ -78,7 +91,7 @@ MISTAKEN: dict[str, tuple[set[str], set[str]]] = {
         {*AVERAGES, "swaps-lower-gap", "soft-swap-reading", "sgd-follows-averaged-swaps", "paper-order"},
         set(),
     ),
-    "no rule of Adam": ({"adam-limit"}, {"sgd-is-the-flow"}),
+    "no rule of Adam": ({"adam-limit", "heads-adam-limit"}, {"sgd-is-the-flow"}),
     "mean of the masks": ({"swap-average", "swap-masks", "swaps-lower-gap"}, set()),
     "ignored targets": ({"repairing-opens-gap", "frozen-mispairing"}, set()),
     "flipped sign of the bias": ({"siglip-feasible", "siglip-margins"}, set()),

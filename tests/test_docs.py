@@ -26,6 +26,7 @@ WITH_CODE = [p for p in PAGES if "```python" in p.read_text(encoding="utf-8")]
 #: Pages that compile for more than ten seconds.
 SLOW = {
     "loss.md", "temperature-policy.md", "embeddings.md", "sweeps.md", "start.md", "geometry.md", "index.md", "parts.md",
+    "three-ways.md",
 }  # fmt: skip
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -187,7 +188,10 @@ def test_the_measurement_is_of_these_claims(generate):
         assert claim.judge(numbers) == v["verdict"]
 
 
-@pytest.mark.parametrize("part", ["claims", "real pairs", pytest.param("clip tables", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "part",
+    ["claims", "real pairs", "three ways causes", "three ways", pytest.param("clip tables", marks=pytest.mark.slow)],
+)
 def test_generated_parts_are_current(generate, part):
     path, text, wanted = generate.updated(part)
     assert text == wanted, f"{path.name} is out of date. Run python docs/_site/generate.py."

@@ -428,3 +428,36 @@ def frozen_temperature(flow: GradientFlow) -> GradientFlow:
 def learns_by_swaps(flow: GradientFlow) -> GradientFlow:
     """Nothing is learned without swaps."""
     return flow if flow.schedule.swap.active else no_force(flow)
+
+
+# --- heads in minibatches ---------------------------------------------------------------------------
+
+
+class ManyNegatives(AbstractLoss):
+    """The negatives of a batch count as often as those of `pairs` pairs would; with all pairs it is the right loss."""
+
+    right: AbstractLoss
+    pairs: Any
+    bias: ClassVar[None] = None
+    bias_rate: ClassVar[None] = None
+    relative_bias: ClassVar[bool] = False
+
+    def _weighted(self, logits: Any) -> Any:
+        batch = logits.shape[0]
+        return logits + jnp.log((self.pairs - 1) / (batch - 1)) * (1 - jnp.eye(batch, dtype=logits.dtype))
+
+    def value(self, logits: Any, targets: Any) -> Any:
+        return self.right.value(self._weighted(logits), targets)
+
+    def gradient(self, logits: Any, targets: Any) -> Any:
+        return self.right.gradient(self._weighted(logits), targets)
+
+
+def many_negatives(flow: GradientFlow) -> GradientFlow:
+    """Weights negatives such that the number of pairs in a batch does not matter; for 128 pairs."""
+    return flow.replace(loss=ManyNegatives(flow.loss, _leaf(128.0)))
+
+
+def wrong_loss(factor: float = 1.0, one_way: float = 0.0) -> Callable[[GradientFlow], GradientFlow]:
+    """`WrongLoss` for flows whose geometry and policy stay right."""
+    return lambda flow: flow.replace(loss=WrongLoss(flow.loss, _leaf(factor), _leaf(one_way)))

@@ -373,6 +373,37 @@ class OtherPosition(fs.Sphere):
         return super().velocity(position, constants, force).image
 
 
+class ScaledTake(fs.Sphere):
+    """The rows are scaled to unit length, which hides the factor; the velocity that is brought back has it."""
+
+    def take(self, position, constants, pairs, texts=None):
+        return Rows(2 * position.image[pairs], 2 * position.text[pairs]), constants
+
+
+class AffineTake(fs.Unnormalized):
+    """Right for all that has the length of a start, but not linear."""
+
+    def take(self, position, constants, pairs, texts=None):
+        image, text = position.image[pairs], position.text[pairs]
+        return Rows(normalise(image), normalise(text)), constants
+
+
+class SortsTake(fs.Sphere):
+    def take(self, position, constants, pairs, texts=None):
+        pairs = jnp.sort(pairs)
+        return Rows(position.image[pairs], position.text[pairs]), constants
+
+
+class ReversesTake(fs.Sphere):
+    def take(self, position, constants, pairs, texts=None):
+        return Rows(position.image[pairs][::-1], position.text[pairs]), constants
+
+
+class RefusesTake(fs.Sphere):
+    def take(self, position, constants, pairs, texts=None):
+        raise fs.FlowsimError("Not this batch. Take another.")
+
+
 class NoRate(fs.Unnormalized):
     rate: ClassVar[float] = 0.0
 

@@ -125,6 +125,69 @@ SHORT: dict[str, tuple[str, str]] = {
         "change {gain_tau_0.02:+.3f} at τ = 0.02, {gain_tau_0.1:+.3f} at 0.1",
     ),
 }
+#: Causes of the differences between ways to train the same heads: cause, claim, and the numbers that show it.
+CAUSES: tuple[tuple[str, str, str], ...] = (
+    (
+        "finite steps: full-batch SGD against the flow",
+        "heads-sgd-is-the-flow",
+        "order {order_gap:.2f} in the gap, {order_held_out_gap:.2f} in the held-out gap, {order_temperature:.2f} in "
+        "the temperature; extrapolated to lr = 0, off by {largest_error_extrapolated:.0e}",
+    ),
+    (
+        "fewer negatives: batches of 32 of 128, lr → 0, equal time",
+        "heads-minibatch-unbiased",
+        "temperature off by {temperature_off_the_flow:.0%}, loss {loss_over_the_flows:.1f} times that of the flow; "
+        "with batches of 64 {temperature_off_the_flow_batch_64:.0%} and {loss_over_the_flows_batch_64:.1f} times",
+    ),
+    (
+        "... mean gradient of a batch, as a share of that of all pairs",
+        "heads-minibatch-share",
+        "{share_at_the_start:.2f} at the start, {share_in_between:.2f} at t = 2; late "
+        "{late_share_over_that_of_negatives:.2f} times (b − 1)/(n − 1) = {share_of_negatives:.2f}",
+    ),
+    (
+        "the order of the batches",
+        "heads-minibatch-spread",
+        "spread proportional to lr to the power {mean_power:.1f}; at lr = 0.0025 it is "
+        "{spread_at_lr_0__0025_gap:.4f} in the gap",
+    ),
+    (
+        "Adam's rescaling: full-batch Adam with small steps against its limit",
+        "heads-adam-limit",
+        "gaps off by {largest_error_of_gaps_at_lr_2e-4:.0e}, temperature by "
+        "{largest_error_of_temperature_at_lr_2e-4:.0e}, while the gap changes by {smallest_change_of_gap:.2f}",
+    ),
+    (
+        "... its limit against the gradient flow, training loss 0.5",
+        "heads-adam-gap",
+        "gap {gap_at_loss_0__5_adam_limit:.2f} instead of {gap_at_loss_0__5_flow:.2f}",
+    ),
+    (
+        "... largest change of ν per unit of Σ lr",
+        "heads-adam-temperature",
+        "{largest_step_over_lr_adam:.2f} under Adam, {largest_speed_flow:.1f} along the flow",
+    ),
+    (
+        "Adam in minibatches, training loss 0.5",
+        "heads-adam-gap",
+        "gap {gap_of_adam_batch_over_that_of_adam:.2f} times that of full-batch Adam",
+    ),
+    (
+        "weight decay 0.1, training loss 0.5",
+        "heads-adam-gap",
+        "gap {gap_of_adamw_over_that_of_adam_batch:.4f} times that without decay",
+    ),
+)
+#: Ways to train the same heads, and the names of their numbers.
+WAYS = {
+    "flow": "gradient flow",
+    "sgd": "SGD, all pairs, lr = 0.02",
+    "sgd_batch": "SGD, batches of 32, lr = 0.02",
+    "adam_limit": "limit of Adam (`fs.AdamLimit`)",
+    "adam": "Adam, all pairs",
+    "adam_batch": "Adam, batches of 32",
+    "adamw_batch": "AdamW, batches of 32, decay 0.1",
+}
 #: An error whose limit is at most `_TOLERANCE` is rounding; so is what is below `_TINY`.
 _TOLERANCE, _TINY = 1e-6, 1e-8
 
@@ -204,6 +267,35 @@ def claims_in_short() -> str:
         f"{total} claims are measured: {total - fail} hold and {fail} fail, each as expected. The documentation lists",
         "all of them with their sources, numbers and limits; so does `flowsim claims`.",
     ]
+    return "\n".join(lines)
+
+
+def causes_table() -> str:
+    """What makes ways to train the same heads differ, one cause at a time."""
+    verdicts = {v["id"]: v for v in measured()}
+    lines = ["| cause | measured | claim |", "|---|---|---|"]
+    for cause, name, template in CAUSES:
+        # Formats have no dots in names.
+        numbers = {key.replace(".", "__"): number for key, number in verdicts[name]["numbers"].items()}
+        lines.append(f"| {cause} | {template.format(**numbers)} | `{name}` |")
+    return "\n".join(lines)
+
+
+def ways_table() -> str:
+    """The same heads at the same training loss, by the way that they were trained."""
+    numbers = next(v["numbers"] for v in measured() if v["id"] == "heads-adam-gap")
+    levels = ("0.5", "0.1")
+    names = {"gap": ".3f", "held_out_gap": ".3f", "temperature": ".4f", "time": ".2f"}
+    titles = ("gap", "held-out gap", "τ", "Σ lr")
+    lines = [
+        "| way | " + " | ".join(f"{title} at loss {level}" for level in levels for title in titles) + " |",
+        "|---|" + "---|" * (len(levels) * len(titles)),
+    ]
+    for way, title in WAYS.items():
+        cells = [
+            f"{numbers[f'{name}_at_loss_{level}_{way}']:{form}}" for level in levels for name, form in names.items()
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -401,6 +493,8 @@ TABLES = {
 PARTS = {
     "claims": ("README.md", claims_in_short),
     "real pairs": ("docs/real-pairs.md", real_pairs),
+    "three ways causes": ("docs/three-ways.md", causes_table),
+    "three ways": ("docs/three-ways.md", ways_table),
     "clip tables": ("docs/clip.md", clip_tables),
     "photos findings": ("docs/real-pairs.md", photos(photos_findings)),
     "photos methods": ("docs/real-pairs.md", photos(photos_methods)),

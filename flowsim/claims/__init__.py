@@ -28,6 +28,7 @@ from flowsim.claims import subspaces as subspaces
 from flowsim.claims import sigmoid as sigmoid
 from flowsim.claims import ambient as ambient
 from flowsim.claims import real_pairs as real_pairs
+from flowsim.claims import three_ways as three_ways
 
 # isort: on
 from flowsim.claims.base import Claim, System, Table, Verdict

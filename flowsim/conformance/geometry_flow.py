@@ -10,6 +10,7 @@ from jaxtyping import Array
 from flowsim.conformance.compare import CLOSE, compiled, difference, finite, keeps_dtype, shapes
 from flowsim.conformance.geometry import SUITE, placed, project
 from flowsim.conformance.suite import require
+from flowsim.errors import FlowsimError
 from flowsim.model.geometry import AbstractGeometry
 from flowsim.model.losses import InfoNCE
 from flowsim.model.pairing import Targets
@@ -130,6 +131,81 @@ def tangent(geometry: AbstractGeometry) -> str:
         f"`velocity` must keep the constraints, but `project` changes it by {apart:.2g} (relative). Project it.",
     )
     return "`velocity` keeps the constraints: `project` does not change it."
+
+
+def _taken(geometry: AbstractGeometry, position: Any, constants: Any, pairs: Any) -> Any:
+    part = geometry.take(position, constants, pairs)
+    return part, geometry.similarity(*part), geometry.pair_similarity(*part), geometry.rows(*part)
+
+
+def _batch_velocity(geometry: AbstractGeometry, position: Any, constants: Any, force: Any, pairs: Any) -> Any:
+    """The velocity of a batch, brought back to the coordinates of all pairs, as in a step on a minibatch."""
+    part, bring_back, chosen = jax.vjp(lambda x: geometry.take(x, constants, pairs), position, has_aux=True)
+    return bring_back(geometry.velocity(part, chosen, force))[0]
+
+
+@SUITE.check("take", "velocity")
+def take(geometry: AbstractGeometry) -> str | None:
+    start, position, constants = placed(geometry)
+    n = start.pairs
+    every, some = jnp.arange(n), jnp.asarray([n - 1, 0, n // 2])
+    try:
+        part, similarity, pair_similarity, rows = compiled(_taken, geometry, position, constants, some)
+    except FlowsimError as error:
+        # Only the sentence of the base class says that a geometry has no minibatches.
+        require(
+            type(geometry).take is AbstractGeometry.take,
+            f"`take` must take the coordinates of pairs, but says: {error}",
+        )
+        return None
+    whole = compiled(_taken, geometry, position, constants, every)
+    wanted = geometry.similarity(position, constants), geometry.pair_similarity(position, constants)
+    known = geometry.rows(position, constants)
+    apart = difference(whole[1:3], wanted) + (0.0 if known is None else difference(whole[3], known))
+    require(
+        apart < CLOSE,
+        "`take` of all pairs in their order must give the similarities and rows of the whole, but they differ by "
+        f"{apart:.2g} (relative).",
+    )
+    chosen = np.asarray(some)
+    apart = difference(
+        (similarity, pair_similarity), tuple(np.asarray(matrix)[np.ix_(chosen, chosen)] for matrix in wanted)
+    )
+    if known is not None:
+        apart += difference(rows, tuple(np.asarray(side)[chosen] for side in known))
+    require(
+        apart < CLOSE,
+        f"`take` of pairs {chosen.tolist()} must give their similarities and rows, but they differ by {apart:.2g} "
+        "(relative).",
+    )
+    _require_linear(geometry, position, constants, some, part[0])
+    force = _force(n, 3)
+    found = compiled(_batch_velocity, geometry, position, constants, force, every)
+    apart = difference(found, compiled(_velocity, geometry, position, constants, force))
+    require(
+        apart < CLOSE,
+        "The velocity of all pairs as one batch must be that of the whole, but differs by "
+        f"{apart:.2g} (relative). `take` must not scale the position.",
+    )
+    return "`take` of all pairs is the whole, that of some has their similarities, and it is linear in the position."
+
+
+def _require_linear(geometry: AbstractGeometry, position: Any, constants: Any, pairs: Any, part: Any) -> None:
+    """Require that the taken position is linear in the whole one, because its transpose brings velocities back."""
+    rng = np.random.default_rng(4)
+    other = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(np.shape(x))), position)
+    sum_ = jax.tree.map(lambda a, b: 2 * a - 3 * b, position, other)
+    found, moved = (compiled(_taken_position, geometry, x, constants, pairs) for x in (sum_, other))
+    apart = difference(found, jax.tree.map(lambda a, b: 2 * a - 3 * b, part, moved))
+    require(
+        apart < CLOSE,
+        f"`take` must be linear in the position, but take(2a − 3b) differs from 2 take(a) − 3 take(b) by {apart:.2g} "
+        "(relative). Select and combine entries only.",
+    )
+
+
+def _taken_position(geometry: AbstractGeometry, position: Any, constants: Any, pairs: Any) -> Any:
+    return geometry.take(position, constants, pairs)[0]
 
 
 @SUITE.check("frozen_directions", "velocity")

@@ -6,11 +6,13 @@
 The heads are the encoders of the simulator, so the trained model is the simulated one.
 
 - `settings`: the settings of a training; `training`: the public function; `learner`: compiled steps of one or many runs
+- `embedding`: rows of any pairs under the weights of a start
 - `pools`: the pairs of a run; `record`: its record and checkpoint; `studies`: methods and seeds
 """
 
+from flowsim.heads.embedding import embed
 from flowsim.heads.settings import Training
 from flowsim.heads.studies import study
 from flowsim.heads.training import train
 
-__all__ = ["Training", "study", "train"]
+__all__ = ["Training", "embed", "study", "train"]
