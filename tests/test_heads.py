@@ -67,7 +67,7 @@ class TestRecord:
         settings = TINY.replace(steps=8, precision="float64")
         pool = pools.Pools.of(settings)
         plan = settings.plan(pool.training.pairs)
-        with fs.heads.learner.jax.enable_x64(True):
+        with learner.jax.enable_x64(True):
             made = learner.Learner(
                 settings, [learner.flow_of(settings, fs.schedules.get("Baseline"))], [0], pool.training, plan
             )

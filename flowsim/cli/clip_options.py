@@ -112,8 +112,8 @@ class SeveralOptions(TrainingOptions):
     """Runs at the same time."""
 
 
-def parse_setting(settings: "Training", change: str) -> tuple[str, Any]:
-    """(name, value) of NAME=VALUE, converted to the type of the setting."""
+def parse_setting(settings: Any, change: str) -> tuple[str, Any]:
+    """(name, value) of NAME=VALUE, converted to the type of that field of the settings."""
     name, equals, value = change.partition("=")
     kinds = {f.name: str(f.type) for f in dataclasses.fields(settings)}
     if name not in kinds:

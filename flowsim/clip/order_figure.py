@@ -80,8 +80,8 @@ def _correlation(record: "xr.Dataset", x: str, y: str, methods: list[str]) -> st
     """Spearman's ρ with its interval, for a title; empty if it cannot be said."""
     chosen = record.sel({"method": methods})
     values = [chosen[name] for name in (x, y)]
-    arrays = [v.expand_dims("seed", -1) if "seed" not in v.dims else v.transpose("method", "seed") for v in values]
-    found = rank_correlation(*(array.to_numpy() for array in arrays))
+    one, other = (v.expand_dims("seed", -1) if "seed" not in v.dims else v.transpose("method", "seed") for v in values)
+    found = rank_correlation(one.to_numpy(), other.to_numpy())
     return "" if found is None else rf", $\rho = {found.rho:+.2f}$ [${found.low:+.2f}$, ${found.high:+.2f}$]"
 
 

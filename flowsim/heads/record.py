@@ -120,7 +120,7 @@ class Record:
         """Write all that the rest of the run depends on; `state` are the arrays of its `Learner`."""
         if self.checkpoint is None:
             return
-        arrays = {f"state_{i}": values for i, values in enumerate(state)} | {"noted": self.noted}
+        arrays: dict[str, Any] = {f"state_{i}": values for i, values in enumerate(state)} | {"noted": self.noted}
         for index, (_, held) in enumerate(self.snapshots):
             arrays |= {f"snapshot_{index}_{name}": values for name, values in held.items()}
         plain = {

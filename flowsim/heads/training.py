@@ -212,7 +212,8 @@ class _Loop:
             if step in self.plan.snapshots:
                 count = settings.snapshot_pairs
                 arrays = {"image": rows[2][:count].astype(np.float32), "text": rows[3][:count].astype(np.float32)}
-                record.snapshots.append((step, {**arrays, **{k: np.float64(v) for k, v in known.items()}}))
+                arrays |= {name: np.asarray(value) for name, value in known.items()}
+                record.snapshots.append((step, arrays))
         for run in going:
             self.records[run].seconds["evaluation"] += (time.perf_counter() - begin) / len(going)
 

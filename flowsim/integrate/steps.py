@@ -51,7 +51,8 @@ def descent_of(
     unknowns, geometry = state.unknowns, flow.geometry
 
     def taken(position: Any) -> tuple[Any, Any]:
-        return geometry.take(position, state.constants, batch.pairs, batch.texts)
+        texts = None if batch.texts is None else jnp.asarray(batch.texts)
+        return geometry.take(position, state.constants, jnp.asarray(batch.pairs), texts)
 
     position, bring_back, constants = jax.vjp(taken, unknowns.position, has_aux=True)
     part = State(dataclasses.replace(unknowns, position=position), constants, state.targets, None)
