@@ -9,7 +9,7 @@ from reference import unit_rows
 
 import flowsim as fs
 from flowsim.base.arrays import to_device
-from flowsim.integrate import descent as discrete
+from flowsim.integrate import steps
 from flowsim.model.initial import Start
 
 with warnings.catch_warnings():
@@ -70,7 +70,7 @@ def test_loss_and_forces_are_those_of_the_simulator(name):
         flow = to_device(fs.GradientFlow(fs.Unnormalized(), schedule))
         state = flow.initial_state(Start(image.detach().numpy(), text.detach().numpy()))
         key = jax.random.fold_in(jax.random.key(np.uint32(seed)), step)
-        flow, state = discrete._sampled(flow, state, key)
+        flow, state = steps._sampled(flow, state, key)
         there = float(flow.loss_value(0.5, state, 1.0))
         velocity = flow.vector_field(0.5, state, 1.0)
     assert value == pytest.approx(there, rel=1e-10)
@@ -80,7 +80,7 @@ def test_loss_and_forces_are_those_of_the_simulator(name):
 
 @pytest.mark.parametrize("swap", [fs.HardSwap(0.3), fs.HardSwap(0.3, by="row"), fs.SoftSwap(0.3)])
 def test_swaps_are_drawn_as_in_a_simulated_run(swap):
-    """Masks and the choice of swapped steps are pinned to those of `flowsim.integrate.descent`."""
+    """Masks and the choice of swapped steps are pinned to those of `flowsim.integrate.steps`."""
     flow = fs.GradientFlow(fs.Unnormalized(), fs.Schedule(swap=swap))
     rows = [x.detach().numpy() for x in features()]
     swapped = 0
@@ -89,7 +89,7 @@ def test_swaps_are_drawn_as_in_a_simulated_run(swap):
         state = flow.initial_state(Start(*rows))
         for step in range(20):
             key = jax.random.fold_in(jax.random.key(np.uint32(7)), step)
-            wanted = np.asarray(discrete._sampled(flow, state, key)[1].masks)[0]
+            wanted = np.asarray(steps._sampled(flow, state, key)[1].masks)[0]
             found = swap_weights(swap, 7, step, N, D)
             swapped += found is not None
             np.testing.assert_array_equal(np.ones_like(wanted) if found is None else found, wanted)
