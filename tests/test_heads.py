@@ -266,6 +266,12 @@ class TestStudy:
         one = fs.heads.study(TINY, tmp_path / "one", self.NAMES[:2], 1)
         two = fs.heads.study(TINY, tmp_path / "two", self.NAMES[:2], 1, jobs=2)
         three = fs.heads.study(TINY, tmp_path / "three", self.NAMES[:2], 1, executor="processes:1")
+        told = []
+        again = fs.heads.study(
+            TINY, tmp_path / "three", self.NAMES[:3], 1, executor="processes:1", progress=lambda *a, **k: told.append(a)
+        )
+        assert told == [("training", 3, 3)]  # the other two were finished
+        assert again["Baseline, seed 0"].stats == three["Baseline, seed 0"].stats
         for name, record in one.items():
             for other in (two, three):
                 np.testing.assert_array_equal(record.training["train_loss"], other[name].training["train_loss"])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from flowsim.base.checks import check
@@ -95,7 +96,7 @@ class Record:
                 "images_per_second": taken / max(self.seconds["training"], 1e-9),
                 "parameters": float(self.parameters),
             },
-            versions=versions(),
+            versions={**versions(), "device": jax.devices()[0].device_kind},
             snapshot_time=elapsed[[step for step, _ in self.snapshots]],
             snapshots={
                 name: np.stack([arrays[name] for _, arrays in self.snapshots])

@@ -17,6 +17,7 @@ from flowsim.base.checks import check
 from flowsim.clip.studies import file_name, methods, run_name, setup
 from flowsim.heads.learner import flow_of, structure_of
 from flowsim.heads.pools import Pools
+from flowsim.heads.record import configuration, ended_record
 from flowsim.heads.settings import Training
 from flowsim.heads.training import train_together
 from flowsim.integrate.sweep import executors
@@ -57,7 +58,7 @@ def study(
             device idle. Only runs of the same structure share a program, so 78 runs take about eight. Their records are
             those of separate runs up to rounding.
         executor: Where runs are computed instead: as in `fs.sweep`. Workers need the data under the same path, or
-            settings that hold the features.
+            settings that hold the features. Only this session writes the records, when a run has ended.
         progress: Called with the name of a run or stack, its step, the number of steps, and the numbers of
             `fs.heads.train`; with an executor as `progress("training", done, total)` after each run.
 
@@ -74,19 +75,23 @@ def study(
     check(seeds, "A study needs at least one seed. Use e.g. seeds=3.")
     executors.check(executor)
     Pools.of(settings)  # raises if data are missing, before any process starts
-    groups = list(_groups(settings, [(name, seed) for seed in seeds for name in chosen], stack))
-    paths = [[str(folder / file_name(*run)) for run in group] for group in groups]
+    runs = [(name, seed) for seed in seeds for name in chosen]
+    groups = list(_groups(settings, runs, stack))
     done: dict[Run, TrainingRecord] = {}
     if executor is None:
-        calls = [(_train, (settings, group, own)) for group, own in zip(groups, paths, strict=True)]
+        calls = [(_train, (settings, group, [str(folder / file_name(*run)) for run in group])) for group in groups]
         for index, records in processes.run(calls, lambda index: progress, workers=jobs, single=True):
             done |= dict(zip(groups[index], records, strict=True))
     else:
+        done |= _finished(settings, runs, folder)
+        missing = [left for group in groups if (left := [run for run in group if run not in done])]
         with executors.opened(executor, jobs) as pool:
-            calls = [(settings, group, own) for group, own in zip(groups, paths, strict=True)]
-            for index, records in executors.completed(pool, _train_silently, calls):
-                done |= dict(zip(groups[index], records, strict=True))
-                progress("training", len(done), len(chosen) * len(seeds))
+            # Workers need no folder in common with this session, which writes the records.
+            for index, records in executors.completed(pool, _train_silently, [(settings, group) for group in missing]):
+                for run, record in zip(missing[index], records, strict=True):
+                    record.save(folder / file_name(*run))
+                    done[run] = record
+                progress("training", len(done), len(runs))
     found = {run_name(name, seed): done[name, seed] for seed in seeds for name in chosen}
     save_results(found, folder / "runs.nc")
     return found
@@ -103,7 +108,20 @@ def _groups(settings: Training, runs: Sequence[Run], most: int) -> Iterator[list
         yield from (group[first : first + most] for first in range(0, len(group), most))
 
 
-def _train(progress: Progress, settings: Training, runs: Sequence[Run], paths: Sequence[str]) -> list[TrainingRecord]:
+def _finished(settings: Training, runs: Sequence[Run], folder: Path) -> dict[Run, TrainingRecord]:
+    """The records in the folder of runs that have ended; raises `FlowsimError` for those of other runs."""
+    found = {}
+    pools = Pools.of(settings)
+    for name, seed in runs:
+        path, (own, schedule) = folder / file_name(name, seed), setup(name, settings.replace(seed=seed))
+        if path.is_file() and (record := ended_record(path, configuration(own, schedule, pools))) is not None:
+            found[name, seed] = record
+    return found
+
+
+def _train(
+    progress: Progress, settings: Training, runs: Sequence[Run], paths: Sequence[str | None]
+) -> list[TrainingRecord]:
     """The runs of a group in one program, in a process of their own."""
     own = setup(runs[0][0], settings)[0]
     schedules = [setup(name, settings)[1] for name, _ in runs]
@@ -114,9 +132,12 @@ def _train(progress: Progress, settings: Training, runs: Sequence[Run], paths: S
             return silent
         return lambda text, done, total, /, **numbers: progress(label, done, total, **numbers)
 
-    given = [(schedule, seed, Path(path)) for schedule, (_, seed), path in zip(schedules, runs, paths, strict=True)]
+    given = [
+        (schedule, seed, None if path is None else Path(path))
+        for schedule, (_, seed), path in zip(schedules, runs, paths, strict=True)
+    ]
     return train_together(own, given, progress_of=tell)
 
 
-def _train_silently(settings: Training, runs: Sequence[Run], paths: Sequence[str]) -> list[TrainingRecord]:
-    return _train(silent, settings, runs, paths)
+def _train_silently(settings: Training, runs: Sequence[Run]) -> list[TrainingRecord]:
+    return _train(silent, settings, runs, [None] * len(runs))

@@ -24,6 +24,7 @@ from flowsim.heads.settings import Training
 from flowsim.model.schedules import Schedule, as_schedule
 from flowsim.numerics import make_room, store_programs
 from flowsim.progress import Progress, silent
+from flowsim.provenance import CompileTimer
 from flowsim.records.evaluation import observe
 from flowsim.records.result import TrainingRecord
 from flowsim.records.status import Status
@@ -127,7 +128,6 @@ class _Loop:
         for run, record in enumerate(records):
             record.parameters = sum(x.size for x in jax.tree.leaves(learner.weights(run).position))
         self._saved = time.monotonic()
-        self._program = False
 
     def restore(self, force: bool) -> None:
         """Resume from the checkpoints, if all runs have one of the same step; with `force` they are removed."""
@@ -153,8 +153,9 @@ class _Loop:
         while step < steps and any(record.ended is None for record in self.records):
             until = min(step + self.learner.block, next(mark for mark in marks if mark > step))
             begin = time.perf_counter()
-            values = self.learner.advance(step, until)
-            seconds = time.perf_counter() - begin
+            with CompileTimer() as timer:
+                values = self.learner.advance(step, until)
+            seconds = max(time.perf_counter() - begin - timer.seconds, 1e-9)
             for record, noted, tell in zip(self.records, values, self.progress, strict=True):
                 if record.ended is None:
                     self._note(record, noted, seconds, tell)
@@ -168,7 +169,6 @@ class _Loop:
         return [record.save() for record in self.records]
 
     def _note(self, record: Record, noted: np.ndarray, seconds: float, tell: Progress) -> None:
-        # The first call also compiles, which is no speed of training.
         share = seconds / len(self.records)
         record.seconds["training"] += share
         if not record.note(noted):
