@@ -49,6 +49,9 @@ def order_figure(record: "xr.Dataset") -> Figure:
             _with_range(ax, one[x].to_numpy(), one[y].to_numpy(), style[method])
     gap, labels = r"gap $\Delta$, held out", ("step", "text to image R@1, %")
     axes[0, 0].set(xlabel=labels[0], ylabel=gap, ylim=(0, None))
+    axes[0, 0].set_xscale("symlog", linthresh=1)  # from step 0 on
+    axes[0, 0].set_xlim(0, int(record["step"][-1]))
+    axes[0, 0].set_xticks([0, 1, 10, 100, 1000], ["0", "1", "10", "100", "1,000"])
     axes[0, 1].set(xlabel=labels[0], ylabel=r"temperature $\tau$", yscale="log")
     axes[0, 2].set(xlabel=r"gap $\Delta$ in the paper", ylabel=rf"final {gap}", xscale="log", yscale="log")
     axes[1, 0].set(xlabel=r"final temperature $\tau$", ylabel=rf"final {gap}", xscale="log", yscale="log")
@@ -67,7 +70,7 @@ def order_figure(record: "xr.Dataset") -> Figure:
     }  # fmt: skip
     for i, (ax, title) in enumerate(zip(axes.flat, titles, strict=True)):
         text = _correlation(record, *pairs[i]) if i in pairs else ""
-        ax.set_title(rf"$\bf{{({'abcdef'[i]})}}$ {title}{text}", fontsize=8)
+        ax.set_title(rf"$\bf{{({'abcdef'[i]})}}$ {title}{text}", fontsize=8.5, loc="left")
     handles = [Line2D([], [], label=method, **{**style[method], "ms": 5}) for method in methods]
     seeds = record.sizes["seed"]
     above = f"Curves, of some methods: mean of {seeds} seeds; bars: range over the seeds." if seeds > 1 else "One seed."
@@ -82,7 +85,9 @@ def _correlation(record: "xr.Dataset", x: str, y: str, methods: list[str]) -> st
     values = [chosen[name] for name in (x, y)]
     one, other = (v.expand_dims("seed", -1) if "seed" not in v.dims else v.transpose("method", "seed") for v in values)
     found = rank_correlation(one.to_numpy(), other.to_numpy())
-    return "" if found is None else rf", $\rho = {found.rho:+.2f}$ [${found.low:+.2f}$, ${found.high:+.2f}$]"
+    if found is None:
+        return ""
+    return "\n" + rf"$\rho = {found.rho:+.2f}$ [${found.low:+.2f}$, ${found.high:+.2f}$]"
 
 
 def _plain_ticks(ax: Axes, x: tuple[float, ...] = (), y: tuple[float, ...] = ()) -> None:

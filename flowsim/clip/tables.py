@@ -14,7 +14,7 @@ import numpy as np
 from flowsim.base.checks import check
 from flowsim.base.files import reference_path
 from flowsim.clip.correlation import Correlation, rank_correlation
-from flowsim.clip.findings import findings
+from flowsim.clip.findings import EXTREME, findings
 from flowsim.records.result import TrainingRecord
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Tables:
         values: Column -> final values, (methods, seeds), in the paper's units; NaN where a seed is missing.
         at_loss: Step, gaps, temperature and retrieval of each run where its smoothed training loss first reaches
             `loss_level`, so that they can be compared at equal training loss; (methods, seeds).
-        loss_level: The smallest training loss that every run reaches.
+        loss_level: The smallest training loss that every run reaches, other than those of `findings.EXTREME`, whose
+            loss stays large.
         steps: Steps of each run.
         paper: (table number, method) -> row of the paper, as printed.
         left_out: Runs that did not complete, with the reason.
@@ -101,7 +102,8 @@ class Tables:
             f"The runs have different numbers of steps ({sorted(lengths)}). Give runs of equal length.",
         )
         values = {column: np.full((len(methods), len(seeds)), np.nan) for column in COLUMNS}
-        level = max(float(np.nanmin(smoothed_loss(r))) for r in runs.values())
+        usual = [record for (method, _), record in runs.items() if method not in EXTREME] or list(runs.values())
+        level = max(float(np.nanmin(smoothed_loss(record))) for record in usual)
         at_loss = {name: np.full((len(methods), len(seeds)), np.nan) for name in _AT_LOSS}
         for (method, seed), record in runs.items():
             at = methods.index(method), seeds.index(seed)
