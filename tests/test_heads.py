@@ -171,9 +171,9 @@ class TestSteps:
 
     def test_the_clamp_holds(self):
         found = fs.heads.train(TINY.replace(clamp=(0.06, 0.08), lr=0.1), "Baseline")
-        assert found.training["train_temperature"].min() >= 0.06 - 1e-6
+        assert found.training["train_temperature"].max() <= 0.08 + 1e-6
         free = fs.heads.train(TINY.replace(clamp=None, lr=0.1), "Baseline")
-        assert free.training["train_temperature"].min() < 0.06
+        assert free.training["train_temperature"].max() > 0.1
 
     def test_mispaired_captions_raise_the_loss(self):
         clean, wrong = (fs.heads.train(TINY.replace(mispaired=p, steps=200)) for p in (0.0, 0.8))

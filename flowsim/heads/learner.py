@@ -156,7 +156,8 @@ class Learner:
         found = []
         for rows in _embed(self.flow, self.unknowns.position, image, text, self.together):
             rows = np.asarray(rows, np.float64)
-            found.append(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
+            with np.errstate(invalid="ignore"):  # of runs that have diverged
+                found.append(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
         return (found[0], found[1]) if self.together else (found[0][None], found[1][None])
 
     def temperature(self, run: int, step: int) -> tuple[float, float | None]:
