@@ -15,6 +15,7 @@ from flowsim.conformance.run import SUITES
 from flowsim.observables.observable import Observable
 
 OWN = {name: cls for suite in SUITES for name, cls in parts_of(suite.base).items() if PARTS.is_ours(name)}
+del OWN["FromFeatures"]  # has a test of its own
 #: Objects of classes that have no defaults, and of others with other numbers.
 MORE = {
     "Piecewise": fs.temperature.piecewise([(0.0, 0.1), (0.5, 0.05)]),
@@ -79,6 +80,16 @@ def test_own_parts_conform(name):
     assert found.ok, found
     assert found.part == name
     assert not found.left_out
+
+
+def test_features_conform_except_for_json():
+    """JSON names the features of a recipe and does not hold them."""
+    data = fs.data.emoji().scaled("length").take(slice(12))
+    for hidden in (None, 3):
+        found = fs.check(fs.initial.from_features(data, dim=4, hidden=hidden))
+        assert [(one.name, "Load them again with fs.data.load" in one.sentence) for one in found.failed] == [
+            ("json", True)
+        ]
 
 
 @pytest.mark.parametrize("name", MORE)
