@@ -44,7 +44,7 @@ def compute(quick: bool, progress: Progress) -> xr.Dataset:
         key = f"{schedule!r} {mispaired}"
         if key not in known:
             known[key] = (name, mispaired)
-            own = settings.replace(mispaired=mispaired, observables="all" if mispaired == 0 else "gap")
+            own = settings.replace(mispaired=mispaired, observables="retrieval" if mispaired == 0 else "gap")
             if name not in METHODS and mispaired == 0:
                 own = own.replace(evaluations=1)  # of which only the last is drawn
             # Runs of one structure have one program: calls of as many seeds share it.

@@ -139,6 +139,14 @@ class TestSteps:
         alone = fs.heads.train(TINY.replace(data=one))
         np.testing.assert_allclose(first.training["train_loss"], alone.training["train_loss"], rtol=1e-6)
 
+    def test_fewer_observables_are_the_same_numbers(self):
+        whole, some, gap = (fs.heads.train(TINY.replace(observables=name)) for name in ("all", "retrieval", "gap"))
+        assert set(gap.series) < set(some.series) < set(whole.series)
+        assert "text_to_image_at_1" in some.series and "modality_gap" in gap.series
+        for part in (some, gap):
+            for name, values in part.series.items():
+                np.testing.assert_allclose(values, whole.series[name], rtol=1e-12, err_msg=name)
+
     def test_padding_is_never_drawn(self):
         whole = random_features()
         counts = np.where(np.arange(60) % 2, 1, 3)
@@ -361,6 +369,7 @@ class TestSettings:
             ({"dim": 1}, "`dim` must be a whole number of at least 2"),
             ({"scaling": "unit"}, "Unknown scaling 'unit'"),
             ({"precision": "bf16"}, "Unknown precision 'bf16'"),
+            ({"observables": "some"}, "Unknown observables 'some'"),
             ({"mispaired": 1.5}, "`mispaired` must"),
             ({"clip": -1.0}, "`clip` must be positive"),
             ({"clamp": (1.0, 0.1)}, "`clamp` must be"),

@@ -220,10 +220,10 @@ class _Loop:
     def _held_out(self, image: np.ndarray, text: np.ndarray, beta: float, classes: Any) -> dict[str, float]:
         """Observables of held-out pairs with their first captions; retrieval with all captions."""
         pool, which = self.pools.held_out, self.settings.observables
-        found = observe(image, text[pool.first], beta, which)
+        found = observe(image, text[pool.first], beta, "all" if which == "all" else "gap")
         if which == "gap":
             return found
-        if pool.captions > 1:
+        if pool.captions > 1 or which == "retrieval":
             found |= recalls(image, text, pool.captions)
         if classes is not None:
             found["zero_shot"] = zero_shot(image, classes, pool)
