@@ -56,8 +56,8 @@ class Training:
         seed: Seed of weights, batches, captions and swaps.
         pairs: Number of training pairs and of held-out pairs in each evaluation; None for all.
         evaluations: Approximate number of evaluations.
-        observables: "all"; "retrieval" for modality gap, loss, retrieval and zero-shot accuracy, which take a small part
-            of the time; or "gap" for gap and loss only.
+        observables: "all"; "retrieval" for gap, loss, retrieval and zero-shot accuracy, which take a small part of the
+            time; or "gap" for gap and loss only.
         snapshot_pairs: Training pairs whose embeddings are stored at the start, after one epoch and at the end.
         checkpoint_seconds: Seconds between checkpoints, from which a killed run resumes.
 
