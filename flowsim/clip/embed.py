@@ -61,12 +61,12 @@ def embed_texts(model: models.Model, tokens: torch.Tensor, device: Any, autocast
     return _unit(_in_parts(model, tokens, device, autocast, _text_encoder(model), True))
 
 
-def encode_images(model: models.Model, pixels: torch.Tensor, device: Any, blocks: Blocks = _BLOCKS) -> np.ndarray:
+def encode_images(model: models.Model, pixels: torch.Tensor, device: Any, blocks: Blocks | None = None) -> np.ndarray:
     """What the image tower gives, not normalised, float32 (n, d), of uint8 pixels (n, 3, s, s)."""
     return _in_parts(model, pixels, device, None, _image_encoder(model), False, blocks)
 
 
-def encode_texts(model: models.Model, tokens: torch.Tensor, device: Any, blocks: Blocks = _BLOCKS) -> np.ndarray:
+def encode_texts(model: models.Model, tokens: torch.Tensor, device: Any, blocks: Blocks | None = None) -> np.ndarray:
     """What the text tower gives, not normalised, float32 (n, d), of token ids (n, context)."""
     return _in_parts(model, tokens, device, None, _text_encoder(model), False, blocks)
 
@@ -109,7 +109,7 @@ def _in_parts(
     autocast: Any,
     encode: Encode,
     unit: bool,
-    blocks: Blocks = _BLOCKS,
+    blocks: Blocks | None = None,
 ) -> np.ndarray:
     """Rows (n, d) in float32, block by block; the model is put into evaluation mode and back."""
 
@@ -121,7 +121,7 @@ def _in_parts(
     was_training = model.module.training
     model.module.eval()
     try:
-        return blocks.map(embedded, inputs).cpu().numpy()
+        return (_BLOCKS if blocks is None else blocks).map(embedded, inputs).cpu().numpy()
     finally:
         model.module.train(was_training)
 
