@@ -73,8 +73,8 @@ def reading(path: str, *errors: type[Exception]) -> Iterator[None]:
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, *errors) as error:
         if "allow_pickle" in str(error) or "Python objects in dtype" in str(error):
             raise FlowsimError(
-                f"{path} is damaged, of another kind, or holds pickled Python objects, which are not loaded. Save plain "
-                "arrays of numbers and strings."
+                f"{path} is damaged, of another kind, or holds pickled Python objects, which are not loaded. Save "
+                "plain arrays of numbers and strings."
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FlowsimError(f"{path} is damaged or of another kind ({reason}). Write it again.") from error

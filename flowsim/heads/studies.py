@@ -55,7 +55,7 @@ def study(
             methods.
         jobs: Processes that train at the same time: one for each core of a CPU.
         stack: Runs trained in one program, whose memory grows with them; for GPUs, where small heads leave most of the
-            device idle. Only runs of the same structure share a program, so 78 runs take about eight. Their records are
+            device idle. Only runs of the same structure share a program, so 78 runs take ten. Their records are
             those of separate runs up to rounding.
         executor: Where runs are computed instead: as in `fs.sweep`. Workers need the data under the same path, or
             settings that hold the features. Only this session writes the records, when a run has ended.
