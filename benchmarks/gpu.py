@@ -63,26 +63,41 @@ def main() -> int:
 def _run(name: str, seconds: float, options: argparse.Namespace) -> str:
     """Run a stage in its own process; returns how it ended."""
     print(f"\n=== {name}, {seconds:.0f} s ===", flush=True)
-    call = [sys.executable, str(_HERE / "gpu_stages" / f"{name}.py"), "--out", str(options.out)]
-    call += ["--seconds", f"{seconds:.0f}", *(["--tiny"] if options.tiny else [])]
+    work = options.work or options.out / "work"
+    call = _call(name, seconds, options)
     if options.data and (wanted := STAGES[name].data) is not None:
         call += ["--data", str(options.data / wanted)]
+    if STAGES[name].works:
+        call += ["--work", str(work)]
     if name == "study":
-        call += ["--work", str(options.work or options.out / "work"), *options.study]
+        call += options.study
     path = os.pathsep.join([str(_HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    store = {"JAX_COMPILATION_CACHE_DIR": str(work / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, **store, "PYTHONPATH": path}
     begin = time.monotonic()
-    # A session of its own, so that its workers end with it.
-    process = subprocess.Popen(call, env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    # Each in a session of its own, so that its workers end with it.
+    process = subprocess.Popen(call, env=environment, start_new_session=True)
+    running, other = [process], STAGES[name].compiles
+    if other in options.stages and not _record(options.out, other).get("complete"):
+        beside = [*_call(other, seconds, options), "--compile-only", "1"]
+        running.append(subprocess.Popen(beside, env=environment, start_new_session=True))
     try:
         code = process.wait(timeout=seconds + 5)
         ended = "ok" if code == 0 else f"ended with code {code}"
     except subprocess.TimeoutExpired:
         ended = "ran over its time"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        for one in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
+            one.wait()
     return f"{ended} after {time.monotonic() - begin:.0f} s"
+
+
+def _call(name: str, seconds: float, options: argparse.Namespace) -> list[str]:
+    """The command of a stage, with the options that all have."""
+    call = [sys.executable, str(_HERE / "gpu_stages" / f"{name}.py"), "--out", str(options.out)]
+    return [*call, "--seconds", f"{seconds:.0f}", *(["--tiny"] if options.tiny else [])]
 
 
 def _record(folder: Path, name: str) -> dict[str, Any]:

@@ -34,8 +34,11 @@ RUN = """\
 set -euo pipefail
 here=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
 out=$1; shift
-site=$(mktemp -d)
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$here"/wheels/*.whl
+# A later call on the same machine goes on with what is here.
+site=${{TMPDIR:-/tmp}}/flowsim-gpu
+if [[ ! -d $site ]]; then
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$here"/wheels/*.whl
+fi
 export PYTHONPATH="$site" PYTHONUNBUFFERED=1 MPLBACKEND=Agg
 cd "$here/.."
 # Records of an earlier call, which goes on.

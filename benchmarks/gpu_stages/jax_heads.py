@@ -4,7 +4,9 @@ The same runs as in the stage `heads`, by JAX and with flowsim's own heads: a st
 and of a stack. `--data FILE.npz` holds features as `fs.data.load` reads them; without it, random ones are drawn.
 """
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from flowsim.clip.tables import Tables
 from flowsim.heads.learner import Learner, flow_of
 from flowsim.heads.pools import Pools
 from flowsim.heads.studies import study
+
+#: Processes, because programs of ten structures have to be compiled.
+JOBS = max(1, min(6, (os.cpu_count() or 1) // 2))
 
 
 def random_features(pairs: int) -> fs.data.Features:
@@ -42,25 +47,26 @@ def speed(settings: fs.heads.Training, runs: int, steps: int) -> dict[str, float
 
 
 def main() -> None:
-    record = Record(__doc__, data="")
+    record = Record(__doc__, data="", work="")
     given, tiny = record.options, record.tiny
     data = random_features(400 if tiny else 7000) if tiny or not given.data else fs.data.load(given.data)
     settings = fs.heads.Training(data=data, snapshot_pairs=0, evaluations=4)
     if tiny:
         settings = settings.replace(steps=8, batch_size=32, hidden=16, dim=8, pairs=50)
-    for runs in (1, 3) if tiny else (1, 8, 32):
-        record.part(f"speed of {runs}", lambda runs=runs: speed(settings, runs, 8 if tiny else 192), 0 if tiny else 10)
 
     def all_settings() -> dict[str, Any]:
         begin = time.perf_counter()
-        out, seeds = record.out / "jax_heads", range(2 if tiny else 3)
+        folder = Path(given.work) if given.work else record.out
+        out, seeds = folder / "jax_heads", range(2 if tiny else 3)
         names = ["Baseline", "FLT 4e-2", "TS S3", "No normalization"] if tiny else "all"
-        tables = Tables.of(study(settings, out, names, seeds, stack=32))
+        tables = Tables.of(study(settings, out, names, seeds, stack=32, jobs=JOBS))
         seconds = time.perf_counter() - begin
         values = {name: values for name, values in tables.values.items() if np.isfinite(values).any()}
         return {"seconds": seconds, "steps": tables.steps, "methods": tables.methods, "values": values}
 
     record.part("all settings", all_settings, 0 if tiny else 60)
+    for runs in (1, 3) if tiny else (1, 8, 32):
+        record.part(f"speed of {runs}", lambda runs=runs: speed(settings, runs, 8 if tiny else 192), 0 if tiny else 10)
     record.finish()
 
 

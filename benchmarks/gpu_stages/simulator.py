@@ -1,6 +1,6 @@
 """The simulator on a GPU: ensembles, a phase diagram of a million runs, the field, a solve of 65,536 pairs.
 
-    python benchmarks/gpu_stages/simulator.py --out DIR [--seconds 120] [--tiny]
+    python benchmarks/gpu_stages/simulator.py --out DIR [--seconds 120] [--tiny] [--compile-only 1]
 
 Ensembles: the problem of `benchmarks/ensembles.py`, whole ensembles in one compiled program (`benchmarks/
 one_program.py`). The first 16 trajectories are the seeds for which `exact_gaps.npz` holds SciPy's DOP853 at rtol 1e-12,
@@ -10,12 +10,16 @@ machine that nothing else uses: SciPy's best method on one core, `fs.sweep` on t
 Products in single precision: JAX rounds their factors to TF32 on GPUs unless told otherwise. What the flow asks for is
 measured against double precision.
 
+`--compile-only 1` measures nothing: it compiles the programs of the missing parts into JAX's store
+(JAX_COMPILATION_CACHE_DIR), while another stage uses the card.
+
 Without a GPU everything runs on the processor. `simulator_phase.npz` holds the phase diagram for
 `benchmarks/gpu_figures.py`.
 """
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import queue
@@ -56,6 +60,8 @@ ERROR = 1e-6
 CHECKED = 16
 #: Trajectories side by side, by pairs. More are hardly faster on an H200.
 LANES = {5: 2**17, 16: 2**15, 32: 2**14}
+#: The same for 10^4 trajectories of 5 pairs, which leave most of 2^17 lanes idle.
+FEW = 2**14
 #: The phase diagram: temperatures τ0, learning-rate ratios r, times.
 PHASE_TAU, PHASE_RATIO, PHASE_TIMES = (0.005, 1.0), (1e-3, 1e2), (0.0, 1e2, 1e4, 1e6)
 PHASE_PAIRS, PHASE_DIM, PHASE_HEIGHT = 16, 8, 0.3
@@ -71,6 +77,7 @@ class Size(NamedTuple):
 
     sizes: tuple[tuple[int, int], ...]
     lanes: dict[int, int]
+    few: int
     counts: tuple[int, ...]
     phase: int
     phase_lanes: int
@@ -85,6 +92,7 @@ class Size(NamedTuple):
 FULL = Size(
     SIZES,
     LANES,
+    FEW,
     (10**4, 10**5, 10**6),
     1000,
     2**15,
@@ -101,6 +109,7 @@ FULL = Size(
 TINY = Size(
     ((5, 3),),
     {5: 32},
+    16,
     (48, 96),
     5,
     16,
@@ -128,12 +137,12 @@ class Program(NamedTuple):
 class Compiler:
     """Compiles programs by name, in the order in which they are asked for; nobody waits for one that hangs."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 7) -> None:
         self._traces: queue.Queue[Callable[[], None]] = queue.Queue()
         self._compiles: queue.Queue[Callable[[], None]] = queue.Queue()
         self._found: dict[Any, Future[Program]] = {}
         # Traces share one lock of Python: one after another, the first is ready the earliest.
-        workers = [self._traces] + [self._compiles] * max(2, min(7, (os.cpu_count() or 2) - 4))
+        workers = [self._traces] + [self._compiles] * max(2, min(most, (os.cpu_count() or 2) - 4))
         for work in workers:
             threading.Thread(target=_work_off, args=(work,), daemon=True).start()
 
@@ -250,7 +259,14 @@ def difference(unknowns: Any) -> Any:
 
 
 def run_ensemble(
-    program: Program, n: int, d: int, dtype: str, size: Size, left: Callable[[], float], tell: Callable[[Any], None]
+    program: Program,
+    n: int,
+    d: int,
+    dtype: str,
+    counts: tuple[int, ...],
+    lanes: int,
+    left: Callable[[], float],
+    tell: Callable[[Any], None],
 ) -> dict[str, Any]:
     """Errors by tolerance, and seconds by number of trajectories; `tell` gets what there is after every line."""
     gaps = exact(n, d)[0]
@@ -268,7 +284,7 @@ def run_ensemble(
     rtol = min(errors, key=lambda r: (errors[r] >= ERROR, errors[r]))
     found: dict[str, Any] = {
         "dtype": dtype,
-        "lanes": size.lanes[n],
+        "lanes": lanes,
         "compile_seconds": program.seconds,
         "trace_seconds": program.trace_seconds,
         "errors_by_rtol": {f"{r:g}": e for r, e in errors.items()},
@@ -276,14 +292,14 @@ def run_ensemble(
         "error": errors[rtol],
         "lines": [],
     }
-    lines = {(count, rtol): None for count in size.counts}
+    lines = {(count, rtol): None for count in counts}
     if dtype == "float32" and rtol != 1e-5:
-        lines[size.counts[-1], 1e-5] = None  # its own: the tightest that `simulate` allows
+        lines[counts[-1], 1e-5] = None  # its own: the tightest that `simulate` allows
     for count, at in lines:
         done = [line for line in found["lines"] if "seconds" in line]
         before = [line for line in done if line["rtol"] == at] or done
-        full = max(count, size.lanes[n])  # fewer take as long as all lanes
-        if before and before[-1]["seconds"] * full / max(before[-1]["runs"], size.lanes[n]) > min(_PATIENCE, left()):
+        full = max(count, lanes)  # fewer take as long as all lanes
+        if before and before[-1]["seconds"] * full / max(before[-1]["runs"], lanes) > min(_PATIENCE, left()):
             found["lines"].append({"runs": count, "rtol": at, "left_out": "would take too long"})
             continue
         begin = time.perf_counter()
@@ -308,7 +324,7 @@ def run_ensemble(
                 "accepted_mean": float(accepted.mean()),
                 "accepted_max": int(accepted.max()),
                 "tried_mean": float(tried.mean()),
-                "busy": float(tried.sum()) / (rounds * size.lanes[n]),
+                "busy": float(tried.sum()) / (rounds * lanes),
                 "milliseconds_per_round": 1e3 * spent["seconds"] / rounds,
                 "final_gap_mean": float(last.mean()),
                 "final_gap_std": float(last.std()),
@@ -318,9 +334,9 @@ def run_ensemble(
     return found
 
 
-def ensemble_program(size: Size, n: int, d: int, dtype: str) -> tuple[Any, tuple[Any, ...]]:
+def ensemble_program(n: int, d: int, dtype: str, most: int, lanes: int) -> tuple[Any, tuple[Any, ...]]:
     number = np.dtype(dtype).type
-    function = ensemble(ensemble_problem(n, d, dtype), TIMES, size.counts[-1], size.lanes[n], number)
+    function = ensemble(ensemble_problem(n, d, dtype), TIMES, most, lanes, number)
     return function, (np.int32(1), number(1e-6), number(1e-9))
 
 
@@ -611,10 +627,10 @@ class Told:
 def ratios(record: Record, size: Size, peers: Any) -> list[dict[str, Any]]:
     """How many times faster than the peers, by size and number of runs."""
     lines = []
-    for n, d in size.sizes:
+    for (n, d), few in itertools.product(size.sizes, (False, True)):
         theirs = peers.get(f"{n},{d}")
         for dtype in ("float64", "float32"):
-            mine = record.result(_called(n, d, dtype))
+            mine = record.result(_called(n, d, dtype, few))
             if theirs is None or mine is None:
                 continue
             for line in mine["lines"]:
@@ -625,6 +641,7 @@ def ratios(record: Record, size: Size, peers: Any) -> list[dict[str, Any]]:
                             "size": f"{n},{d}",
                             "dtype": dtype,
                             "runs": line["runs"],
+                            "lanes": mine["lanes"],
                             "rtol": line["rtol"],
                             "error": line["error"],
                             "to_scipy": theirs["scipy_seconds"] / each,
@@ -656,8 +673,8 @@ class Task(NamedTuple):
     measure: Callable[[], Any]
 
 
-def _called(n: int, d: int, dtype: str) -> str:
-    return f"ensemble {n},{d} {dtype}"
+def _called(n: int, d: int, dtype: str, few: bool = False) -> str:
+    return f"ensemble {n},{d} {dtype}{', few lanes' * few}"
 
 
 def tasks_of(record: Record, size: Size, compiler: Compiler) -> list[Task]:
@@ -668,20 +685,21 @@ def tasks_of(record: Record, size: Size, compiler: Compiler) -> list[Task]:
     def new(name: str) -> bool:
         return record.result(name) is None
 
-    def ensembles(dtype: str, sizes: Iterable[tuple[int, int]], needs: float) -> None:
+    def ensembles(dtype: str, sizes: Iterable[tuple[int, int]], needs: float, few: bool = False) -> None:
+        counts = size.counts[: 1 if few else None]
         for n, d in sizes:
-            name = _called(n, d, dtype)
+            name, lanes = _called(n, d, dtype, few), size.few if few else size.lanes[n]
             if not new(name):
                 continue
-            compiler.ask(name, lambda n=n, d=d: ensemble_program(size, n, d, dtype), dtype)
+            compiler.ask(name, lambda n=n, d=d, lanes=lanes: ensemble_program(n, d, dtype, counts[-1], lanes), dtype)
 
-            def measure(name: str = name, n: int = n, d: int = d) -> Any:
+            def measure(name: str = name, n: int = n, d: int = d, lanes: int = lanes) -> Any:
                 def tell(found: Any) -> None:
                     record.so_far(name, found)
 
                 beside = compiler.missing
                 with jax.enable_x64(dtype == "float64"):
-                    ran = run_ensemble(compiler[name], n, d, dtype, size, lambda: record.left - 2, tell)
+                    ran = run_ensemble(compiler[name], n, d, dtype, counts, lanes, lambda: record.left - 2, tell)
                 return {**ran, "compiling": [beside, compiler.missing]}
 
             tasks.append(Task(name, needs, [name], measure))
@@ -702,6 +720,7 @@ def tasks_of(record: Record, size: Size, compiler: Compiler) -> list[Task]:
                 )
 
     ensembles("float64", size.sizes[:2], 5)
+    ensembles("float64", size.sizes[:1], 2, few=True)
     if new("phase"):
         compiler.ask("phase", lambda: phase_program(size.phase, size.phase_lanes), "float64")
         tasks.append(Task("phase", 16, ["phase"], lambda: run_phase(compiler["phase"], size, record.out)))
@@ -744,11 +763,24 @@ def too_late() -> Any:
     raise TimeoutError("its programs were not compiled in time")
 
 
+def compile_only(record: Record, size: Size) -> None:
+    """Compile the programs of the missing parts into JAX's store."""
+    compiler = Compiler(most=12)
+    tasks_of(record, size, compiler)
+    while compiler.missing and record.left > 0:
+        time.sleep(0.1)
+    print(f"simulator: {compiler.missing} programs not compiled, {record.left:.0f} s left", flush=True)
+    sys.stdout.flush()
+    os._exit(0)
+
+
 def main() -> None:
-    record = Record(__doc__)
+    record = Record(__doc__, compile_only=0)
     size = TINY if record.tiny else FULL
     if record.tiny:
         store_programs()  # the next rehearsal compiles less
+    if record.options.compile_only:
+        compile_only(record, size)
     peers_at = keep_from_peers()
     peers: Told | None = None
     if record.result("peers") is None:

@@ -10,6 +10,7 @@ there. `study.nc` holds the records of all runs.
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX only draws swaps and measures here
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "2")  # observables are computed in threads
 
 import statistics
 import time
