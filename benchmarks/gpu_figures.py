@@ -1,9 +1,10 @@
 """Figures of what was measured on a GPU, drawn from the records in `benchmarks/results/gpu`.
 
-    python benchmarks/gpu_figures.py            # figures/gpu_{study,speed,phase}.{png,pdf}
+    python benchmarks/gpu_figures.py            # figures/gpu_{study,heads,speed,phase}.{png,pdf}
 
-`gpu_study`: heads on frozen features, all methods of the paper. `gpu_speed`: ensembles and fields of the simulator.
-`gpu_phase`: a phase diagram of a million runs. `gpu_stages/heads.py` and `gpu_stages/simulator.py` wrote the records.
+`gpu_study`: encoders trained on photographs, nine methods of the paper. `gpu_heads`: heads on frozen features, all
+methods. `gpu_speed`: ensembles and fields of the simulator. `gpu_phase`: a phase diagram of a million runs. The stages
+`study`, `heads` and `simulator` wrote the records.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from gpu_results import HERE, correlations, heads, results, with_practical_temperature
+from gpu_results import HERE, correlations, ensembles, fields, heads, peers, results, with_practical_temperature
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,14 +21,20 @@ from matplotlib.ticker import NullFormatter
 
 import flowsim as fs
 from flowsim.base.sources import drawing_hash, write_stamp
-from flowsim.clip.figures import _styles
+from flowsim.clip.figures import _styles, methods_figure
 from flowsim.clip.studies import SHORT
 from flowsim.plot.phase import _HALO
+from flowsim.records.netcdf import read_netcdf
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 
 
 def study_figure() -> Figure:
+    """Gap and temperature of encoders over steps; final gaps against temperature, the paper's and retrieval."""
+    return methods_figure(read_netcdf(HERE / "study_numbers.nc"))
+
+
+def heads_figure() -> Figure:
     """Gap over steps, and the final gap against the paper's, the temperature and retrieval."""
     here = heads()
     style = _style()
@@ -69,36 +76,37 @@ def study_figure() -> Figure:
 
 def speed_figure() -> Figure:
     """Time per run of an ensemble by its size, and the field of large batches against its floor."""
-    found, colours = results("simulator"), fs.plot.COLOURS
-    peers = found["peers"]["5,3"]
-    figure = Figure(figsize=(fs.plot.PAGE, 2.7), layout="constrained")
+    colours = fs.plot.COLOURS
+    figure = Figure(figsize=(fs.plot.PAGE, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2)
-    lines = found["ensemble 5,3 float64"]["lines"]
-    left.plot(
-        [line["runs"] for line in lines], [line["microseconds_per_run"] for line in lines], "o-",
-        color=colours["blue"], label=f"one program, {found['device']}",
-    )  # fmt: skip
-    left.axhline(
-        1e6 * peers["scipy_seconds"], color=colours["vermilion"], ls="--", label=f"SciPy {peers['best']}, one core"
-    )
-    left.axhline(1e6 * peers["sweep_seconds"], color=colours["green"], ls=":", label="fs.sweep, two cores")
-    left.set(xscale="log", yscale="log", xlabel="runs at once", ylabel="microseconds per run", ylim=(1, 1e5))
-    left.set_title(r"$\bf{(a)}$ ensembles, $n = 5$, $d = 3$, float64, error $< 10^{-6}$", fontsize=8)
-    left.legend(loc="center left", fontsize=7)
-    for kind, colour in (("float32", "orange"), ("float64", "purple")):
-        every = [one for name, one in found.items() if name.startswith("field ") and one["dtype"] == kind]
-        every = sorted((one for one in every if one["dim"] == 64), key=lambda one: one["pairs"])
+    for size, colour, mark in (("5,3", "blue", "o"), ("16,8", "vermilion", "s"), ("32,8", "green", "^")):
+        for dtype, line in (("float64", "-"), ("float32", "--")):
+            every = [one for one in ensembles() if (one.size, one.dtype) == (size, dtype)]
+            label = f"$n, d = {size.replace(',', ', ')}$, {dtype}"
+            runs, spent = [one.runs for one in every], [1e6 * one.seconds for one in every]
+            left.plot(runs, spent, mark + line, color=colours[colour], ms=4, label=label)
+        theirs = peers(size)
+        if theirs is not None:
+            left.axhline(1e6 * theirs["scipy_seconds"], color=colours[colour], ls=":", lw=1)
+            left.axhline(1e6 * theirs["sweep_seconds"], color=colours[colour], ls="-.", lw=1)
+    for key, text in (("scipy_seconds", "SciPy, one core"), ("sweep_seconds", "fs.sweep, two cores")):
+        highest = max(1e6 * theirs[key] for theirs in map(peers, ("5,3", "16,8")) if theirs is not None)
+        left.annotate(text, (1e6, highest), (0, 2), textcoords="offset points", ha="right", va="bottom", fontsize=7)
+    left.set(xscale="log", yscale="log", xlabel="runs at once", ylabel="microseconds per run", ylim=(0.5, 2e5))
+    left.set_title(rf"$\bf{{(a)}}$ ensembles on {results('simulator')['device']}, error $< 10^{{-6}}$", fontsize=8)
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), fontsize=7, ncols=2, handlelength=3)
+    for dtype, colour in (("float32", "orange"), ("float64", "purple")):
+        every = [one for one in fields() if one["dtype"] == dtype and one["dim"] == 64]
         for key, mark, text in (("field_ms", "o-", "field"), ("floor_ms", "s:", "floor")):
             middle = [sorted(one[key])[1] for one in every]
             right.plot(
-                [one["pairs"] for one in every], middle, mark, color=colours[colour], ms=4, label=f"{text}, {kind}"
+                [one["pairs"] for one in every], middle, mark, color=colours[colour], ms=4, label=f"{text}, {dtype}"
             )
     right.set(xscale="log", yscale="log", xlabel="pairs $n$", ylabel="milliseconds")
     right.set_title(r"$\bf{(b)}$ one evaluation of the field, $d = 64$", fontsize=8)
     right.xaxis.set_minor_formatter(NullFormatter())
     right.set_xticks([one["pairs"] for one in every], [f"{one['pairs']:,}" for one in every])
-    right.set_ylim(0.02, 2)
-    right.legend(loc="upper left", fontsize=7)
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), fontsize=7, ncols=2, handlelength=3)
     return figure
 
 
@@ -189,7 +197,8 @@ def phase_figure(path: Path) -> Figure:
 
 
 DRAWN = {
-    "gpu_study": (study_figure, ("heads.json",)),
+    "gpu_study": (study_figure, ("study_numbers.nc",)),
+    "gpu_heads": (heads_figure, ("heads.json",)),
     "gpu_speed": (speed_figure, ("simulator.json",)),
     "gpu_phase": (lambda: phase_figure(HERE / "simulator_phase.npz"), ("simulator_phase.npz",)),
 }

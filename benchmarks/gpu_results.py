@@ -12,6 +12,7 @@ from flowsim.base.files import reference_path
 from flowsim.clip.correlation import Correlation, rank_correlation
 from flowsim.clip.findings import findings
 from flowsim.clip.tables import Tables, paper_tables
+from flowsim.records.netcdf import read_netcdf
 
 HERE = Path(__file__).resolve().parent / "results" / "gpu"
 STAGES = ("machine", "parity", "trial", "heads", "simulator", "study")
@@ -123,16 +124,57 @@ def tables() -> Tables:
     return Tables(tuple(here.methods), seeds, values, {}, np.nan, int(here.steps[-1]), paper_tables())
 
 
+@cache
+def photos() -> Tables:
+    """The runs of the stage `study`: encoders trained on photographs."""
+    return Tables.of_numbers(read_netcdf(HERE / "study_numbers.nc"))
+
+
+def photos_table() -> str:
+    """The methods on photographs with their final gaps, temperature and retrieval, and the paper's gap."""
+    here, paper = photos(), {method: row["modality_gap"] for (_, method), row in photos().paper.items()}
+    lines = [
+        "| method | gap, held out | the paper's | gap, training pairs | τ | loss, training pairs | R@1 text to image, % "
+        "| the same, training pairs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    columns = ("gap", "seen_gap", "temperature", "seen_loss", "image_retrieval", "seen_image_retrieval")
+    for k, name in enumerate(here.methods):
+        gap, seen, tau, loss, found, remembered = (here.values[column][k] for column in columns)
+        cells = [
+            f"{gap.mean():.3f} ± {gap.std(ddof=1):.3f}", f"{paper[name]:.3f}",
+            f"{seen.mean():.3f} ± {seen.std(ddof=1):.3f}", f"{tau.mean():.4f}", f"{loss.mean():.2f}",
+            f"{found.mean():.1f}", f"{remembered.mean():.1f}",
+        ]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def photos_statements_table() -> str:
+    """The paper's statements, by the runs on photographs."""
+    return _statements(photos())
+
+
 def statements_table() -> str:
-    """The paper's statements as a table."""
+    """The paper's statements, by the heads on frozen features."""
+    return _statements(tables())
+
+
+def _statements(study: Tables) -> str:
     lines = ["| statement | these runs | verdict |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(one)} |" for one in findings(tables()))])
+    return "\n".join([*lines, *(f"| {' | '.join(one)} |" for one in findings(study))])
 
 
 def bridge_table() -> str:
     """What was measured of the bridge on the card."""
     parity, trial, machine = results("parity"), results("trial"), results("machine")
-    same, fp32, bf16 = (parity[name] for name in ("same_data_bf16", "parity_fp32", "parity_bf16"))
+    fp32, bf16, resnet = (parity[f"parity_{name}"] for name in ("fp32", "bf16", "resnet_bf16"))
+    stacked = trial["speed, patch 16"]
+
+    def speeds(name: str) -> str:
+        one = parity[name]["medians"]
+        return f"{one['flowsim']:,.0f}, open_clip {one['open_clip']:,.0f}: {parity[name]['ratio']:.2f}"
+
     # PyTorch's notice that it looks for waits is none.
     waits = [
         sum(count for place, count in one["where"].items() if not place.startswith("__init__.py"))
@@ -140,8 +182,7 @@ def bridge_table() -> str:
         if name not in ("steps", "gpu")
     ]
     card = machine["product_bf16"]["tflops"]
-    speeds = same["medians"]
-    peaks = same["peak_memory_mib"]
+    peaks = parity["same_data_bf16"]["peak_memory_mib"]
     rows = [
         (
             "losses of 50 steps in fp32: largest relative difference from open_clip's",
@@ -154,9 +195,21 @@ def bridge_table() -> str:
             "",
         ),
         (
+            "RN50 in bf16: largest relative difference (open_clip from itself: 0)",
+            f"{resnet['largest_relative_difference']:.1e}",
+            "",
+        ),
+        (
             "images/s with the same batches, ViT-S/16 at 96 pixels, batch 512, bf16",
-            f"{speeds['flowsim']:,.0f}, open_clip {speeds['open_clip']:,.0f}: {same['ratio']:.2f}",
+            speeds("same_data_bf16"),
             "0.95",
+        ),
+        ("the same in fp32", speeds("same_data_fp32"), "0.95"),
+        ("the same, RN50 at 96 pixels, batch 128, bf16", speeds("same_data_resnet_bf16"), "0.95"),
+        (
+            f"ViT-S/16, data on the device; open_clip with its loader, {parity['own_loader_bf16']['workers']} workers",
+            speeds("own_loader_bf16"),
+            "2",
         ),
         ("peak memory of both, MiB", f"{peaks['flowsim']:,.0f}, open_clip {peaks['open_clip']:,.0f}", ""),
         (
@@ -169,42 +222,109 @@ def bridge_table() -> str:
             f"{trial['gradients']['largest']:.1e}",
             "1e-5",
         ),
+        (
+            "images/s of 27 runs in one program, and of one (ViT of width 192, batch 256, bf16)",
+            f"{stacked['27 runs']['images_per_second']:,.0f}, {stacked['1 runs']['images_per_second']:,.0f}: "
+            f"{stacked['27 runs']['images_per_second'] / stacked['1 runs']['images_per_second']:.1f}",
+            "",
+        ),
         ("for comparison, a matrix product of 8,192 in bf16: TFLOP/s", f"{card:.0f}", ""),
     ]
     lines = ["| | measured | goal |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {what} | {value} | {goal} |" for what, value, goal in rows)])
 
 
+class Ensemble(NamedTuple):
+    """A measured ensemble: its size, precision and number of runs, lanes, seconds per run, and error of the gap."""
+
+    size: str
+    dtype: str
+    runs: int
+    lanes: int
+    seconds: float
+    error: float
+
+
+def ensembles() -> list[Ensemble]:
+    """The fastest program for each size, precision and number of runs at an error below 1e-6."""
+    best: dict[tuple[str, str, int], Ensemble] = {}
+    for name, part in results("simulator").items():
+        if not name.startswith("ensemble "):
+            continue
+        size, dtype = name.split()[1:3]
+        for line in part["lines"]:
+            if "seconds" not in line or line["error"] >= 1e-6:
+                continue
+            key = size, dtype.rstrip(","), line["runs"]
+            new = Ensemble(*key, part["lanes"], line["seconds"] / line["runs"], line["error"])
+            if key not in best or new.seconds < best[key].seconds:
+                best[key] = new
+    return sorted(best.values(), key=lambda one: (int(one.size.split(",")[0]), one.dtype != "float64", one.runs))
+
+
+def peers(size: str) -> dict[str, Any] | None:
+    """What SciPy and `fs.sweep` need for a run of this size; None if it was not measured."""
+    return results("simulator").get(f"peers {size}")
+
+
 def simulator_table() -> str:
-    """What was measured of the simulator on the card."""
-    found = results("simulator")
-    peers = found["peers"]["5,3"]
-    lines = ["| runs at once | µs per run | to SciPy | to `fs.sweep` on two cores |", "|---|---|---|---|"]
-    for line, ratio in zip(found["ensemble 5,3 float64"]["lines"], found["ratios"], strict=True):
-        lines.append(
-            f"| {line['runs']:,} | {line['microseconds_per_run']:.2f} "
-            f"| {ratio['to_scipy']:,.0f} | {ratio['to_sweep']:,.0f} |"
-        )
-    lines.append(f"| SciPy ({peers['best']}), one core | {1e6 * peers['scipy_seconds']:,.0f} | 1 | |")
-    gain = peers["scipy_seconds"] / peers["sweep_seconds"]
-    lines.append(f"| `fs.sweep`, two cores | {1e6 * peers['sweep_seconds']:,.0f} | {gain:.0f} | 1 |")
+    """What was measured of ensembles on the card."""
+    lines = ["| n, d | precision | runs | side by side | µs per run | to SciPy | to `fs.sweep` on two cores |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    sizes = list(dict.fromkeys(one.size for one in ensembles()))
+    for size in sizes:
+        theirs = peers(size)
+        for one in (e for e in ensembles() if e.size == size):
+            ratios = [f"{theirs[k] / one.seconds:,.0f}" if theirs else "" for k in ("scipy_seconds", "sweep_seconds")]
+            lines.append(
+                f"| {size.replace(',', ', ')} | {one.dtype} | {one.runs:,} | {one.lanes:,} | {1e6 * one.seconds:.2f} "
+                f"| {' | '.join(ratios)} |"
+            )
+        if theirs:
+            scipy, sweep = (1e6 * theirs[k] for k in ("scipy_seconds", "sweep_seconds"))
+            name = size.replace(",", ", ")
+            lines.append(f"| {name} | float64 | SciPy {theirs['best']}, one core | 1 | {scipy:,.0f} | 1 | |")
+            lines.append(f"| {name} | float64 | `fs.sweep`, two cores | | {sweep:,.0f} | {scipy / sweep:.0f} | 1 |")
     return "\n".join(lines)
+
+
+def fields() -> list[dict[str, Any]]:
+    """Fields of large batches, by dimension, precision and number of pairs."""
+    found = [one for name, one in results("simulator").items() if name.startswith("field ")]
+    return sorted(found, key=lambda one: (one["dim"], one["dtype"], one["pairs"]))
 
 
 def field_table() -> str:
     """Fields of large batches against their floor."""
-    found = results("simulator")
-    lines = ["| n, d | precision | field, ms | floor, ms | ratio |", "|---|---|---|---|---|"]
-    for name, one in found.items():
-        if name.startswith("field "):
-            field, floor = (sorted(one[key])[1] for key in ("field_ms", "floor_ms"))
-            size = f"{one['pairs']:,}, {one['dim']} | {one['dtype']}"
-            lines.append(f"| {size} | {field:.3f} | {floor:.3f} | {one['to_floor']:.2f} |")
+    lines = ["| n, d | precision | field, ms | floor, ms | ratio | TFLOP/s |", "|---|---|---|---|---|---|"]
+    for one in fields():
+        field, floor = (sorted(one[key])[1] for key in ("field_ms", "floor_ms"))
+        size = f"{one['pairs']:,}, {one['dim']} | {one['dtype']}"
+        star = "\\*" if one["floor_scaled_from"] != one["pairs"] else ""
+        lines.append(
+            f"| {size} | {field:.3f} | {floor:.3f}{star} | {one['to_floor']:.2f} | {one['field_tflops']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def solve_table() -> str:
+    """Solves of 65,536 pairs."""
+    lines = ["| precision | compilation, s | solve, s | steps | peak memory, GiB | full matrix, GiB |"]
+    lines.append("|---|---|---|---|---|---|")
+    for dtype, size in (("float32", 4), ("float64", 8)):
+        one = results("simulator")[f"solve {dtype}"]
+        lines.append(
+            f"| {dtype} | {one['compile_seconds']:.1f} | {one['second_call_seconds']:.1f} | {one['steps']:.0f} "
+            f"| {one['peak_bytes'] / 2**30:.2f} | {size * one['pairs'] ** 2 / 2**30:.0f} |"
+        )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    for made in (bridge_table, heads_table, statements_table, simulator_table, field_table):
+    for made in (
+        bridge_table, photos_table, photos_statements_table, heads_table, statements_table, simulator_table,
+        field_table, solve_table,
+    ):  # fmt: skip
         print(made(), end="\n\n")
     for name, found in correlations().items():
         print(name, found, correlations(with_practical_temperature)[name])

@@ -50,7 +50,7 @@ def test_statements_can_fail(monkeypatch):
         assert "supported" not in (verdict, after[text]) or verdict != after[text], text
 
 
-@pytest.mark.parametrize("name", ["gpu_study", "gpu_speed", "gpu_phase"])
+@pytest.mark.parametrize("name", ["gpu_study", "gpu_heads", "gpu_speed", "gpu_phase"])
 def test_the_committed_figures_are_drawn_from_the_records(name):
     module = reproduce._load("gpu_figures", BENCHMARKS)
     for kind in ("png", "pdf"):

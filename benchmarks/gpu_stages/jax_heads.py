@@ -54,19 +54,24 @@ def main() -> None:
     if tiny:
         settings = settings.replace(steps=8, batch_size=32, hidden=16, dim=8, pairs=50)
 
+    begun = time.perf_counter()
+
+    def show(text: str, done: int, total: int | None, /, **numbers: float) -> None:
+        print(f"{time.perf_counter() - begun:.0f} s: {text}, step {done} of {total}", flush=True)
+
     def all_settings() -> dict[str, Any]:
         begin = time.perf_counter()
         folder = Path(given.work) if given.work else record.out
         out, seeds = folder / "jax_heads", range(2 if tiny else 3)
         names = ["Baseline", "FLT 4e-2", "TS S3", "No normalization"] if tiny else "all"
-        tables = Tables.of(study(settings, out, names, seeds, stack=32, jobs=JOBS))
+        tables = Tables.of(study(settings, out, names, seeds, stack=32, jobs=JOBS, progress=show))
         seconds = time.perf_counter() - begin
         values = {name: values for name, values in tables.values.items() if np.isfinite(values).any()}
         return {"seconds": seconds, "steps": tables.steps, "methods": tables.methods, "values": values}
 
-    record.part("all settings", all_settings, 0 if tiny else 60)
     for runs in (1, 3) if tiny else (1, 8, 32):
         record.part(f"speed of {runs}", lambda runs=runs: speed(settings, runs, 8 if tiny else 192), 0 if tiny else 10)
+    record.part("all settings", all_settings, 0 if tiny else 60)
     record.finish()
 
 

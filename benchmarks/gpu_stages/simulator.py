@@ -17,9 +17,9 @@ Without a GPU everything runs on the processor. `simulator_phase.npz` holds the 
 `benchmarks/gpu_figures.py`.
 """
 
+import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import queue
@@ -624,33 +624,6 @@ class Told:
             self.process.kill()
 
 
-def ratios(record: Record, size: Size, peers: Any) -> list[dict[str, Any]]:
-    """How many times faster than the peers, by size and number of runs."""
-    lines = []
-    for (n, d), few in itertools.product(size.sizes, (False, True)):
-        theirs = peers.get(f"{n},{d}")
-        for dtype in ("float64", "float32"):
-            mine = record.result(_called(n, d, dtype, few))
-            if theirs is None or mine is None:
-                continue
-            for line in mine["lines"]:
-                if "seconds" in line:
-                    each = line["seconds"] / line["runs"]
-                    lines.append(
-                        {
-                            "size": f"{n},{d}",
-                            "dtype": dtype,
-                            "runs": line["runs"],
-                            "lanes": mine["lanes"],
-                            "rtol": line["rtol"],
-                            "error": line["error"],
-                            "to_scipy": theirs["scipy_seconds"] / each,
-                            "to_sweep": theirs["sweep_seconds"] / each,
-                        }
-                    )
-    return lines
-
-
 # --- the stage ----------------------------------------------------------------------------------------
 
 
@@ -782,27 +755,25 @@ def main() -> None:
     if record.options.compile_only:
         compile_only(record, size)
     peers_at = keep_from_peers()
+    sizes = [f"{n},{d}" for n, d in size.sizes if record.result(f"peers {n},{d}") is None]
     peers: Told | None = None
-    if record.result("peers") is None:
-        peers = Told(started("peers", ",".join(map(str, peers_at)), int(record.tiny), on_cpu=True))
+    if sizes:
+        peers = Told(started("peers", ",".join(map(str, peers_at)), int(record.tiny), ";".join(sizes), on_cpu=True))
     compiler = Compiler()
     # The first programs may take longer: the card starts, too.
     tasks, last = tasks_of(record, size, compiler), time.monotonic() + _START
-    told = None
 
-    def known() -> Any:
-        """What the peers need, as far as it is known."""
-        return record.result("peers") or (peers.last if peers is not None else None) or {}
+    def note_peers(ended: bool) -> None:
+        """Note what the peers have told; with `ended` also what they have not."""
+        for name in list(sizes):
+            told = (peers.last if peers is not None else None) or {}
+            if ended or name in told:
+                record.part(f"peers {name}", lambda told=told, name=name: told[name])
+                sizes.remove(name)
 
     try:
         while tasks:
-            if peers is not None and record.result("peers") is None:
-                if peers.process.poll() is not None:
-                    record.part("peers", lambda peers=peers: peers.result(2))
-                elif peers.last != told:
-                    told = peers.last
-                    record.so_far("peers", told)
-                    record.so_far("ratios", ratios(record, size, known()))
+            note_peers(False)
             task = next_task(tasks, compiler, time.monotonic() - last)
             late = next((t for t in tasks if t.needs > record.left), None)
             if late is not None:
@@ -812,14 +783,13 @@ def main() -> None:
             elif task is not None:
                 record.part(task.name, task.measure, needs=task.needs)
                 tasks.remove(task)
-                if task.name.startswith("ensemble"):
-                    record.so_far("ratios", ratios(record, size, known()))
                 last = time.monotonic()
             else:
                 time.sleep(0.02)
-        if peers is not None:
-            record.part("peers", lambda: peers.result(record.left - 1.5))
-        record.part("ratios", lambda: ratios(record, size, known()))
+        if peers is not None and sizes:
+            with contextlib.suppress(RuntimeError):  # it has told nothing
+                peers.result(record.left - 1.5)
+            note_peers(True)
     finally:
         if peers is not None:
             peers.end()

@@ -1,6 +1,6 @@
 """Parts of `simulator.py` that need a process of their own: peers on two cores, and runs whose memory is measured.
 
-    python benchmarks/gpu_stages/simulator_helper.py peers CORES TINY | solve PAIRS DTYPE | sweep RUNS
+    python benchmarks/gpu_stages/simulator_helper.py peers CORES TINY SIZES | solve PAIRS DTYPE | sweep RUNS
 
 Prints one JSON object after every size; the last one counts.
 """
@@ -32,10 +32,10 @@ import flowsim as fs  # noqa: E402
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def peers(tiny: bool) -> None:
+def peers(sizes: list[tuple[int, int]], tiny: bool) -> None:
     """Seconds per trajectory of SciPy's best method, and of `fs.sweep`, at errors below 1e-6."""
     found: dict[str, Any] = {}
-    for n, d in ensembles.SIZES[: 1 if tiny else None]:
+    for n, d in sizes:
         with np.load(_HERE / "exact_gaps.npz") as held:
             count = 2 if tiny else ensembles.CHECKED
             exact, rows = held[f"gap_{n}_{d}"][:count], held[f"rows_{n}_{d}"]
@@ -125,7 +125,8 @@ def sweep(runs: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "peers":
-        peers(sys.argv[3] == "1")
+        wanted = [tuple(map(int, one.split(","))) for one in sys.argv[4].split(";")]
+        peers([(n, d) for n, d in wanted], sys.argv[3] == "1")
     elif sys.argv[1] == "solve":
         solve(int(sys.argv[2]), sys.argv[3])
     else:

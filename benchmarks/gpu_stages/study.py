@@ -4,7 +4,7 @@
 
 A step and an evaluation are timed first. The number of steps is what then fits into the time, at most `--most`; the
 number of seeds is 3, or fewer if that leaves less than `--least` steps. If the time is over nevertheless, the runs end
-there. `study.nc` holds the records of all runs.
+there. `study.nc` holds the records of all runs, and `study_numbers.nc` what their figure shows, in less space.
 """
 
 import os
@@ -25,9 +25,12 @@ from runs import settings_of
 import flowsim as fs
 from flowsim.clip import stacked, studies
 from flowsim.clip.checkpoint import Checkpoint
+from flowsim.clip.figures import methods_numbers
 from flowsim.clip.settings import Training
+from flowsim.clip.tables import completed
 from flowsim.progress import silent
 from flowsim.records.load import save_results
+from flowsim.records.netcdf import write_netcdf
 
 #: Part of the time that is planned for.
 _PLANNED = 0.9
@@ -38,7 +41,7 @@ class Enough(Exception):
 
 
 def times_of(settings: Training, names: list[str], seeds: int, folder: Path) -> dict[str, float]:
-    """Seconds of a step of the whole stack, and of an evaluation with all observables after the first one."""
+    """Seconds of a step of the whole stack, of an evaluation, and until all its observables are computed."""
     schedules = {name: fs.schedules.get(name) for name in names}
     nowhere = Checkpoint(folder / "none.nc")
     training = stacked._Training.begin(settings, schedules, list(range(seeds)), nowhere, not has_gpu(), silent)
@@ -49,13 +52,18 @@ def times_of(settings: Training, names: list[str], seeds: int, folder: Path) -> 
         if has_gpu():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
-    evaluations = []
+    spent = []
     for _ in range(2):
         begin = time.perf_counter()
         training._evaluate()
+        spent.append([time.perf_counter() - begin])
         training._collect()
-        evaluations.append(time.perf_counter() - begin)
-    return {"seconds_per_step": statistics.median(times[2:]), "seconds_per_evaluation": evaluations[-1]}
+        spent[-1].append(time.perf_counter() - begin)
+    return {
+        "seconds_per_step": statistics.median(times[2:]),
+        "seconds_per_evaluation": spent[-1][0],
+        "seconds_with_observables": spent[-1][1],
+    }
 
 
 def plan(
@@ -67,7 +75,9 @@ def plan(
         one = times_of(settings, names, seeds, folder)
         if has_gpu():
             torch.cuda.empty_cache()
-        for_steps = _PLANNED * left() - (settings.evaluations + 3) * one["seconds_per_evaluation"]
+        # Threads compute observables during training; at the end one waits for those of the last evaluations.
+        for_evaluations = settings.evaluations * one["seconds_per_evaluation"] + 2 * one["seconds_with_observables"]
+        for_steps = _PLANNED * left() - for_evaluations
         steps = min(most, int(for_steps / one["seconds_per_step"]))
         found[f"{len(names) * seeds} runs"] = {**one, "steps": steps}
         if steps >= least or seeds == 1:
@@ -96,6 +106,8 @@ def train(
         held = {studies.run_name(*run): folder / studies.file_name(*run) for run in runs}
         records: Any = {name: fs.load(path) for name, path in held.items() if path.is_file()}
     save_results(records, out / "study.nc")
+    if completed(records)[0]:
+        write_netcdf(methods_numbers(records), out / "study_numbers.nc")
     first = next(iter(records.values()))
     return {
         "runs": len(records),

@@ -500,10 +500,13 @@ PARTS = {
     "photos methods": ("docs/real-pairs.md", photos(photos_methods)),
     "photos order": ("docs/real-pairs.md", photos(lambda tables: tables.other_order())),
     "gpu bridge": ("docs/clip.md", gpu("bridge_table")),
+    "gpu photos": ("docs/clip.md", gpu("photos_table")),
+    "gpu photos statements": ("docs/clip.md", gpu("photos_statements_table")),
     "gpu statements": ("docs/clip.md", gpu("statements_table")),
     "gpu heads": ("docs/clip.md", gpu("heads_table")),
     "gpu ensembles": ("docs/performance.md", gpu("simulator_table")),
     "gpu fields": ("docs/performance.md", gpu("field_table")),
+    "gpu solves": ("docs/performance.md", gpu("solve_table")),
 }
 
 

@@ -70,6 +70,8 @@ def methods_numbers(records: Mapping[str, TrainingRecord]) -> "xr.Dataset":
     printed = {method: row["modality_gap"] for (_, method), row in tables.paper.items()}
     record["paper_gap"] = ("method", [printed.get(m, math.nan) for m in tables.methods])
     record.attrs["loss_level"] = tables.loss_level
+    batch_size = next(iter(records.values())).config["training"]["batch_size"]
+    record.attrs["chance_loss"] = math.log(batch_size)
     for name, found in (
         ("paper", tables.with_paper()),
         ("tau", tables.correlation("gap", "temperature")),
@@ -121,7 +123,7 @@ def methods_figure(record: "xr.Dataset") -> Figure:
     axes[0, 1].yaxis.set_minor_formatter(NullFormatter())
     axes[0, 2].axvline(record.attrs["loss_level"], color=plot.COLOURS["grey"], lw=1.2, ls=(0, (1, 2)))
     axes[0, 2].set(xlabel="training loss, smoothed", ylabel=r"gap $\Delta$, training pairs", ylim=(0, None))
-    axes[0, 2].set_xlim(math.log(64) + 0.1, 0)
+    axes[0, 2].set_xlim(record.attrs["chance_loss"] + 0.1, 0)
     axes[1, 0].set(xlabel=r"final temperature $\tau$", ylabel=r"final gap $\Delta$, held out", xscale="log")
     axes[1, 0].set_xticks([0.01, 0.02, 0.05, 0.1], ["0.01", "0.02", "0.05", "0.1"])
     axes[1, 0].xaxis.set_minor_formatter(NullFormatter())
