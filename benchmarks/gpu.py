@@ -78,7 +78,7 @@ def _run(name: str, seconds: float, options: argparse.Namespace) -> str:
     # Each in a session of its own, so that its workers end with it.
     process = subprocess.Popen(call, env=environment, start_new_session=True)
     running, other = [process], STAGES[name].compiles
-    if other in options.stages and not _record(options.out, other).get("complete"):
+    if other is not None and other in options.stages and not _record(options.out, other).get("complete"):
         beside = [*_call(other, seconds, options), "--compile-only", "1"]
         running.append(subprocess.Popen(beside, env=environment, start_new_session=True))
     try:
