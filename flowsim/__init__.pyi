@@ -21,6 +21,7 @@ from flowsim.integrate.sweep import sweep as sweep
 from flowsim.model import extend as extend
 from flowsim.model import geometry as geometry
 from flowsim.model import initial as initial
+from flowsim.model import kernels as kernels
 from flowsim.model import losses as losses
 from flowsim.model import pairing as pairing
 from flowsim.model import rules as rules

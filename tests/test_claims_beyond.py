@@ -53,10 +53,21 @@ def hasty(flow: GradientFlow) -> GradientFlow:
     return flow.replace(**{"schedule.temperature.lr_ratio": 3.0})
 
 
+def no_shared_part(flow: GradientFlow) -> GradientFlow:
+    """Forgets that a force on one row moves the others."""
+    if isinstance(flow.geometry, fs.Sphere):
+        return flow.replace(geometry=fs.Sphere())
+    kernel = getattr(flow.geometry, "kernel", None)
+    return flow if kernel is None else flow.replace(geometry=type(flow.geometry)(fs.kernels.Shared(kernel.own)))
+
+
 #: claim -> what turns it
 BREAKS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "noise-law": clean,
     "noise-bound": clean,
+    "kernel-conserved": no_shared_part,
+    "kernel-exponent": no_shared_part,
+    "kernel-linear-encoders": no_shared_part,
     "sgd-is-the-flow": drifting,
     "sgd-follows-averaged-swaps": drifting,
     "adam-limit": drifting,

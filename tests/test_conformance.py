@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import flowsim as fs
@@ -23,6 +24,10 @@ MORE = {
     "FromFunction": fs.temperature.from_function(lambda u: 0.07 * 0.1**u, name="falling in the test of conformance"),
     "Learnable, softplus": fs.temperature.Learnable(0.1, fs.temperature.Softplus(), lr_ratio=0.1, clamp=(0.01, 1.0)),
     "Learnable, identity": fs.temperature.Learnable(parametrization=fs.temperature.Identity()),
+    "Dense": fs.kernels.Dense([[2.0, 1.0], [1.0, 2.0]]),
+    "Blocks": fs.kernels.Blocks(np.eye(6) + 0.5),
+    "Sphere, kernels": fs.Sphere(2.0, fs.kernels.Shared(1.0, 0.2), fs.kernels.Shared(0.5, 0.1)),
+    "Parallel, kernel": fs.Parallel(fs.kernels.Shared(1.0, 0.2)),
     "DirectedInfoNCE, texts": fs.DirectedInfoNCE("text_to_image"),
     "Sigmoid, relative": fs.Sigmoid(bias=0.1, relative_bias=True, bias_rate=None),
     "Regularised": fs.Regularised(alignment=0.5, uniformity=0.2),
@@ -52,6 +57,7 @@ WRONG = {
     "SaysGamma": "gamma", "SaysFrozen": "frozen_directions", "StartsOutside": "exits", "DoubleRows": "dtype",
     "RefusesAll": "runs", "OtherPosition": "velocity", "NoRate": "rate",
     "ScaledTake": "take", "AffineTake": "take", "SortsTake": "take", "ReversesTake": "take", "RefusesTake": "take",
+    "OneWay": "symmetric", "PushesBack": "positive", "Drifts": "linear", "MeanOnly": "shape", "DoubleKernel": "dtype",
     "TooMuch": "sums", "SumsOfRowsOnly": "sums", "DoubleTargets": "dtype", "SaysIdentity": "identity",
     "OwnDice": "pure", "NeverRedrawn": "redraw",
     "Halves": "one", "Copies": "twice", "FlatWeights": "weights", "DoubleWeights": "weights",
@@ -239,7 +245,7 @@ print(all(f.ok for f in found), jax.config.jax_enable_x64, jax.config.jax_numpy_
 
 def test_the_kinds_have_checks_of_different_names():
     assert str(inspect.signature(fs.check).parameters["part"]) == "part: Any"
-    assert len({suite.kind for suite in SUITES}) == len(SUITES) == 10
+    assert len({suite.kind for suite in SUITES}) == len(SUITES) == 11
     for suite in SUITES:
         assert len({check.name for check in suite.checks}) == len(suite.checks)
 

@@ -16,6 +16,7 @@ from flowsim.model.extend import number
 from flowsim.model.geometry import normalise
 from flowsim.model.geometry.rows import Rows
 from flowsim.model.initial import AbstractRecipe, Start
+from flowsim.model.kernels import AbstractKernel
 from flowsim.model.losses import AbstractLoss, AbstractRowLoss
 from flowsim.model.pairing import AbstractPairing, Targets
 from flowsim.model.rules import AbstractRule
@@ -406,6 +407,34 @@ class RefusesTake(fs.Sphere):
 
 class NoRate(fs.Unnormalized):
     rate: ClassVar[float] = 0.0
+
+
+# --- kernels --------------------------------------------------------------------------------------------
+
+
+class OneWay(AbstractKernel):
+    def apply(self, vectors):
+        return vectors + jnp.cumsum(vectors, axis=0)
+
+
+class PushesBack(AbstractKernel):
+    def apply(self, vectors):
+        return vectors - jnp.sum(vectors, axis=0)
+
+
+class Drifts(AbstractKernel):
+    def apply(self, vectors):
+        return vectors + 1
+
+
+class MeanOnly(AbstractKernel):
+    def apply(self, vectors):
+        return jnp.sum(vectors, axis=0)
+
+
+class DoubleKernel(AbstractKernel):
+    def apply(self, vectors):
+        return vectors * np.linspace(1.0, 1.0, 1)
 
 
 # --- pairings, swaps, rules -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ by limits that are listed among its numbers. Some are expected to fail: statemen
 from flowsim.claims import loss_gradient as loss_gradient
 from flowsim.claims import conserved as conserved
 from flowsim.claims import exponents as exponents
+from flowsim.claims import kernel as kernel
 from flowsim.claims import theorem_3_2 as theorem_3_2
 from flowsim.claims import theorem_3_3 as theorem_3_3
 from flowsim.claims import figure_2 as figure_2

@@ -15,6 +15,7 @@ from flowsim.base.checks import shown
 from flowsim.base.registry import registered_as
 from flowsim.conformance import (
     geometry_flow,
+    kernel,
     loss,
     observable,
     pairing,
@@ -43,6 +44,7 @@ SUITES: tuple[Suite, ...] = tuple(
         loss,
         row_loss,
         geometry_flow,
+        kernel,
         pairing,
         swap,
         rule,
@@ -60,9 +62,9 @@ def check(part: Any) -> Conformance:
     as findings. Checks that depend on a failed one are skipped.
 
     Args:
-        part: A temperature policy, parametrization, loss, geometry, pairing, swap, rule or recipe; or its class, which
-            is built with its defaults; or an observable: `fs.observables.Observable` or a function of image and text
-            rows (n, d).
+        part: A temperature policy, parametrization, loss, geometry, kernel, pairing, swap, rule or recipe; or its
+            class, which is built with its defaults; or an observable: `fs.observables.Observable` or a function of
+            image and text rows (n, d).
 
     Returns:
         The findings, one sentence each, shown as a table; `ok` is True if all checks passed.

@@ -14,6 +14,7 @@ from flowsim.integrate.descent import Descent
 from flowsim.integrate.trajectory import Trajectory, final_status, is_filled
 from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import AbstractRecipe, Start
+from flowsim.model.kernels import Shared
 from flowsim.observables.table import entry
 from flowsim.provenance import versions
 from flowsim.records.result import Result, Simulation
@@ -82,7 +83,7 @@ def _described(start: Any) -> dict[str, Any]:
     return to_config(start) if isinstance(start, AbstractRecipe) else {"kind": type(start).__name__}
 
 
-def diagnose(flow: GradientFlow, result: Result) -> dict[str, float]:
+def diagnose(flow: GradientFlow, result: Result, pairs: int | None) -> dict[str, float]:
     """Residual of the conserved quantity and largest relative increase of the loss, if they apply."""
     found: dict[str, float] = {}
     temperature = flow.schedule.temperature
@@ -106,12 +107,13 @@ def diagnose(flow: GradientFlow, result: Result) -> dict[str, float]:
     ):
         good = np.isfinite(s["log_gamma"]) & np.isfinite(s["inverse_temperature"])
         if good.sum() > 1:
-            residual = theory.conserved_residual(
-                s["log_gamma"][good],
-                s["inverse_temperature"][good],
-                parametrization.potential,
-                float(parametrization.scale),
-                float(temperature.lr_ratio),
-            )
+            series = s["log_gamma"][good], s["inverse_temperature"][good]
+            policy = parametrization.potential, float(parametrization.scale), float(temperature.lr_ratio)
+            kernel: Shared | None = getattr(flow.geometry, "kernel", None)
+            if kernel is None or pairs is None:
+                residual = theory.conserved_residual(*series, *policy)
+            else:
+                rates = pairs, float(kernel.own), float(kernel.shared)
+                residual = theory.kernel_conserved_residual(*series, *rates, *policy)
             found["conserved_residual"] = float(np.max(np.abs(residual)))
     return found

@@ -21,6 +21,7 @@ from flowsim.integrate.origin import Origin
 from flowsim.integrate.steps import Minibatch, decays, descent_of, updated
 from flowsim.integrate.trajectory import ending, is_filled
 from flowsim.model.flow import GradientFlow, State, Unknowns
+from flowsim.model.kernels import no_kernels
 from flowsim.records.result import FLOW_TIME, SUM_OF_RATES
 from flowsim.records.status import Status
 
@@ -36,6 +37,10 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "adamw": functools.partial(optax.adamw, weight_decay=0.1, mask=decays),
 }
+
+
+#: Optimizers whose steps are linear in the gradients, so that a kernel may act on the rows.
+_LINEAR = ("sgd", "momentum")
 
 
 @dataclasses.dataclass
@@ -92,6 +97,8 @@ def run(
         flow.rule.is_gradient,
         "The flow's `rule` must be GradientDescent(): the optimizer makes the step. Use flow.replace(rule=...).",
     )
+    if flow.geometry.has_kernels and label not in _LINEAR:
+        raise no_kernels(f"optimizer {label!r}", " or ".join(map(repr, _LINEAR)))
     before, horizon = origin.before, origin.horizon
     first = 0 if before is None else before.step
     last = first + int(steps)

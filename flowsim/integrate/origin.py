@@ -7,8 +7,9 @@ import numpy as np
 from flowsim.base.checks import check
 from flowsim.base.paths import to_config
 from flowsim.errors import FlowsimError
-from flowsim.model.flow import GradientFlow, as_start
+from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import Start
+from flowsim.model.recipe import as_start
 from flowsim.model.temperature import AbstractTemperature
 from flowsim.records.result import Result, Simulation
 

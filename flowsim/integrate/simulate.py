@@ -133,6 +133,7 @@ def simulate(
         last=float(times[-1]),
     )
     with opened(flow, origin, precision, devices) as session:
+        pairs = flow.pairs(session.state) if flow.geometry.has_kernels else None
         kept = _snapshot_times(times, snapshots, session.state)
         ran = Trajectory(session.flow, session.state, origin.t0, times, kept, horizon, options)
         while (request := ran.request()) is not None:
@@ -146,7 +147,7 @@ def simulate(
         "horizon": horizon, "rtol": options.rtol, "atol": options.atol, "method": method,
     }  # fmt: skip
     result = assemble(flow, start, ran, settings, _resolve)
-    result.stats.update(diagnose(flow, result))
+    result.stats.update(diagnose(flow, result, pairs))
     return session.finish(result, throw)
 
 

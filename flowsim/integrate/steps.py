@@ -57,8 +57,10 @@ def descent_of(
     position, bring_back, constants = jax.vjp(taken, unknowns.position, has_aux=True)
     part = State(dataclasses.replace(unknowns, position=position), constants, state.targets, None)
     here, sampled = _sampled(flow, part, key, redraw=True)
-    found = here.descent(k, sampled, total)
-    return here, sampled, dataclasses.replace(found, position=bring_back(found.position)[0])
+    found = here.descent(k, sampled, total, kernels=False)
+    # The kernels act on all rows, also on those outside the batch.
+    velocity = geometry.with_kernels(unknowns.position, state.constants, bring_back(found.position)[0])
+    return here, sampled, dataclasses.replace(found, position=velocity)
 
 
 def updated(

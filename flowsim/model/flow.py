@@ -24,7 +24,8 @@ from flowsim.errors import FlowsimError
 from flowsim.model import schedules
 from flowsim.model.geometry import AbstractGeometry, Sphere
 from flowsim.model.geometry.base import Constants, Position
-from flowsim.model.initial import AbstractRecipe, Start
+from flowsim.model.initial import Start
+from flowsim.model.kernels import no_kernels
 from flowsim.model.losses import AbstractLoss, AbstractRowLoss, InfoNCE
 from flowsim.model.pairing import AbstractPairing, Matched, Targets
 from flowsim.model.rules import AbstractRule, GradientDescent
@@ -100,6 +101,8 @@ class GradientFlow(Described):
             elif isinstance(part, str) and part in schedules.names():
                 cure = f"For a preset use fs.GradientFlow.from_preset({part!r})."
             raise FlowsimError(f"Argument `{name}` cannot be {part!r}. {cure}")
+        if self.geometry.has_kernels and not self.rule.is_gradient:
+            raise no_kernels(f"rule {type(self.rule).__name__}", "GradientDescent()")
 
     @classmethod
     def from_preset(cls, name: str, **parts: Any) -> "GradientFlow":
@@ -222,7 +225,7 @@ class GradientFlow(Described):
             state.masks if self.schedule.swap.redraw is None else masks,
         )
 
-    def rows(self, state: State) -> tuple[Array, Array]:
+    def rows(self, state: State) -> tuple[Any, Any]:
         """Rows (n, D) of images and texts, as they enter the loss, at a state that has them."""
         rows = self.geometry.rows(state.unknowns.position, state.constants)
         assert rows is not None, "`place` has checked this"
@@ -312,12 +315,12 @@ class GradientFlow(Described):
         bias = None if velocity.bias is None else rates.bias * velocity.bias
         return Unknowns(position, raw, bias)
 
-    def descent(self, t: Any, state: State, horizon: Any = np.inf) -> Unknowns:
-        """−∂L/∂θ in the metric of the geometry, −∂L/∂ν and −∂L/∂b at flow time t, with all rates 1 and no rule."""
-        return self._descent(t, state, horizon, Rates())
+    def descent(self, t: Any, state: State, horizon: Any = np.inf, kernels: bool = True) -> Unknowns:
+        """−∂L/∂θ in the geometry's metric, −∂L/∂ν and −∂L/∂b, with all rates 1, no rule, and kernels if `kernels`."""
+        return self._descent(t, state, horizon, Rates(), kernels)
 
     @full_precision()
-    def _descent(self, t: Any, state: State, horizon: Any, rates: "Rates") -> Unknowns:
+    def _descent(self, t: Any, state: State, horizon: Any, rates: "Rates", kernels: bool = True) -> Unknowns:
         position, constants = state.unknowns.position, state.constants
         beta = self.inverse_temperature(t, state, horizon)
         if isinstance(self.loss, AbstractRowLoss) or self.schedule.swap.active or self.is_tiled(state):
@@ -327,6 +330,8 @@ class GradientFlow(Described):
             similarity = self.geometry.similarity(position, constants)
             gradient, force = self._force(beta, similarity, state)
             velocity = self.geometry.velocity(position, constants, -beta * gradient)
+        if kernels:
+            velocity = self.geometry.with_kernels(position, constants, velocity)
         velocity = jax.tree.map(lambda v: rates.position * v, velocity)
         raw, bias = state.unknowns.raw_temperature, None if self.loss.bias_rate is None else rates.bias * force.bias
         if raw is not None:
@@ -396,25 +401,3 @@ _PARTS: dict[str, tuple[Any, str]] = {
     "pairing": (AbstractPairing, "Use a pairing such as fs.LabelNoise(0.1)."),
     "rule": (AbstractRule, "Use a rule such as fs.AdamLimit()."),
 }
-
-
-def as_start(start: Start | AbstractRecipe, seed: int) -> Start:
-    """The start itself, or the draw of a recipe with `seed`.
-
-    Raises:
-        FlowsimError: If it is neither a start nor a recipe.
-    """
-    return as_starts(start, [seed])[0]
-
-
-def as_starts(start: Start | AbstractRecipe, seeds: Sequence[int]) -> list[Start]:
-    """`as_start` for many seeds."""
-    if isinstance(start, AbstractRecipe):
-        draw = start.draw  # looked up once for speed, as in `place_all`
-        return [draw(seed) for seed in seeds]
-    if isinstance(start, Start):
-        return [start] * len(seeds)
-    raise FlowsimError(
-        f"Expected a start, but got {type(start).__name__}. Use e.g. fs.initial.rings() or "
-        "fs.initial.from_arrays(image, text)."
-    )

@@ -1,12 +1,14 @@
 """The interface of recipes, which draw starts from a seed, and what they share."""
 
 import abc
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from flowsim.base.checks import check_whole
 from flowsim.base.modules import Described
+from flowsim.errors import FlowsimError
 from flowsim.model.start import Start
 
 
@@ -20,6 +22,28 @@ class AbstractRecipe(Described):
         Args:
             seed: A whole number from 0; the same seed gives the same start. Deterministic recipes ignore it.
         """
+
+
+def as_start(start: Start | AbstractRecipe, seed: int) -> Start:
+    """The start itself, or the draw of a recipe with `seed`.
+
+    Raises:
+        FlowsimError: If it is neither a start nor a recipe.
+    """
+    return as_starts(start, [seed])[0]
+
+
+def as_starts(start: Start | AbstractRecipe, seeds: Sequence[int]) -> list[Start]:
+    """`as_start` for many seeds."""
+    if isinstance(start, AbstractRecipe):
+        draw = start.draw  # looked up once for speed, as in `place_all`
+        return [draw(seed) for seed in seeds]
+    if isinstance(start, Start):
+        return [start] * len(seeds)
+    raise FlowsimError(
+        f"Expected a start, but got {type(start).__name__}. Use e.g. fs.initial.rings() or "
+        "fs.initial.from_arrays(image, text)."
+    )
 
 
 def generator(seed: int) -> np.random.Generator:

@@ -23,6 +23,12 @@ from flowsim.theory.conserved import (
 )
 from flowsim.theory.exponents import closing_exponent, identity_law_coefficient, local_slope, sphere_exponent
 from flowsim.theory.figure_2 import FIGURE_2, ring_height
+from flowsim.theory.kernel import (
+    effective_lr_ratio,
+    kernel_conserved_quantity,
+    kernel_conserved_residual,
+    sphere_kernel_conserved_quantity,
+)
 from flowsim.theory.noise import critical_temperature, effective_noise, equilibrium_gap_bound, noise_logit_gap
 from flowsim.theory.potential import inverse_potential, potential, raw_derivative
 from flowsim.theory.predict import predict
@@ -55,6 +61,7 @@ __all__ = [
     "conserved_quantity",
     "conserved_residual",
     "critical_temperature",
+    "effective_lr_ratio",
     "effective_noise",
     "equilibrium_gap_bound",
     "exponential_loss_log_gamma",
@@ -64,6 +71,8 @@ __all__ = [
     "identity_law_coefficient",
     "inverse_potential",
     "inverse_temperature_of_gamma",
+    "kernel_conserved_quantity",
+    "kernel_conserved_residual",
     "lemma_3_1",
     "linear_inverse_temperature_rate",
     "local_slope",
@@ -79,6 +88,7 @@ __all__ = [
     "ring_height",
     "sphere_conserved_quantity",
     "sphere_exponent",
+    "sphere_kernel_conserved_quantity",
     "theorem_3_2_assumption",
     "theorem_3_2_bound",
     "theorem_3_3_bound",

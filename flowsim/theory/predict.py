@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike
 from flowsim.base.checks import check_whole
 from flowsim.base.times import output_times
 from flowsim.errors import FlowsimError
-from flowsim.model.flow import GradientFlow, as_start
+from flowsim.model.flow import GradientFlow
 from flowsim.model.geometry import AbstractGeometry
 from flowsim.model.initial import Start
+from flowsim.model.recipe import as_start
 from flowsim.model.temperature import AbstractTemperature
 from flowsim.records.result import Simulation
 from flowsim.records.status import Outcome, Status
@@ -96,6 +97,7 @@ def _check_flow(flow: GradientFlow) -> None:
             (flow.loss.tile_weights is None, f"the loss `{type(flow.loss).__name__}`"),
             (not flow.pairing.identity, f"the pairing `{type(flow.pairing).__name__}`"),
             (flow.schedule.swap.active, "swaps"),
+            (flow.geometry.has_kernels, "kernels"),
             (not flow.rule.is_gradient, f"the rule `{type(flow.rule).__name__}`"),
             (not known, f"the temperature policy `{type(policy).__name__}`"),
             (policy.bounds() is not None, "a clamped temperature"),

@@ -16,9 +16,10 @@ from flowsim.integrate.options import Options
 from flowsim.integrate.segment import SegmentSpec, segments
 from flowsim.integrate.sweep.grid import Job, structures
 from flowsim.integrate.trajectory import Trajectory, final_status
-from flowsim.model.flow import GradientFlow, State, Unknowns, as_starts
+from flowsim.model.flow import GradientFlow, State, Unknowns
 from flowsim.model.initial import Start
 from flowsim.model.pairing import Targets
+from flowsim.model.recipe import as_starts
 
 #: Above this many bytes of states, a chunk computes its observables during the solve.
 _STATE_BYTES = 256 * 2**20

@@ -45,8 +45,9 @@ from flowsim.integrate.sweep import executors
 from flowsim.integrate.sweep.batch import PROGRAMS, solve_chunk
 from flowsim.integrate.sweep.grid import Grid, Job, digest, job_of, structures
 from flowsim.integrate.sweep.store import CHUNK, Found, Store
-from flowsim.model.flow import GradientFlow, as_start
+from flowsim.model.flow import GradientFlow
 from flowsim.model.initial import AbstractRecipe, Start
+from flowsim.model.recipe import as_start
 from flowsim.numerics import make_room, store_programs
 from flowsim.observables.table import REGISTRY, entry
 from flowsim.progress import Progress, silent, track

@@ -113,7 +113,9 @@ class AbstractGeometry(Described):
         """
 
     @abc.abstractmethod
-    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]] | None:
+    def rows(
+        self, position: Position, constants: Constants
+    ) -> tuple[Float[Numeric, "n D"], Float[Numeric, "n D"]] | None:
         """Rows (n, D) of images and texts as a model would output them; None if only similarities are known.
 
         Args:
@@ -137,6 +139,21 @@ class AbstractGeometry(Described):
             image_force: −∂L/∂X (n, D).
             text_force: −∂L/∂Y (n, D).
         """
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether `with_kernels` changes velocities."""
+        return False
+
+    def with_kernels(self, position: Position, constants: Constants, velocity: Position) -> Position:
+        """The velocity under the kernels of the geometry (see `fs.kernels`).
+
+        Args:
+            position: Coordinates that flow.
+            constants: Constant coordinates.
+            velocity: The velocity without kernels, that of `velocity`.
+        """
+        return velocity
 
     @abc.abstractmethod
     def log_gamma(self, position: Position) -> Float[Numeric, ""] | None:
@@ -208,7 +225,7 @@ class AbstractRowGeometry(AbstractGeometry):
         return self.velocity_from_rows(position, constants, force @ text, force.T @ image)
 
     @abc.abstractmethod
-    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]: ...
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Numeric, "n D"], Float[Numeric, "n D"]]: ...
 
     def log_gamma(self, position: Position) -> None:
         return None

@@ -22,6 +22,7 @@ from flowsim.model.geometry.base import (
     tangent_rows,
 )
 from flowsim.model.initial import Start
+from flowsim.model.kernels import Shared, check_kernel
 
 
 @bundle
@@ -68,9 +69,26 @@ class Parallel(AbstractGeometry):
 
     The coordinate is ln|γ|, so γ keeps its relative accuracy even at 1e-40. From mismatched starts γ can
     reach 1 in finite time, where the ansatz ends. Source: Yaras et al. 2025, eqs. 3-4 and 11.
+
+    A kernel K = own·I + shared·11ᵀ of both modalities moves the directions by Π K Π, and multiplies the velocity of γ
+    by own + n·shared·(1−γ²), which is what it does to simplex cones on the sphere.
+
+    Args:
+        kernel: K, `fs.kernels.Shared(own, shared)`; None for rows that move freely.
+
+    Raises:
+        FlowsimError: For another kernel.
     """
 
+    kernel: Shared | None = None
     has_gamma: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        check_kernel("kernel", self.kernel, Shared)
+
+    @property
+    def has_kernels(self) -> bool:
+        return self.kernel is not None
 
     def place(self, start: Start) -> tuple[Position, Constants]:
         cones = start.as_cones("Parallel")
@@ -128,6 +146,15 @@ class Parallel(AbstractGeometry):
             log_velocity,
         )
 
+    def with_kernels(self, position: Position, constants: Constants, velocity: Position) -> Position:
+        if self.kernel is None:
+            return velocity
+        return ConePosition(
+            tangent(normalise(position.image), self.kernel.apply(velocity.image)),
+            tangent(normalise(position.text), self.kernel.apply(velocity.text)),
+            _height_rate(self.kernel, len(position.image), position, constants) * velocity.log_gamma,
+        )
+
     def log_gamma(self, position: Position) -> Float[Numeric, ""]:
         return position.log_gamma
 
@@ -152,11 +179,32 @@ class Reduced(AbstractGeometry):
     """Parallel cones with frozen directions: only ln|γ| and the raw temperature flow, Z is constant.
 
     d ln γ/dt = −2βg(β(1−γ²)), g(a) = −⟨Z, ∇ℓ(aZ)⟩. Z = H_X H_Yᵀ comes from the directions of the start, or is
-    given directly (`fs.initial.from_similarity`); then observables that need vectors are NaN.
+    given directly (`fs.initial.from_similarity`); then observables that need vectors are NaN. A kernel multiplies the
+    velocity of γ by own + n·shared·(1−γ²), as in `Parallel`.
+
+    Args:
+        kernel: K, `fs.kernels.Shared(own, shared)`; None for rows that move freely.
+
+    Raises:
+        FlowsimError: For another kernel.
     """
 
+    kernel: Shared | None = None
     has_gamma: ClassVar[bool] = True
     frozen_directions: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        check_kernel("kernel", self.kernel, Shared)
+
+    @property
+    def has_kernels(self) -> bool:
+        return self.kernel is not None
+
+    def with_kernels(self, position: Position, constants: Constants, velocity: Position) -> Position:
+        if self.kernel is None:
+            return velocity
+        rate = _height_rate(self.kernel, len(constants.similarity), position, constants)
+        return ConePosition(None, None, rate * velocity.log_gamma)
 
     def place(self, start: Start) -> tuple[Position, Constants]:
         cones = start.as_cones("Reduced")
@@ -211,6 +259,11 @@ class Reduced(AbstractGeometry):
 
     def exits(self, position: Position, constants: Constants, in_steps: bool) -> dict[str, Any]:
         return _below_one(position, constants)
+
+
+def _height_rate(kernel: Shared, pairs: int, position: ConePosition, constants: ConeConstants) -> Float[Array, ""]:
+    """own + n·shared·(1−γ²), by which a kernel multiplies the velocity of γ."""
+    return kernel.own + pairs * kernel.shared * (1 - _gamma(position, constants) ** 2)
 
 
 def _gamma(position: ConePosition, constants: ConeConstants) -> Float[Numeric, ""]:

@@ -91,7 +91,7 @@ class AbstractEncoders(AbstractRowGeometry):
             last: Weights (p or h, d) of its last layer.
         """
 
-    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Numeric, "n D"], Float[Numeric, "n D"]]:
         image = self.encode(constants.image, position.image_hidden, position.image_weights)
         text = self.encode(constants.first_text, position.text_hidden, position.text_weights)
         return (normalise(image), normalise(text)) if self.normalize else (image, text)

@@ -20,32 +20,45 @@ from flowsim.model.geometry.base import (
     tangent_rows,
 )
 from flowsim.model.initial import Start
+from flowsim.model.kernels import AbstractKernel, check_kernel
 
 
 class Sphere(AbstractRowGeometry):
     """Every row of both modalities moves freely on the unit sphere S^{d−1}.
 
     Riemannian gradient flow: dX/dt = −k Π_X(β ∇ℓ Y), dY/dt = −k Π_Y(β ∇ℓᵀ X), where Π is the row-wise tangent
-    projection. It is the flow of Figure 2 of Yaras et al. 2025.
+    projection. It is the flow of Figure 2 of Yaras et al. 2025. With kernels K the rows of a modality move together, as
+    the outputs of an encoder do: dX/dt = −k Π_X K_X Π_X(β ∇ℓ Y).
 
     Args:
         embedding_rate: k, the learning rate of the embeddings; the raw temperature has its own `lr_ratio`.
+        image_kernel: K_X, e.g. `fs.kernels.Shared(1.0, 0.1)`; None for rows that move freely.
+        text_kernel: K_Y.
 
     Raises:
-        FlowsimError: If `embedding_rate` is not positive.
+        FlowsimError: If `embedding_rate` is not positive, or something else than a kernel is given.
     """
 
     embedding_rate: Any = eqx.field(converter=number, default=1.0)
+    image_kernel: AbstractKernel | None = None
+    text_kernel: AbstractKernel | None = None
 
     def __check_init__(self) -> None:
         check_number("embedding_rate", self.embedding_rate, positive=True, cure="Use e.g. 1.0.")
+        check_kernel("image_kernel", self.image_kernel)
+        check_kernel("text_kernel", self.text_kernel)
 
     @property
     def rate(self) -> Any:
         return self.embedding_rate
 
+    @property
+    def has_kernels(self) -> bool:
+        return self.image_kernel is not None or self.text_kernel is not None
+
     def place(self, start: Start) -> tuple[Position, Constants]:
         image, text = start.rows()
+        _check_fits(self, image)
         return Rows(image, text), None
 
     def to_start(self, position: Position, constants: Constants) -> Start:
@@ -66,6 +79,14 @@ class Sphere(AbstractRowGeometry):
         image, text = self.rows(position, constants)
         return Rows(tangent(image, image_force), tangent(text, text_force))
 
+    def with_kernels(self, position: Position, constants: Constants, velocity: Position) -> Position:
+        image, text = self.rows(position, constants)
+        moved = _moved(self, velocity)
+        return Rows(
+            velocity.image if self.image_kernel is None else tangent(image, moved.image),
+            velocity.text if self.text_kernel is None else tangent(text, moved.text),
+        )
+
     def project(self, position: Position, velocity: Position) -> Position:
         return tangent_rows(position, velocity)
 
@@ -82,17 +103,41 @@ class Unnormalized(AbstractRowGeometry):
     """Free rows in R^d without normalisation: logits β⟨x_i, y_j⟩, dX/dt = −β∇ℓ Y, dY/dt = −β∇ℓᵀ X.
 
     Use it with a fixed temperature, since β only rescales the rows. Their lengths grow without bound; observables
-    of directions use cosines. Source: "Remove Normalization" of Yaras et al. 2025, section 5.
+    of directions use cosines. Source: "Remove Normalization" of Yaras et al. 2025, section 5. With kernels
+    dX/dt = −K_X β∇ℓ Y; for linear encoders without normalisation, with K = A Aᵀ of the inputs A, this is the flow of
+    the weights itself.
+
+    Args:
+        image_kernel: K_X, e.g. `fs.kernels.Dense(inputs @ inputs.T)`; None for rows that move freely.
+        text_kernel: K_Y.
+
+    Raises:
+        FlowsimError: If something else than a kernel is given.
     """
+
+    image_kernel: AbstractKernel | None = None
+    text_kernel: AbstractKernel | None = None
+
+    def __check_init__(self) -> None:
+        check_kernel("image_kernel", self.image_kernel)
+        check_kernel("text_kernel", self.text_kernel)
+
+    @property
+    def has_kernels(self) -> bool:
+        return self.image_kernel is not None or self.text_kernel is not None
 
     def place(self, start: Start) -> tuple[Position, Constants]:
         image, text = start.rows()
+        _check_fits(self, image)
         return Rows(image, text), None
+
+    def with_kernels(self, position: Position, constants: Constants, velocity: Position) -> Position:
+        return _moved(self, velocity)
 
     def to_start(self, position: Position, constants: Constants) -> Start:
         return Start(image=position.image, text=position.text)
 
-    def rows(self, position: Position, constants: Constants) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
+    def rows(self, position: Position, constants: Constants) -> tuple[Float[Numeric, "n D"], Float[Numeric, "n D"]]:
         return position.image, position.text
 
     def velocity_from_rows(
@@ -202,6 +247,22 @@ class Hyperplanes:
 
     image: Float[Numeric, "D"]
     text: Float[Numeric, "D"]
+
+
+def _check_fits(geometry: Sphere | Unnormalized, rows: Numeric) -> None:
+    """Refuse kernels of another size than the rows of a start."""
+    for kernel in (geometry.image_kernel, geometry.text_kernel):
+        if kernel is not None:
+            kernel.check_fits(*rows.shape)
+
+
+def _moved(geometry: Sphere | Unnormalized, velocity: Rows) -> Rows:
+    """Velocities under the kernels of both modalities."""
+    image, text = geometry.image_kernel, geometry.text_kernel
+    return Rows(
+        velocity.image if image is None else image.apply(velocity.image),
+        velocity.text if text is None else text.apply(velocity.text),
+    )
 
 
 def _without(vectors: Float[Numeric, "... D"], normal: Float[Numeric, "D"]) -> Float[Numeric, "... D"]:
