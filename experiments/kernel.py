@@ -8,6 +8,7 @@ Theorem 3.2 of Yaras et al. 2025 are the case shared = 0.
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import flowsim as fs
 from flowsim import theory
@@ -80,6 +81,8 @@ def plot(record: xr.Dataset) -> Figure:
     axes[0, 0].set(xscale="log", yscale="log", xlabel="flow time $t$", ylabel=r"gap $\Delta$")
     axes[0, 0].legend(title=r"$n\cdot$shared/own", fontsize=7, title_fontsize=7)
     axes[0, 1].set(xscale="log", yscale="log", xlabel=r"inverse temperature $\beta$", ylabel=r"gap $\Delta$")
+    axes[0, 1].xaxis.set_minor_formatter(NullFormatter())
+    axes[0, 1].set_xticks([5, 10, 15], ["5", "10", "15"])
     axes[1, 0].plot(record["effective_lr_ratio"], -record["slope"], "o", ms=4, color=colours[0], label="simulated")
     axes[1, 0].plot(record["effective_lr_ratio"], 2 / record["effective_lr_ratio"], color=colours[1], label="$2/r$")
     axes[1, 0].set(xscale="log", yscale="log", xlabel=r"$r_{\rm eff} = r\,/\,({\rm own} + n\cdot{\rm shared})$")
@@ -98,8 +101,9 @@ def plot(record: xr.Dataset) -> Figure:
         ax.set_title(rf"$\bf{{({letter})}}$ {title}")
     figure.supxlabel(
         rf"$K = I + {{\rm shared}}\,11^\top$ in both modalities, $\beta = e^\nu$, $r = 1$. (a)-(c): frozen orthonormal "
-        rf"directions, $n = {PAIRS}$, $\gamma_0 = {GAMMA0}$, $\tau_0 = {TAU0}$; (d): uniform rows on the sphere, "
-        rf"$n = {ROWS}$, $d = {DIM}$.",
+        rf"directions, $n = {PAIRS}$,"
+        "\n"
+        rf"$\gamma_0 = {GAMMA0}$, $\tau_0 = {TAU0}$; (d): uniform rows, $n = {ROWS}$, $d = {DIM}$, one start.",
         fontsize=8,
     )
     return figure
