@@ -259,6 +259,51 @@ def test_a_killed_scheduler_gets_one_sentence_and_the_same_call_goes_on(tmp_path
     assert_identical(fs.sweep(FLOW, START, **MANY, to=folder), fs.sweep(FLOW, START, **MANY))
 
 
+@pytest.mark.slow
+def test_a_study_of_heads_on_a_cluster_is_that_of_this_machine(tmp_path):
+    """Also if a worker is killed on the way; the same call again trains nothing."""
+    settings = fs.heads.Training(
+        data=fs.data.emoji().take(slice(300)), steps=10, batch_size=32, hidden=16, dim=8, pairs=50, evaluations=3
+    )
+    names, told = ("Baseline", "FLT 1e-2", "FLT 1e-1", "TS S3"), []
+    with cluster(2) as (host, address):
+
+        def progress(text, done, total):
+            told.append(done)
+            if done == 1:
+                print("kill", file=host.stdin, flush=True)
+                host.stdout.readline()
+
+        options = {"executor": address, "progress": progress}
+        there = fs.heads.study(settings, tmp_path / "cluster", names, 1, **options)
+        assert told == [1, 2, 3, 4]
+        again = fs.heads.study(settings, tmp_path / "cluster", names, 1, **options)
+    assert told == [1, 2, 3, 4]
+    here = fs.heads.study(settings, tmp_path / "here", names, 1)
+    for name, record in here.items():
+        for other in (there, again):
+            np.testing.assert_array_equal(record.training["train_loss"], other[name].training["train_loss"])
+            np.testing.assert_array_equal(record.series["modality_gap"], other[name].series["modality_gap"])
+
+
+@pytest.mark.slow
+def test_a_study_of_heads_whose_scheduler_dies_says_what_is_kept(tmp_path):
+    settings = fs.heads.Training(
+        data=fs.data.emoji().take(slice(300)), steps=10, batch_size=32, hidden=16, dim=8, pairs=50, evaluations=3
+    )
+    with cluster(1) as (host, address):
+
+        def progress(text, done, total):
+            host.send_signal(signal.SIGKILL)
+
+        # Records are written without asking the scheduler, which is gone.
+        with pytest.raises(fs.FlowsimError, match="workers were lost .* what has been stored is kept"):
+            fs.heads.study(settings, tmp_path, "short", 3, executor=address, progress=progress)
+    stored = list(tmp_path.glob("*.nc"))
+    assert 1 <= len(stored) < 27
+    assert all(fs.load(path).status.ok for path in stored)
+
+
 def test_a_result_that_cannot_be_fetched_is_not_waited_for():
     """A call ends, and the scheduler dies before it hands out the result: dask alone tells nobody."""
 

@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 #: Package files that show numbers or distribute work, but do not compute numbers.
 PRESENTATION = (
     "plot/", "cli/", "reproduce.py", "comparison/", "claims/", "explorer/", "clip/", "heads/", "model/extend.py",
-    "_experiments/", "base/html.py", "base/notice.py", "base/sources.py", "base/processes.py", "progress.py",
+    "_experiments/", "base/html.py", "base/notice.py", "base/sources.py", "base/processes.py", "records/netcdf.py",
+    "progress.py",
 )  # fmt: skip
 #: Folders and files with the drawing code that experiments share.
 DRAWING = ("plot", "clip/figures.py")

@@ -11,7 +11,7 @@ import numpy as np
 from flowsim.base.checks import check
 from flowsim.base.files import write_atomically
 from flowsim.errors import FlowsimError, unknown_name
-from flowsim.records.netcdf import check_file, check_name, holds_several, read_netcdf, reading
+from flowsim.records.netcdf import check_file, check_name, holds_several, read_netcdf, reading, without_cluster
 from flowsim.records.result import FLOW_TIME, SCHEMA_VERSION, Result, Simulation, TrainingRecord
 from flowsim.records.status import Outcome, Status
 
@@ -55,7 +55,8 @@ def save_results(results: Mapping[str, Result], path: str | os.PathLike[str]) ->
             mode = "w" if index == 0 else "a"
             dataset.to_netcdf(temporary, mode=mode, group=name, engine="h5netcdf", encoding=packed)
 
-    return write_atomically(path, write)
+    with without_cluster():
+        return write_atomically(path, write)
 
 
 def load_results(path: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, Result]:

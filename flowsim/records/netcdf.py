@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 def write_netcdf(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Path:
     """Write a dataset to netCDF atomically: a reader sees the old file or the new one, never a part of it."""
     check_name(path)
-    return write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+    with without_cluster():
+        return write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+
+
+def without_cluster() -> contextlib.AbstractContextManager[Any]:
+    """Within it xarray asks no dask cluster for a lock, which fails if the cluster is gone; arrays here are NumPy's."""
+    if "distributed" not in sys.modules:
+        return contextlib.nullcontext()
+    return sys.modules["dask"].config.set(scheduler="synchronous")
 
 
 def read_netcdf(path: str | os.PathLike[str]) -> "xr.Dataset":

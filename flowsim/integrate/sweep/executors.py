@@ -120,7 +120,7 @@ def completed(
         if gone is not None:
             raise FlowsimError(
                 f"The workers were lost before the end ({type(gone).__name__}). "
-                "Repeat the call: chunks stored with `to` are kept."
+                "Repeat the call: what has been stored is kept."
             ) from gone
     finally:
         for future in futures:
