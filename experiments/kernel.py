@@ -84,7 +84,9 @@ def plot(record: xr.Dataset) -> Figure:
     axes[0, 1].xaxis.set_minor_formatter(NullFormatter())
     axes[0, 1].set_xticks([5, 10, 15], ["5", "10", "15"])
     axes[1, 0].plot(record["effective_lr_ratio"], -record["slope"], "o", ms=4, color=colours[0], label="simulated")
-    axes[1, 0].plot(record["effective_lr_ratio"], 2 / record["effective_lr_ratio"], color=colours[1], label="$2/r$")
+    axes[1, 0].plot(
+        record["effective_lr_ratio"], 2 / record["effective_lr_ratio"], color=colours[1], label=r"$2/r_{\rm eff}$"
+    )
     axes[1, 0].set(xscale="log", yscale="log", xlabel=r"$r_{\rm eff} = r\,/\,({\rm own} + n\cdot{\rm shared})$")
     axes[1, 0].set(ylabel=r"$-\,d\ln\gamma\,/\,d\ln\beta$")
     axes[1, 0].legend(fontsize=7)
