@@ -134,8 +134,8 @@ def photos_table() -> str:
     """The methods on photographs with their final gaps, temperature and retrieval, and the paper's gap."""
     here, paper = photos(), {method: row["modality_gap"] for (_, method), row in photos().paper.items()}
     lines = [
-        "| method | gap, held out | the paper's | gap, training pairs | τ | loss, training pairs | R@1 text to image, % "
-        "| the same, training pairs |",
+        "| method | gap, held out | the paper's | gap, training pairs | τ | loss, training pairs "
+        "| R@1 text to image, % | the same, training pairs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     columns = ("gap", "seen_gap", "temperature", "seen_loss", "image_retrieval", "seen_image_retrieval")
