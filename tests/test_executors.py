@@ -88,7 +88,7 @@ def test_lost_workers_lose_unfinished_chunks_only(expected, tmp_path, monkeypatc
     from concurrent.futures.process import BrokenProcessPool
 
     folder = tmp_path / "runs.zarr"
-    with pytest.raises(fs.FlowsimError, match=r"workers were lost.*BrokenProcessPool.*stored with `to` are kept"):
+    with pytest.raises(fs.FlowsimError, match=r"workers were lost.*BrokenProcessPool.*what has been stored is kept"):
         fs.sweep(FLOW, START, **OPTIONS, to=folder, executor=Fragile(BrokenProcessPool("killed")))
     sizes, chunk = [], sweeps.solve_chunk
     monkeypatch.setattr(sweeps, "solve_chunk", lambda jobs, *args: sizes.append(len(jobs)) or chunk(jobs, *args))

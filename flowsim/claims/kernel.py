@@ -97,7 +97,6 @@ def _linear_encoders(system: System, quick: bool) -> Numbers:
 register(
     Claim(
         id="kernel-conserved",
-        cheap=True,
         statement="Along parallel cones under K = own·I + shared·11ᵀ, ∫ (1−γ²) dγ/(γ[own + n·shared·(1−γ²)]) + "
         "(2/r) ln β is constant, while γ falls by a factor e or more; the conserved quantity of free rows is not.",
         source="derived here",
@@ -119,7 +118,6 @@ register(
     ),
     Claim(
         id="kernel-linear-encoders",
-        cheap=True,
         statement="The gradient flow of the weights of linear encoders moves unit rows x = Wa/|Wa| with the velocity "
         "of rows under the kernel K_ij = ⟨a_i, a_j⟩/(|Wa_i||Wa_j|); free rows have another one.",
         source="derived here",
