@@ -419,8 +419,16 @@ def test_objects_of_set():
         ("loss=NTXent", fs.NTXent),
         ("geometry=Parallel", fs.Parallel),
         ("rule=AdamLimit", fs.AdamLimit),
+        ("geometry.image_kernel=Shared", fs.kernels.Shared),  # a part where there is none yet
+        ('geometry.text_kernel={"kind": "Dense", "matrix": [[2, 1], [1, 2]]}', fs.kernels.Dense),
     ):
         assert isinstance(parse_change(flow, change)[1], kind)
+    for change, message in (
+        ("geometry.image_kernel=Dense", "Dense needs 'matrix'"),
+        ("geometry.image_kernel=Shard", "Did you mean 'Shared'"),
+    ):
+        with pytest.raises(fs.FlowsimError, match=message):
+            Simulate(changes=(change,)).flow_and_start()
     command = Simulate(changes=("schedule.swap=HardSwap", "schedule.swap.masks=8"))
     assert command.flow_and_start()[0].schedule.swap.masks == 8
 

@@ -167,7 +167,9 @@ def _child(module: Any, name: str, prefix: str) -> Any:
             raise unknown_name("path", prefix + name, [f"{prefix}{i}" for i in range(len(module))])
         return module[int(name)]
     if not isinstance(module, eqx.Module):
-        raise FlowsimError(f"Path {prefix + name!r} goes too deep: {prefix[:-1]!r} is {module!r}, a value.")
+        raise FlowsimError(
+            f"Path {prefix + name!r} goes too deep: {prefix[:-1]!r} is {module!r}, a value. Put an object there first."
+        )
     names = _fields(type(module))
     if name not in names:
         deeper = next(_paths_ending(module, name), None)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+import typing
 from typing import TYPE_CHECKING, Any
 
 from flowsim.errors import FlowsimError, unknown_name
@@ -117,11 +118,12 @@ def _value_at(owner: Any, path: str, text: str) -> Any:
         return value
     if isinstance(value, dict):
         value = paths.from_config(value)
-    if dataclasses.is_dataclass(old):
+    optional = old is None and _takes_part(owner, path)
+    if dataclasses.is_dataclass(old) or (optional and value is not None):
         value = _object_at(owner, path, value)
     if isinstance(value, list):
         value = tuple(value)
-    if dataclasses.is_dataclass(old) != dataclasses.is_dataclass(value):
+    if not optional and dataclasses.is_dataclass(old) != dataclasses.is_dataclass(value):
         raise FlowsimError(f"{path!r} expects {_expected(owner, path, old)}, but got {text!r}.")
     _check_kind(path, text, old, value)
     return value
@@ -147,6 +149,14 @@ def _object_at(owner: Any, path: str, value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, kinds):
         raise unknown_name(f"value of {path}", type(value).__name__, alike)
     return value
+
+
+def _takes_part(owner: Any, path: str) -> bool:
+    """Whether a path whose value is None may hold a part, such as a kernel."""
+    from flowsim.base.modules import Described
+
+    kinds = _kinds_at(owner, path)
+    return any(isinstance(kind, type) and issubclass(kind, Described) for kind in typing.get_args(kinds))
 
 
 def _required(cls: Any) -> list[str]:
