@@ -384,6 +384,7 @@ def test_kernels_meet_what_is_expected_of_kernels(kernel):
         ),
         (lambda: fs.theory.effective_lr_ratio(4, 0.0, 0.0), "moves nothing"),
         (lambda: fs.theory.kernel_conserved_residual(-1.0, 1.0, 4), "`log_gamma` must be a series"),
+        (lambda: fs.theory.kernel_conserved_residual([-1.0, -np.inf], [1.0, 2.0], 4), "must give finite terms"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message):

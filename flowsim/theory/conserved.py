@@ -75,16 +75,31 @@ def conserved_residual(
     Raises:
         FlowsimError: For numbers instead of series, a term that overflows, and as in `conserved_quantity`.
     """
-    terms = np.stack(np.broadcast_arrays(*_terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio)))
-    if terms.ndim == 1:
+    return relative_residual(*_terms(log_gamma, inverse_temperature, parametrization, scale, lr_ratio))
+
+
+def relative_residual(*terms: Values) -> Values:
+    """Deviation of a sum of terms from its first entry, relative to the sum of their magnitudes.
+
+    Args:
+        terms: Series of shape (time, ...); they broadcast.
+
+    Returns:
+        The residual, of shape (time, ...).
+
+    Raises:
+        FlowsimError: For numbers instead of series, and for a term that overflows.
+    """
+    stacked = np.stack(np.broadcast_arrays(*terms))
+    if stacked.ndim == 1:
         raise FlowsimError("Argument `log_gamma` must be a series, but is one number. Use an array with time first.")
-    if np.any(np.isinf(terms)):
+    if np.any(np.isinf(stacked)):
         raise FlowsimError(
             "Arguments `log_gamma` and `inverse_temperature` must give finite terms, but one overflows. Leave out "
             "times at which γ is 0 or β is above 1e150."
         )
-    total = terms.sum(0)
-    return (total - total[0]) / np.abs(terms).sum(0)
+    total = stacked.sum(0)
+    return (total - total[0]) / np.abs(stacked).sum(0)
 
 
 @extremes

@@ -6,6 +6,7 @@ import numpy as np
 
 from flowsim.errors import FlowsimError
 from flowsim.theory.arguments import Input, Values, inside, pair_count, positive
+from flowsim.theory.conserved import relative_residual
 from flowsim.theory.potential import potential
 from flowsim.theory.rounding import extremes
 
@@ -127,14 +128,11 @@ def kernel_conserved_residual(
         The residual, of shape (time, ...).
 
     Raises:
-        FlowsimError: For numbers instead of series, and as in `kernel_conserved_quantity`.
+        FlowsimError: For numbers instead of series, a term that overflows, and as in `kernel_conserved_quantity`.
     """
-    terms = _terms(log_gamma, inverse_temperature, pairs, own, shared, parametrization, scale, lr_ratio)
-    stacked = np.stack(np.broadcast_arrays(*terms))
-    if stacked.ndim == 1:
-        raise FlowsimError("Argument `log_gamma` must be a series, but is one number. Use an array with time first.")
-    total = stacked.sum(0)
-    return (total - total[0]) / np.abs(stacked).sum(0)
+    return relative_residual(
+        *_terms(log_gamma, inverse_temperature, pairs, own, shared, parametrization, scale, lr_ratio)
+    )
 
 
 @extremes
