@@ -23,9 +23,9 @@ class Stage(NamedTuple):
 
 STAGES = {
     "machine": Stage(20, 10),
-    "study": Stage(250, 120, data="photos", works=True, compiles="simulator"),
+    "study": Stage(460, 120, data="photos", works=True, compiles="simulator"),
     "parity": Stage(75, 25, data="photos"),
-    "simulator": Stage(130, 40, grows=True),
+    "simulator": Stage(150, 40, grows=True),
     "heads": Stage(60, 30, data="features.npz"),
     "trial": Stage(80, 25, data="photos"),
     "jax_heads": Stage(200, 80, data="features.npz", works=True),

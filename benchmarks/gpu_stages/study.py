@@ -1,6 +1,6 @@
 """Stage `study`: nine methods of the paper on photos, with as many seeds as fit, all runs in one program.
 
-    python benchmarks/gpu_stages/study.py --out DIR [--data FOLDER] [--patch 16] [--lr 1.5e-3] [--most 3000]
+    python benchmarks/gpu_stages/study.py --out DIR [--data FOLDER] [--patch 16] [--lr 1.5e-3] [--most 3600]
 
 A step and an evaluation are timed first. The number of steps is what then fits into the time, at most `--most`; the
 number of seeds is 3, or fewer if that leaves less than `--least` steps. If the time is over nevertheless, the runs end
@@ -127,7 +127,7 @@ def train(
 
 
 def main() -> None:
-    record = Record(__doc__, data="", patch=16, lr=1.5e-3, most=3000, least=1600, work="")
+    record = Record(__doc__, data="", patch=16, lr=1.5e-3, most=3600, least=2600, work="")
     given, tiny = record.options, record.tiny
     settings = settings_of(given.data, tiny, given.patch, given.lr)
     names = [str(name) for name in studies.SHORT[: 3 if tiny else None]]
