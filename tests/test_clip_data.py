@@ -13,7 +13,7 @@ from PIL import Image
 from flowsim.clip.data import (
     Pairs,
     Resize,
-    evaluation_split,
+    known_split,
     is_generated,
     load,
     load_labelled,
@@ -813,5 +813,5 @@ def test_pairs_of_unequal_lengths_are_refused():
 
 
 def test_which_split_is_evaluated(folder, tmp_path):
-    assert evaluation_split("shapes:count=9") == evaluation_split(str(folder)) == "test"
-    assert evaluation_split(str(tmp_path / "nowhere")) is None
+    assert known_split("shapes:count=9", "test") == known_split(str(folder), "test") == "test"
+    assert known_split(str(tmp_path / "nowhere"), "test") is None

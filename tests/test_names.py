@@ -23,6 +23,7 @@ WITH_TORCH = {
         "frozen",
         "identity",
         "inputs",
+        "kernels",
         "labelled",
         "learner",
         "locked",
@@ -33,6 +34,8 @@ WITH_TORCH = {
         "session",
         "stack",
         "stacked",
+        "tangent",
+        "towers",
         "training",
     )
 }

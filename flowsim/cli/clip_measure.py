@@ -51,7 +51,7 @@ class Measure:
             check_writable_file(Path(self.out), ".npz")
         if self.figure is not None:
             check_writable_folder(Path(self.figure).parent, "--figure")
-        split = self.split or bridge("data").evaluation_split(self.data)
+        split = self.split or bridge("data").known_split(self.data, "test")
         measured = bridge("evaluate").measure(
             self.model,
             self.data,

@@ -7,6 +7,7 @@
 - `models`: open_clip models, weights loaded safely; `contrast`: temperature, swaps and loss on features
 - `training`: the public function; `learner`: one step; `loop`, `plan`, `record`, `checkpoint`: all steps of a run;
   `identity`: whether two runs are the same; `session`: devices and processes; `memory`: that of a GPU
+- `kernels`: tangent kernels of the towers; `tangent`: how they are measured; `towers`: towers as functions of weights
 - `stacked`: many runs in one program; `stack`: one step of all of them
 - `inputs`: what a run reads; `locked`: frozen image towers
 - `embed`, `evaluate`, `labelled`: observables of a model; `frozen`, `stored`: files of its features
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from flowsim.clip import data, figures
     from flowsim.clip.evaluate import measure
     from flowsim.clip.frozen import features
+    from flowsim.clip.kernels import kernel
     from flowsim.clip.settings import Training, preset
     from flowsim.clip.studies import early_changes, study
     from flowsim.clip.tables import Tables
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 
 # No function has the name of its module, which would replace it once the module is loaded.
 _HOME = {
-    "Tables": "tables", "Training": "settings", "early_changes": "studies", "features": "frozen", "measure": "evaluate",
-    "preset": "settings", "study": "studies", "train": "training",
+    "Tables": "tables", "Training": "settings", "early_changes": "studies", "features": "frozen", "kernel": "kernels",
+    "measure": "evaluate", "preset": "settings", "study": "studies", "train": "training",
 }  # fmt: skip
 _MODULES = ("data", "figures")
 
@@ -49,4 +51,6 @@ def __getattr__(name: str) -> Any:
     return module if name in _MODULES else getattr(module, name)
 
 
-__all__ = ["Tables", "Training", "data", "early_changes", "features", "figures", "measure", "preset", "study", "train"]
+__all__ = [
+    "Tables", "Training", "data", "early_changes", "features", "figures", "kernel", "measure", "preset", "study", "train",
+]  # fmt: skip

@@ -34,6 +34,10 @@ class Sample:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def first(self, count: int) -> "Sample":
+        """The first `count` pairs."""
+        return Sample(self.pairs.select(slice(count)), self.pixels[:count], self.tokens[:count])
+
 
 def sample(pairs: Pairs, count: int, tokenize: Any, size: int, resize: Resize = Resize()) -> Sample:
     """The first `count` pairs with their first captions; broken images are left out."""

@@ -89,6 +89,9 @@ def _plain(settings: Training) -> dict[str, Any]:
     del config["checkpoint_seconds"]  # has no effect on the record
     if not settings.locked_image:
         del config["locked_image"]  # as in the records of earlier versions
+    if not settings.kernels:
+        for name in ("kernels", "kernel_pairs", "kernel_directions"):
+            del config[name]
     for name in ("data", "held_out_data", "labelled", "model", "pretrained", "locked_image"):
         is_source = name not in ("model", "pretrained", "locked_image")
         if isinstance(config.get(name), str) and not (is_source and data.is_generated(config[name])):

@@ -9,6 +9,7 @@ import torch
 
 from flowsim.clip.checkpoint import Checkpoint
 from flowsim.clip.embed import Sample, embed
+from flowsim.clip.kernels import NU, preconditioner, recorded_kernels
 from flowsim.clip.labelled import Labelled, classify
 from flowsim.clip.learner import Learner
 from flowsim.clip.record import Log, Record
@@ -142,10 +143,25 @@ class Loop:
             record.log.add_snapshot(record.step, {"image": image, "text": text, **known})
         learner.wrapped.train()
         record.seconds["evaluation"] += time.perf_counter() - begin
+        self._measure_kernels(beta)
         if self.session.is_main and self.path is not None:
             record.result(Status.UNFINISHED).save(self.path)
         self.session.accelerator.wait_for_everyone()
         return True
+
+    def _measure_kernels(self, beta: float) -> None:
+        """Measure the kernels at β, if this is one of the steps for it."""
+        record, learner = self.record, self.learner
+        if record.step not in record.plan.kernels:
+            return
+        begin = time.perf_counter()
+        parameters = dict(learner.model.module.named_parameters())
+        scales = preconditioner(learner.optimizer, {**parameters, NU: learner.temperature.raw})
+        chosen = self.seen.first(self.settings.kernel_pairs)
+        record.log.add_kernels(
+            record.step, recorded_kernels(learner.model, chosen, self.session.device, self.settings, beta, scales)
+        )
+        record.seconds["kernels"] += time.perf_counter() - begin
 
     def _write_checkpoint(self) -> None:
         assert self.checkpoint is not None

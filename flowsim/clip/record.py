@@ -20,12 +20,14 @@ from flowsim.records.status import Outcome, Status
 
 @dataclasses.dataclass
 class Log:
-    """Rows of evaluations, values of steps, and embeddings."""
+    """Rows of evaluations, values of steps, embeddings, and kernels."""
 
     rows: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     steps: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     snapshot_steps: list[int] = dataclasses.field(default_factory=list)
     snapshots: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    kernel_steps: list[int] = dataclasses.field(default_factory=list)
+    kernels: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def add_row(self, row: dict[str, float]) -> None:
         """Add one evaluation."""
@@ -43,21 +45,30 @@ class Log:
         for name, value in arrays.items():
             self.snapshots.setdefault(name, []).append(np.asarray(value))
 
+    def add_kernels(self, step: int, arrays: dict[str, Any]) -> None:
+        """Add what was measured of the kernels after `step` steps."""
+        self.kernel_steps.append(step)
+        for name, value in arrays.items():
+            self.kernels.setdefault(name, []).append(np.asarray(value))
+
     def state(self) -> dict[str, Any]:
         """Tensors and plain lists, which a checkpoint can hold."""
         numbers = {
             part: {k: torch.tensor(v, dtype=torch.float64) for k, v in getattr(self, part).items()}
             for part in ("rows", "steps")
         }
-        rows = {k: torch.from_numpy(np.stack(v)) for k, v in self.snapshots.items()}
-        return {**numbers, "snapshot_steps": list(self.snapshot_steps), "snapshots": rows}
+        rows, kernels = (
+            {k: torch.from_numpy(np.stack(v)) for k, v in held.items()} for held in (self.snapshots, self.kernels)
+        )
+        steps = {"snapshot_steps": list(self.snapshot_steps), "kernel_steps": list(self.kernel_steps)}
+        return {**numbers, **steps, "snapshots": rows, "kernels": kernels}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Log":
         """Inverse of `state`."""
         rows, steps = ({k: v.tolist() for k, v in state[part].items()} for part in ("rows", "steps"))
-        snapshots = {k: list(v.numpy()) for k, v in state["snapshots"].items()}
-        return cls(rows, steps, state["snapshot_steps"], snapshots)
+        snapshots, kernels = ({k: list(v.numpy()) for k, v in state[part].items()} for part in ("snapshots", "kernels"))
+        return cls(rows, steps, state["snapshot_steps"], snapshots, state["kernel_steps"], kernels)
 
 
 @dataclasses.dataclass
@@ -77,7 +88,9 @@ class Record:
     parameters: int
     step: int = 0
     log: Log = dataclasses.field(default_factory=Log)
-    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"training": 0.0, "evaluation": 0.0, "kernels": 0.0}
+    )
     accuracies: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -116,6 +129,7 @@ class Record:
             stats={
                 "training_seconds": self.seconds["training"],
                 "evaluation_seconds": self.seconds["evaluation"],
+                **({"kernel_seconds": self.seconds["kernels"]} if self.plan.kernels else {}),
                 "images_per_second": taken / max(self.seconds["training"], 1e-9),
                 "parameters": float(self.parameters),
                 **self.session.memory(),
@@ -128,4 +142,6 @@ class Record:
             clock=FLOW_TIME if plain_sgd else SUM_OF_RATES,
             coordinates=coordinates,
             training={k: np.array(v) for k, v in self.log.steps.items()},
+            kernel_step=np.array(self.log.kernel_steps, int),
+            kernels={k: np.stack(v) for k, v in self.log.kernels.items()},
         )

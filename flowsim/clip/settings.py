@@ -66,6 +66,10 @@ class Training:
         observables: "all", or "gap" for modality gap and loss only.
         labelled: Source of images with classes, for zero-shot and linear-probe accuracies of the finished model.
         snapshot_pairs: Training pairs whose embeddings are stored at the start, after one epoch and at the end.
+        kernels: Number of times that the tangent kernels of both towers are measured, on training pairs (first caption,
+            centre crop); 0 for none, 8 for a forecast. For AdamW they are those of its preconditioned weights.
+        kernel_pairs: Pairs of a kernel.
+        kernel_directions: Random directions of a kernel; see `fs.clip.kernel`.
         checkpoint_seconds: Seconds between checkpoints, from which a killed run resumes.
 
     Raises:
@@ -110,6 +114,9 @@ class Training:
     observables: str = "all"
     labelled: str | None = None
     snapshot_pairs: int = 128
+    kernels: int = 0
+    kernel_pairs: int = 64
+    kernel_directions: int = 2
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -126,11 +133,11 @@ class Training:
             "A locked image tower sees whole images, because its features are computed once, but `augment` is "
             f"{self.augment!r}. Use augment='centre'.",
         )
-        for name in ("batch_size", "pairs"):
+        for name in ("batch_size", "pairs", "kernel_pairs"):
             _whole(name, getattr(self, name), 2)
-        for name in ("accumulate", "evaluations"):
+        for name in ("accumulate", "evaluations", "kernel_directions"):
             _whole(name, getattr(self, name), 1)
-        for name in ("snapshot_pairs", "seed"):
+        for name in ("snapshot_pairs", "seed", "kernels"):
             _whole(name, getattr(self, name), 0)
         for name in ("steps", "limit", "image_size", "threads"):
             if getattr(self, name) is not None:

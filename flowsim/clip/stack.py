@@ -7,7 +7,7 @@ seeds and over schedules. The losses are summed, so that one backward pass gives
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,35 +15,19 @@ import torch
 
 from flowsim.clip.batches import Batches, crop
 from flowsim.clip.contrast import Contrast, Temperature, swapped_steps
+from flowsim.clip.kernels import NU, preconditioner
 from flowsim.clip.learner import is_weight, optimizer_of
 from flowsim.clip.memory import is_out_of_memory, onto_device
 from flowsim.clip.models import Model
 from flowsim.clip.plan import Plan
 from flowsim.clip.session import Session
 from flowsim.clip.settings import Training
+from flowsim.clip.towers import Encoder, vmappable
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
 
 Prepare = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 Weights = dict[str, torch.Tensor]
-
-
-class Encoder(torch.nn.Module):
-    """Both towers as one function of images and tokens, which `functional_call` needs."""
-
-    def __init__(self, clip: torch.nn.Module, normalize: bool) -> None:
-        super().__init__()
-        self.clip, self.normalize = clip, normalize
-
-    def forward(self, images: torch.Tensor | None, tokens: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """Features (n, d) of images, of texts, or of both."""
-        clip: Any = self.clip
-        found = []
-        if images is not None:
-            found.append(clip.encode_image(images, normalize=self.normalize))
-        if tokens is not None:
-            found.append(clip.encode_text(tokens, normalize=self.normalize))
-        return tuple(found)
 
 
 class Stack:
@@ -148,6 +132,13 @@ class Stack:
                 parameter.copy_(self.weights[name][seed, schedule])
         return self.model.module
 
+    def preconditioner(self, seed: int, schedule: int) -> Weights | None:
+        """D of a run by name of the parameter, that of ν as `NU`; None for 1."""
+        every = {name.removeprefix("clip."): weights for name, weights in self.weights.items()}
+        found = preconditioner(self.optimizer, every, (seed, schedule))
+        raw = preconditioner(self.optimizer, {NU: self.temperatures[schedule].raw}, (seed,))
+        return None if found is None else found | (raw or {})
+
     def state(self) -> dict[str, Any]:
         """Weights, temperatures and moments, for a checkpoint."""
         return {
@@ -215,7 +206,7 @@ class Stack:
             return torch.func.functional_call(self.encoder, weights, (images, tokens))
 
         of_schedules = torch.vmap(one, in_dims=(0, None, None))
-        with _stackable():
+        with vmappable():
             return torch.vmap(of_schedules, in_dims=(0, seed_axis, seed_axis))(self.weights, images, tokens)
 
     def _fixed_temperatures(self) -> torch.Tensor:
@@ -293,43 +284,6 @@ class Swaps:
 def _replaced(rows: torch.Tensor, places: torch.Tensor, new: list[torch.Tensor]) -> torch.Tensor:
     """Features (S, M, n, d) with those of some runs replaced, by their place among all."""
     return rows.flatten(0, 1).index_copy(0, places, torch.stack(new)).view_as(rows)
-
-
-@contextlib.contextmanager
-def _stackable() -> Iterator[None]:
-    """Linear maps and attention in a form that `torch.vmap` makes one operation of, without copies.
-
-    Of its own forms PyTorch copies the weights of a linear map for every token; its kernels for attention have no rule
-    for batches on CPUs and no gradient on GPUs; and its plain attention has no gradient for bf16.
-    """
-    functional: Any = torch.nn.functional
-    before = functional.linear, functional.scaled_dot_product_attention
-    functional.linear, functional.scaled_dot_product_attention = _linear, _attention
-    try:
-        yield
-    finally:
-        functional.linear, functional.scaled_dot_product_attention = before
-
-
-def _linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`torch.nn.functional.linear` with all rows in one product."""
-    found = rows.reshape(-1, rows.shape[-1]) @ weight.mT
-    if bias is not None:
-        found = found + bias.to(found.dtype)
-    return found.view(*rows.shape[:-1], weight.shape[0])
-
-
-def _attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """`scaled_dot_product_attention` with a softmax in fp32."""
-    if dropout_p or is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
-        raise RuntimeError("attention with dropout or a boolean mask")
-    logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
-    if attn_mask is not None:
-        logits = logits + attn_mask
-    return logits.float().softmax(-1).to(value.dtype) @ value
 
 
 def _losses(image: torch.Tensor, text: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:

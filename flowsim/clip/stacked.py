@@ -23,6 +23,7 @@ from flowsim.clip.checkpoint import Checkpoint
 from flowsim.clip.embed import Sample
 from flowsim.clip.identity import configuration, digests
 from flowsim.clip.inputs import read_inputs
+from flowsim.clip.kernels import recorded_kernels
 from flowsim.clip.labelled import Labelled, classify
 from flowsim.clip.memory import enough_memory
 from flowsim.clip.plan import Plan
@@ -105,7 +106,7 @@ class _Training:
         first = next(iter(self.records.values()))
         self.settings, self.plan = first.settings, first.plan
         self.step, self.diverged = 0, set[Run]()
-        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.seconds = {"training": 0.0, "evaluation": 0.0, "kernels": 0.0}
         self._waiting: list[tuple[Run, Future[dict[str, float]]]] = []
         self._pending: list[torch.Tensor] = []
         self._noted: list[np.ndarray] = []
@@ -254,6 +255,21 @@ class _Training:
                 rows = {"image": seen[0][:count], "text": seen[1][:count]}
                 record.log.add_snapshot(self.step, {**rows, **known})
         self.seconds["evaluation"] += time.perf_counter() - begin
+        if self.step in self.plan.kernels:
+            self._measure_kernels()
+
+    def _measure_kernels(self) -> None:
+        """Measure the kernels of every run, one after the other."""
+        begin = time.perf_counter()
+        pairs, u = self.seen.first(self.settings.kernel_pairs), self.step / self.plan.steps
+        for s, m, run in self._runs():
+            if run not in self.diverged:
+                model = dataclasses.replace(self.stack.model, module=self.stack.module_of(s, m))
+                beta, _ = self.stack.temperature(s, m, u)
+                own, scales = self.records[run].settings, self.stack.preconditioner(s, m)
+                found = recorded_kernels(model, pairs, self.stack.device, own, beta, scales)
+                self.records[run].log.add_kernels(self.step, found)
+        self.seconds["kernels"] += time.perf_counter() - begin
 
     def _collect(self, wait: bool = True) -> None:
         """Put the steps so far, and rows of evaluations, into the records; without `wait` only rows that are finished.

@@ -174,7 +174,7 @@ def measure(run: Run) -> Measured:
     if not np.isfinite(predicted).all():
         raise CannotTell("The simulation ended before the run for every factor of time.")
     gap, rest = seen.window.gap, ~seen.early
-    constant, line = _baselines(seen)
+    constant, line = baselines(seen.window.axis, gap, seen.early)
     return Measured(
         seen,
         prediction,
@@ -274,14 +274,13 @@ def _predict(seen: Seen) -> Prediction:
     return Prediction(flow, fit, 0.0, fit.cost, tried)
 
 
-def _baselines(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-    """The last seen gap, and a line in log t through the later part of the seen gap; (T,) each."""
-    axis, gap, early = seen.window.axis, seen.window.gap, seen.early
+def baselines(axis: np.ndarray, values: np.ndarray, early: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The last seen value, and a line in log t through the later part of the seen ones; (T,) each."""
     last = int(np.flatnonzero(early)[-1])
     late = early & (axis >= SEEN * axis[-1] / 10) & (axis > 0)
     late = late if late.sum() >= 3 else early & (axis > 0)
     logs = np.log(np.maximum(axis, 1e-300))
-    return np.full(len(gap), gap[last]), np.polyval(np.polyfit(logs[late], gap[late], 1), logs)
+    return np.full(len(values), values[last]), np.polyval(np.polyfit(logs[late], values[late], 1), logs)
 
 
 def _held(values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ class ScaledFlow:
     """
 
     def __init__(self, rows: Rows, schedule: Schedule, noise: float | None = None) -> None:
-        self.start = from_arrays(*_compressed(*rows))
+        self.start = from_arrays(*compressed(*rows))
         pairing = Matched() if noise is None else LabelNoise(noise)
         # Explicit, because the flow becomes stiff only at rest, when nothing more happens. 2000 steps, the default of a
         # simulation, reuse its compiled program; with many pairs they would take minutes.
@@ -75,7 +75,7 @@ class ScaledFlow:
         return ran.gap, ran.log_tau
 
 
-def _compressed(image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def compressed(image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows in a basis of their span, which the flow never leaves; unchanged if that is not smaller."""
     stacked = np.concatenate([image, text])
     if stacked.shape[1] <= len(stacked):

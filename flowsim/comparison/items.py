@@ -8,6 +8,8 @@ from flowsim.comparison import slow_closing
 from flowsim.comparison import enlargement
 from flowsim.comparison import matching
 from flowsim.comparison import calibration
+from flowsim.comparison import kernel_simulation
+from flowsim.comparison import forecast
 
 # isort: on
 from flowsim.comparison.item import REGISTRY, names

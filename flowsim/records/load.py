@@ -126,7 +126,7 @@ def result_of(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
     )
     missing = {"config", "stats", "versions", "status", "method"} - dataset.attrs.keys()
     check(not missing, f"{str(path)!r} is damaged: it lacks {', '.join(sorted(missing))}. Simulate it again.")
-    series, snapshots, constants, reasons, training, memory = {}, {}, {}, {}, {}, {}
+    series, snapshots, constants, reasons, training, kernels, memory = {}, {}, {}, {}, {}, {}, {}
     on_cones = any(name in dataset for name in _OF_CONES)
     former = _FORMER | (_FORMER_ON_CONES if version < 2 and on_cones else {})
     for key, variable in dataset.data_vars.items():
@@ -135,6 +135,8 @@ def result_of(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
             snapshots[name.removeprefix("snapshot_")] = variable.to_numpy()
         elif name.startswith("constant_"):
             constants[name.removeprefix("constant_")] = variable.to_numpy()
+        elif name.startswith("kernel_"):
+            kernels[name.removeprefix("kernel_")] = variable.to_numpy()
         elif name.startswith("memory_"):
             memory[int(name.removeprefix("memory_"))] = variable.to_numpy()
         elif variable.dims == ("train_step",):
@@ -162,4 +164,5 @@ def result_of(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> Result:
     if "flow" in common["config"]:
         return Simulation(**common, memory=tuple(memory[index] for index in sorted(memory)))
     coordinates = {str(k): v.to_numpy() for k, v in dataset.coords.items() if v.dims == ("time",) and k != "time"}
-    return TrainingRecord(**common, coordinates=coordinates, training=training)
+    steps = dataset["kernel_step"].to_numpy() if "kernel_step" in dataset.coords else np.empty(0, int)
+    return TrainingRecord(**common, coordinates=coordinates, training=training, kernel_step=steps, kernels=kernels)

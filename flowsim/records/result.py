@@ -30,6 +30,12 @@ FLOW_TIME = "flow time"
 SUM_OF_RATES = "sum of learning rates"
 
 
+#: Dimensions of the parts of measured kernels, by the end of their names.
+_KERNEL_DIMS = {
+    "image": ("kernel_pair", "dim"), "text": ("kernel_pair", "dim"), "matrix": ("kernel_pair", "kernel_other_pair"),
+}  # fmt: skip
+
+
 class SimulationStopped(FlowsimError):
     """A run did not reach its last output time.
 
@@ -347,10 +353,15 @@ class TrainingRecord(Result):
     Attributes:
         coordinates: "step", "epoch" and "progress" -> their values at every evaluation, (T,).
         training: Name of a series along `train_step` -> values, (number of steps,).
+        kernel_step: Steps after which the kernels of the towers were measured, (K,).
+        kernels: "image" and "text", unit rows (K, m, d); "image_matrix" and "text_matrix", sample kernels (K, m, m);
+            "temperature_scale", the optimizer's preconditioner of ν (K,); and numbers such as "image_own" (K,).
     """
 
     coordinates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     training: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    kernel_step: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, int))
+    kernels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def _columns(self) -> dict[str, np.ndarray]:
@@ -361,7 +372,16 @@ class TrainingRecord(Result):
         if self.training:
             steps = len(next(iter(self.training.values())))
             coords["train_step"] = ("train_step", np.arange(steps), {"long_name": "step"})
-        return {name: ("train_step", values, _attributes(name)) for name, values in self.training.items()}, coords
+        data: dict[str, Any] = {
+            name: ("train_step", values, _attributes(name)) for name, values in self.training.items()
+        }
+        if len(self.kernel_step):
+            coords["kernel_step"] = ("kernel_step", self.kernel_step, {"long_name": "step"})
+            for name, values in self.kernels.items():
+                kind = name.rpartition("_")[2]
+                dims = _KERNEL_DIMS.get(kind, ())
+                data[f"kernel_{name}"] = (("kernel_step", *dims), values)
+        return data, coords
 
 
 def _attributes(name: str) -> dict[str, str]:

@@ -260,11 +260,11 @@ def is_generated(source: str) -> bool:
     return reader is not None and reader.generated
 
 
-def evaluation_split(source: str) -> str | None:
-    """The split "test" of sources that have splits; None for others, which are evaluated completely."""
+def known_split(source: str, name: str) -> str | None:
+    """The name of a split, e.g. "test", if the source has splits; None for others, which are used completely."""
     reader = _find(source)
-    own = reader is not None and "test" in reader.splits
-    return "test" if own or beside(Path(source), "splits") is not None else None
+    own = reader is not None and name in reader.splits
+    return name if own or beside(Path(source), "splits") is not None else None
 
 
 def _read(reader: Reader, source: str, read: Callable[[], Any], captioned: bool) -> Pairs:
