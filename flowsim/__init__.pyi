@@ -13,6 +13,7 @@ from flowsim.conformance import check as check
 from flowsim.errors import FlowsimError as FlowsimError
 from flowsim.explorer import explore as explore
 from flowsim.integrate.descend import descend as descend
+from flowsim.integrate.stability import stability_limit as stability_limit
 from flowsim.integrate.simulate import load as load
 from flowsim.integrate.simulate import simulate as simulate
 from flowsim.integrate.sweep import SweepResult as SweepResult

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "theory": {"base", "model", "records"},
     "plot": {"base", "observables", "records", "theory"},
     "integrate": {"progress", "base", "data", "provenance", "numerics", "model", "observables", "records", "theory"},
-    "comparison": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
+    "comparison": {"progress", "base", "model", "observables", "records", "theory", "plot", "integrate"},
     "explorer": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
     "clip": {"progress", "base", "data", "provenance", "model", "observables", "records", "plot"},
     "heads": {"progress", "base", "data", "provenance", "numerics", "model", "observables", "records", "integrate",

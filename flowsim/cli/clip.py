@@ -5,6 +5,7 @@ import dataclasses
 from flowsim.cli.clip_early import Early
 from flowsim.cli.clip_features import Features
 from flowsim.cli.clip_kernel import Kernel
+from flowsim.cli.clip_kernel_study import KernelStudy
 from flowsim.cli.clip_measure import Measure
 from flowsim.cli.clip_study import Study
 from flowsim.cli.clip_train import Train
@@ -14,12 +15,13 @@ from flowsim.errors import FlowsimError
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The same schedules on real CLIP (extra clip): train, features, measure, kernel, study, early; see flowsim clip --help."""
+    """The same schedules on real CLIP (extra clip): train, features, measure, study, early, kernel, kernel-study."""
 
     def run(self) -> int:
         """Raise `FlowsimError`, because a command is missing."""
         raise FlowsimError(
-            "Give a command after clip: train, features, measure, kernel, study or early. See flowsim clip --help."
+            "Give a command after clip: train, features, measure, study, early, kernel or kernel-study. See flowsim clip "
+            "--help."
         )
 
 
@@ -27,7 +29,8 @@ CLIP_COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "features": Features,
     "measure": Measure,
-    "kernel": Kernel,
     "study": Study,
     "early": Early,
+    "kernel": Kernel,
+    "kernel-study": KernelStudy,
 }

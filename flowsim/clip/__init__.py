@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flowsim.clip import data, figures
     from flowsim.clip.evaluate import measure
     from flowsim.clip.frozen import features
+    from flowsim.clip.kernel_studies import kernel_study
     from flowsim.clip.kernels import kernel
     from flowsim.clip.settings import Training, preset
     from flowsim.clip.studies import early_changes, study
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 # No function has the name of its module, which would replace it once the module is loaded.
 _HOME = {
     "Tables": "tables", "Training": "settings", "early_changes": "studies", "features": "frozen", "kernel": "kernels",
-    "measure": "evaluate", "preset": "settings", "study": "studies", "train": "training",
+    "kernel_study": "kernel_studies", "measure": "evaluate", "preset": "settings", "study": "studies", "train": "training",
 }  # fmt: skip
 _MODULES = ("data", "figures")
 
@@ -52,5 +53,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Tables", "Training", "data", "early_changes", "features", "figures", "kernel", "measure", "preset", "study", "train",
+    "Tables", "Training", "data", "early_changes", "features", "figures", "kernel", "kernel_study", "measure", "preset", "study",
+    "train",
 ]  # fmt: skip

@@ -125,7 +125,7 @@ def study(
     if stack != 1:
         _train_stacks(settings, runs, folder, stack, cpu, progress)
     calls = [
-        (_train, (settings.replace(seed=seed), name, str(folder / file_name(name, seed)), cpu)) for name, seed in runs
+        (train_method, (settings.replace(seed=seed), name, str(folder / file_name(name, seed)), cpu)) for name, seed in runs
     ]
     labels = [run_name(*run) for run in runs]
     done: dict[str, TrainingRecord] = {}
@@ -243,11 +243,13 @@ def stacks(runs: Sequence[tuple[str, int]], most: int) -> list[tuple[list[str], 
     return found
 
 
-def _train(progress: Progress, settings: Training, method: str, path: str, cpu: bool) -> TrainingRecord:
-    """One run, in its own process."""
+def train_method(
+    progress: Progress, settings: Training, method: str, path: str, cpu: bool, label: str | None = None
+) -> TrainingRecord:
+    """One run, in its own process. `label`: its name for the progress; None for method and seed."""
     from flowsim.clip.training import train
 
-    named = _named(run_name(method, settings.seed), progress)
+    named = _named(run_name(method, settings.seed) if label is None else label, progress)
     return train(*setup(method, settings), path, cpu=cpu, progress=named)
 
 

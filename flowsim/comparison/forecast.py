@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from flowsim.comparison.calibration import SEEN, baselines
 from flowsim.comparison.drawing import SIMULATED, dots
 from flowsim.comparison.item import CannotTell, Finding, Panel, Verdict, register
-from flowsim.comparison.kernel_flow import KernelFlow, Measured, fitted_factor, measured_kernels
+from flowsim.comparison.kernel_flow import KernelFlow, Measured, fitted_factor, gap_in_training, measured_kernels
 from flowsim.comparison.limits import LOG_TAU_MOVED, TRAJECTORY_POINTS
 from flowsim.comparison.record import Run
 from flowsim.comparison.statistics import rms
@@ -63,7 +63,7 @@ class Found:
     @property
     def relative(self) -> float:
         """Error relative to the gap at the start."""
-        return self.errors["forecast"] / float(self.run.gap[0])
+        return self.errors["forecast"] / float(self.drawn.gap[0])
 
     @property
     def beats(self) -> bool:
@@ -75,7 +75,7 @@ class Found:
         return {
             "pairs": self.kernels.pairs, "from_step": float(self.kernels.step[-1]), "seen": SEEN,
             "factor": self.factor, "factor_interval": list(self.factor_interval), "misfit_seen": self.misfit,
-            "gap_at_start": float(self.run.gap[0]), "relative_to_start": self.relative,
+            "gap_at_start": float(self.drawn.gap[0]), "relative_to_start": self.relative,
             "inside_interval": self.inside,
             **{f"rms_error_{name}": value for name, value in self.errors.items()},
             **{f"rms_error_log_tau_{name}": value for name, value in self.log_tau_errors.items()},
@@ -113,29 +113,29 @@ def measure(run: Run) -> Found:
             raise CannotTell(
                 f"Only {int(mask.sum())} evaluations in the {part} part of the run; {TRAJECTORY_POINTS} are needed."
             )
-    recorded = run.log_tau
+    every_gap, recorded = gap_in_training(run), run.log_tau
     learned = run.learnable is not None and recorded is not None
     log_tau = recorded if learned and np.ptp(recorded[fitted]) > LOG_TAU_MOVED else None  # pyright: ignore
     last = len(kernels.step) - 1
     before = KernelFlow(run, kernels, first, again=True, until=here)
-    factor, seen = fitted_factor(before, run.gap[fitted], None if log_tau is None else log_tau[fitted])
-    misfit = rms(seen.gap - run.gap[fitted])
+    factor = fitted_factor(before, every_gap[fitted], None if log_tau is None else log_tau[fitted])
+    misfit = rms(before.at(factor).gap - every_gap[fitted])
     after = KernelFlow(run, kernels, last)
     best = after.at(factor)
     # What the factor would have been from each half of the fitted part says how well it is known.
-    spread = _spread(before, run.gap[fitted], factor)
+    spread = _spread(before, every_gap[fitted], factor)
     ends = (factor / spread, factor * spread)
     outer = np.array([best.gap, *(after.at(f).gap for f in ends)])
     free_before = KernelFlow(run, kernels, first, free=True, until=here)
-    free_factor, _ = fitted_factor(free_before, run.gap[fitted], None)
+    free_factor = fitted_factor(free_before, every_gap[fitted], None)
     free = KernelFlow(run, kernels, last, free=True).at(free_factor)
     shown = run.step >= here
     predicted = shown & rest
     within = rest[shown]
     if not all(np.isfinite(curve).all() for curve in (outer, free.gap)):
         raise CannotTell("The flow stopped before the run did.")
-    constant, line = (values[predicted] for values in baselines(run.axis, run.gap, early))
-    gap = run.gap[predicted]
+    constant, line = (values[predicted] for values in baselines(run.axis, every_gap, early))
+    gap = every_gap[predicted]
     low, high = outer.min(0) - _WIDTH * misfit, outer.max(0) + _WIDTH * misfit
     errors = {
         "forecast": rms(best.gap[within] - gap), "constant": rms(constant - gap), "line_in_log_t": rms(line - gap),
@@ -152,13 +152,13 @@ def measure(run: Run) -> Found:
     inside = float(np.mean((gap >= low[within]) & (gap <= high[within])))
 
     def whole(values: np.ndarray) -> np.ndarray:
-        found = np.full(len(run.gap), np.nan)
+        found = np.full(len(every_gap), np.nan)
         found[shown] = values
         return found
 
-    lines = baselines(run.axis, run.gap, early)
+    lines = baselines(run.axis, every_gap, early)
     drawn = Curves(
-        run.axis, run.axis_label, run.gap, rest, whole(best.gap), whole(low), whole(high), whole(free.gap), *lines
+        run.axis, run.axis_label, every_gap, rest, whole(best.gap), whole(low), whole(high), whole(free.gap), *lines
     )
     return Found(run, kernels, factor, ends, misfit, errors, errors_tau, inside, drawn)
 
@@ -166,7 +166,7 @@ def measure(run: Run) -> Found:
 def _spread(flow: KernelFlow, gap: np.ndarray, factor: float) -> float:
     """How far, as a ratio, the factor of time from one half of the evaluations is from that of all; at most 4."""
     half = len(gap) // 2
-    ratios = [fitted_factor(flow, gap, None, slice(*ends))[0] / factor for ends in ((0, half), (half, None))]
+    ratios = [fitted_factor(flow, gap, None, slice(*ends)) / factor for ends in ((0, half), (half, None))]
     return float(min(4.0, max(1.05, *(max(r, 1 / r) for r in ratios))))
 
 

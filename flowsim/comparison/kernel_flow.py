@@ -1,6 +1,7 @@
 """The flow of a run's own rows under the kernels that were measured during the run."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -18,11 +19,15 @@ from flowsim.model.kernels import Dense
 from flowsim.model.schedules import Schedule
 
 #: Output times of each piece, the same in all so that one program serves them.
-_POINTS = 33
+_POINTS = 65
 #: Points of a temperature in progress within a piece.
 _TEMPERATURES = 33
+#: Gaps of minibatches are averaged over this fraction of the steps taken, before and after.
+_AVERAGED = 0.02
 #: Most steps of a piece.
-_STEPS = 20_000
+_STEPS = 4_000
+#: Logarithms of the factors of time that are simulated to fit one.
+FACTORS = np.linspace(math.log(0.05), math.log(20.0), 13)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,23 @@ def measured_kernels(run: Run) -> Measured:
     return Measured(
         record.kernel_step, flow_time(run, record.kernel_step), rows, image, text, held["temperature_scale"]
     )
+
+
+def gap_in_training(run: Run) -> np.ndarray:
+    """The gap at the evaluations of a run, (T,), of the rows that its steps saw.
+
+    With batch normalisation these are not the rows of an evaluation, which uses running statistics. Gaps of minibatches
+    are averaged over a few steps.
+    """
+    batch, step = run.batch_gap, run.step
+    if batch is None or step is None or not np.isfinite(batch).all():
+        return run.gap
+    width = np.round(_AVERAGED * step).astype(int) if run.minibatches else np.zeros(len(step), int)
+    found = []
+    for k, w in zip(step.astype(int), width, strict=True):
+        near = batch[max(0, k - w) : k + w + 1]
+        found.append(float(np.mean(near if len(near) else batch[-1 - w :])))
+    return np.array(found)
 
 
 def flow_time(run: Run, step: np.ndarray) -> np.ndarray:
@@ -174,6 +196,32 @@ class KernelFlow:
         there = self.step <= axis[-1] * (1 + 1e-9)
         return Curve(*(np.where(there, np.interp(self.step, axis, values), np.nan) for values in (gap, log_tau)))
 
+    @functools.cached_property
+    def scan(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gap and ln τ for every factor exp(`FACTORS`), (13, T) each."""
+        schedule = self.run.known_schedule()
+        if len(self._pieces) == 1 and schedule.temperature.autonomous and not schedule.swap.active:
+            curves = self._from_one()
+        else:
+            curves = [self.at(math.exp(x)) for x in FACTORS]
+        return np.array([curve.gap for curve in curves]), np.array([curve.log_tau for curve in curves])
+
+    def _from_one(self) -> list[Curve]:
+        """Curves of every factor from one simulation, which lasts as long as the largest factor needs."""
+        ((k, begin, end),) = self._pieces
+        largest = math.exp(FACTORS[-1])
+        ran = self._piece(k, begin, end, self.kernels.rows[self.first], self._temperature(self._index), largest)
+        gap, log_tau = ran.series["modality_gap"], -np.log(ran.series["inverse_temperature"])
+        there = np.isfinite(gap) & np.isfinite(log_tau)
+        clock = flow_time(self.run, self.step)
+        # Early times are resolved on a logarithmic axis, whose first point is that of the simulation.
+        x, unit = np.log1p(ran.time[there] / ran.time[1]), ran.time[1]
+        found = []
+        for factor in np.exp(FACTORS):
+            at = np.log1p(factor * (clock - clock[0]) / unit)
+            found.append(Curve(*(np.interp(at, x, v[there], right=np.nan) for v in (gap, log_tau))))
+        return found
+
     def _temperature(self, index: int) -> float:
         """τ of the run at an evaluation."""
         beta, policy = self.run.beta, self.run.known_schedule().temperature
@@ -189,9 +237,9 @@ class KernelFlow:
         if flow.schedule.swap.active:
             count = max(1, round(end - begin))
             return descend(flow, start, "sgd", span / count, count, seed=self._seed, observables=observed, throw=False)
-        ts = np.concatenate([[0.0], np.geomspace(span / 1e3, span, _POINTS - 1)])
+        ts = np.concatenate([[0.0], np.geomspace(span / 1e4, span, _POINTS - 1)])
         return simulate(
-            flow, start, ts=ts, rtol=1e-5, atol=1e-7, method="explicit", max_steps=_STEPS, throw=False,
+            flow, start, ts=ts, rtol=1e-5, atol=1e-7, method="stabilised", max_steps=_STEPS, throw=False,
             snapshots=[0.0, span], observables=observed,
         )  # fmt: skip
 
@@ -206,9 +254,9 @@ class KernelFlow:
         if policy.learnable:
             if policy.clamp is not None:  # a rounded clamp could exclude the value
                 tau = min(max(tau, float(policy.clamp[0])), float(policy.clamp[1]))
-            # Free rows keep the learning rate of the weights' clock.
             ratio = float(policy.lr_ratio) * scale
-            return dataclasses.replace(schedule, temperature=dataclasses.replace(policy.starting_at(tau), lr_ratio=ratio))
+            starting = dataclasses.replace(policy.starting_at(tau), lr_ratio=ratio)
+            return dataclasses.replace(schedule, temperature=starting)
         if policy.autonomous:
             return schedule
         # Progress is in steps, and the time of a piece is the sum of learning rates.
@@ -222,10 +270,11 @@ class KernelFlow:
 
 def fitted_factor(
     flow: KernelFlow, gap: np.ndarray, log_tau: np.ndarray | None, used: slice = slice(None)
-) -> tuple[float, Curve]:
-    """The factor of time, from 0.05 to 20, that brings a flow closest to gap and ln τ of the run, and the flow with it.
+) -> float:
+    """The factor of time, from 0.05 to 20, that brings a flow closest to gap and ln τ of the run.
 
-    It minimises the mean square of the deviations, each relative to its own spread.
+    It minimises the mean square of the deviations, each relative to its own spread. Between factors that were simulated
+    the flow is interpolated.
 
     Args:
         flow: The flow.
@@ -233,24 +282,11 @@ def fitted_factor(
         log_tau: ln τ there; None to fit the gap alone.
         used: Evaluations that count.
     """
-    from scipy.optimize import minimize_scalar
-
-    known = [(gap[used], max(float(np.std(gap[used])), 1e-12))]
-    if log_tau is not None:
-        known.append((log_tau[used], max(float(np.std(log_tau[used])), 1e-12)))
-
-    def cost(log_factor: float) -> float:
-        curve = flow.at(math.exp(log_factor))
-        parts = [
-            float(np.mean(((values[used] - run) / spread) ** 2))
-            for values, (run, spread) in zip((curve.gap, curve.log_tau), known, strict=False)
-        ]
-        return sum(parts) if np.isfinite(parts).all() else 1e6
-
-    tried = np.log(np.geomspace(0.05, 20, 9))
-    costs = [cost(x) for x in tried]
-    k = int(np.argmin(costs))
-    near = (tried[max(k - 1, 0)], tried[min(k + 1, len(tried) - 1)])
-    best: Any = minimize_scalar(cost, bounds=near, method="bounded", options={"xatol": 0.02})
-    factor = math.exp(float(best.x) if best.fun <= costs[k] else float(tried[k]))
-    return factor, flow.at(factor)
+    fine = np.linspace(FACTORS[0], FACTORS[-1], 401)
+    cost = np.zeros(len(fine))
+    for values, known in zip(flow.scan, (gap, log_tau), strict=True):
+        if known is not None:
+            run, spread = known[used], max(float(np.std(known[used])), 1e-12)
+            between = np.array([np.interp(fine, FACTORS, column) for column in values[:, used].T])
+            cost = cost + np.mean(((between - run[:, None]) / spread) ** 2, axis=0)
+    return math.exp(float(fine[int(np.nanargmin(np.where(np.isfinite(cost), cost, 1e6)))]))

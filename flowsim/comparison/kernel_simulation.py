@@ -9,7 +9,14 @@ from matplotlib.axes import Axes
 
 from flowsim.comparison.drawing import CLOSED, SIMULATED, along_run, dots
 from flowsim.comparison.item import CannotTell, Finding, Panel, Verdict, register
-from flowsim.comparison.kernel_flow import Curve, KernelFlow, Measured, fitted_factor, measured_kernels
+from flowsim.comparison.kernel_flow import (
+    Curve,
+    KernelFlow,
+    Measured,
+    fitted_factor,
+    gap_in_training,
+    measured_kernels,
+)
 from flowsim.comparison.limits import GAP_MOVED, LOG_TAU_MOVED, TRAJECTORY_POINTS, moved
 from flowsim.comparison.record import Run
 from flowsim.comparison.statistics import rms
@@ -107,7 +114,7 @@ def measure(run: Run) -> Found:
     kernels = measured_kernels(run)
     assert run.step is not None
     after = run.step >= kernels.step[0]
-    gap, recorded = run.gap[after], None if run.log_tau is None else run.log_tau[after]
+    gap, recorded = gap_in_training(run)[after], None if run.log_tau is None else run.log_tau[after]
     if len(gap) < TRAJECTORY_POINTS:
         raise CannotTell(f"Only {len(gap)} evaluations follow the first kernels; {TRAJECTORY_POINTS} are needed.")
     if not moved(gap):
@@ -115,11 +122,11 @@ def measure(run: Run) -> Found:
     compared = run.learnable is not None and recorded is not None and np.ptp(recorded) > LOG_TAU_MOVED
     log_tau = recorded if compared else None
     frozen, free = KernelFlow(run, kernels, 0), KernelFlow(run, kernels, 0, free=True)
-    factor, fitted = fitted_factor(frozen, gap, log_tau)
+    factor = fitted_factor(frozen, gap, log_tau)
     flows = {
         "frozen": frozen.at(),
         "measured_again": KernelFlow(run, kernels, 0, again=True).at(),
-        "one_factor": fitted,
+        "one_factor": frozen.at(factor),
         "free_rows": free.at(),
     }
     for name, curve in flows.items():
