@@ -13,9 +13,9 @@ from flowsim.conformance import check as check
 from flowsim.errors import FlowsimError as FlowsimError
 from flowsim.explorer import explore as explore
 from flowsim.integrate.descend import descend as descend
-from flowsim.integrate.stability import stability_limit as stability_limit
 from flowsim.integrate.simulate import load as load
 from flowsim.integrate.simulate import simulate as simulate
+from flowsim.integrate.stability import stability_limit as stability_limit
 from flowsim.integrate.sweep import SweepResult as SweepResult
 from flowsim.integrate.sweep import load_sweep as load_sweep
 from flowsim.integrate.sweep import sweep as sweep

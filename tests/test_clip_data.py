@@ -13,8 +13,8 @@ from PIL import Image
 from flowsim.clip.data import (
     Pairs,
     Resize,
-    known_split,
     is_generated,
+    known_split,
     load,
     load_labelled,
     register,

@@ -84,10 +84,12 @@ def test_what_cannot_be_is_explained_and_changes_nothing(explorer, changes, mess
     [
         {"height": 0.5, "temperature": 0.03},
         {"mismatch": 0.5, "dim": 5, "pairs": 6, "seed": 3, "horizon": 10.0},
+        {"shared": 0.5, "horizon": 10.0},
         *(
             pytest.param(changes, marks=pytest.mark.slow)
             for changes in (
                 {"geometry": "Parallel", "policy": "learnable softplus", "twist": 0.0, "horizon": 10.0},
+                {"geometry": "Parallel", "shared": 2.0, "twist": 0.0, "horizon": 10.0},
                 {"noise": 0.1, "policy": "fixed", "temperature": 0.2, "horizon": 10.0},
                 {"swap": "hard, rows", "fraction": 0.3, "policy": "linear", "horizon": 10.0},
             )
@@ -109,6 +111,12 @@ def test_the_closed_form_is_drawn_where_there_is_one(explorer):
     explorer.set(geometry="Parallel", pairs=3, twist=0.0, height=0.3)  # a simplex of three
     found = explorer._picture.closed["modality_gap"].get_ydata()
     np.testing.assert_allclose(found, explorer.result.series["modality_gap"], rtol=1e-6)
+
+
+def test_a_shared_kernel_closes_the_gap_sooner():
+    free, together = (Choice().replace(shared=shared, horizon=100.0) for shared in (0.0, 10.0))
+    last = [fs.simulate(c.flow(), c.start(), t1=100.0).series["modality_gap"][-1] for c in (free, together)]
+    assert last[1] < 0.5 * last[0]
 
 
 @pytest.mark.parametrize(

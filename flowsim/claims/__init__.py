@@ -15,6 +15,7 @@ from flowsim.claims import loss_gradient as loss_gradient
 from flowsim.claims import conserved as conserved
 from flowsim.claims import exponents as exponents
 from flowsim.claims import kernel as kernel
+from flowsim.claims import kernel_limits as kernel_limits
 from flowsim.claims import theorem_3_2 as theorem_3_2
 from flowsim.claims import theorem_3_3 as theorem_3_3
 from flowsim.claims import figure_2 as figure_2

@@ -20,8 +20,8 @@ class Clip:
     def run(self) -> int:
         """Raise `FlowsimError`, because a command is missing."""
         raise FlowsimError(
-            "Give a command after clip: train, features, measure, study, early, kernel or kernel-study. See flowsim clip "
-            "--help."
+            "Give a command after clip: train, features, measure, study, early, kernel or kernel-study. "
+            "See flowsim clip --help."
         )
 
 

@@ -64,7 +64,7 @@ class KernelStudy:
         with bars(runs=len(records)) as progress:
             numbers = kernel_numbers(records, progress)
         tables = kernel_tables(numbers)
-        saved = [write_netcdf(numbers, folder / "numbers.nc"), write_text(tables, folder / "tables.md")]
+        saved = [write_netcdf(numbers, folder / "numbers.nc"), write_text(folder / "tables.md", tables)]
         with paper_style():
             saved.append(save(kernel_figure(numbers), folder / "kernels.png"))
         print(tables)

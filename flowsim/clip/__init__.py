@@ -7,7 +7,8 @@
 - `models`: open_clip models, weights loaded safely; `contrast`: temperature, swaps and loss on features
 - `training`: the public function; `learner`: one step; `loop`, `plan`, `record`, `checkpoint`: all steps of a run;
   `identity`: whether two runs are the same; `session`: devices and processes; `memory`: that of a GPU
-- `kernels`: tangent kernels of the towers; `tangent`: how they are measured; `towers`: towers as functions of weights
+- `kernels`: tangent kernels of the towers; `tangent`: how they are measured; `towers`: towers as functions of weights;
+  `kernel_studies`: what kernels explain of many runs
 - `stacked`: many runs in one program; `stack`: one step of all of them
 - `inputs`: what a run reads; `locked`: frozen image towers
 - `embed`, `evaluate`, `labelled`: observables of a model; `frozen`, `stored`: files of its features
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 # No function has the name of its module, which would replace it once the module is loaded.
 _HOME = {
     "Tables": "tables", "Training": "settings", "early_changes": "studies", "features": "frozen", "kernel": "kernels",
-    "kernel_study": "kernel_studies", "measure": "evaluate", "preset": "settings", "study": "studies", "train": "training",
+    "kernel_study": "kernel_studies", "measure": "evaluate", "preset": "settings", "study": "studies",
+    "train": "training",
 }  # fmt: skip
 _MODULES = ("data", "figures")
 
@@ -53,6 +55,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Tables", "Training", "data", "early_changes", "features", "figures", "kernel", "kernel_study", "measure", "preset", "study",
-    "train",
+    "Tables", "Training", "data", "early_changes", "features", "figures", "kernel", "kernel_study", "measure",
+    "preset", "study", "train",
 ]  # fmt: skip

@@ -154,7 +154,9 @@ class Kernels:
             if (spectrum := tower.spectrum) is not None and spectrum.sum() > 0:
                 share = spectrum[0] / spectrum.sum()
                 lines.append(f"  {'':<24} largest eigenvalue {spectrum[0]:.4g}, {share:.0%} of the trace")
-        lines.append(f"  {'rate of the gap':<24} {self.gap_rate:.4g} (by the sample kernels {self.kernel_gap_rate:.4g})")
+        lines.append(
+            f"  {'rate of the gap':<24} {self.gap_rate:.4g} (by the sample kernels {self.kernel_gap_rate:.4g})"
+        )
         lines.append(f"  {'error of velocities':<24} {self.velocity_error:.3g}")
         return "\n".join(lines)
 
@@ -249,11 +251,12 @@ def measure_kernels(
         sum(float(np.sum(part**2)) for part in parts)
         for parts in ([a - b for a, b in zip(velocities, expected, strict=True)], velocities)
     )
+    true, modelled = (
+        [_tangent(x, v / s) for x, v, s in zip(unit, moved, lengths, strict=True)] for moved in (velocities, expected)
+    )
     return Kernels(
-        *kernels, *unit, min(directions, unit[0].shape[1]),
-        _gap_rate(unit, [_tangent(x, v / s) for x, v, s in zip(unit, velocities, lengths, strict=True)]),
-        _gap_rate(unit, [_tangent(x, v / s) for x, v, s in zip(unit, expected, lengths, strict=True)]),
-        float(np.sqrt(error / max(size, 1e-300))),
+        kernels[0], kernels[1], unit[0], unit[1], min(directions, unit[0].shape[1]),
+        _gap_rate(unit, true), _gap_rate(unit, modelled), float(np.sqrt(error / max(size, 1e-300))),
         dict(protocol or {}),
     )  # fmt: skip
 

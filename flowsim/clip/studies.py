@@ -125,7 +125,8 @@ def study(
     if stack != 1:
         _train_stacks(settings, runs, folder, stack, cpu, progress)
     calls = [
-        (train_method, (settings.replace(seed=seed), name, str(folder / file_name(name, seed)), cpu)) for name, seed in runs
+        (train_method, (settings.replace(seed=seed), name, str(folder / file_name(name, seed)), cpu))
+        for name, seed in runs
     ]
     labels = [run_name(*run) for run in runs]
     done: dict[str, TrainingRecord] = {}

@@ -70,7 +70,7 @@ class Tower:
         self.encoder, self.is_image, self.normalize = Encoder(model.module, normalize), modality == "image", normalize
         placed = onto_device(inputs, device)
         self.inputs = crop(placed, None, model.mean, model.std) if self.is_image else placed
-        parameters = dict(self.encoder.named_parameters())
+        parameters: Weights = dict(self.encoder.named_parameters())
         self._tables: dict[str, torch.Tensor] = {}
         self.coupled, used = self._probe(parameters)
         self.weights = {name: parameters[name].detach() for name in used}
@@ -115,8 +115,8 @@ class Tower:
         for module, mode in modes.items():
             module.training = isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and trains and mode
             if module.training and module.track_running_stats:
-                module.track_running_stats = False
                 tracked.append(module)  # pyright: ignore[reportArgumentType]
+                tracked[-1].track_running_stats = False
         try:
             yield
         finally:
@@ -159,8 +159,8 @@ class Tower:
     def velocity(self, forces: torch.Tensor) -> torch.Tensor:
         """Σ_j J_i D J_jᵀ F_j, the exact velocity of the rows (m, d) under forces (m, d) on them."""
         with self._as_in_training(), vmappable():
-            _, pull = torch.func.vjp(lambda weights: self.outputs(weights, self.inputs), self.weights)
-            (moved,) = pull(forces)
+            found: Any = torch.func.vjp(lambda weights: self.outputs(weights, self.inputs), self.weights)
+            (moved,) = found[1](forces)
             if self.preconditioner is not None:
                 moved = {name: grad * self.preconditioner[name] for name, grad in moved.items()}
             tangent = torch.func.jvp(lambda weights: self.outputs(weights, self.inputs), (self.weights,), (moved,))

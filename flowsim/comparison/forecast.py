@@ -25,8 +25,8 @@ _WIDTH = 1.96
 CRITERION = (
     f"agrees if the rms error of the gap over the last {100 * (1 - SEEN):.0f} % of the run is at most {_GOOD:g} of the "
     "gap at the start, and smaller than those of a constant and of a line in log t; disagrees if it is larger than one "
-    f"of them and than {_GOOD:g} of the gap at the start; no verdict with fewer than {TRAJECTORY_POINTS} evaluations in "
-    "one of the parts, or without kernels at two steps of the first"
+    f"of them and than {_GOOD:g} of the gap at the start; no verdict with fewer than {TRAJECTORY_POINTS} evaluations "
+    "in one of the parts, or without kernels at two steps of the first"
 )
 
 
@@ -91,8 +91,8 @@ class Found:
             f"{short(self.factor)} ({between(self.factor_interval)}) from the steps before, the rest of the gap is "
             f"forecast to {short(errors['forecast'])} rms, {percent(self.relative)} of its start, against "
             f"{short(errors['constant'])} of a constant, {short(errors['line_in_log_t'])} of a line in log t and "
-            f"{short(errors['free_rows'])} of free rows{more}; {percent(self.inside)} of the evaluations are within the "
-            "interval."
+            f"{short(errors['free_rows'])} of free rows{more}; {percent(self.inside)} of the evaluations are within "
+            "the interval."
         )
 
 

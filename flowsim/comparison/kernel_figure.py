@@ -22,8 +22,9 @@ _CURVES = {
 def kernel_figure(numbers: xr.Dataset) -> Figure:
     """Draw the runs of a study beside the flows of their kernels.
 
-    (a) and (b) show the gap of the first run of two cells. (c) compares the deviations of kernel flow and free rows, (d)
-    the errors of forecasts, (e) the measured exponent with the power that r_eff predicts, (f) the drift of the kernels.
+    (a) and (b) show the gap of the first run of two cells. (c) compares the deviations of kernel flow and free rows,
+    (d) the errors of forecasts, (e) the measured exponent with the power that r_eff predicts, (f) the drift of the
+    kernels.
 
     Args:
         numbers: The dataset of `flowsim.comparison.kernel_table.kernel_numbers`.
@@ -136,7 +137,7 @@ def _draw_exponents(numbers: xr.Dataset, ax: Axes) -> None:
 def _draw_drift(numbers: xr.Dataset, ax: Axes) -> None:
     """Rate of the mean, relative to the first measurement, over steps: medians over the runs of a cell."""
     for cell, part in numbers.groupby("cell"):
-        tower, batch, optimizer = str(cell).split()
+        batch = str(cell).split()[1]
         common = sum(part[f"measured_{t}_own"] + 64 * part[f"measured_{t}_shared"] for t in ("image", "text"))
         ratio = (common / common.isel(measurement=0)).median("run").to_numpy()  # pyright: ignore
         step = part["measured_step"].median("run").to_numpy()

@@ -268,9 +268,7 @@ class KernelFlow:
         return dataclasses.replace(schedule, temperature=Piecewise(points))
 
 
-def fitted_factor(
-    flow: KernelFlow, gap: np.ndarray, log_tau: np.ndarray | None, used: slice = slice(None)
-) -> float:
+def fitted_factor(flow: KernelFlow, gap: np.ndarray, log_tau: np.ndarray | None, used: slice = slice(None)) -> float:
     """The factor of time, from 0.05 to 20, that brings a flow closest to gap and ln τ of the run.
 
     It minimises the mean square of the deviations, each relative to its own spread. Between factors that were simulated

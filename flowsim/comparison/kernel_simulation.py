@@ -27,7 +27,7 @@ from flowsim.plot import COLOURS, label
 _FOLLOWS, _FOLLOWS_NOT = 0.25, 0.5
 
 CRITERION = (
-    f"agrees if, with nothing fitted, the rms deviation of the gap (and of ln τ, where a learned one moved by more than "
+    "agrees if, with nothing fitted, the rms deviation of the gap (and of ln τ, where a learned one moved by more than "
     f"{LOG_TAU_MOVED:g}) is at most {_FOLLOWS:g} of the run's own standard deviation, and disagrees from "
     f"{_FOLLOWS_NOT:g} of it on; no verdict with fewer than {TRAJECTORY_POINTS} evaluations, for a gap that moved by "
     f"less than {100 * GAP_MOVED:.0f} %, and unless the kernels are of all pairs of the run and each of its losses was "

@@ -27,8 +27,9 @@ def kernel_numbers(records: Mapping[str, TrainingRecord], progress: Progress = s
         progress: Called as `progress("comparing", done, runs)`.
 
     Returns:
-        A dataset over `run`: numbers of the items `kernel_simulation` and `forecast`; curves over `evaluation`; measured
-        rates over `measurement`; and exponents d ln Δ/d ln β between measurements beside r_eff. Missing numbers are NaN.
+        A dataset over `run`: numbers of the items `kernel_simulation` and `forecast`; curves over `evaluation`;
+        measured rates over `measurement`; and exponents d ln Δ/d ln β between measurements beside r_eff. Missing
+        numbers are NaN.
 
     Raises:
         FlowsimError: If no record holds kernels.
@@ -146,7 +147,7 @@ def kernel_tables(numbers: xr.Dataset) -> str:
         lines.append(f"| {cell} | {part.sizes['run']} | " + " | ".join(_median(part, key) for key in keys) + " |")
     lines += [
         "", "# Forecasts of the last 80 %", "",
-        "Rms error of the gap, relative to its start, and of ln τ; medians. Better: runs whose forecast beats the line.",
+        "Rms error of the gap, relative to its start, and of ln τ; medians over methods and seeds.",
         "",
         "| cell | gap: kernels | constant | line in log t | free rows | ln τ: kernels | constant | line | better than "
         "the line | inside the interval |",

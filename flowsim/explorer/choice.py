@@ -12,6 +12,7 @@ from flowsim.errors import unknown_name
 from flowsim.model import initial, schedules, swaps, temperature
 from flowsim.model.flow import GradientFlow
 from flowsim.model.geometry import Parallel, Sphere
+from flowsim.model.kernels import Shared
 from flowsim.model.pairing import LabelNoise, Matched
 from flowsim.model.schedules import Schedule
 
@@ -80,6 +81,7 @@ CONTROLS = (
     Control("temperature", "log", "temperature τ₀", 0.01, 1.0, 0.1),
     Control("end", "log", "other τ (linear, cosine)", 0.01, 1.0, 0.1),
     Control("lr_ratio", "log", "learning-rate ratio r", 0.1, 10.0, 0.1),
+    Control("shared", "number", "kernel: shared/own", 0.0, 10.0, 0.01),
     Control("swap", "choice", "swap", options=_SWAPS),
     Control("fraction", "number", "swapped fraction p", 0.0, 1.0),
     Control("horizon", "log", "last time t₁", 1.0, 1e12, 1.0),
@@ -104,6 +106,7 @@ class Choice:
         temperature: Initial temperature.
         end: Final temperature ("linear") or the other extreme ("cosine").
         lr_ratio: Learning rate of ν relative to that of the embeddings.
+        shared: shared/own of the kernel I + shared·11ᵀ of both modalities; 0 for rows that move freely.
         swap: Kind of swap.
         fraction: Swapped fraction p.
         horizon: Last flow time.
@@ -121,6 +124,7 @@ class Choice:
     temperature: float = 0.07
     end: float = 0.05
     lr_ratio: float = 1.0
+    shared: float = 0.0
     swap: str = "none"
     fraction: float = 0.1
     horizon: float = 1e5
@@ -178,12 +182,12 @@ class Choice:
     @property
     def structure(self) -> tuple[Any, ...]:
         """A key; choices with equal keys share a compiled program."""
-        return self.geometry, self.pairs, self.dim, self.noise > 0, self.policy, self.swap
+        return self.geometry, self.pairs, self.dim, self.noise > 0, self.shared > 0, self.policy, self.swap
 
     def flow(self) -> GradientFlow:
         """The flow of this choice."""
         return GradientFlow(
-            Sphere() if self.geometry == "Sphere" else Parallel(),
+            self._geometry(),
             Schedule(self._policy(), self._swap()),
             pairing=LabelNoise(self.noise) if self.noise > 0 else Matched(),
         )
@@ -199,6 +203,10 @@ class Choice:
         """Output times, (POINTS,)."""
         first = min(_FIRST, self.horizon / 10)
         return np.concatenate([[0.0], np.geomspace(first, self.horizon, POINTS - 1)])
+
+    def _geometry(self) -> Any:
+        kernel = Shared(1.0, self.shared) if self.shared > 0 else None
+        return Sphere(image_kernel=kernel, text_kernel=kernel) if self.geometry == "Sphere" else Parallel(kernel)
 
     def _policy(self) -> Any:
         init, ratio = self.temperature, self.lr_ratio
@@ -246,13 +254,18 @@ class Choice:
             if self.rings
             else f"mismatched({self.pairs}, {self.dim - 1}, {self.height!r}, {self.mismatch!r})"
         )
+        geometry = f"{self.geometry}()"
+        if self.shared > 0:
+            kernel = f"fs.kernels.Shared(1.0, {self.shared!r})"
+            both = f"image_kernel={kernel}, text_kernel={kernel}"
+            geometry = f"Sphere({both})" if self.geometry == "Sphere" else f"Parallel({kernel})"
         first = min(_FIRST, self.horizon / 10)
         seed = "" if "seed" in self.unused else f", seed={self.seed}"
         return "\n".join(
             [
                 "import numpy as np",
                 "import flowsim as fs",
-                f"flow = fs.GradientFlow(fs.{self.geometry}(), fs.Schedule(fs.temperature.{policy}{swap}){pairing})",
+                f"flow = fs.GradientFlow(fs.{geometry}, fs.Schedule(fs.temperature.{policy}{swap}){pairing})",
                 f"start = fs.initial.{start}",
                 f"ts = np.concatenate([[0.0], np.geomspace({first!r}, {self.horizon!r}, {POINTS - 1})])",
                 f"result = fs.simulate(flow, start, ts=ts{seed})",

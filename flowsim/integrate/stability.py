@@ -80,7 +80,7 @@ def stability_limit(
             first = np.random.default_rng(0).standard_normal(size)
             operator: Any = LinearOperator((size, size), matvec=multiply, dtype=np.float64)  # pyright: ignore
             try:
-                values = eigs(operator, k=1, which="LR", v0=first, return_eigenvectors=False, tol=1e-6)
+                values = eigs(operator, k=1, which="LR", v0=first, return_eigenvectors=False, tol=1e-6)  # pyright: ignore
             except ArpackNoConvergence:
                 raise FlowsimError(
                     "The largest curvature was not found, because the state is not finite or its eigenvalues are too "
