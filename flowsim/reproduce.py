@@ -49,7 +49,8 @@ RECORD_VERSION = 1
 #: Seconds of the full figures and claims on one core of two, relative to which the time left is estimated.
 _SECONDS = {
     "fig2": 21, "fig4": 32, "exponents": 45, "kernel": 60, "mismatch": 60, "noise": 440, "optimizers": 180,
-    "phases": 40, "real_features": 40, "real_gap": 5, "real_photos": 5, "real_runs": 5, "sigmoid": 120, "swaps": 210,
+    "phases": 40, "real_features": 40, "real_gap": 5, "real_kernel": 5,
+    "real_photos": 5, "real_runs": 5, "sigmoid": 120, "swaps": 210,
     "temperature_control": 60, "theorem33": 39, "claims": 380,
 }  # fmt: skip
 #: The weight of these numbers against what is seen, as seconds of work done.

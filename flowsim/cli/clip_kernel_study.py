@@ -62,7 +62,7 @@ class KernelStudy:
 
         folder = Path(self.out)
         with bars(runs=len(records)) as progress:
-            numbers = kernel_numbers(records, progress)
+            numbers = kernel_numbers(records, jobs=self.jobs, progress=progress)
         tables = kernel_tables(numbers)
         saved = [write_netcdf(numbers, folder / "numbers.nc"), write_text(folder / "tables.md", tables)]
         with paper_style():

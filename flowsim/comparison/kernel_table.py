@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from flowsim.base import processes
 from flowsim.comparison import forecast, kernel_simulation
 from flowsim.comparison.kernel_flow import gap_in_training, measured_kernels
 from flowsim.comparison.record import CannotTell, Run
@@ -19,11 +20,12 @@ _MOVED = 0.02
 _FLOWS = ("frozen", "measured_again", "free_rows")
 
 
-def kernel_numbers(records: Mapping[str, TrainingRecord], progress: Progress = silent) -> xr.Dataset:
+def kernel_numbers(records: Mapping[str, TrainingRecord], *, jobs: int = 1, progress: Progress = silent) -> xr.Dataset:
     """Compare every run of a study with the flows of its kernels, and forecast it.
 
     Args:
         records: Records by name ("vit full sgd, Baseline, seed 0").
+        jobs: Runs compared at the same time, each in its own process.
         progress: Called as `progress("comparing", done, runs)`.
 
     Returns:
@@ -34,11 +36,13 @@ def kernel_numbers(records: Mapping[str, TrainingRecord], progress: Progress = s
     Raises:
         FlowsimError: If no record holds kernels.
     """
-    rows = []
-    for done, record in enumerate(records.values()):
-        progress("comparing", done, len(records))
-        rows.append(_row(record))
-    progress("comparing", len(records), len(records))
+    calls = [(_row, (record,)) for record in records.values()]
+    found_rows: dict[int, dict[str, Any]] = {}
+    here = ((k, _row(silent, *given)) for k, (_, given) in enumerate(calls))
+    for k, row in here if jobs == 1 else processes.run(calls, lambda index: silent, workers=jobs, single=True):
+        found_rows[k] = row
+        progress("comparing", len(found_rows), len(calls))
+    rows = [found_rows[k] for k in range(len(calls))]
     if not any(np.isfinite(row["numbers"].get("rms_gap_frozen", np.nan)) for row in rows):
         raise FlowsimError("No record holds kernels. Train with `kernels=8`, or run flowsim clip kernel-study.")
     found = xr.Dataset(coords={"run": list(records)})
@@ -55,7 +59,7 @@ def kernel_numbers(records: Mapping[str, TrainingRecord], progress: Progress = s
     return found
 
 
-def _row(record: TrainingRecord) -> dict[str, Any]:
+def _row(progress: Progress, record: TrainingRecord) -> dict[str, Any]:
     """Numbers, curves and measured rates of one run."""
     run = Run.of(record)
     numbers: dict[str, Any] = {}

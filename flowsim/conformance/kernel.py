@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from flowsim.conformance.compare import CLOSE, compiled, difference, finite, keeps_dtype
 from flowsim.conformance.suite import Suite, require
+from flowsim.errors import FlowsimError
 from flowsim.model.kernels import AbstractKernel
 
 #: (pairs, dimensions) tried, in this order; kernels of one size fit one of them.
@@ -22,7 +23,7 @@ def _size(kernel: AbstractKernel) -> tuple[int, int]:
         if held in (0, pairs, pairs * dim):
             try:
                 kernel.check_fits(pairs, dim)
-            except Exception:
+            except FlowsimError:
                 continue
             return pairs, dim
     return (held or 4), 3
