@@ -1,8 +1,8 @@
 """What measured kernels explain of training: small encoders on photographs beside the flow of their kernels.
 
 Reads the numbers of `flowsim clip kernel-study` on Flickr8k (`reference/kernel_flickr8k.nc`; `docs/real-kernels.md`
-explains how they were made): gaps of runs and of kernel flows with nothing fitted, forecasts from the first fifth of each
-run, exponents against the effective learning-rate ratio, and the drift of the kernels.
+explains how they were made): gaps of runs and of kernel flows with nothing fitted, forecasts from the first fifth of
+each run, exponents against the effective learning-rate ratio, and the drift of the kernels.
 """
 
 from pathlib import Path

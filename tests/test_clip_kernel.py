@@ -325,3 +325,22 @@ def test_a_locked_image_tower_has_no_kernel():
     settings = TINY.replace(locked_image=True, augment="centre", steps=2, kernels=2)
     run = train(settings, "Baseline", cpu=True)
     assert (run.kernels["image_own"] == 0).all() and (run.kernels["text_own"] > 0).all()
+
+
+@pytest.mark.slow
+def test_a_study_of_kernels_trains_compares_and_resumes(tmp_path, capsys):
+    out = tmp_path / "runs"
+    command = [
+        "clip", "kernel-study", "--data", "shapes:count=700,size=32", "--cells", "vit full sgd", "--methods",
+        "Baseline,FLT 4e-2", "--seeds", "1", "--steps", "40", "--out", str(out), "--cpu",
+    ]  # fmt: skip
+    assert cli.main(command) == 0
+    said = capsys.readouterr()
+    assert "| vit full sgd | 2 |" in said.out and "numbers.nc" in said.err
+    assert {p.name for p in out.iterdir()} >= {"numbers.nc", "tables.md", "kernels.png", "vit-full-sgd"}
+    before = {p: p.stat().st_mtime_ns for p in (out / "vit-full-sgd").iterdir()}
+    assert cli.main([*command, "--tables"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in (out / "vit-full-sgd").iterdir()} == before
+    capsys.readouterr()
+    assert cli.main([*command[:4], "--cells", "vit ful sgd", "--out", str(out)]) == 2
+    assert "Did you mean 'vit full sgd'" in capsys.readouterr().err

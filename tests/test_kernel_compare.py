@@ -126,6 +126,16 @@ def test_momentum_lengthens_flow_time(run):
     np.testing.assert_allclose(flow_time(Run.of(other), step), 2 * flow_time(Run.of(run), step))
 
 
+def test_kernels_of_low_rank_survive_single_precision(run):
+    random = np.random.default_rng(0)
+    low = random.standard_normal((PAIRS, 2))
+    matrix = np.tile((low @ low.T).astype(np.float32), (len(run.kernel_step), 1, 1))
+    held = dataclasses.replace(run, kernels={**run.kernels, "image_matrix": matrix})
+    kernels = measured_kernels(Run.of(held))
+    np.testing.assert_allclose(kernels.image[0], low @ low.T, atol=1e-5)
+    fs.kernels.Dense(kernels.image[0])
+
+
 def test_minibatches_slow_down_what_only_a_row_feels():
     run = Run.of(a_run(training_pairs=8 * PAIRS))
     kernels = measured_kernels(run)
@@ -178,6 +188,8 @@ def test_what_is_missing_is_said(run):
     frozen = {**run.kernels, "image_matrix": np.zeros_like(run.kernels["image_matrix"])}
     with pytest.raises(CannotTell, match="frozen tower"):
         measured_kernels(Run.of(dataclasses.replace(run, kernels=frozen)))
+    with pytest.raises(CannotTell, match="not normalised"):
+        measured_kernels(Run.of(a_run(normalize=False)))
     late = run.kernel_step >= 80
     few = dataclasses.replace(
         run, kernel_step=run.kernel_step[late], kernels={k: v[late] for k, v in run.kernels.items()}
@@ -190,8 +202,9 @@ def test_numbers_and_tables_of_a_study(run, tmp_path):
     numbers = kernel_numbers(records)
     single = fs.compare(run, parts=["kernel_simulation"])["kernel_simulation"].numbers
     assert float(numbers["rms_gap_frozen"][0]) == pytest.approx(single["rms_gap_frozen"])
-    table = kernel_tables(numbers)
-    assert f"| vit full slow-sgd | 1 | {single['spread_gap']:.3f} |" in table
+    tables = kernel_tables(numbers)
+    assert f"| vit full slow-sgd | 1 | {single['spread_gap']:.3f} |" in tables["flows"]
+    assert "1 of 1" in tables["forecasts"] and tables["step"].count("\n") == 3
     fs.plot.save(kernel_figure(numbers), tmp_path / "kernels.png")
     assert (tmp_path / "kernels.png").stat().st_size > 10_000
     bare = dataclasses.replace(run, kernel_step=np.empty(0, int), kernels={})

@@ -28,5 +28,6 @@ STAGES = {
     "simulator": Stage(150, 40, grows=True),
     "heads": Stage(60, 30, data="features.npz"),
     "trial": Stage(80, 25, data="photos"),
+    "kernels": Stage(150, 90, data="photos"),
     "jax_heads": Stage(200, 80, data="features.npz", works=True),
 }

@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = ROOT / "docs" / "claims.json"
 PHOTOS = ROOT / "experiments" / "reference" / "heads_flickr8k.nc"
+KERNELS = ROOT / "experiments" / "reference" / "kernel_flickr8k.nc"
 RUNS = ROOT / "experiments" / "reference" / "clip_laptop.nc"
 _LIMITS = (("_at_most", "≤"), ("_at_least", "≥"))
 
@@ -353,6 +354,18 @@ def clip_tables() -> str:
     return fs.clip.Tables.of(fs.load_results(RUNS)).markdown()
 
 
+def kernels(part: str) -> Callable[[], str]:
+    """A table of the study of kernels: "flows", "forecasts" or "step"."""
+
+    def made() -> str:
+        from flowsim.comparison.kernel_table import kernel_tables
+        from flowsim.records.netcdf import read_netcdf
+
+        return kernel_tables(read_netcdf(KERNELS))[part]
+
+    return made
+
+
 def photos(make: Callable[[Any], str]) -> Callable[[], str]:
     """A part made from the tables of the recorded study of heads on photographs."""
 
@@ -496,6 +509,7 @@ PARTS = {
     "three ways causes": ("docs/three-ways.md", causes_table),
     "three ways": ("docs/three-ways.md", ways_table),
     "clip tables": ("docs/clip.md", clip_tables),
+    **{f"kernels {part}": ("docs/real-kernels.md", kernels(part)) for part in ("flows", "forecasts", "step")},
     "photos findings": ("docs/real-pairs.md", photos(photos_findings)),
     "photos methods": ("docs/real-pairs.md", photos(photos_methods)),
     "photos order": ("docs/real-pairs.md", photos(lambda tables: tables.other_order())),

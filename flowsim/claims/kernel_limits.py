@@ -87,7 +87,7 @@ def _noise(system: System, quick: bool) -> Numbers:
         def apart(x: float, first: float = first, conserved: Any = conserved) -> float:
             return conserved(x, wanted_beta / (1 - np.exp(2 * x))) - first
 
-        rest = float(brentq(apart, -1000.0, np.log(0.999), xtol=1e-13))
+        rest = float(brentq(apart, -1000.0, np.log(0.999), xtol=1e-13))  # pyright: ignore
         errors += [log_gamma - rest, np.log(beta * (1 - np.exp(2 * log_gamma)) / wanted_beta)]
         gaps.append(2 * np.exp(log_gamma))
         found[f"gap_ratio{ratio:g}"] = 2 * float(np.exp(log_gamma))

@@ -9,6 +9,7 @@ from flowsim.cli.clip_options import bridge
 from flowsim.cli.clip_progress import bars
 from flowsim.cli.files import check_writable_folder
 from flowsim.cli.options import Flag, hint, text, whole
+from flowsim.cli.output import progress as shown
 from flowsim.cli.output import say
 
 
@@ -61,9 +62,9 @@ class KernelStudy:
         from flowsim.records.netcdf import write_netcdf
 
         folder = Path(self.out)
-        with bars(runs=len(records)) as progress:
+        with shown("Comparison") as progress:
             numbers = kernel_numbers(records, jobs=self.jobs, progress=progress)
-        tables = kernel_tables(numbers)
+        tables = "\n\n".join(f"# {name.capitalize()}\n\n{made}" for name, made in kernel_tables(numbers).items()) + "\n"
         saved = [write_netcdf(numbers, folder / "numbers.nc"), write_text(folder / "tables.md", tables)]
         with paper_style():
             saved.append(save(kernel_figure(numbers), folder / "kernels.png"))

@@ -238,7 +238,7 @@ def measure_kernels(
         for modality, inputs in (("image", pairs.pixels), ("text", pairs.tokens))
     ]
     outputs = [tower.rows().float() for tower in towers]
-    forces = _forces(*outputs, inverse_temperature)
+    forces = _forces(outputs[0], outputs[1], inverse_temperature)
     kernels, velocities, expected = [], [], []
     for tower, rows, force in zip(towers, outputs, forces, strict=True):
         found = _tower(tower, rows, directions, random, matrix)

@@ -22,7 +22,7 @@ from flowsim.clip.memory import onto_device
 from flowsim.clip.models import Model
 from flowsim.clip.towers import Encoder, vmappable
 
-#: Bytes of the gradients that are held at once.
+#: Bytes of the gradients that are held at once on a CPU; on a GPU an eighth of its free memory, if that is more.
 _ROOM = 1 << 29
 #: Rows whose gradients one call computes where rows of a batch depend on each other.
 _TOGETHER = 8
@@ -228,10 +228,13 @@ class Tower:
 
     def _groups(self, weights: Weights) -> Iterator[list[str]]:
         """Names of weights whose gradients of all rows fit into the room for them."""
+        room, device = _ROOM, self.inputs.device
+        if device.type == "cuda":
+            room = max(room, torch.cuda.mem_get_info(device)[0] // 8)
         group, size = [], 0
         for name, weight in weights.items():
             need = weight.numel() * weight.element_size() * len(self.inputs)
-            if group and size + need > _ROOM:
+            if group and size + need > room:
                 yield group
                 group, size = [], 0
             group.append(name)

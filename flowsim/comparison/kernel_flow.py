@@ -68,6 +68,8 @@ def measured_kernels(run: Run) -> Measured:
     record = run.trained_record
     if record is None or not len(record.kernel_step) or run.step is None:
         raise CannotTell("The run holds no kernels of its encoders. Train with `kernels=8` to measure them.")
+    if not run.result.config.get("training", {}).get("normalize", True):
+        raise CannotTell("The kernels are those of features that were not normalised, and not of rows on the sphere.")
     held = record.kernels
     if "image_matrix" not in held or not np.isfinite(held["image_matrix"]).all():
         raise CannotTell("The run holds no whole kernels.")
@@ -106,19 +108,20 @@ def flow_time(run: Run, step: np.ndarray) -> np.ndarray:
 
 
 def _of_batches(run: Run, kernels: np.ndarray) -> np.ndarray:
-    """Kernels (K, m, m) of the mean motion of a run on minibatches of B of N pairs.
+    """Kernels (K, m, m) of the mean motion of a run on minibatches of B of N pairs, positive semidefinite.
 
     A row is in a batch with probability B/N, so that the part of the kernel that only the row itself feels acts B/N as
-    fast. That part is the smallest eigenvalue, at most the difference of mean diagonal and mean.
+    fast. That part is the smallest eigenvalue.
     """
     pairs, trained = run.pairs, run.trained
-    count = kernels.shape[-1]
-    if pairs is None or trained is None or pairs >= trained:
-        return kernels
+    share = 1.0 if pairs is None or trained is None else min(1.0, pairs / trained)
     found = []
     for matrix in kernels:
-        smallest = max(float(np.linalg.eigvalsh(matrix)[0]), 0.0)
-        found.append(matrix - (1 - pairs / trained) * smallest * np.eye(count))
+        values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+        # Records hold single precision, whose rounding can make an eigenvalue of 0 negative.
+        values = np.maximum(values, 0.0)
+        made = (vectors * (values - (1 - share) * values[0])) @ vectors.T
+        found.append((made + made.T) / 2)
     return np.array(found)
 
 

@@ -1,6 +1,6 @@
 """What measured kernels say about many runs: numbers, curves and tables of a study of kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,50 +126,75 @@ def _padded(values: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([np.asarray(values, float), np.full(length - len(values), np.nan)])
 
 
-def kernel_tables(numbers: xr.Dataset) -> str:
-    """Tables of a study of kernels in Markdown: errors of the flows, and of forecasts, by cell.
+def kernel_tables(numbers: xr.Dataset) -> dict[str, str]:
+    """Tables of a study of kernels in Markdown, medians over methods and seeds.
 
     Args:
         numbers: The dataset of `kernel_numbers`.
 
     Returns:
-        The text.
+        "flows": rms deviations of kernel flows and of free rows from the runs, with nothing fitted. "forecasts": errors
+        relative to the gap at the start, and of ln τ. "step": how well the kernels describe the velocities of one step.
     """
-    lines = [
-        "# What the kernels explain",
-        "",
-        "Rms deviation of the gap from the run, median over methods and seeds. Nothing is fitted.",
-        "",
-        "| cell | runs | gap moved (std) | free rows | kernels at the start | measured again | ln τ: start | again |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    parts = list(numbers.groupby("cell"))
+    return {
+        "flows": _table(
+            ("cell", "runs", "gap moved", "free rows", "first kernels", "measured again", "ln τ moved", "first kernels",
+             "measured again"),
+            [
+                (cell, str(part.sizes["run"]), *(_median(part, key) for key in (
+                    "spread_gap", "rms_gap_free_rows", "rms_gap_frozen", "rms_gap_measured_again", "spread_log_tau",
+                    "rms_log_tau_frozen", "rms_log_tau_measured_again",
+                )))
+                for cell, part in parts
+            ],
+        ),
+        "forecasts": _table(
+            ("cell", "gap: kernels", "constant", "line in log t", "free rows", "ln τ: kernels", "constant", "line",
+             "better than the line", "inside the interval"),
+            [_forecasts(str(cell), part) for cell, part in parts],
+        ),
+        "step": _table(
+            ("cell", "rate of the gap by the kernels / true, first", "in the middle", "last", "error of velocities, "
+             "first", "in the middle", "last", "mean / differences, image", "text"),
+            [_steps(str(cell), part) for cell, part in parts],
+        ),
+    }  # fmt: skip
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _forecasts(cell: str, part: xr.Dataset) -> list[str]:
+    start = part["forecast_gap_at_start"]
+    gaps = [part[f"forecast_rms_error_{k}"] / start for k in ("forecast", "constant", "line_in_log_t", "free_rows")]
+    taus = [f"forecast_rms_error_log_tau_{k}" for k in ("forecast", "constant", "line_in_log_t")]
+    told = int(np.isfinite(gaps[0]).sum())
+    inside = f"{100 * float(part['forecast_inside_interval'].mean()):.0f} %"
+    better = f"{int((gaps[0] < gaps[2]).sum())} of {told}"
+    return [cell, *(_number(g.to_numpy()) for g in gaps), *(_median(part, key) for key in taus), better, inside]
+
+
+def _steps(cell: str, part: xr.Dataset) -> list[str]:
+    """At the first, a middle and the last measurement; how much faster the mean moves is that of the first."""
+    ratio = (part["measured_kernel_gap_rate"] / part["measured_gap_rate"]).to_numpy()
+    error = part["measured_velocity_error"].to_numpy()
+    last = np.isfinite(error).sum(1) - 1
+    runs = np.arange(len(last))
+    at = [(runs, np.zeros_like(last)), (runs, last // 2), (runs, last)]
+    common = [
+        1 + 64 * (part[f"measured_{tower}_shared"] / part[f"measured_{tower}_own"]).to_numpy()[:, 0]
+        for tower in ("image", "text")
     ]
-    for cell, part in numbers.groupby("cell"):
-        keys = (
-            "spread_gap", "rms_gap_free_rows", "rms_gap_frozen", "rms_gap_measured_again", "rms_log_tau_frozen",
-            "rms_log_tau_measured_again",
-        )  # fmt: skip
-        lines.append(f"| {cell} | {part.sizes['run']} | " + " | ".join(_median(part, key) for key in keys) + " |")
-    lines += [
-        "", "# Forecasts of the last 80 %", "",
-        "Rms error of the gap, relative to its start, and of ln τ; medians over methods and seeds.",
-        "",
-        "| cell | gap: kernels | constant | line in log t | free rows | ln τ: kernels | constant | line | better than "
-        "the line | inside the interval |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for cell, part in numbers.groupby("cell"):
-        start = part["forecast_gap_at_start"]
-        gaps = [f"forecast_rms_error_{key}" for key in ("forecast", "constant", "line_in_log_t", "free_rows")]
-        taus = [f"forecast_rms_error_log_tau_{key}" for key in ("forecast", "constant", "line_in_log_t")]
-        told = np.isfinite(part[gaps[0]])
-        better = int((part[gaps[0]] < part[gaps[2]]).sum())
-        values = [f"{float((part[key] / start).median()):.3f}" for key in gaps] + [_median(part, key) for key in taus]
-        inside = f"{100 * float(part['forecast_inside_interval'].mean()):.0f} %"
-        lines.append(f"| {cell} | " + " | ".join(values) + f" | {better} of {int(told.sum())} | {inside} |")
-    return "\n".join([*lines, ""])
+    return [cell, *(_number(ratio[k]) for k in at), *(_number(error[k]) for k in at), *(_number(c, 0) for c in common)]
+
+
+def _number(values: np.ndarray, digits: int = 3) -> str:
+    values = values[np.isfinite(values)]
+    return f"{float(np.median(values)):.{digits}f}" if values.size else "-"
 
 
 def _median(part: xr.Dataset, key: str) -> str:
-    values = part[key].to_numpy() if key in part else np.empty(0)
-    values = values[np.isfinite(values)]
-    return f"{float(np.median(values)):.3f}" if values.size else "-"
+    return _number(part[key].to_numpy()) if key in part else "-"
