@@ -131,12 +131,15 @@ def finished_kernels(out: str | os.PathLike[str]) -> dict[str, TrainingRecord]:
         FlowsimError: If there are none.
     """
     known = {file_name(name, 0).removesuffix("seed0.nc"): name for name in methods("all")}
+    cells = {"-".join(parts): " ".join(parts) for parts in itertools.product(TOWERS, BATCHES, OPTIMIZERS)}
     records = {}
     for path in sorted(Path(out).glob("*/*.seed*.nc")):
         stem, _, rest = path.name.rpartition("seed")
+        if stem not in known or path.parent.name not in cells:
+            continue
         record = load_result(path)
-        if isinstance(record, TrainingRecord) and record.status.code is not Status.UNFINISHED and stem in known:
-            records[f"{path.parent.name.replace('-', ' ')}, {known[stem]}, seed {rest.removesuffix('.nc')}"] = record
+        if isinstance(record, TrainingRecord) and record.status.code is not Status.UNFINISHED:
+            records[f"{cells[path.parent.name]}, {known[stem]}, seed {rest.removesuffix('.nc')}"] = record
     if not records:
         raise FlowsimError(f"There are no finished records in {str(out)!r}. Run `flowsim clip kernel-study` first.")
     return records
