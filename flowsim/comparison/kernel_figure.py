@@ -35,11 +35,12 @@ def kernel_figure(numbers: xr.Dataset) -> Figure:
     figure = Figure(figsize=(plot.PAGE, 6.4), layout="constrained")
     axes = figure.subplots(2, 3)
     cells = list(dict.fromkeys(numbers["cell"].to_numpy().tolist()))
-    for ax, wanted in ((axes[0, 0], "vit full slow-sgd"), (axes[0, 1], "vit minibatch adamw")):
+    titles = ["", "", "deviation of the gap", "forecasts", "exponents", "drift"]
+    for k, wanted in enumerate(("vit full slow-sgd", "vit minibatch adamw")):
         cell = wanted if wanted in cells else cells[0]
         of_cell = numbers.isel(run=np.flatnonzero(numbers["cell"].to_numpy() == cell))
-        _draw_run(of_cell.isel(run=0), ax, forecast=ax is axes[0, 1])
-        ax.set_title(_words(cell), fontsize=8)
+        _draw_run(of_cell.isel(run=0), axes[0, k], forecast=k == 1)
+        titles[k] = _words(cell)
     relative = numbers["forecast_gap_at_start"]
     _draw_errors(numbers, numbers["rms_gap_free_rows"], numbers["rms_gap_frozen"], axes[0, 2])
     axes[0, 2].set(xlabel="free rows: rms error of the gap", ylabel="kernel flow, nothing fitted")
@@ -49,11 +50,8 @@ def kernel_figure(numbers: xr.Dataset) -> Figure:
     axes[1, 0].set(xlabel=r"line in $\log t$: error / start", ylabel="forecast by kernels: error / start")
     _draw_exponents(numbers, axes[1, 1])
     _draw_drift(numbers, axes[1, 2])
-    for ax, letter in zip(axes.flat, "abcdef", strict=True):
-        title = ax.get_title()
-        ax.set_title(rf"$\bf{{({letter})}}$ {title}" if title else rf"$\bf{{({letter})}}$", loc="left", fontsize=8)
-        if title:
-            ax.set_title("", loc="center")
+    for ax, letter, title in zip(axes.flat, "abcdef", titles, strict=True):
+        ax.set_title(rf"$\bf{{({letter})}}$ {title}", loc="left", fontsize=8)
     handles = [
         Line2D([], [], ls="", marker=marker, color=plot.COLOURS["black"], ms=4, label=name)
         for name, marker in _MARKERS.items()
@@ -99,7 +97,10 @@ def _draw_run(run: xr.Dataset, ax: Axes, forecast: bool) -> None:
         ax.fill_between(step[shown], low, high, color=plot.COLOURS["purple"], alpha=0.2, lw=0)
         ax.plot(step[shown], middle, color=plot.COLOURS["purple"], lw=1, label="forecast from 20 %")
     ax.set(xscale="log", xlabel="step", ylabel=plot.label("modality_gap"), ylim=(0, None))
-    ax.legend(fontsize=6, loc="lower left")
+    if forecast:
+        ax.legend(fontsize=6, loc="upper right", bbox_to_anchor=(1.0, 0.9))
+    else:
+        ax.legend(fontsize=6, loc="lower left")
 
 
 def _draw_errors(numbers: xr.Dataset, x: xr.DataArray, y: xr.DataArray, ax: Axes) -> None:
