@@ -377,7 +377,7 @@ def test_what_is_missing_is_said_and_never_raised():
     with pytest.raises(fs.FlowsimError, match="nothing to draw"):
         found.plot()
     text = repr(found)
-    assert text.startswith("Comparison of the flow") and len(text.splitlines()) == 7
+    assert text.startswith("Comparison of the flow") and len(text.splitlines()) == 9
     assert json.loads(json.dumps(plain(found.to_dict()), allow_nan=False))["items"][0]["verdict"] == "cannot tell"
 
 
@@ -411,7 +411,10 @@ def test_compare_is_the_function_whatever_was_imported_first():
 
 
 def test_items_come_in_the_order_of_the_registry():
-    assert names() == ("simulation", "exponent", "slow_closing", "enlargement", "matching", "calibration")
+    assert names() == (
+        "simulation", "exponent", "slow_closing", "enlargement", "matching", "calibration", "kernel_simulation",
+        "forecast",
+    )  # fmt: skip
     assert all(part.name == name and part.criterion and part.panels for name, part in REGISTRY.items())
 
 
