@@ -68,7 +68,7 @@ BREAKS: dict[str, Callable[[GradientFlow], GradientFlow]] = {
     "kernel-conserved": no_shared_part,
     "kernel-exponent": no_shared_part,
     "kernel-linear-encoders": no_shared_part,
-    "kernel-step": no_force,
+    "kernel-step": MISTAKES["lost tangent projection"],
     "kernel-enlargement": no_shared_part,
     "kernel-fixed-temperature": no_shared_part,
     "kernel-noise": no_shared_part,

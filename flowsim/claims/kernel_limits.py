@@ -101,7 +101,7 @@ def _sphere(system: System, quick: bool) -> Numbers:
         kernel = _kernel(ratio, 5)
         flow = system.flow(Sphere(1.0, kernel, kernel), Learnable(TAU0))
         run = system.simulate(
-            flow, initial.simplex(pairs=5, gamma=GAMMA0), ts=SPHERE_TIMES, rtol=1e-11, atol=1e-13,
+            flow, initial.simplex(pairs=5, gamma=GAMMA0), ts=list(SPHERE_TIMES), rtol=1e-11, atol=1e-13,
             observables=("modality_gap", "inverse_temperature"),
         )  # fmt: skip
         log_gamma = np.log(values(run, "modality_gap") / 2)
