@@ -2,8 +2,8 @@
 
 Reads the numbers of `flowsim clip kernel-study` on Flickr8k (`reference/kernel_flickr8k.nc`; `docs/real-kernels.md`
 explains how they were made): gaps of runs and of kernel flows with nothing fitted, forecasts from the first fifth of
-each run, exponents against the effective learning-rate ratio, and the drift of the kernels. Schedules are those of Yaras
-et al. 2025; the kernel flow is derived in `flowsim.theory.kernel`.
+each run, exponents against the effective learning-rate ratio, and the drift of the kernels. Schedules are those of
+Yaras et al. 2025; the kernel flow is derived in `flowsim.theory.kernel`.
 """
 
 from pathlib import Path
