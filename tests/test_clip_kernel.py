@@ -237,6 +237,7 @@ def test_the_preconditioner_is_the_step_of_adamw():
     groups = [{"params": [weight], "lr": 0.1}, {"params": [raw], "lr": 0.1}]
     optimizer = torch.optim.AdamW(groups, betas=(0.0, 0.9), weight_decay=0.0, eps=1e-3)
     assert kernels.preconditioner(optimizer, {"w": weight}) is None
+    before = weight.detach().clone(), raw.detach().clone()
     for _ in range(4):
         before = weight.detach().clone(), raw.detach().clone()
         optimizer.zero_grad()

@@ -107,8 +107,8 @@ def compare(record: Record, *more: Record, parts: Sequence[str] | None = None) -
     - `calibration`: A factor of time (with label noise, if that is not enough) fitted to the first 20 % of the run,
       whose prediction of the rest is compared with a constant and a straight line in log t.
     - `kernel_simulation`: Does the run follow the flow of its own rows under its encoders' measured kernels, with
-      nothing fitted? The flows with the first kernels, with all of them in turn, with one factor of time, and of free rows are
-      given. For trainings with `kernels`; no verdict for minibatches.
+      nothing fitted? The flows with the first kernels, with all of them in turn, with one factor of time, and of free
+      rows are given. For trainings with `kernels`; no verdict for minibatches.
     - `forecast`: The last 80 % of the gap and of ln τ, from the kernels and rows at 20 % and a factor of time, with an
       interval, compared with a constant, a line in log t and free rows.
 
