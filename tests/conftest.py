@@ -45,8 +45,9 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_runtest_teardown() -> None:
-    # Observables, claims and items of comparisons that a test or a page registered.
-    loaded = [sys.modules.get(f"flowsim.{name}") for name in ("claims.registry", "comparison.item")]
+    # Observables, claims, items of comparisons, checks and methods that a test or a page registered.
+    homes = ("claims.registry", "comparison.item", "doctor.finding", "lab.methods")
+    loaded = [sys.modules.get(f"flowsim.{name}") for name in homes]
     for registry in [REGISTRY, *(module.REGISTRY for module in loaded if module)]:
         for name in [name for name in registry if not registry.is_ours(name)]:
             registry.remove(name)

@@ -110,7 +110,7 @@ def public() -> dict[str, object]:
         thing = getattr(fs, name)
         if not inspect.ismodule(thing):
             found[name] = thing
-        elif name != "clip":  # which needs torch
+        elif name not in ("clip", "torch"):  # which need PyTorch
             own = [key for key, value in vars(thing).items() if getattr(value, "__module__", "") == thing.__name__]
             for key in getattr(thing, "__all__", own):
                 found[f"{name}.{key}"] = getattr(thing, key)

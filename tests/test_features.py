@@ -532,7 +532,7 @@ FILES = {
     "damaged npz": (lambda d: damaged(d / "a.npz", ".npz"), "a.npz is damaged or of another kind"),
     "damaged tensors": (lambda d: damaged(d / "a.safetensors", ".safetensors"), "is damaged or of another kind"),
     "damaged table": (lambda d: damaged(d / "a.parquet", ".parquet"), "is damaged or of another kind"),
-    "npz with one array": (lambda d: np.save(d / "a.npy", TWO) or (d / "a.npy").rename(d / "a.npz"), "a single array"),
+    "npz with one array": (lambda d: np.save(d / "a.npy", TWO) or (d / "a.npy").rename(d / "a.npz"), "but holds array"),
     "empty folder": (lambda d: d, "needs 'image', but holds nothing"),
     "table without image": (lambda d: table(d / "a.parquet", text=ONE), "needs 'image', but holds text"),
     "table of numbers": (lambda d: table(d / "a.parquet", image=[1.0] * 2, text=ONE), "must hold lists of floats"),

@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 IMAGE = RNG.normal(size=(60, 7)) + 0.3
 TEXT = RNG.normal(size=(60, 7)) - 0.2 + 1.5 * IMAGE
 CAPTIONS = np.repeat(IMAGE, 5, axis=0) + RNG.normal(size=(300, 7))
-FEW = 1000  # `report` compares at least so many queries
+FEW = 1000  # queries, and rows that are compared with each other, in samples
 
 
 @pytest.fixture
@@ -97,6 +97,8 @@ def many():
 @pytest.fixture
 def sampled(monkeypatch):
     monkeypatch.setattr(large, "EXACT", 10)
+    monkeypatch.setattr(large, "FEWEST", FEW)
+    monkeypatch.setattr(large, "AMONG", FEW)
 
 
 @pytest.mark.usefixtures("sampled")
@@ -162,7 +164,7 @@ def test_only_what_is_asked_for():
 def test_progress_names_the_steps():
     said = []
     obs.report(IMAGE, TEXT, only=["matched_fraction"], progress=lambda *told: said.append(told))
-    assert said[0] == ("matched_fraction", 0, None)
+    assert said[0] == ("sums", 0, None) and ("matched_fraction", 0, None) in said
     assert ("image to text, queries", 16, 60) in said
 
 
@@ -239,3 +241,55 @@ def test_a_large_file_fits_into_two_gibibytes(tmp_path):
     report = json.loads(done.stdout)
     assert report["samples"]["matched_fraction"]["of"] == 60_000
     assert report["values"]["matched_fraction"] > 0.99
+
+
+# --- one pass --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("sampled")
+@pytest.mark.parametrize("captions", [1, 3])
+def test_ranks_in_float32_are_those_of_float64(monkeypatch, captions):
+    """Also where cosines differ by less than float32 resolves: twins, near twins, and copies of one row."""
+    rng = np.random.default_rng(2)
+    image = rng.normal(size=(1500, 6))
+    image[500:900] = image[:400] * (1 + 1e-9 * rng.normal(size=(400, 6)))
+    image[900:1000] = image[0]
+    text = np.repeat(image, captions, axis=0) + 0.3 * rng.normal(size=(1500 * captions, 6))
+    text[700 * captions : 800 * captions] = text[:1]
+    monkeypatch.setattr(large, "FEWEST", 10_000)  # all queries, by the way of samples
+    monkeypatch.setattr(_blocks, "BLOCK", 257)
+    names = [name for name in obs.names() if "at_" in name or (name == "matched_fraction" and captions == 1)]
+    found = obs.report(image, text, captions_per_image=captions, only=names)
+    exact = obs.report(image, text, captions_per_image=captions, only=names, exact=True)
+    assert found.values == exact.values and found.samples == {}
+
+
+@pytest.mark.usefixtures("sampled")
+def test_collapsed_rows_rank_last_in_samples(many):
+    same = np.tile(many[0][:1], (3000, 1))
+    found = obs.report(same, same, only=["image_to_text_at_10", "matched_fraction"])
+    assert list(found.values.values()) == [0, 0]
+
+
+@pytest.mark.usefixtures("sampled")
+@pytest.mark.parametrize("condition", [1, 1e3, 1e12, 0])
+def test_factors_from_products_are_exact_enough(condition):
+    """Products in float32 where they suffice, in float64 where not; also for rows within a subspace."""
+    rng = np.random.default_rng(3)
+    scale = np.geomspace(1, 1 / condition, 20) if condition else (np.arange(20) < 12).astype(float)
+    rows = rng.normal(size=(2, 5000, 20)) * scale + 0.5 * scale
+    names = ["image_effective_rank", "text_effective_rank", "wasserstein_uniformity", "modality_gap"]
+    found = obs.report(*rows, only=names)
+    for name in names:
+        assert found[name] == pytest.approx(getattr(obs, name)(*rows), rel=1e-6, abs=1e-6), name
+
+
+@pytest.mark.usefixtures("sampled")
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (0.0, "zeros")])
+def test_bad_rows_are_found_in_the_pass(many, monkeypatch, value, said):
+    monkeypatch.setattr(_blocks, "BLOCK", 1000)
+    for dtype in (np.float16, np.float64):
+        text = many[1].astype(dtype)
+        text[2345] = value
+        with pytest.raises(FlowsimError, match=rf"`text` has .*{said}.*2345"):
+            obs.report(many[0], text, only=["linear_separability"])

@@ -38,6 +38,19 @@ WITH_TORCH = {
         "towers",
         "training",
     )
+} | {
+    f"flowsim.torch.{name}"
+    for name in (
+        "callbacks",
+        "controller",
+        "device",
+        "groups",
+        "metrics",
+        "monitor",
+        "outputs",
+        "policies",
+        "swaps",
+    )
 }
 MODULES = sorted(
     info.name
@@ -64,7 +77,7 @@ def test_modules_list_what_they_define(name):
         assert sorted(listed) == sorted(module.__all__)
     else:
         assert own <= set(listed)
-    for key in listed if name != "flowsim.clip" else ():  # which loads PyTorch
+    for key in listed if name not in ("flowsim.clip", "flowsim.torch") else ():  # which load PyTorch
         value = getattr(module, key)
         assert not key.startswith("_")
         assert not isinstance(value, types.ModuleType)
@@ -109,7 +122,7 @@ def shown() -> list[tuple[str, object]]:
     """Functions and classes that users call."""
     found = {name: getattr(fs, name) for name in fs.__all__ if name not in SHOWN}
     for module in SHOWN:
-        if module != "clip":
+        if module not in ("clip", "torch"):
             found |= {f"{module}.{key}": getattr(getattr(fs, module), key) for key in dir(getattr(fs, module))}
     callables = {k: v for k, v in found.items() if inspect.isclass(v) or inspect.isfunction(v)}
     return sorted((k, v) for k, v in callables.items() if not (inspect.isclass(v) and issubclass(v, Exception)))

@@ -7,6 +7,14 @@ import sys
 import pytest
 
 CASES = [
+    ("fs.read_log(3)", "Expected a path, but got 3"),
+    ("fs.read_log('emoji', columns=['a'])", "Argument `columns` must be names of series"),
+    ("fs.lab.run(np.ones((30, 2)), np.ones((30, 2)), methods=[3])", "must be a name or an object with `fit`, but is 3"),
+    ("fs.lab.run(np.ones((30, 2)), np.ones((30, 2)), temperatures=0.1)", "must be a list of numbers, but is 0.1"),
+    ("fs.lab.register(3)", "The name of a method must be text"),
+    ("fs.lab.Whiten('much')", "`shrinkage` must be a number, but is 'much'"),
+    ("fs.diagnose(3)", "Expected a record, a path, or (image, text), but got 3"),
+    ("fs.diagnose((1, 2, 3))", "Expected a record, a path, or (image, text)"),
     ("fs.data.load(3)", "Expected a path, but got 3"),
     ("fs.data.load('emoji', verify=1)", "`verify` must be True or False, but is 1"),
     ("fs.data.save('emoji', 'a.npz')", "Expected features, but got 'emoji'"),
@@ -97,9 +105,9 @@ CASES = [
     ("fs.observables.report(np.eye(3), np.eye(3), only=np.ones(2))", "must be a list of names"),
     ("fs.observables.report(np.eye(3), np.eye(3), captions_per_image=1.0)", "must be a whole number"),
     ("fs.observables.report(np.eye(3), np.eye(3).astype('m8[s]'))", "must hold real numbers"),
-    ("fs.observables.load_embeddings(1)", "Expected the path of a .npy or .npz file, but got 1"),
-    ("fs.observables.open_embeddings(None)", "Expected the path of a .npy or .npz file, but got None"),
-    ("fs.observables.open_embeddings('')", "Expected the path of a .npy or .npz file, but got ''"),
+    ("fs.observables.load_embeddings(1)", "Expected the path of a file of embeddings, but got 1"),
+    ("fs.observables.open_embeddings(None)", "Expected the path of a file of embeddings, but got None"),
+    ("fs.observables.open_embeddings('')", "Expected the path of a file of embeddings, but got ''"),
     ("fs.theory.predict('Baseline', fs.initial.simplex(), t1=1)", "Expected a GradientFlow, but got str"),
     ("fs.theory.predict(fs.GradientFlow(), 'simplex', t1=1)", "Expected a start, but got str"),
     ("fs.theory.predict(fs.GradientFlow(), fs.initial.simplex(), t1=1, seed='a')", "`seed` must be a whole"),

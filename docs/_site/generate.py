@@ -320,8 +320,8 @@ def modules() -> str:
     lines = ["| page | module | what is in it |", "|---|---|---|"]
     for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
         for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
-            if name.startswith("flowsim.clip"):
-                continue  # which needs an extra; its page lists its modules
+            if name.startswith(("flowsim.clip", "flowsim.torch")):
+                continue  # which need an extra; their pages list their modules
             what = _first_sentence(importlib.import_module(name))
             lines.append(f"| [{page.stem}]({page.name}) | `{name}` | {what} |")
     return "\n".join(lines)
@@ -333,6 +333,30 @@ def observables() -> str:
 
     lines = ["| metric | formula, range |", "|---|---|"]
     lines += [f"| `{name}` | {_cell(item.description)} |" for name, item in obs.REGISTRY.items() if item.of == "rows"]
+    return "\n".join(lines)
+
+
+def checks() -> str:
+    """The checks of `fs.diagnose`."""
+    from flowsim.doctor.finding import REGISTRY
+
+    lines = ["| check | looks for | why it matters | what to try |", "|---|---|---|---|"]
+    for one in REGISTRY.values():
+        title = one.title if one.fault else f"{one.title} (a remark, no fault)"
+        lines.append("| " + " | ".join([f"`{one.name}`", *map(_cell, (title, one.reason, one.cure))]) + " |")
+    return "\n".join(lines)
+
+
+def doctor_table() -> str:
+    """What the doctor found in runs with planted faults, and in healthy ones."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "doctor.json").read_text(encoding="utf-8"))
+    seeds = found["seeds"]
+    lines = [f"Seeds {seeds[0]} to {seeds[-1]}:", "", "| planted | found | other faults found |", "|---|---|---|"]
+    for name, count in found["faults"].items():
+        others = ", ".join(f"`{other}` ({number})" for other, number in count["others"].items()) or "none"
+        lines.append(f"| `{name}` | {count['found']} of {count['runs']} | {others} |")
+    for preset, count in found["healthy"].items():
+        lines.append(f"| nothing: {preset} | | in {count['alarms']} of {count['runs']} |")
     return "\n".join(lines)
 
 
@@ -501,6 +525,7 @@ TABLES = {
     "generated: names": public_names,
     "generated: modules": modules,
     "generated: observables": observables,
+    "generated: checks": checks,
 }
 #: What is written into files between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
 PARTS = {
@@ -510,6 +535,7 @@ PARTS = {
     "three ways": ("docs/three-ways.md", ways_table),
     "clip tables": ("docs/clip.md", clip_tables),
     **{f"kernels {part}": ("docs/real-kernels.md", kernels(part)) for part in ("flows", "forecasts", "step")},
+    "doctor": ("docs/how-to/doctor.md", doctor_table),
     "photos findings": ("docs/real-pairs.md", photos(photos_findings)),
     "photos methods": ("docs/real-pairs.md", photos(photos_methods)),
     "photos order": ("docs/real-pairs.md", photos(lambda tables: tables.other_order())),

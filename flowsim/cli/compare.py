@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from flowsim.cli.files import check_writable_file, saved_runs
+from flowsim.cli.files import check_writable_file, columns_in, saved_runs
 from flowsim.cli.options import Files, Flag, RunName, hint, text
 from flowsim.cli.output import print_json, progress, say_saved
 from flowsim.errors import FlowsimError
@@ -14,14 +14,19 @@ from flowsim.errors import FlowsimError
 class Compare:
     """Compare a run or training record with a simulation and with closed forms: numbers, verdicts and sentences.
 
+    A log of another trainer (open_clip, TensorBoard, W&B, Hugging Face's Trainer, Lightning, CSV) counts as a record if
+    it holds the modality gap.
+
     Further files are other initialisations of the same run, for the early enlargement of the gap. A file with several
     runs (`flowsim clip study`, `early`) counts as all of them, unless --run selects one.
     """
 
     files: Files = ()
-    """Saved runs."""
+    """Saved runs, or logs of other trainers."""
     run_name: RunName = None
     """Which run of a file with several, e.g. "Baseline, seed 0"."""
+    columns: Annotated[str | None, text("--columns", "SERIES=COLUMN,..."), hint()] = None
+    """Columns of logs whose names are not recognised, e.g. step=iter,temperature=my_tau,modality_gap=d."""
     parts: Annotated[str | None, text("--parts", "NAME,..."), hint("(default: all)")] = None
     """Comparisons to make: simulation, exponent, slow_closing, enlargement, matching, calibration."""
     out: Annotated[str | None, text("--out", "FIGURE"), hint()] = None
@@ -37,7 +42,7 @@ class Compare:
             check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
         from flowsim.comparison import compare
 
-        runs = saved_runs(self.files, self.run_name)
+        runs = saved_runs(self.files, self.run_name, columns_in(self.columns))
         with progress("Comparing"):
             found = compare(*runs.values(), parts=None if self.parts is None else self.parts.split(","))
         if self.out is not None:

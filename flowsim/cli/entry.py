@@ -16,9 +16,11 @@ from flowsim.cli.claims import Claims
 from flowsim.cli.clip import CLIP_COMMANDS, Clip
 from flowsim.cli.clip_options import TrainingOptions
 from flowsim.cli.compare import Compare
+from flowsim.cli.doctor import Doctor
 from flowsim.cli.heads import HEADS_COMMANDS, Heads
 from flowsim.cli.heads_options import HeadsOptions
 from flowsim.cli.imports import current_folder_first, imported, split_imports
+from flowsim.cli.lab import Lab
 from flowsim.cli.measure import Measure
 from flowsim.cli.output import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, say
 from flowsim.cli.parsing import Command, options_of, parse
@@ -36,6 +38,8 @@ COMMANDS: dict[str, type[Command]] = {
     "animate": Animate,
     "compare": Compare,
     "measure": Measure,
+    "doctor": Doctor,
+    "lab": Lab,
     "check": Check,
     "heads": Heads,
     "clip": Clip,

@@ -1,6 +1,8 @@
 """Files that commands write and read. Outputs are checked to be writable before any time is spent."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,9 @@ from flowsim.errors import FlowsimError, unknown_name
 
 if TYPE_CHECKING:
     from flowsim.records.result import Result
+
+#: The argument `columns` in a message of the library.
+_ARGUMENT = re.compile(r'columns=(\{"\w+": "[^"{}\\]*"(?:, "\w+": "[^"{}\\]*")*\})')
 
 
 def check_writable_folder(folder: Path, option: str = "--out") -> None:
@@ -25,11 +30,41 @@ def check_writable_file(path: Path, suffix: str) -> None:
     check_writable_folder(path.parent)
 
 
-def saved_runs(files: Sequence[str], name: str | None) -> "dict[str, Result]":
-    """The runs in the files by name, or only the one called `name`."""
+def _as_option(columns: re.Match[str]) -> str:
+    """`columns={"step": "iter"}` as the command line takes it."""
+    return "--columns " + ",".join(f"{series}={column}" for series, column in json.loads(columns[1]).items())
+
+
+def columns_in(text: str | None) -> dict[str, str] | None:
+    """The columns that `--columns step=iter,loss=l` names; None for None."""
+    if text is None:
+        return None
+    found = {}
+    for part in text.split(","):
+        series, equals, column = part.partition("=")
+        if not equals or not series.strip() or not column.strip():
+            raise FlowsimError(
+                f"Option `--columns` takes SERIES=COLUMN,..., but got {part!r}. Use e.g. --columns "
+                "step=iter,temperature=my_tau."
+            )
+        found[series.strip()] = column.strip()
+    return found
+
+
+def saved_runs(files: Sequence[str], name: str | None, columns: Mapping[str, str] | None = None) -> "dict[str, Result]":
+    """The runs in files of flowsim and in logs of other trainers by name, or only the one called `name`.
+
+    `columns` names the columns of logs: series -> column.
+    """
+    from flowsim.logs.read import is_saved, read_logs
     from flowsim.records.load import load_any
 
-    runs = {key: result for file in files for key, result in load_any(file).items()}
+    runs: dict[str, Result] = {}
+    try:
+        for file in files:
+            runs |= load_any(file) if is_saved(file) else read_logs(file, columns=columns)
+    except FlowsimError as error:
+        raise FlowsimError(_ARGUMENT.sub(_as_option, str(error))) from None
     if name is None:
         return runs
     if name not in runs:

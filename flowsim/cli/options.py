@@ -75,7 +75,7 @@ Flag = Annotated[bool, hint()]
 #: Positional arguments.
 Names = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="[NAME ...]", help_behavior_hint="")]
 File = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="FILE", help_behavior_hint="")]
-Files = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="RUN.nc ...", help_behavior_hint="")]
+Files = Annotated[conf.Positional[tuple[str, ...]], conf.arg(metavar="RUN.nc|LOG ...", help_behavior_hint="")]
 #: One of the runs of a file.
 RunName = Annotated[str | None, text("--run", "NAME"), conf.arg(name="run", help_behavior_hint="")]
 

@@ -113,7 +113,8 @@ def compare(record: Record, *more: Record, parts: Sequence[str] | None = None) -
       interval, compared with a constant, a line in log t and free rows.
 
     Args:
-        record: A record of training, a simulation, or the path of one (.nc). It needs `modality_gap` over time.
+        record: A record of training, a simulation, the path of one (.nc), or that of a log of another trainer (see
+            `fs.read_log`). It needs `modality_gap` over time.
         *more: The same run from other initialisations, used only by `enlargement`.
         parts: Names of the items. Default: all.
 

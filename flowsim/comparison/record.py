@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowsim.errors import FlowsimError
+from flowsim.logs.read import is_saved, read_log
 from flowsim.model import schedules
 from flowsim.model.initial import Start
 from flowsim.model.schedules import Schedule
@@ -133,7 +134,7 @@ class Run:
         """From a result, or the path of one.
 
         Args:
-            record: A result, or a path.
+            record: A result, or the path of one or of a log of another trainer.
 
         Returns:
             The run.
@@ -144,18 +145,27 @@ class Run:
         path = None
         if isinstance(record, (str, os.PathLike)):
             path = Path(record)
-            record = load_result(path)
+            record = load_result(path) if is_saved(path) else read_log(path)
         if not isinstance(record, Result):
             raise FlowsimError(
                 f"Expected a result or the path of one, but got {type(record).__name__}. "
                 "Use fs.simulate(...) or a saved run such as 'run.nc'."
             )
         gap = _series(record, "modality_gap")
+        of_log = isinstance(record, TrainingRecord) and "log" in record.config
+        if gap is None and of_log:
+            raise FlowsimError(
+                f"The log {record.config['log']['source']!r} holds no modality gap, which a comparison needs. Record "
+                "it with flowsim.torch.GapMonitor, or measure stored embeddings with `flowsim measure`; `flowsim "
+                "doctor LOG` reads temperature and loss alone."
+            )
         if gap is None:
             raise FlowsimError(
                 f"{'This result' if path is None else repr(str(path))} holds no modality gap, which a comparison "
                 "needs. Record `modality_gap`."
             )
+        if isinstance(record, TrainingRecord) and of_log:
+            record, gap = _evaluated(record, gap)
         settings = Settings.of(record.config)
         step = None
         trained = record if isinstance(record, TrainingRecord) else None
@@ -163,7 +173,8 @@ class Run:
             step = np.asarray(trained.coordinates["step"], np.float64)
         elif settings.optimizer is not None and settings.rate is not None:
             step = np.round((record.time - record.time[0]) / settings.rate)
-        return Run(record, str(settings) if path is None else f"{path.name}: {settings}", gap, step, settings)
+        file = record.config["log"]["source"] if of_log else None if path is None else path.name
+        return Run(record, str(settings) if file is None else f"{file}: {settings}", gap, step, settings)
 
     # --- clocks
 
@@ -346,6 +357,21 @@ def _clamped(schedule: Schedule, training: Training | None) -> Schedule:
     if training is None or training.clamp is None or not policy.learnable or policy.bounds() is not None:
         return schedule
     return dataclasses.replace(schedule, temperature=policy.clamped_to(*training.clamp))
+
+
+def _evaluated(record: TrainingRecord, gap: np.ndarray) -> tuple[TrainingRecord, np.ndarray]:
+    """The rows of a log that have a gap, and the gap; ln τ is a straight line between the steps that logged it."""
+    keep = np.isfinite(gap)
+    series = {name: values[keep] for name, values in record.series.items()}
+    tau = record.series.get("temperature")
+    good = np.zeros(len(gap), bool) if tau is None else np.isfinite(tau) & (tau > 0)
+    if tau is not None and good.any():
+        # Rows before the first logged temperature have none.
+        at = np.asarray(record.coordinates.get("step", record.time), np.float64)
+        filled = np.exp(np.interp(at[keep], at[good], np.log(tau[good]), left=np.nan))
+        series |= {"temperature": filled, "inverse_temperature": 1 / filled}
+    coordinates = {name: values[keep] for name, values in record.coordinates.items()}
+    return dataclasses.replace(record, time=record.time[keep], series=series, coordinates=coordinates), gap[keep]
 
 
 def _key(result: Result, name: str) -> str | None:

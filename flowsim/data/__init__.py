@@ -10,12 +10,12 @@
 
 from flowsim.data.features import Features
 from flowsim.data.given import from_arrays
-from flowsim.data.numpy_files import read_npz as _read_npz  # noqa: F401
+from flowsim.data.numpy_files import read as _read  # noqa: F401
 from flowsim.data.order import Order
 from flowsim.data.parquet import read as _read_parquet  # noqa: F401
 from flowsim.data.scaling import Scaling
 from flowsim.data.shipped import emoji
 from flowsim.data.sources import READERS, Reader, load, register, save
-from flowsim.data.tensors import read as _read_safetensors  # noqa: F401
+from flowsim.data.tensors import read_safetensors as _read_safetensors  # noqa: F401
 
 __all__ = ["READERS", "Features", "Order", "Reader", "Scaling", "emoji", "from_arrays", "load", "register", "save"]

@@ -1,19 +1,19 @@
-"""Features in NumPy files: `.npz`, and folders of `.npy` files that are mapped into memory."""
+"""Features in files of named arrays, among them `.npz`, and folders of `.npy` files that are mapped into memory."""
 
-import contextlib
 import os
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowsim.base.checks import check
+from flowsim.data.arrays import NamedArrays, read_named, usual_pairs
 from flowsim.data.features import Features
 from flowsim.data.given import from_arrays
+from flowsim.data.rows import is_mapped
 from flowsim.data.sources import register
 from flowsim.errors import FlowsimError
 
@@ -45,39 +45,42 @@ def contents(features: Features) -> dict[str, np.ndarray]:
     return {name: array for name, array in found.items() if array is not None}
 
 
-def features_of(content: Mapping[str, Any], source: str) -> Features:
-    """Features of the contents of a file by their names there, not yet verified; raises `FlowsimError`."""
-    found = {
-        argument: content[name]
+def features_of(content: Mapping[str, Any], source: str, mapped: bool = False) -> Features:
+    """Features of the contents of a file by their names there, not yet verified.
+
+    Args:
+        content: The arrays.
+        source: The file.
+        mapped: Whether images and texts stay mapped into memory. Others are copied, so that the file may change.
+
+    Returns:
+        The features.
+
+    Raises:
+        FlowsimError: If images or texts are missing, or do not fit together.
+    """
+    places = {
+        argument: name
         for argument, names in ARRAYS.items()
         for name in [next((name for name in names if name in content), None)]
         if name is not None
     }
+    if not {"image", "text"} <= places.keys() and isinstance(content, NamedArrays):
+        usual = usual_pairs(content)
+        if len(usual) == 1:
+            places |= dict(zip(("image", "text"), usual[0], strict=True))
     for name in ("image", "text"):
         check(
-            name in found,
+            name in places,
             f"{source} needs {name!r}, but holds {', '.join(sorted(content)) or 'nothing'}. "
             "Write it with fs.data.save(fs.data.from_arrays(image, text), path).",
         )
+    found = {argument: content[name] for argument, name in places.items()}
+    for name, array in found.items():
+        if isinstance(array, np.ndarray) and is_mapped(array) and not (mapped and name in ("image", "text")):
+            found[name] = np.array(array)
     found["classes"] = [str(one) for one in found.get("classes", ())]
     return from_arrays(**found, source=source, verify=False)
-
-
-@contextlib.contextmanager
-def reading(path: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what a library raises for damaged and foreign files into one sentence."""
-    try:
-        yield
-    except FlowsimError:
-        raise
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, *errors) as error:
-        if "allow_pickle" in str(error) or "Python objects in dtype" in str(error):
-            raise FlowsimError(
-                f"{path} is damaged, of another kind, or holds pickled Python objects, which are not loaded. Save "
-                "plain arrays of numbers and strings."
-            ) from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FlowsimError(f"{path} is damaged or of another kind ({reason}). Write it again.") from error
 
 
 def _write_npz(features: Features, path: str) -> None:
@@ -86,15 +89,9 @@ def _write_npz(features: Features, path: str) -> None:
 
 
 @register(".npz", write=_write_npz)
-def read_npz(source: str) -> Features:
-    """The features of a `.npz` file."""
-    known = {name for names in ARRAYS.values() for name in names}
-    with reading(source), open(source, "rb") as opened:  # which NumPy leaves open if it is damaged
-        file = np.load(opened, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise FlowsimError(f"{source} holds a single array. Write it with fs.data.save.")
-        content = {name: file[name] if name in known else None for name in file.files}
-    return features_of(content, source)
+def read(source: str) -> Features:
+    """The features of a file of named arrays."""
+    return features_of(read_named(source), source)
 
 
 def _write_folder(features: Features, path: str) -> None:
@@ -129,10 +126,14 @@ def _write_folder(features: Features, path: str) -> None:
 @register("folder", os.path.isdir, describes="a folder of .npy files", write=_write_folder)
 def read_folder(source: str) -> Features:
     """The features of a folder; images and texts are mapped into memory."""
-    content: dict[str, np.ndarray] = {}
-    for file in sorted(Path(source).glob("*.npy")):
-        if any(file.stem in names for names in ARRAYS.values()):
-            mapped = "r" if file.stem in ("image", "text") else None
-            with reading(str(file)):
-                content[file.stem] = np.load(file, mmap_mode=mapped, allow_pickle=False)
-    return features_of(content, source)
+    return features_of(read_named(source), source, mapped=True)
+
+
+for _ending in (".h5", ".hdf5", ".pt", ".pth", ".csv", ".tsv"):
+    register(_ending)(read)
+
+
+@register(".zarr", lambda source: source.lower().rstrip("/").endswith((".zarr", ".zarr.zip")))
+def read_zarr(source: str) -> Features:
+    """The features of a Zarr store, a folder or an archive."""
+    return read(source)

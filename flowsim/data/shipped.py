@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from flowsim.data.features import Features
-from flowsim.data.numpy_files import read_npz
+from flowsim.data.numpy_files import read
 from flowsim.data.sources import load, register
 
 _EMOJI = Path(__file__).with_name("emoji.npz")
@@ -13,7 +13,7 @@ _EMOJI = Path(__file__).with_name("emoji.npz")
 @register("emoji", lambda source: source == "emoji")
 def read_emoji(source: str) -> Features:
     """The features of `emoji`."""
-    return dataclasses.replace(read_npz(str(_EMOJI)), source=source)
+    return dataclasses.replace(read(str(_EMOJI)), source=source)
 
 
 def emoji() -> Features:

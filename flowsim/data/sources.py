@@ -61,10 +61,10 @@ def register(
     reader.
 
     Args:
-        name: The ending of the files, e.g. ".h5", or another name if `recognizes` is given.
+        name: The ending of the files, e.g. ".txt", or another name if `recognizes` is given.
         recognizes: Function that tells whether a source, as the user writes it, is of this kind; by default those that
             end with the name.
-        describes: Description of such a source, listed in messages; default "a .h5 file", or the name in quotes.
+        describes: Description of such a source, listed in messages; default "a .txt file", or the name in quotes.
         write: `write(features, path)` for `save`. The path is that of a temporary file with another ending.
 
     Returns:
@@ -76,12 +76,12 @@ def register(
     Examples:
         >>> import numpy as np
         >>> import flowsim as fs
-        >>> @fs.data.register(".csv")
+        >>> @fs.data.register(".txt")
         ... def read(path):
         ...     rows = np.loadtxt(path, delimiter=",")
         ...     return fs.data.from_arrays(rows[:, :3], rows[:, 3:], source=path)
-        >>> np.savetxt("pairs.csv", np.arange(1.0, 11).reshape(2, 5), delimiter=",")
-        >>> fs.data.load("pairs.csv").text_dim
+        >>> np.savetxt("pairs.txt", np.arange(1.0, 11).reshape(2, 5), delimiter=",")
+        >>> fs.data.load("pairs.txt").text_dim
         2
     """
     ending = name.startswith(".")
@@ -113,6 +113,8 @@ def load(path: PathLike, *, verify: bool = True) -> Features:
               and `classes` are lists in JSON among its metadata;
             - a `.parquet` file with a row for each pair and columns `image` (list of floats) and `text` (list of
               floats, or a list of these for several captions), and if wanted `split`, `name` and `label`;
+            - a `.h5`, `.zarr`, `.pt` (tensors only) or `.csv` file with arrays of these names, see
+              `flowsim.data.arrays.read_named`;
             - "emoji" for `emoji()` ("./emoji" is a folder);
             - a source that your own reader recognizes (`register`).
         verify: Whether every row is read once, to refuse NaN, infinity and rows of zeros.

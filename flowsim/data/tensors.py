@@ -1,12 +1,11 @@
 """Features in `.safetensors` files; the package is loaded when such a file is read or written."""
 
 import json
-from typing import Any
 
 import numpy as np
 
 from flowsim.data.features import Features
-from flowsim.data.numpy_files import ARRAYS, contents, features_of, reading
+from flowsim.data.numpy_files import contents, read
 from flowsim.data.packages import package
 from flowsim.data.sources import register
 
@@ -21,16 +20,4 @@ def _write(features: Features, path: str) -> None:
     package("safetensors.numpy", "safetensors").save_file(tensors, path, metadata=strings)
 
 
-@register(".safetensors", write=_write)
-def read(source: str) -> Features:
-    """The features of a `.safetensors` file."""
-    library = package("safetensors", "safetensors")
-    known = {name: argument for argument, names in ARRAYS.items() for name in names}
-    content: dict[str, Any] = {}
-    with reading(source, library.SafetensorError), library.safe_open(source, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no mapping)
-            content[name] = file.get_tensor(name) if name in known else None
-        for name, text in (file.metadata() or {}).items():
-            if known.get(name) in _STRINGS:
-                content[name] = json.loads(text)
-    return features_of(content, source)
+read_safetensors = register(".safetensors", write=_write)(read)

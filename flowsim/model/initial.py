@@ -10,6 +10,7 @@ more dimension, `Parallel` and `Reduced` use them directly. Without `gamma`, the
 """
 
 import math
+import os
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from jaxtyping import Float
 
 from flowsim.base.arrays import number, optional_number, plain
 from flowsim.base.checks import check_flag, check_fraction, check_number
+from flowsim.errors import FlowsimError
 from flowsim.model.inputs import FromFeatures, Latents
 from flowsim.model.recipe import AbstractRecipe, check_dim, check_pairs, generator, rotation
 from flowsim.model.start import Start, check_gamma, from_arrays, from_similarity
@@ -266,6 +268,44 @@ class Mismatched(AbstractRecipe):
         return Start(image, text, gamma=self.gamma)
 
 
+def from_file(
+    path: str | os.PathLike[str],
+    text_path: str | os.PathLike[str] | None = None,
+    *,
+    image: str | None = None,
+    text: str | None = None,
+    gamma: float | None = None,
+) -> Start:
+    """A start from the embeddings in a file, as `from_arrays`.
+
+    Args:
+        path: A file that `fs.observables.load_embeddings` reads, such as `.npy`, `.npz`, `.safetensors` or `.pt`.
+        text_path: The file of the texts, if they are in a file of their own.
+        image: The name of the images in their file. Default: the usual names.
+        text: The name of the texts in their file.
+        gamma: γ in (−1, 1), if the rows are directions H within parallel cones at heights ±γ; None otherwise.
+
+    Returns:
+        The start, in float64.
+
+    Raises:
+        FlowsimError: If the file cannot be read or its rows are no start, see `from_arrays`.
+
+    Examples:
+        >>> import numpy as np
+        >>> import flowsim as fs
+        >>> np.savez("clip.npz", image_embeds=[[3.0, 4.0], [1.0, 0.0]], text_embeds=[[1.0, 0.0], [0.0, 2.0]])
+        >>> fs.initial.from_file("clip.npz").image.tolist()
+        [[0.6, 0.8], [1.0, 0.0]]
+    """
+    from flowsim.data.arrays import read_pair
+
+    try:
+        return from_arrays(*read_pair(path, text_path, image=image, text=text), gamma)
+    except FlowsimError as error:
+        raise FlowsimError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
 # Annotated one by one, so that static tools know the types.
 rings: type[Rings] = Rings
 cones: type[Cones] = Cones
@@ -299,6 +339,7 @@ __all__ = [
     "cones",
     "from_arrays",
     "from_features",
+    "from_file",
     "from_similarity",
     "latents",
     "matched",

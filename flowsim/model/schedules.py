@@ -14,6 +14,7 @@ from flowsim.base.checks import check, check_choice, shown
 from flowsim.base.modules import Described
 from flowsim.base.paths import from_config, to_config
 from flowsim.errors import FlowsimError
+from flowsim.model.optax_loop import OptaxSchedule
 from flowsim.model.swaps import AbstractSwap, HardSwap, NoSwap, SoftSwap
 from flowsim.model.temperature import (
     AbstractTemperature,
@@ -52,6 +53,33 @@ class Schedule(Described):
     def to_json(self) -> str:
         """JSON text that `from_json` reads back to an equal schedule."""
         return json.dumps(to_config(self), indent=2)
+
+    def as_optax(
+        self, total_steps: int, *, clamp: tuple[float, float] | None = (0.01, 1.0), name: str = "raw_temperature"
+    ) -> OptaxSchedule:
+        """The schedule for your own training loop in JAX with optax.
+
+        Args:
+            total_steps: Optimizer steps of the whole run, at which schedules end.
+            clamp: (τ_min, τ_max) for learnable temperatures whose policy has no clamp; None for none.
+            name: Name of the raw parameter ν of a learnable temperature in your tree of parameters.
+
+        Returns:
+            Its inverse temperature in each step, an optimizer that treats ν as the schedule says, and its swap.
+
+        Raises:
+            FlowsimError: For arguments that are not allowed.
+
+        Examples:
+            >>> import flowsim as fs
+            >>> import optax
+            >>> here = fs.schedules.get("SLRT 0.1").as_optax(total_steps=1_000)
+            >>> params = {"weights": ..., "raw_temperature": here.initial_raw()}
+            >>> optimizer = here.optimizer(optax.adamw(1e-3, mask=here.decays))
+            >>> round(float(here.inverse_temperature(0, params["raw_temperature"])), 2)
+            14.29
+        """
+        return OptaxSchedule(self, total_steps, clamp, name)
 
     @classmethod
     def from_json(cls, text: str) -> "Schedule":

@@ -19,7 +19,7 @@ row of zeros, NaN or infinity, or does not fit the other argument.
 flow, and `register` adds your own.
 """
 
-from flowsim.observables.files import load_embeddings, open_embeddings
+from flowsim.observables.files import Embeddings, find_embeddings, load_embeddings, open_array, open_embeddings
 from flowsim.observables.gap import (
     centre_norms,
     gap_angle,
@@ -33,10 +33,12 @@ from flowsim.observables.gap import (
 from flowsim.observables.matching import doubly_stochastic_defect, margin, matched_fraction, pair_margins
 from flowsim.observables.metric import PerModality
 from flowsim.observables.observable import Observable
+from flowsim.observables.pairwise import Pairwise, pairwise
 from flowsim.observables.registration import register
 from flowsim.observables.reports import Report, report
 from flowsim.observables.retrieval import Retrieval, retrieval_at_k, retrieval_ranks
 from flowsim.observables.separability import linear_separability
+from flowsim.observables.similarity import report_similarity
 from flowsim.observables.spread import (
     Uniformity,
     alignment,
@@ -53,7 +55,9 @@ from flowsim.observables.table import REGISTRY, names
 
 __all__ = [
     "REGISTRY",
+    "Embeddings",
     "Observable",
+    "Pairwise",
     "PerModality",
     "Report",
     "Retrieval",
@@ -63,6 +67,7 @@ __all__ = [
     "cross_uniformity",
     "doubly_stochastic_defect",
     "effective_rank",
+    "find_embeddings",
     "gap_angle",
     "image_centre_norm",
     "image_effective_rank",
@@ -74,12 +79,15 @@ __all__ = [
     "mean_pair_cosine",
     "modality_gap",
     "names",
+    "open_array",
     "open_embeddings",
     "pair_distance",
     "pair_margins",
+    "pairwise",
     "register",
     "relative_modality_gap",
     "report",
+    "report_similarity",
     "retrieval_at_k",
     "retrieval_ranks",
     "text_centre_norm",

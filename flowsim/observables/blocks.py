@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import mmap
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from flowsim.progress import Progress
 #: Rows converted to float64 at once, and queries compared with them at once: 64 MiB of similarities.
 BLOCK = 4096
 QUERIES = 2048
+EPS = float(np.finfo(np.float64).eps)
 
 
 class Rows:
@@ -28,7 +30,14 @@ class Rows:
         return len(self.array)
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        rows = moderate(np.asarray(self.array[index], np.float64))
+        if isinstance(index, np.ndarray) and len(index) > BLOCK:
+            return np.concatenate([self[index[start : start + BLOCK]] for start in range(0, len(index), BLOCK)])
+        rows = np.asarray(self.array[index], np.float64)
+        release(self.array)
+        if self.array.dtype.itemsize < 8:  # whose squares are numbers of float64; the rows are a copy
+            rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+            return rows
+        rows = moderate(rows)
         rows = rows / np.abs(rows).max(axis=1, keepdims=True)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -38,14 +47,21 @@ class Rows:
             yield start, self[start : start + BLOCK]
 
 
+def release(array: np.ndarray) -> None:
+    """Give the pages of a file back that were read so far: they would count as memory of the process."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if isinstance(owner, np.memmap) and owner.mode == "r":  # others may hold what the file does not
+            mapped = getattr(owner, "_mmap", None)
+            if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+            return
+        owner = owner.base
+
+
 def centre(rows: Rows) -> np.ndarray:
     """mean_i x_i, shape (d,)."""
     return sum(block.sum(axis=0) for _, block in rows.blocks()) / len(rows)  # pyright: ignore
-
-
-def spread(rows: Rows, mean: np.ndarray) -> float:
-    """Σ_i ‖x_i − mean‖²."""
-    return sum(float(np.sum((block - mean) ** 2)) for _, block in rows.blocks())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +79,11 @@ class PairMeans:
     cosine: float
 
 
-def pair_means(image: Rows, text: Rows) -> PairMeans:
-    """The means over all pairs of two sets of the same size."""
-    totals = np.zeros(3)
-    for start, x in image.blocks():
-        y = text[start : start + BLOCK]
-        squared = np.sum((x - y) ** 2, axis=1)
-        totals += np.sqrt(squared).sum(), squared.sum(), np.sum(x * y)
-    return PairMeans(*(float(total) / len(image) for total in totals))
+def sums_of_pairs(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Sums of ‖x_i − y_i‖, of its square, and of ⟨x_i, y_i⟩ over unit rows."""
+    away = x - y
+    squared = np.einsum("ij,ij->i", away, away)
+    return np.array([np.sqrt(squared).sum(), squared.sum(), np.einsum("ij,ij->", x, y)])
 
 
 def factor(rows: Rows, mean: np.ndarray) -> np.ndarray:
@@ -232,8 +245,24 @@ def sample_of_fraction(fraction: float, rows: int, of: int) -> Sample:
     return Sample(rows, of, max(0.0, centre_ - half), min(1.0, centre_ + half))
 
 
-def sample_of_log_mean(values: np.ndarray, of: int) -> Sample:
-    """Interval for the logarithm of a mean, from draws without replacement from `of` values (delta method)."""
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) * math.sqrt(1 - len(values) / of) / np.mean(values)
-    value = math.log(np.mean(values))
-    return Sample(len(values), of, value - _Z * float(error), value + _Z * float(error))
+def sample_of_log_mean(parts: np.ndarray, of: int) -> Sample:
+    """Interval for the logarithm of the mean of a kernel over pairs of `m` rows, drawn without replacement from `of`.
+
+    The mean over pairs of drawn rows is a U-statistic, whose variance is 4/m times that of `parts`, the means of each
+    row's pairs (Hoeffding); the logarithm is that of the delta method.
+    """
+    m, mean = len(parts), float(np.mean(parts))
+    error = 2 * float(np.std(parts, ddof=1)) / math.sqrt(m) * math.sqrt(1 - m / of) / mean
+    return Sample(m, of, math.log(mean) - _Z * error, math.log(mean) + _Z * error)
+
+
+def kernel_means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """For each i, the mean of exp(−2‖x_i − y_j‖²) and exp(−2‖x_j − y_i‖²) over j ≠ i, of unit rows."""
+    of_rows, of_columns = np.zeros(len(x)), np.zeros(len(x))
+    for start in range(0, len(x), QUERIES):
+        z = x[start : start + QUERIES] @ y.T
+        kernel = np.exp(4 * (z - 1))
+        np.fill_diagonal(kernel[:, start:], 0.0)
+        of_rows[start : start + QUERIES] = kernel.sum(axis=1)
+        of_columns += kernel.sum(axis=0)
+    return (of_rows + of_columns) / (2 * (len(x) - 1))

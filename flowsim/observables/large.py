@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from flowsim.observables import blocks
+from flowsim.observables import blocks, one_pass
 from flowsim.observables.gap import angle_between, relative
 from flowsim.observables.matching import without_ties
 from flowsim.observables.retrieval import Retrieval
@@ -22,6 +22,9 @@ from flowsim.progress import Progress
 
 #: Up to this many rows a report compares all rows with all others.
 EXACT = 20_000
+#: Beyond it, at least so many queries are compared with all rows, and so many rows with each other.
+FEWEST = 400
+AMONG = 4_000
 
 
 class Large:
@@ -45,6 +48,7 @@ class Large:
     ):
         self.rows = {name: blocks.Rows(array) for name, array in arrays.items()}
         self.captions, self.seed, self.exact, self.progress = captions, seed, exact, progress
+        self._wanted: tuple[str, ...] = ()
 
     def measure(
         self, names: tuple[str, ...], tau: np.ndarray | None
@@ -54,9 +58,15 @@ class Large:
         Args:
             names: The metrics.
             tau: The temperature, if it is known.
+
+        Raises:
+            FlowsimError: For NaN, infinity and rows of zeros.
         """
         values, samples, reasons = {}, {}, {}
+        self._wanted = names
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            self.progress("sums", 0, None)
+            _ = self._pass  # which refuses bad rows
             for name in names:
                 self.progress(name, 0, None)
                 if name in RECALLS:
@@ -76,20 +86,37 @@ class Large:
     # What several metrics share.
 
     @functools.cached_property
-    def _centres(self) -> dict[str, np.ndarray]:
-        return {name: blocks.centre(rows) for name, rows in self.rows.items()}
+    def _pass(self) -> one_pass.Pass:
+        """Sums of all rows and, if only some queries are compared, their ranks, from one pass over both files."""
+        wanted = set(self._wanted)
+        products = bool(wanted & {"wasserstein_uniformity", "image_effective_rank", "text_effective_rank"})
+        compared = bool(wanted & {"margin", "matched_fraction", *RECALLS})
+        searches = self._searches if compared and not self.exact else {}
+        return one_pass.one_pass(self.rows, products, not self.exact, searches, self.progress)
 
     @functools.cached_property
+    def _centres(self) -> dict[str, np.ndarray]:
+        return {name: sums.centre for name, sums in self._pass.sums.items()}
+
+    @property
     def _means(self) -> blocks.PairMeans:
-        return blocks.pair_means(self.rows["image"], self.rows["text"])
+        assert self._pass.pairs is not None
+        return self._pass.pairs
 
     @functools.cached_property
     def _factors(self) -> dict[str, np.ndarray]:
-        return {name: blocks.factor(rows, self._centres[name]) for name, rows in self.rows.items()}
+        found = {name: sums.factor(not self.exact, self.exact) for name, sums in self._pass.sums.items()}
+        if not self.exact and any(factor is None for factor in found.values()):
+            again = one_pass.one_pass(self.rows, True, False, {}, self.progress)
+            found = {name: sums.factor(False, False) for name, sums in again.sums.items()}
+        return {
+            name: blocks.factor(self.rows[name], self._centres[name]) if factor is None else factor
+            for name, factor in found.items()
+        }
 
     def _within(self, name: str) -> float:
         """Mean of (1 − cosine)/2 over distinct rows of a modality."""
-        return blocks.spread(self.rows[name], self._centres[name]) / (2 * (len(self.rows[name]) - 1))
+        return self._pass.sums[name].spread / (2 * (len(self.rows[name]) - 1))
 
     def _of_both(self) -> Any:
         centres = [self._centres[name] for name in self.rows]
@@ -102,8 +129,13 @@ class Large:
     def _chosen(self, queries: str, others: str) -> np.ndarray:
         """Indices of the queries: all, or a random sample with the cost of comparing `EXACT` rows."""
         n = len(self.rows[queries])
-        count = n if self.exact else min(n, max(1000, EXACT**2 // len(self.rows[others])))
-        return np.arange(n) if count == n else np.sort(np.random.default_rng(self.seed).choice(n, count, replace=False))
+        return self._drawn(n, n if self.exact else max(FEWEST, EXACT**2 // len(self.rows[others])))
+
+    def _drawn(self, rows: int, count: int) -> np.ndarray:
+        """Indices of a random sample of so many rows, in their order; of all if there are no more."""
+        if count >= rows:
+            return np.arange(rows)
+        return np.sort(np.random.default_rng(self.seed).choice(rows, count, replace=False))
 
     def _compare(self, queries: str, others: str, chosen: np.ndarray, first: np.ndarray, count: int) -> Any:
         return blocks.neighbours(
@@ -123,12 +155,31 @@ class Large:
         return Retrieval(images, images if self.captions == 1 else self._chosen("text", "image"))
 
     @functools.cached_property
+    def _searches(self) -> dict[str, one_pass.Search]:
+        """Searches of the sampled queries, by the modality that is searched."""
+        images, texts, c = *self._queries, self.captions
+        found = {}
+        for queries, others, chosen, first, count in (
+            ("image", "text", images, c * images, c), ("text", "image", texts, texts // c, 1)
+        ):  # fmt: skip
+            rows = self.rows[queries][chosen]
+            own = [np.einsum("ij,ij->i", rows, self.rows[others][first + k]) for k in range(count)]
+            found[others] = one_pass.Search(rows, np.max(own, axis=0), first, count, TIES * EPS64)
+        return found
+
+    @functools.cached_property
     def _pairs(self) -> Any:
         """`Neighbours` of the queries in each direction."""
         images, texts, c = *self._queries, self.captions
+        if not self.exact:
+            return Retrieval(*(self._found(self._searches[name], self.rows[name]) for name in ("text", "image")))
         return Retrieval(
             self._compare("image", "text", images, c * images, c), self._compare("text", "image", texts, texts // c, 1)
         )
+
+    def _found(self, search: one_pass.Search, others: blocks.Rows) -> Any:
+        other = np.einsum("ij,ij->i", search.queries, others[search.nearest])
+        return blocks.Neighbours(search.own, other, search.rank, np.full(len(other), np.nan))
 
     def _fraction(self, hits: np.ndarray, direction: str) -> tuple[float, blocks.Sample | None]:
         value, of = float(np.mean(hits)), len(self.rows[direction.partition("_")[0]])
@@ -138,6 +189,11 @@ class Large:
     def _margins(self) -> np.ndarray:
         to_text, to_image = self._pairs
         return without_ties(to_text.own - np.maximum(to_text.other, to_image.other), 1.0)
+
+    def _matched(self) -> tuple[float, blocks.Sample | None]:
+        """A pair is matched if nothing is as close, in either direction: the rank is 1, as ties count."""
+        to_text, to_image = self._pairs
+        return self._fraction((to_text.rank == 1) & (to_image.rank == 1), "image")
 
     def _margin(self, reasons: dict[str, str]) -> tuple[float, None]:
         value, n = float(self._margins.min()), len(self.rows["image"])
@@ -149,13 +205,20 @@ class Large:
         )
         return math.nan, None
 
-    def _uniformity(self, name: str) -> tuple[float, blocks.Sample | None]:
-        chosen = self._chosen(name, name)
-        return self._log_mean(self._compare(name, name, chosen, chosen, 1).kernel, len(self.rows[name]))
-
-    def _log_mean(self, kernels: np.ndarray, of: int) -> tuple[float, blocks.Sample | None]:
-        value = float(np.log(np.mean(kernels)))
-        return value, None if len(kernels) == of else blocks.sample_of_log_mean(kernels, of)
+    def _uniformity(self, queries: str, others: str) -> tuple[float, blocks.Sample | None]:
+        """Log of the mean kernel: of all rows with all others, or among a random sample of rows."""
+        n = len(self.rows[queries])
+        if self.exact:
+            kernels = (
+                self._compare(queries, queries, np.arange(n), np.arange(n), 1)
+                if queries == others
+                else self._pairs.image_to_text
+            ).kernel
+            return float(np.log(np.mean(kernels))), None
+        chosen = self._drawn(n, AMONG)
+        parts = blocks.kernel_means(self.rows[queries][chosen], self.rows[others][chosen])
+        sample = None if len(parts) == n else blocks.sample_of_log_mean(parts, n)
+        return float(np.log(np.mean(parts))), sample
 
     def _defect(self, tau: float, reasons: dict[str, str]) -> tuple[float, None]:
         if not self.exact:
@@ -196,9 +259,9 @@ class Large:
     #: (value, sample) of metrics that compare rows with all others, or fit; they may add a reason for a missing value.
     _COMPARISONS: ClassVar[dict[str, Callable[[Large, dict[str, str]], tuple[float, blocks.Sample | None]]]] = {
         "margin": lambda s, reasons: s._margin(reasons),
-        "matched_fraction": lambda s, _: s._fraction(s._margins > 0, "image"),
-        "image_uniformity": lambda s, _: s._uniformity("image"),
-        "text_uniformity": lambda s, _: s._uniformity("text"),
-        "cross_uniformity": lambda s, _: s._log_mean(s._pairs.image_to_text.kernel, len(s.rows["image"])),
+        "matched_fraction": lambda s, _: s._matched(),
+        "image_uniformity": lambda s, _: s._uniformity("image", "image"),
+        "text_uniformity": lambda s, _: s._uniformity("text", "text"),
+        "cross_uniformity": lambda s, _: s._uniformity("image", "text"),
         "linear_separability": lambda s, _: s._separability(),
     }

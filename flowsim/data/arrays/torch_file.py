@@ -1,0 +1,59 @@
+"""Tensors in `.pt` and `.pth` files of PyTorch, mapped into memory. Only tensors are loaded, never other objects."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from flowsim.data.arrays.named import Entry, register
+from flowsim.data.arrays.numpy_file import ONLY
+from flowsim.data.packages import package
+from flowsim.errors import FlowsimError
+
+
+@register(".pt", ".pth")
+def open_pt(path: Path) -> dict[str, Entry]:
+    """The tensors of a file by the keys that lead to them, joined by dots; lists of strings are arrays of strings."""
+    torch = package("torch", "torch", "clip")
+    # What PyTorch wrote before version 1.6 is no archive and cannot be mapped.
+    options = {"map_location": "cpu", "weights_only": True, "mmap": zipfile.is_zipfile(path)}
+    try:
+        content = torch.load(path, **options)
+    except Exception as error:
+        if type(error).__name__ == "UnpicklingError":  # raised for every object that is no tensor
+            raise FlowsimError(
+                f"{path} is damaged, or holds Python objects other than tensors, which are not loaded. Save it with "
+                "torch.save({'image': image, 'text': text}, path)."
+            ) from error
+        raise
+    found: dict[str, Entry] = {}
+    _collect(torch, content, (), found)
+    return found
+
+
+def _collect(torch: Any, content: Any, keys: tuple[str, ...], found: dict[str, Entry]) -> None:
+    """Add all tensors below `content`; what is neither a tensor nor strings is left out."""
+    if isinstance(content, torch.Tensor):
+        shape, dtype = tuple(content.shape), str(content.dtype).removeprefix("torch.")
+        dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+        found[".".join(keys) or ONLY] = Entry(lambda: _array(torch, content), shape, dtype)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            _collect(torch, value, (*keys, str(key)), found)
+    elif isinstance(content, list | tuple):
+        if content and all(isinstance(one, str) for one in content):
+            strings = np.array(content, dtype=str)
+            found[".".join(keys) or ONLY] = Entry(lambda: strings, strings.shape, strings.dtype)
+        else:
+            for place, value in enumerate(content):
+                _collect(torch, value, (*keys, str(place)), found)
+
+
+def _array(torch: Any, tensor: Any) -> np.ndarray:
+    """A tensor as an array that shares its memory."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

@@ -1,0 +1,244 @@
+"""A case: what is known of a run, of embeddings or of weights, in one form for all checks."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flowsim.errors import FlowsimError
+from flowsim.model.schedules import Schedule
+from flowsim.model.temperature import AbstractTemperature
+from flowsim.records.result import Result, TrainingRecord
+from flowsim.records.status import Status
+
+#: The clamp of open_clip and CLIP, assumed where a run does not record one.
+USUAL_CLAMP = (0.01, 1.0)
+#: Rows that checks compare with each other; of more, a random sample is taken.
+MOST_ROWS = 4096
+
+Rows = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """Finite values of a quantity along a run.
+
+    Attributes:
+        step: Steps, rising, (k,).
+        value: Values, (k,).
+    """
+
+    step: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def since(self, step: float) -> "Track":
+        """The part from a step on; the last value if nothing else is left."""
+        keep = self.step >= step
+        keep[-1] = True
+        return Track(self.step[keep], self.value[keep])
+
+    @property
+    def first(self) -> float:
+        """The first value."""
+        return float(self.value[0])
+
+    @property
+    def last(self) -> float:
+        """The last value."""
+        return float(self.value[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What checks look at; None for what is not known.
+
+    Attributes:
+        name: What the case is, in words.
+        steps: Number of steps of the run.
+        loss: Loss of the training batches.
+        broken: The first step whose loss is not finite.
+        held_out_loss: Loss of held-out pairs.
+        temperature: τ.
+        rate: Learning rate.
+        gap: Modality gap of held-out pairs.
+        recall: Mean recall of both directions on held-out pairs.
+        recall_at: Its k: 10, or the next smaller one that is recorded.
+        pool: Number of pairs among which held-out pairs are retrieved.
+        batch: Pairs in one loss.
+        policy: The temperature's policy.
+        learned: Whether the temperature is learned.
+        clamp: (τ_min, τ_max); the usual one if a run records none.
+        clamp_known: Whether the clamp was recorded.
+        adam: Whether the optimizer is Adam or AdamW.
+        decayed: Whether weight decay acts on the temperature.
+        rows: Unit rows (image, text) of pairs at the end, (n, d) each.
+        of_training: Whether these are training pairs.
+        weights: Numbers about the parameters of a checkpoint.
+    """
+
+    name: str
+    steps: int | None = None
+    loss: Track | None = None
+    broken: int | None = None
+    held_out_loss: Track | None = None
+    temperature: Track | None = None
+    rate: Track | None = None
+    gap: Track | None = None
+    recall: Track | None = None
+    recall_at: int = 10
+    pool: int | None = None
+    batch: int | None = None
+    policy: AbstractTemperature | None = None
+    learned: bool | None = None
+    clamp: tuple[float, float] | None = USUAL_CLAMP
+    clamp_known: bool = False
+    adam: bool | None = None
+    decayed: bool | None = None
+    rows: Rows | None = None
+    of_training: bool = False
+    weights: Mapping[str, Any] | None = None
+
+
+def case_of_record(record: Result, name: str) -> Case:
+    """The case of a run: a record of training, a log, or a simulation."""
+    trained = record if isinstance(record, TrainingRecord) else None
+    config = record.config
+    said = config.get("training", {}) if isinstance(config.get("training"), dict) else {}
+    policy = _policy(config)
+    loss, broken = _training_loss(record)
+    if broken is None and record.status.code is Status.DIVERGED:
+        after = _steps(record) if loss is None else _steps(record)[_steps(record) > loss.step[-1]]
+        broken = int(after[0]) if len(after) else int(_steps(record)[-1])
+    clamp, known = USUAL_CLAMP, False
+    bounds = None if policy is None else policy.bounds()
+    if policy is not None and bounds is not None and policy.learnable:
+        tau = sorted(1 / float(policy.inverse_temperature(0.0, np.float64(raw))) for raw in bounds)
+        clamp, known = (tau[0], tau[1]), True
+    elif "clamp" in said or policy is not None:
+        value = said.get("clamp")
+        clamp, known = (None if value is None else (float(value[0]), float(value[1]))), True
+    optimizer = said.get("optimizer")
+    rows = None
+    if len(record.snapshot_time):
+        try:
+            last = record.final
+            rows = None if last.image is None or last.text is None else (last.image, last.text)
+        except FlowsimError:  # similarities only
+            rows = None
+    temperature = _temperature(record)
+    recall, at = _recall(record)
+    ends = [track.step[-1] for track in (loss, temperature) if track is not None]
+    if trained is not None and len(trained.coordinates.get("step", ())):
+        ends.append(trained.coordinates["step"][-1])
+    batch, pool = said.get("batch_size"), config.get("evaluation", {}).get("retrieval_pool")
+    return Case(
+        name=name,
+        steps=int(max(ends)) if ends else None,
+        loss=loss,
+        broken=broken,
+        held_out_loss=_row_track(record, "loss") if trained is not None else None,
+        temperature=temperature,
+        rate=_track(record, "learning_rate"),
+        gap=_row_track(record, "modality_gap"),
+        recall=recall,
+        recall_at=at,
+        pool=None if pool is None else int(pool),
+        batch=None if batch is None else int(batch),
+        policy=policy,
+        learned=None if policy is None else policy.learnable,
+        clamp=clamp,
+        clamp_known=known,
+        adam=None if optimizer is None else "adam" in str(optimizer),
+        decayed=bool(said["temperature_decay"]) if "temperature_decay" in said else None,
+        rows=checked(rows),
+        of_training=trained is not None,
+    )
+
+
+def checked(rows: Rows | None) -> Rows | None:
+    """Unit rows in float64, a sample of `MOST_ROWS` if there are more; None if rows are not finite."""
+    if rows is None:
+        return None
+    count = min(len(rows[0]), len(rows[1]))
+    index = np.arange(count)
+    if count > MOST_ROWS:
+        index = np.sort(np.random.default_rng(0).choice(count, MOST_ROWS, replace=False))
+    image, text = (np.asarray(part[index], np.float64) for part in rows)
+    if not (np.isfinite(image).all() and np.isfinite(text).all()):
+        return None
+    return tuple(part / np.linalg.norm(part, axis=1, keepdims=True) for part in (image, text))  # pyright: ignore
+
+
+def _policy(config: Mapping[str, Any]) -> AbstractTemperature | None:
+    held = config.get("schedule") or config.get("flow", {}).get("schedule")
+    if held is None:
+        return None
+    try:
+        return Schedule.from_json(json.dumps(held)).temperature
+    except FlowsimError:  # a class that this session does not know
+        return None
+
+
+def _steps(record: Result) -> np.ndarray:
+    """Steps of the rows of a record; their times if steps are not known."""
+    if isinstance(record, TrainingRecord) and "step" in record.coordinates:
+        return np.asarray(record.coordinates["step"], np.float64)
+    return np.asarray(record.time, np.float64)
+
+
+def _finite(step: np.ndarray, value: np.ndarray) -> Track | None:
+    keep = np.isfinite(value)
+    return Track(step[keep], np.asarray(value, np.float64)[keep]) if keep.any() else None
+
+
+def _row_track(record: Result, name: str) -> Track | None:
+    values = record.series.get(name)
+    return None if values is None else _finite(_steps(record), values)
+
+
+def _step_track(record: Result, name: str) -> Track | None:
+    values = record.training.get(name) if isinstance(record, TrainingRecord) else None
+    return None if values is None else _finite(np.arange(len(values), dtype=np.float64), values)
+
+
+def _track(record: Result, name: str) -> Track | None:
+    """A series of every step, else of rows."""
+    return _step_track(record, name) or _row_track(record, name)
+
+
+def _training_loss(record: Result) -> tuple[Track | None, int | None]:
+    """The loss of training batches, and the first step at which it was logged and is not finite."""
+    steps, values = _steps(record), record.series.get("train_loss")
+    if isinstance(record, TrainingRecord) and "train_loss" in record.training:
+        values = record.training["train_loss"]
+        steps = np.arange(len(values), dtype=np.float64)
+        bad = np.flatnonzero(~np.isfinite(values))
+        return _finite(steps, values), int(steps[bad[0]]) if len(bad) else None
+    if values is None:
+        values = None if isinstance(record, TrainingRecord) else record.series.get("loss")
+    return (None, None) if values is None else (_finite(steps, values), None)
+
+
+def _temperature(record: Result) -> Track | None:
+    for name in ("train_temperature", "temperature"):
+        if (found := _track(record, name)) is not None:
+            return found
+    beta = _row_track(record, "inverse_temperature")
+    if beta is None or not (beta.value > 0).all():
+        return None
+    return Track(beta.step, 1 / beta.value)
+
+
+def _recall(record: Result) -> tuple[Track | None, int]:
+    """Mean recall of both directions at the largest recorded k of 10, 5 and 1: its relative error is the smallest."""
+    for k in (10, 5, 1):
+        names = (f"image_to_text_at_{k}", f"text_to_image_at_{k}")
+        known = [record.series[name] for name in names if name in record.series]
+        if known and (found := _finite(_steps(record), np.mean(known, axis=0))) is not None:
+            return found, k
+    return None, 1

@@ -1,0 +1,26 @@
+"""Loss and entropy of the softmaxes of pairs: the gradient of the logarithm of β."""
+
+import numpy as np
+from scipy.special import logsumexp
+
+
+def calibration(image: np.ndarray, text: np.ndarray, temperature: float) -> tuple[float, float]:
+    """Loss and mean entropy of the softmaxes in both directions: ∂ℓ/∂ ln β = loss − entropy.
+
+    From ℓ_i = lse(s_i) − s_ii and lse(s_i) = Σ_j p_ij s_ij + H(p_i) with s = βZ.
+
+    Args:
+        image: Unit rows (n, d).
+        text: Unit rows (n, d).
+        temperature: τ.
+
+    Returns:
+        (loss, entropy), in nats.
+    """
+    logits = image @ text.T / temperature
+    losses, entropies = [], []
+    for s in (logits, logits.T):
+        log_p = s - np.asarray(logsumexp(s, axis=1, keepdims=True))
+        losses.append(-np.mean(np.diagonal(log_p)))
+        entropies.append(-np.mean(np.sum(np.exp(log_p) * log_p, axis=1)))
+    return float(np.mean(losses)), float(np.mean(entropies))

@@ -1,0 +1,134 @@
+"""Checks of the loss and of what was learned."""
+
+import math
+
+import numpy as np
+
+from flowsim.doctor.case import Case, Track
+from flowsim.doctor.finding import CannotTell, Sign, register
+
+#: Share of ln n from which a loss counts as chance.
+CHANCE = 0.95
+#: Fall of recall from its best value that counts as overfitting, relative and in standard errors; and evaluations that
+#: must follow the best.
+FALL, NOISE, AFTER = 0.15, 1.5, 2
+#: A jump of the loss, in nats above the median of the steps before; steps of this median, and of the one from the jump
+#: on, which must be as high: the loss of a single batch may be, for example of swapped features.
+JUMP, WINDOW, STAYS = 1.0, 20, 5
+
+
+@register(
+    "not-finite",
+    title="a loss that is not finite",
+    reason="From such a step on every weight is NaN. Steps that are too large cause it, or logits β⟨x, y⟩ in half "
+    "precision, whose rounding grows with β.",
+    cure="Go back to a checkpoint before this step. Lower the learning rate or lengthen the warm-up, clip gradients at "
+    "norm 1, and compute logits and loss in float32.",
+)
+def not_finite(case: Case) -> Sign:
+    """The first step whose loss is NaN or infinite."""
+    if case.weights is not None:
+        bad = case.weights["not_finite"]
+        return Sign(bool(bad), f"{len(bad)} of the checkpoint's tensors hold NaN or infinity.", {"tensors": len(bad)})
+    if case.loss is None and case.broken is None:
+        raise CannotTell("No training loss is recorded.")
+    if case.broken is None:
+        return Sign(False, "Every recorded loss is finite.")
+    before = "" if case.loss is None else f"; the last finite loss is {case.loss.last:.3g}"
+    if case.temperature is not None:
+        before += f", at τ = {case.temperature.last:.3g}"
+    return Sign(True, f"The loss is not finite from step {case.broken} on{before}.", {"step": case.broken})
+
+
+@register(
+    "nothing-learned",
+    title="a loss that stays at chance",
+    reason="ln n is the loss of n pairs whose similarities say nothing about which belong together. The gradient of ν "
+    "is the loss minus the mean entropy of the softmaxes, and an entropy is at most ln n: so a learned temperature "
+    "rises while the loss is above ln n, which flattens the softmaxes and slows learning further.",
+    cure="Check first that row i of the images and row i of the texts belong together, after every shuffle and gather. "
+    "Then lower the learning rate, and let it warm up.",
+)
+def nothing_learned(case: Case) -> Sign:
+    """The loss at the end, as a fraction of ln n."""
+    if case.loss is None:
+        raise CannotTell("No training loss is recorded.")
+    if case.broken is not None:
+        raise CannotTell("The loss is not finite at the end.")
+    if case.batch is None:
+        raise CannotTell("The batch size is not recorded, which chance depends on. Give it as `batch`.")
+    end = float(np.mean(_end(case.loss).value))
+    chance = math.log(case.batch)
+    numbers = {"loss": end, "chance": chance}
+    said = f"The loss at the end is {end:.3g}, where chance is ln {case.batch} = {chance:.3g}"
+    tau = case.temperature
+    if tau is not None and case.learned is not False:
+        numbers |= {"first_temperature": tau.first, "last_temperature": tau.last}
+        if tau.last > 1.05 * tau.first:
+            said += f"; τ rose from {tau.first:.3g} to {tau.last:.3g}"
+    return Sign(end >= CHANCE * chance, f"{said}.", numbers)
+
+
+@register(
+    "overfitting",
+    title="held-out retrieval that falls",
+    reason="Training pairs become matched while held-out pairs move apart. A learned temperature follows the training "
+    "pairs, so it falls too low for held-out pairs, whose loss then rises faster than their retrieval falls.",
+    cure="Stop at the best evaluation, use more data or stronger augmentation, or keep the temperature from falling: "
+    "fixed at 0.04 (FLT 4e-2), or rising (TS S3).",
+)
+def overfitting(case: Case) -> Sign:
+    """The fall of held-out recall from its best value."""
+    if case.recall is None:
+        raise CannotTell("No retrieval of held-out pairs is recorded.")
+    if len(case.recall) <= AFTER:
+        raise CannotTell(f"Only {len(case.recall)} evaluations are recorded.")
+    best = int(np.argmax(case.recall.value))
+    top, last = float(case.recall.value[best]), case.recall.last
+    fell = (top - last) / top if top > 0 else 0.0
+    # Two recalls of p with N queries in each direction differ by chance by about √(p(1−p)/N).
+    noise = math.sqrt(top * (1 - top) / case.pool) if case.pool else 0.0
+    found = fell > FALL and top - last > NOISE * noise and len(case.recall) - 1 - best >= AFTER
+    at = f"{top:.3g} at step {case.recall.step[best]:.0f}"
+    return Sign(
+        found,
+        f"Held-out recall at {case.recall_at} is at best {at}, and {last:.3g} at the end.",
+        {"best": top, "last": last, "step": float(case.recall.step[best])},
+    )
+
+
+@register(
+    "loss-jumps",
+    title="jumps of the training loss",
+    reason="A step beyond 2/λ, with λ the largest eigenvalue of the loss's curvature, raises the loss instead of "
+    "lowering it. The curvature grows with β², so that jumps come when the temperature has fallen. They open the gap.",
+    cure="Lower the learning rate or lengthen the warm-up, clip gradients at norm 1, or bound β with a larger τ_min.",
+)
+def loss_jumps(case: Case) -> Sign:
+    """Steps from which on the loss is far above that of the steps before."""
+    track = case.loss
+    if track is None:
+        raise CannotTell("No training loss is recorded.")
+    if len(track) < WINDOW + 2 * STAYS:
+        raise CannotTell(f"Only {len(track)} training losses are recorded, which are too few to tell a jump.")
+    windows = np.lib.stride_tricks.sliding_window_view
+    before, after = windows(track.value[:-STAYS], WINDOW), windows(track.value[WINDOW:], STAYS)
+    middle = np.median(before, axis=1)
+    spread = np.median(np.abs(before - middle[:, None]), axis=1)
+    excess = np.minimum(track.value[WINDOW : len(track) - STAYS + 1], np.median(after, axis=1)) - middle
+    jumped = np.flatnonzero(excess > np.maximum(JUMP, 10 * spread))
+    if not len(jumped):
+        return Sign(False, f"The training loss never rises by {JUMP:g} nat and stays there.", {"jumps": 0})
+    worst = jumped[np.argmax(excess[jumped])]
+    step = int(track.step[WINDOW + worst])
+    return Sign(
+        True,
+        f"At step {step} the training loss rises from {middle[worst]:.3g}, the median of {WINDOW} values, to "
+        f"{np.median(after[worst]):.3g}, that of the next {STAYS}.",
+        {"jumps": len(jumped), "step": step, "height": float(excess[worst])},
+    )
+
+
+def _end(track: Track) -> Track:
+    """The last tenth of a run."""
+    return track.since(track.step[0] + 0.9 * (track.step[-1] - track.step[0]))

@@ -1,0 +1,201 @@
+"""Measure the modality gap and its companions on the features that a training loop has at hand."""
+
+import json
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from flowsim.base.checks import check, check_whole
+from flowsim.errors import FlowsimError
+from flowsim.records.result import TrainingRecord
+from flowsim.torch.controller import TemperatureController
+from flowsim.torch.device import this_process
+from flowsim.torch.metrics import measure
+from flowsim.torch.outputs import Book, features_of, split
+
+
+class GapMonitor:
+    """Measures features every k steps: gap, relative gap, uniformity, margin, ranks and temperature.
+
+    Call it with the features of a batch in every step, or let it `watch` a model. In the steps between it returns at
+    once. Features are detached, so nothing of the graph is kept, and a GPU is waited for only in the steps that are
+    measured. Values are NaN where features are not finite. Numbers are in double precision, by the definitions of
+    `fs.observables`, for at most `rows` pairs of the batch; margins, ranks and matched fractions depend on how many
+    those are.
+
+    With several processes of `torch.distributed` the first one measures and writes, the others do nothing: local
+    features give the numbers of its share of the batch, gathered ones those of the batch.
+
+    Args:
+        every: k, the number of steps between two measurements.
+        to: Where the numbers go: a path such as "run.nc" (a record that `fs.load` and `fs.compare` read; written at
+            most every 30 seconds, and at the end), a SummaryWriter of TensorBoard, a run of wandb, a function of a
+            dictionary, or a list of these. `record` has the numbers in any case.
+        controller: The controller of the temperature, from which steps and temperatures are then taken.
+        only: Names of the observables; None for all. See `fs.torch.measure`.
+        rows: The most pairs to measure, the first ones of the batch.
+        resume: Whether an existing file is continued. Rows that the run repeats are replaced.
+
+    Raises:
+        FlowsimError: For arguments that are not allowed, or a file that exists or cannot be written.
+
+    Examples:
+        >>> import torch
+        >>> import flowsim as fs
+        >>> monitor = fs.torch.GapMonitor(every=10)
+        >>> image, text = torch.eye(3)[:2], torch.eye(3)[1:]
+        >>> for step in range(30):
+        ...     measured = monitor(image, text, step, inverse_temperature=14.3)
+        >>> monitor.record()["modality_gap"].values.round(3)
+        array([0.707, 0.707, 0.707])
+    """
+
+    def __init__(
+        self,
+        every: int = 50,
+        *,
+        to: Any = None,
+        controller: TemperatureController | None = None,
+        only: Sequence[str] | None = None,
+        rows: int = 1024,
+        resume: bool = False,
+    ) -> None:
+        check_whole("every", every, 1, "Use e.g. 50.")
+        check_whole("rows", rows, 2, "Use e.g. 1024.")
+        check(
+            controller is None or isinstance(controller, TemperatureController),
+            "Argument `controller` must be a TemperatureController. Pass that of the model, or leave it out.",
+        )
+        self.every, self.only, self.rows, self.controller = int(every), only, int(rows), controller
+        measure(torch.eye(2), torch.eye(2), only)  # unknown names fail here, not in the loop
+        path, self._outputs = split(to)
+        first = this_process()[0] == 0
+        self._book = Book(self._config(), path if first else None, resume)
+        self._calls, self._latest = 0, -1
+        # Also if the loop ends with an error.
+        self._end = weakref.finalize(self, self._book.save)
+        self._hooks: list[Any] = []
+
+    def __call__(
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        step: int | None = None,
+        *,
+        loss: torch.Tensor | float | None = None,
+        inverse_temperature: torch.Tensor | float | None = None,
+    ) -> dict[str, float] | None:
+        """Measure a batch if its step is due.
+
+        Args:
+            image: Image features (n, d), in any floating dtype, of unit length or not.
+            text: Text features (n, d).
+            step: The step; None takes that of the controller, or counts the calls.
+            loss: The loss of the batch.
+            inverse_temperature: β, which multiplies the cosines in the loss: the output `logit_scale` of open_clip.
+                None takes that of the controller.
+
+        Returns:
+            The values by name if the batch was measured, else None.
+
+        Raises:
+            FlowsimError: If the features do not fit.
+        """
+        if step is None:
+            step = self._calls if self.controller is None else self.controller.step
+        self._calls += 1
+        # A step of several micro-batches is measured once; a batch of one pair has no margin.
+        if step % self.every or step == self._latest or len(image) < 2 or this_process()[0] != 0:
+            return None
+        self._latest = step
+        values = self._values(image, text, loss, inverse_temperature)
+        if self.controller is not None:
+            values["progress"] = step / self.controller.total_steps
+        self._book.config.setdefault("embed_dim", int(image.shape[1]))
+        self._book.config["training"].setdefault("batch_size", len(image))
+        self._book.add(step, values)
+        for output in self._outputs:
+            output(step, values)
+        return values
+
+    def watch(self, model: torch.nn.Module) -> "GapMonitor":
+        """Measure what a model returns in training mode, without a call in the loop.
+
+        Known are the outputs of open_clip's models and of Hugging Face's CLIPModel.
+
+        Args:
+            model: The model itself, before it is wrapped for several processes, or after.
+
+        Returns:
+            The monitor.
+
+        Raises:
+            FlowsimError: In training, if the model returns no features of both modalities.
+        """
+        self._hooks.append(model.register_forward_hook(self._seen))
+        return self
+
+    def record(self) -> TrainingRecord:
+        """What was measured so far, as a record whose clock is the step.
+
+        Raises:
+            FlowsimError: If nothing was measured.
+        """
+        return self._book.record()
+
+    def close(self) -> None:
+        """Write the rest to the file, and stop watching."""
+        self._book.save()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def __enter__(self) -> "GapMonitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _seen(self, model: torch.nn.Module, _: Any, output: Any) -> None:
+        if not model.training:
+            return
+        found = features_of(output)
+        if found is None:
+            raise FlowsimError(
+                f"{type(model).__name__} returns no features of images and texts that are known. Call the monitor with "
+                "the features instead: monitor(image, text)."
+            )
+        image, text, beta, loss = found
+        held = getattr(model, "logit_scale", None)
+        if beta is None and isinstance(held, torch.Tensor):
+            beta = held.detach().exp()
+        self(image, text, loss=loss, inverse_temperature=beta)
+
+    @torch.no_grad()
+    def _values(self, image: torch.Tensor, text: torch.Tensor, loss: Any, beta: Any) -> dict[str, float]:
+        """All values, fetched from the device at once."""
+        found = measure(image[: self.rows], text[: self.rows], self.only)
+        if beta is None and self.controller is not None:
+            beta = self.controller.parameter.detach().exp()
+        numbers = {**found, "inverse_temperature": beta, "loss": loss}
+        dtype, device = next(iter(found.values())).dtype, image.device
+        kept = {
+            name: torch.as_tensor(x, device=device).detach().to(dtype).mean()
+            for name, x in numbers.items()
+            if x is not None
+        }
+        values = dict(zip(kept, torch.stack(list(kept.values())).tolist(), strict=True))
+        if "inverse_temperature" in values:
+            values["temperature"] = 1 / values["inverse_temperature"] if values["inverse_temperature"] else float("inf")
+        return values
+
+    def _config(self) -> dict[str, Any]:
+        """Settings for the record, in the form of those of `fs.clip.train`."""
+        config: dict[str, Any] = {"monitor": {"every": self.every, "rows": self.rows}, "training": {}}
+        if self.controller is not None:
+            clamp = self.controller.clamp
+            config["schedule"] = json.loads(self.controller.schedule.to_json())
+            config["training"] = {"steps": self.controller.total_steps, "clamp": None if clamp is None else list(clamp)}
+        return config
