@@ -1,10 +1,10 @@
-"""What `fs.torch.GapMonitor` and `TemperatureController` cost in a training loop: seconds of the loop with and without.
+"""What `fs.torch.GapMonitor` and `TemperatureController` cost in a training loop.
 
     python benchmarks/gap_monitor.py [--model flowsim-vit-64] [--batch 64] [--every 50] [--blocks 12] [--threads 1]
 
-Blocks of `every` steps with and without them alternate, so that each block has one measurement, which is also written
-to a record. The first block of each kind is not counted. The monitor alone is also timed inside the loop, by the
-process's own time on a CPU, which other programs disturb less than differences of blocks.
+Blocks of `every` steps with and without the monitor alternate, so that each block with it has one measurement, which
+also goes to a record. The first block of each kind is not counted. Both are also timed inside the loop, which other
+programs disturb less than differences of blocks; on a CPU all times are those of the process.
 """
 
 import argparse
@@ -44,7 +44,8 @@ def measure(name: str, batch: int, every: int, blocks: int, device: str, schedul
         schedule: Name of the schedule.
 
     Returns:
-        Seconds per step of all blocks, their median difference, and the time of the monitor in a block.
+        Median milliseconds of a step with and without the monitor, (smallest, median, largest) difference of blocks,
+        and the milliseconds of monitor and controller inside a step.
     """
     built = models.build(name)
     module = built.module.to(device)
@@ -54,45 +55,58 @@ def measure(name: str, batch: int, every: int, blocks: int, device: str, schedul
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
     loss_of, clock = ClipLoss(), time.process_time if device == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {"with": [], "without": []}
-    inside: list[float] = []
+    inside: dict[str, list[float]] = {"monitor": [], "controller": []}
+    spent = {"monitor": 0.0, "controller": 0.0}
 
-    def block(look: Callable[..., Any], change: Callable[..., Any]) -> tuple[float, float]:
+    def timed(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*args: Any, **kwargs: Any) -> Any:
+            before = clock()
+            found = call(*args, **kwargs)
+            spent[kind] += clock() - before
+            return found
+
+        return timing
+
+    def block(look: Callable[..., Any]) -> float:
         synchronise(device)
-        begin, looked = clock(), 0.0
+        spent.update(monitor=0.0, controller=0.0)
+        begin = clock()
         for _ in range(every):
             image, text, beta = module(images, tokens)
-            loss = loss_of(*change(image, text), beta)
-            before = clock()
-            look(image, text, loss)
-            looked += clock() - before
+            loss = loss_of(*controller.swap(image, text), beta)
+            look(image, text, loss=loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         synchronise(device)
-        return (clock() - begin) / every, looked / every
+        return (clock() - begin) / every
 
+    controller: Any = fs.torch.TemperatureController(module.logit_scale, schedule, 10**6)
+    for name_ in ("before_step", "after_step", "swap"):
+        setattr(controller, name_, timed("controller", getattr(controller, name_)))
+    controller.attach(optimizer)
     with tempfile.TemporaryDirectory() as folder:
-        controller = fs.torch.TemperatureController(module.logit_scale, schedule, 10**6)
         monitor = fs.torch.GapMonitor(every, to=Path(folder) / "run.nc", controller=controller)
         for k in range(blocks + 1):
-            controller.attach(optimizer)
-            step, looked = block(lambda x, y, loss: monitor(x, y, loss=loss), controller.swap)
-            controller.detach()
-            plain, _ = block(lambda *_: None, lambda x, y: (x, y))
+            step = block(timed("monitor", monitor))
+            found = dict(spent)
+            plain = block(lambda *_, **__: None)
+            controller.step = (k + 1) * every  # the next block begins with a measurement again
             if k:
                 seconds["with"].append(step)
                 seconds["without"].append(plain)
-                inside.append(looked)
+                for kind, value in found.items():
+                    inside[kind].append(value / every)
         monitor.close()
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    parts = {kind: statistics.fmean(values) for kind, values in inside.items()}
+    ratios = [a / b - 1 for a, b in zip(*seconds.values(), strict=True)]
     return {
         "model": name, "batch": batch, "every": every, "device": device, "schedule": schedule,
         "milliseconds_per_step": {kind: round(1000 * value, 3) for kind, value in medians.items()},
-        "monitor_milliseconds_per_step": round(1000 * statistics.median(inside), 4),
-        "monitor_percent": round(100 * statistics.median(inside) / medians["without"], 3),
-        "difference_percent": round(
-            100 * statistics.median(a / b - 1 for a, b in zip(*seconds.values(), strict=True)), 3
-        ),
+        "difference_percent": [round(100 * x, 2) for x in (min(ratios), statistics.median(ratios), max(ratios))],
+        "inside_milliseconds_per_step": {kind: round(1000 * value, 3) for kind, value in parts.items()},
+        "inside_percent": {kind: round(100 * value / medians["without"], 3) for kind, value in parts.items()},
     }  # fmt: skip
 
 

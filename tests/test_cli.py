@@ -124,7 +124,7 @@ def test_version_of_a_checkout_that_is_not_installed(command, monkeypatch):
         (["simulate", "--sed", "1"], ["Unknown option of simulate '--sed'. Did you mean '--seed'"]),
         (["reproduce", "--quik"], ["Unknown option of reproduce '--quik'. Did you mean '--quick'"]),
         (["claims", "--jsn"], ["Unknown option of claims '--jsn'. Did you mean '--json'"]),
-        (["measure", "a.npy", "--temp", "1"], ["'--temp'. Did you mean '--temperature'"]),
+        (["measure", "a.npy", "--temp", "1"], ["'--temp'. Did you mean '--text' or '--temperature'"]),
         (["simulate", "--no-json"], ["Unknown option of simulate '--no-json'. Did you mean '--json'"]),
         (["simulate", "fig2"], ["Unexpected argument 'fig2'. See flowsim simulate --help."]),
         (["simulate", "--t1"], ["Missing value for argument '--t1'", "See flowsim simulate --help."]),
@@ -139,8 +139,8 @@ def test_version_of_a_checkout_that_is_not_installed(command, monkeypatch):
         (["sweep", "--mode", "zipp"], ["Unknown mode 'zipp'. Did you mean 'zip'?"]),
         (["sweep", "--resume", "run.nc"], ["Unknown option of sweep '--resume'"]),
         (["sweep", "--hidden", "many"], ["`--hidden` must be a whole number, but is 'many'"]),
-        (["measure"], ["takes one FILE, but got 0"]),
-        (["measure", "a.npy", "b.npy"], ["takes one FILE, but got 2"]),
+        (["measure"], ["takes FILE, or FILE and TEXTFILE, but got 0"]),
+        (["measure", "a.npy", "b.npy", "c.npy"], ["but got 3"]),
     ],
 )
 def test_arguments_that_cannot_be_read(refuses, arguments, says):
@@ -641,9 +641,9 @@ def test_measure_refuses_arrays(refuses, array, says):
         ("notes.npy", ["notes.npy is not a NumPy file"]),
         ("cut.npy", ["cut.npy"]),
         ("pickled.npy", ["pickled"]),
-        ("other.npz", ["needs arrays `image` and `text`, but holds: a"]),
+        ("other.npz", ["other.npz holds an array of shape (3,), not (2, n, d)"]),
         ("unequal.npz", ["unequal.npz"]),
-        (".", ["directory"]),
+        (".", ["damaged"]),
     ],
 )
 def test_measure_refuses_files(refuses, pairs_file, name, says):

@@ -602,7 +602,10 @@ def test_unequal_rows_give_the_unpaired_metrics_and_a_reason_for_the_rest():
     r = obs.report(image, text)
     assert {n for n in obs.names() if n not in r.reasons} == set(UNPAIRED)
     assert all(np.isnan(r[name]) for name in r.reasons)
-    assert r.reasons["margin"] == "needs pairs: image has 12 rows, text 24; row i of both must be a pair"
+    assert r.reasons["margin"] == (
+        "needs pairs: image has 12 rows, text 24; row i of both must be a pair, or pass captions_per_image=2 "
+        "(--captions-per-image 2) if each image has so many"
+    )
     for name in UNPAIRED:
         assert r[name] == pytest.approx(value(name, image, text), abs=ATOL)
 
@@ -779,7 +782,7 @@ def write(path, kind):
     elif kind == "shape":
         np.save(path.open("wb"), GOOD)
     elif kind == "keys":
-        np.savez(path.open("wb"), img=GOOD, txt=GOOD)
+        np.savez(path.open("wb"), a=GOOD, b=GOOD)
     elif kind == "truncated":
         np.save(path.open("wb"), np.stack([GOOD, GOOD]))
         path.write_bytes(path.read_bytes()[:-20])
@@ -807,18 +810,18 @@ def write(path, kind):
     ("kind", "match"),
     [
         ("missing", "does not exist. Check the path"),
-        ("directory", "is a directory. Pass a .npy or .npz file"),
-        ("text", "is not a NumPy file.*Save it with np.save"),
+        ("directory", "no pair of images and texts with usual names. It holds nothing"),
+        ("text", "is not a NumPy file.*Write it with np.save"),
         ("empty", "is not a NumPy file"),
         ("pickle", "is not a NumPy file"),
         ("objects", "holds pickled Python objects, which are not loaded"),
         ("objects in npz", "holds pickled Python objects, which are not loaded"),
         ("shape", r"holds an array of shape \(4, 3\), not \(2, n, d\)"),
-        ("keys", "needs arrays `image` and `text`, but holds: img, txt"),
-        ("truncated", "is damaged or not a NumPy file"),
-        ("header", "is damaged or not a NumPy file"),
-        ("corrupt zip", "is damaged or not a NumPy file"),
-        ("half a zip", "is damaged or not a NumPy file"),
+        ("keys", "no pair of images and texts with usual names. It holds a .4, 3. float64, b"),
+        ("truncated", "is damaged or of another kind"),
+        ("header", "is damaged or of another kind"),
+        ("corrupt zip", "is damaged or of another kind"),
+        ("half a zip", "is damaged or of another kind"),
         ("nan", r"Argument `text` has NaN or infinity"),
         ("columns", "`image` has 3 columns and `text` has 2"),
         ("strings", "`image` must hold real numbers"),
@@ -833,11 +836,13 @@ def test_bad_files_are_named_with_a_cure(tmp_path, kind, match):
 
 
 def test_unreadable_file(tmp_path, monkeypatch):
+    np.save(tmp_path / "f.npy", np.stack([GOOD, GOOD]))
+
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(FlowsimError, match=r"f\.npy cannot be read \(Permission denied\)"):
+    with pytest.raises(FlowsimError, match=r"f\.npy cannot be read: Permission denied"):
         obs.load_embeddings(tmp_path / "f.npy")
 
 

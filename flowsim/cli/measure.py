@@ -1,6 +1,7 @@
 """`flowsim measure`: observables of embeddings in files."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,9 +75,11 @@ class Measure:
                 try:
                     found = self._similarity(shown) if self.similarity else self._pair(shown)
                 except FlowsimError as error:
-                    known = any(one in str(error) for one in self.files) or str(error).startswith("Unknown observable")
-                    files = " and ".join(self.files)
-                    raise FlowsimError(str(error) if known else f"{files}: {error}") from error
+                    # Messages about options stay as they are; those about rows get the names of the files.
+                    about_rows = re.match(r"(Argument )?`(image|text|similarity)`|Similarities|The ", str(error))
+                    if about_rows is None or any(one in str(error) for one in self.files):
+                        raise
+                    raise FlowsimError(f"{' and '.join(self.files)}: {error}") from error
         print(found.to_json() if self.json else found)
         return 0
 
@@ -88,7 +91,7 @@ class Measure:
             found.image,
             found.text,
             self.temperature,
-            self.captions_per_image or found.captions_per_image,
+            found.captions_per_image if self.captions_per_image is None else self.captions_per_image,
             only=names_in(self.only),
             exact=self.exact,
             progress=shown,

@@ -83,7 +83,19 @@ def read_log(
 def read_logs(
     path: PathLike, *, columns: Mapping[str, str] | None = None, format: str | None = None
 ) -> dict[str, TrainingRecord]:
-    """All runs in a log by name, or the single one by its path; see `read_log`."""
+    """Read all runs of a log; see `read_log`.
+
+    Args:
+        path: A file or folder.
+        columns: Name of a series -> column that holds it.
+        format: Name of the format. Default: recognised by content.
+
+    Returns:
+        Name -> record; the path -> record if there is only one.
+
+    Raises:
+        FlowsimError: As for `read_log`.
+    """
     check(isinstance(path, (str, os.PathLike)), f"Expected a path, but got {shown(path)}. Use e.g. 'out.log'.")
     named = _checked(columns)
     source = Source(Path(path))

@@ -88,6 +88,7 @@ def check_blocks(name: str, array: np.ndarray) -> None:
     """`check_finite` for many rows, which may be memory-mapped."""
     for start in range(0, len(array), blocks.BLOCK):
         check_finite(name, np.asarray(array[start : start + blocks.BLOCK], np.float64), start)
+        blocks.release(array)
 
 
 def check_captions(images: int, texts: int, captions: int, always: bool = False) -> None:

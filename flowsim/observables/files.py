@@ -91,7 +91,20 @@ def open_embeddings(
 def find_embeddings(
     path: PathLike, text_path: PathLike | None = None, *, image: str | None = None, text: str | None = None
 ) -> Embeddings:
-    """As `open_embeddings`, without reading the rows: `report` refuses NaN, infinity and rows of zeros itself."""
+    """As `open_embeddings`, without reading the rows: `report` refuses NaN, infinity and rows of zeros itself.
+
+    Args:
+        path: The file of both modalities, or of the images if `text_path` is given.
+        text_path: The file of the texts.
+        image: The name of the images in their file. Default: the usual names.
+        text: The name of the texts in their file.
+
+    Returns:
+        The rows, and how many captions an image has.
+
+    Raises:
+        FlowsimError: As for `open_embeddings`, except for the values of rows.
+    """
     for one in (path,) if text_path is None else (path, text_path):
         if not isinstance(one, str | os.PathLike) or not str(one):  # a whole number would mean an open file
             raise FlowsimError(f"Expected the path of a file of embeddings, but got {shown(one)}. {_CURE}")

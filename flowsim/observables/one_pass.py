@@ -11,7 +11,7 @@ from flowsim.observables.checks import check_finite
 from flowsim.progress import Progress
 
 #: Columns whose products with those before them are computed together.
-_COLUMNS = 128
+_COLUMNS = 256
 _SINGLE = float(np.finfo(np.float32).eps) / 2
 
 

@@ -147,7 +147,7 @@ def pairwise(
         >>> rows = {name: rng.normal(size=(50, 4)) + shift for name, shift in shifts.items()}
         >>> gaps = fs.observables.pairwise(rows, only=["modality_gap"])["modality_gap"]
         >>> float(gaps.sel(modality="image", other="audio").round(2))
-        1.91
+        1.84
     """
     check(
         isinstance(rows, Mapping) and len(rows) > 1 and all(isinstance(name, str) and name for name in rows),

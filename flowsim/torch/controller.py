@@ -365,6 +365,8 @@ class TemperatureController:
     def _follow(self) -> None:
         """Take ν from `logit_scale` if something else has changed it; without waiting for the device."""
         assert self.raw is not None and self._learned is not None
+        if self.parameter.device.type == "cpu" and bool(self.parameter == self._written):
+            return
         self._written = self._written.to(self.parameter.device)
         self.raw = self.raw.to(self.parameter.device)
         found = self._learned.raw_of(self.parameter)
