@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrate": {"progress", "base", "data", "provenance", "numerics", "model", "observables", "records", "theory"},
     "comparison": {"progress", "base", "model", "observables", "records", "logs", "theory", "plot", "integrate"},
     "explorer": {"base", "model", "observables", "records", "theory", "plot", "integrate"},
-    "clip": {"progress", "base", "data", "provenance", "model", "observables", "records", "plot"},
+    "clip": {"progress", "base", "data", "provenance", "model", "observables", "records", "torch", "plot"},
     "heads": {"progress", "base", "data", "provenance", "numerics", "model", "observables", "records", "integrate",
               "clip"},
     "claims": {"progress", "base", "data", "numerics", "model", "observables", "records", "theory", "integrate", "clip",

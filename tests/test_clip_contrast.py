@@ -18,7 +18,8 @@ with warnings.catch_warnings():
     import torch
     from open_clip.loss import ClipLoss
 
-    from flowsim.clip.contrast import Contrast, Temperature, swap_weights
+    from flowsim.clip.contrast import Contrast, Temperature
+    from flowsim.torch.swaps import swap_weights
 
 N, D = 9, 6
 

@@ -19,10 +19,13 @@ with warnings.catch_warnings():
     import torch
 
     from flowsim.clip import batches, embed, memory
-    from flowsim.clip.contrast import Contrast, Temperature, swap_weights, swapped_steps, torch_policy
+    from flowsim.clip.contrast import Contrast, Temperature
     from flowsim.clip.learner import Learner
     from flowsim.clip.settings import Training
     from flowsim.clip.training import train
+    from flowsim.torch import device
+    from flowsim.torch.policies import torch_policy
+    from flowsim.torch.swaps import swap_weights, swapped_steps
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch, torchvision and accelerate warn of each other
 
@@ -227,7 +230,7 @@ def test_other_errors_of_pytorch_stay_as_they_are(monkeypatch):
 )
 def test_jax_leaves_the_gpu_to_pytorch_unless_a_user_decides(given, wanted):
     code = "import os, flowsim.clip.training; print(os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))"
-    environment = {k: v for k, v in os.environ.items() if k not in memory._JAX_MEMORY}
+    environment = {k: v for k, v in os.environ.items() if k not in device._JAX_MEMORY}
     call = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(call, capture_output=True, text=True, timeout=300, env={**environment, **given})
     assert done.stdout.strip() == wanted, done.stderr

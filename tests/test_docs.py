@@ -87,7 +87,7 @@ def documented() -> list:
     for info in pkgutil.walk_packages(fs.__path__, "flowsim."):
         path = info.module_finder.path + "/" + info.name.rpartition(".")[2]  # type: ignore[union-attr]
         source = Path(path + ".py") if not info.ispkg else Path(path) / "__init__.py"
-        if not info.name.startswith("flowsim._") and ">>> " in source.read_text(encoding="utf-8"):
+        if not info.name.startswith(("flowsim._", "flowsim.torch")) and ">>> " in source.read_text(encoding="utf-8"):
             found.append(info.name)
     return found
 

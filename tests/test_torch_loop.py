@@ -284,6 +284,39 @@ def test_fine_tuning_goes_on_from_the_temperature_of_the_model():
         assert controller.raw.item() == pytest.approx(float(policy.raw_of(50.0)), rel=1e-5)
 
 
+class InNumpy(fs.temperature.AbstractTemperature):
+    """β = ν² (1 + u), by functions of NumPy, which know no tensors; it does not say which ν belongs to a β."""
+
+    learnable = True
+
+    def inverse_temperature(self, progress, raw=None):
+        return 10.0 if raw is None else np.square(np.asarray(raw)) * (1 + progress)
+
+    def initial_raw(self):
+        return 10.0**0.5
+
+    def derivative(self, progress, raw):
+        return 2 * np.asarray(raw) * (1 + progress)
+
+
+def test_policies_that_pytorch_cannot_evaluate_are_trained_too():
+    model, optimizer, controller = controlled(InNumpy(), SGD, total=10, clamp=None)
+    found = steps(model, optimizer, 10)
+    peer, raw = Model(), torch.nn.Parameter(torch.tensor(10.0**0.5, dtype=torch.float64))
+    theirs, wanted = SGD([peer.image, peer.text, raw], lr=1e-2), []
+    for k in range(10):
+        theirs.zero_grad()
+        beta = raw**2 * (1 + k / 10)
+        wanted.append(1 / beta.item())
+        contrast(*peer()[:2], beta).backward()
+        theirs.step()
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+    assert controller.raw.item() == pytest.approx(raw.item(), rel=1e-10)
+    for options in ({"clamp": (0.01, 1.0)}, {"clamp": None, "keep": True}):
+        with pytest.raises(fs.FlowsimError, match="does not define `raw_of`"):
+            TemperatureController(model.logit_scale, InNumpy(), 10, **options)
+
+
 def test_gradient_scaling_skips_steps_that_overflow():
     """What `torch.amp.GradScaler` does: gradients are scaled, and a step with infinite ones is left out."""
     model, optimizer, controller = controlled("TS S3", SGD, total=4)
@@ -576,3 +609,39 @@ def test_hugging_face_goes_on_after_an_interruption(tmp_path):
     run(3)
     _, controller = run(6, resume=True)
     assert controller.step == 6 and controller.temperature == pytest.approx(0.05, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("default")
+def test_lightning_goes_on_exactly_after_an_interruption(tmp_path):
+    pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed: pip install '.[loops]'")
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = Model()
+
+        def training_step(self, batch, index):
+            return contrast(*self.model())
+
+        def configure_optimizers(self):
+            return Adam(self.parameters(), lr=1e-2)
+
+    def run(steps, resume=None):
+        module = Module()
+        controller = TemperatureController(module.model.logit_scale, POLICIES["Softplus"], 8, keep=True)
+        loader = torch.utils.data.DataLoader(torch.zeros(64, 1), batch_size=1)
+        callback = fs.torch.lightning_callback(controller)
+        trainer = pl.Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[callback],
+            enable_checkpointing=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, loader, ckpt_path=resume)
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+        return module.model, controller
+
+    whole, controller = run(8)
+    run(5)
+    resumed, other = run(8, tmp_path / "run.ckpt")
+    assert (controller.step, other.step) == (8, 8)
+    assert controller.raw.item() == other.raw.item()
+    torch.testing.assert_close(resumed.image, whole.image, rtol=0, atol=0)

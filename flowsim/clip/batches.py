@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from flowsim.clip.data import Pairs, Resize
-from flowsim.clip.memory import onto_device
 from flowsim.clip.settings import Training
 from flowsim.data.order import Order, draw_captions
+from flowsim.torch.device import onto_device
 
 #: Largest size of decoded pixels kept in memory, in bytes, unless `preload` is set.
 _FITS = 4 * 2**30

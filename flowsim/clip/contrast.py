@@ -8,22 +8,19 @@ No step waits for a GPU: schedules are evaluated on the host, learnable temperat
 are drawn ahead. Only a policy whose formula PyTorch cannot evaluate needs the value of ν in each step.
 """
 
-import contextlib
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from open_clip.loss import ClipLoss
 
-from flowsim.base.arrays import on_cpu
-from flowsim.clip.memory import onto_device
-from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
-from flowsim.model.swaps import AbstractSwap, step_weights
+from flowsim.model.swaps import AbstractSwap
 from flowsim.model.temperature import AbstractTemperature
+from flowsim.torch.device import onto_device
+from flowsim.torch.policies import raw_bounds, torch_policy
+from flowsim.torch.swaps import draw, swapped_steps
 
 
 class _InverseTemperature(torch.autograd.Function):
@@ -50,30 +47,6 @@ def _like(value: Any, raw: torch.Tensor) -> torch.Tensor:
     return torch.tensor(value, dtype=raw.dtype, device=raw.device)
 
 
-def torch_policy(policy: AbstractTemperature) -> AbstractTemperature | None:
-    """The policy for tensors ν in float64: its numbers are plain; None if PyTorch cannot evaluate its formula.
-
-    It is tried without values ("meta" tensors), so that nothing in it can leave the device.
-    """
-    plain: Any = jax.tree.map(lambda leaf: float(leaf) if np.ndim(leaf) == 0 else leaf, policy)
-    known = np.float64(policy.initial_raw())
-    try:
-        for progress in (0.0, 0.5, 1.0):
-            for formula in (plain.inverse_temperature, plain.derivative):
-                traced = formula(progress, torch.empty((), dtype=torch.float64, device="meta"))
-                found = formula(progress, torch.tensor(known))
-                wanted = getattr(policy, formula.__name__)(progress, known)
-                if (
-                    not all(isinstance(x, torch.Tensor) and x.shape == () for x in (traced, found))
-                    or traced.dtype != torch.float64
-                    or not np.isclose(found.item(), float(wanted), rtol=1e-13, atol=0.0)
-                ):
-                    return None
-    except Exception:  # a formula that needs NumPy or JAX fails in many ways
-        return None
-    return plain
-
-
 class Temperature(torch.nn.Module):
     """The temperature of a schedule in training. `raw` is the trained parameter ν, None if there is none.
 
@@ -91,7 +64,7 @@ class Temperature(torch.nn.Module):
         self._shape = () if runs is None else (runs,)
         self._on_device: AbstractTemperature | None = None
         if policy.learnable:
-            self.bounds = _bounds(policy, clamp)
+            self.bounds = raw_bounds(policy, clamp)
             self.raw = torch.nn.Parameter(torch.full(self._shape, float(policy.initial_raw())))
             self._on_device = torch_policy(policy)
             self.clamp_()
@@ -118,54 +91,6 @@ class Temperature(torch.nn.Module):
         if self.bounds is not None:
             assert self.raw is not None
             self.raw.clamp_(*self.bounds)
-
-
-def _bounds(policy: AbstractTemperature, clamp: tuple[float, float] | None) -> tuple[float, float] | None:
-    """(ν_min, ν_max): those of the policy, or of `clamp` = (τ_min, τ_max)."""
-    if (own := policy.bounds()) is not None or clamp is None:
-        return None if own is None else (float(own[0]), float(own[1]))
-    low, high = (policy.raw_of(np.float64(1.0 / tau)) for tau in clamp[::-1])
-    if low is None or high is None:
-        raise FlowsimError(
-            f"`clamp` needs the raw parameter at a given temperature, but {type(policy).__name__} does not define "
-            "`raw_of`. Define it, or leave `clamp` out."
-        )
-    return float(low), float(high)
-
-
-def swap_weights(swap: AbstractSwap, seed: int, step: int, pairs: int, dim: int) -> np.ndarray | None:
-    """Weights of the swap in one step, (n, d) or (n, 1) float64; None if the step has no swap.
-
-    Drawn from (seed, step) exactly as in a simulated discrete run, on the CPU, for the whole batch.
-    """
-    if not swap.active or not swapped_steps(swap, seed, step, 1)[0]:
-        return None
-    return _draw(swap, seed, step, pairs, dim)
-
-
-def swapped_steps(swap: AbstractSwap, seed: int, first: int, count: int) -> np.ndarray:
-    """(count,) which of the steps from `first` on have a swap; see `swap_weights`."""
-    with _drawing():
-        keys = jax.vmap(lambda step: _keys(seed, step)[0])(np.arange(first, first + count))
-        return np.asarray(jax.vmap(lambda key: jax.random.bernoulli(key, swap.fraction))(keys))
-
-
-def _draw(swap: AbstractSwap, seed: int, step: int, pairs: int, dim: int) -> np.ndarray:
-    with _drawing():
-        whether, masks = _keys(seed, step)
-        return np.array(step_weights(swap, whether, masks, pairs, dim, np.float64))[0]
-
-
-def _keys(seed: int, step: Any) -> tuple[Any, Any]:
-    """The keys of a step: whether to swap, and what."""
-    whether, masks, _ = jax.random.split(jax.random.fold_in(jax.random.key(np.uint32(seed)), step), 3)
-    return whether, masks
-
-
-@contextlib.contextmanager
-def _drawing() -> Iterator[None]:
-    with jax.enable_x64(True), on_cpu():
-        yield
 
 
 #: Steps for which it is decided at once whether they have a swap.
@@ -206,7 +131,7 @@ class _Weights:
         return bool(self._decided[1][place])
 
     def _tensor(self, step: int) -> torch.Tensor:
-        return torch.from_numpy(_draw(self.swap, self.seed, step, self.pairs, self.dim)[self.mine]).to(self.dtype)
+        return torch.from_numpy(draw(self.swap, self.seed, step, self.pairs, self.dim)[self.mine]).to(self.dtype)
 
 
 class Contrast:

@@ -12,7 +12,8 @@ import torch
 from flowsim.clip import models
 from flowsim.clip.batches import channels_first, crop
 from flowsim.clip.data import WORKERS, Pairs, Resize
-from flowsim.clip.memory import Blocks, onto_device
+from flowsim.clip.memory import Blocks
+from flowsim.torch.device import onto_device
 
 Encode: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 

@@ -15,12 +15,12 @@ import torch
 from flowsim.clip.batches import Batches, crop
 from flowsim.clip.checkpoint import save_tensors
 from flowsim.clip.contrast import Contrast, Temperature
-from flowsim.clip.memory import onto_device
 from flowsim.clip.models import Model
 from flowsim.clip.plan import Plan
 from flowsim.clip.session import Session, seed_torch, synchronised
 from flowsim.clip.settings import Training
 from flowsim.model.schedules import Schedule
+from flowsim.torch.device import onto_device
 
 
 class Towers(torch.nn.Module):

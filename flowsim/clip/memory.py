@@ -1,39 +1,11 @@
-"""Memory of a GPU: copies to it that nothing waits for, and what to do when it is full."""
+"""Memory of a GPU: what to do when it is full."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
 from flowsim.errors import FlowsimError
-
-#: Variables by which a user decides how much of a GPU JAX takes.
-_JAX_MEMORY = (
-    "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR", "XLA_PYTHON_CLIENT_MEM_FRACTION",
-    "XLA_CLIENT_MEM_FRACTION",
-)  # fmt: skip
-
-
-def share_gpu() -> None:
-    """Keep JAX from taking three quarters of a GPU that PyTorch needs; only before JAX has used it.
-
-    A choice of the user in the environment stays.
-    """
-    if not any(name in os.environ for name in _JAX_MEMORY):
-        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-
-
-share_gpu()
-
-
-def onto_device(tensor: torch.Tensor, device: Any) -> torch.Tensor:
-    """The tensor on a device. A copy to a GPU goes through pinned memory, so that the host does not wait for it."""
-    device = torch.device(device)
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from flowsim.clip.batches import Batches, crop
-from flowsim.clip.contrast import Contrast, Temperature, swapped_steps
+from flowsim.clip.contrast import Contrast, Temperature
 from flowsim.clip.kernels import NU, preconditioner
 from flowsim.clip.learner import is_weight, optimizer_of
-from flowsim.clip.memory import is_out_of_memory, onto_device
+from flowsim.clip.memory import is_out_of_memory
 from flowsim.clip.models import Model
 from flowsim.clip.plan import Plan
 from flowsim.clip.session import Session
@@ -25,6 +25,8 @@ from flowsim.clip.settings import Training
 from flowsim.clip.towers import Encoder, vmappable
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule
+from flowsim.torch.device import onto_device
+from flowsim.torch.swaps import swapped_steps
 
 Prepare = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 Weights = dict[str, torch.Tensor]

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from flowsim.clip.batches import crop
-from flowsim.clip.memory import onto_device
 from flowsim.clip.models import Model
 from flowsim.clip.towers import Encoder, vmappable
+from flowsim.torch.device import onto_device
 
 #: Bytes of the gradients that are held at once on a CPU; on a GPU an eighth of its free memory, if that is more.
 _ROOM = 1 << 29

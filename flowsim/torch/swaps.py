@@ -55,7 +55,7 @@ def swap(
         >>> import flowsim as fs
         >>> image, text = torch.ones(4, 2), torch.zeros(4, 2)
         >>> fs.torch.swap(image, text, fs.HardSwap(1.0, by="row"), step=3)[0][:, 0]
-        tensor([0., 1., 1., 1.])
+        tensor([0., 1., 0., 0.])
     """
     check_whole("step", step, 0, "Use the number of the step, from 0 on.")
     chosen = schedule if isinstance(schedule, AbstractSwap) else as_schedule(schedule).swap
