@@ -211,7 +211,9 @@ def test_every_public_module_is_on_a_page():
     )  # fmt: skip
     others = {"flowsim.__main__", "flowsim.provenance", "flowsim.integrate.sweep.grid"}
     assert {name for name in modules if not name.startswith(inside)} - others <= listed
-    assert all(importlib.util.find_spec(name) for name in listed if not name.startswith(("flowsim.clip.", "flowsim.torch.")))
+    assert all(
+        importlib.util.find_spec(name) for name in listed if not name.startswith(("flowsim.clip.", "flowsim.torch."))
+    )
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert all(f"reference/{page.name}" in nav for page in pages)
 
