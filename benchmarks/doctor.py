@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import planted_faults
+import planted_faults  # pyright: ignore[reportMissingImports]
 
 import flowsim as fs
 from flowsim.base.files import write_text

@@ -118,12 +118,7 @@ def test_version_of_a_checkout_that_is_not_installed(command, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (
-            [],
-            [
-                "Give a command: reproduce, claims, simulate, sweep, animate, compare, measure, doctor, lab, check, heads, clip."
-            ],
-        ),
+        ([], ["Give a command: reproduce, claims, simulate, sweep, animate, compare, measure, doctor, lab, check,"]),
         (["simulat"], ["Unknown command 'simulat'. Did you mean 'simulate'"]),
         (["--quick", "reproduce"], ["'--quick' must follow the command"]),
         (["simulate", "--sed", "1"], ["Unknown option of simulate '--sed'. Did you mean '--seed'"]),

@@ -148,7 +148,7 @@ def test_an_open_gap_with_alignment_is_a_remark():
 
 def test_weights_of_a_checkpoint(tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
-    weights = {"visual.proj": np.ones((4, 4), np.float32), "logit_scale": np.float32(2.0)[None]}
+    weights = {"visual.proj": np.ones((4, 4), np.float32), "logit_scale": np.full(1, 2.0, np.float32)}
     cases = {
         "temperature-not-trained": {"logit_scale": np.array(math.log(1 / 0.07), np.float32)},
         "temperature-at-clamp": {"module.logit_scale": np.array(math.log(100), np.float32)},
