@@ -340,10 +340,11 @@ def checks() -> str:
     """The checks of `fs.diagnose`."""
     from flowsim.doctor.finding import REGISTRY
 
-    lines = ["| check | looks for | why it matters | what to try |", "|---|---|---|---|"]
+    lines = []
     for one in REGISTRY.values():
         title = one.title if one.fault else f"{one.title} (a remark, no fault)"
-        lines.append("| " + " | ".join([f"`{one.name}`", *map(_cell, (title, one.reason, one.cure))]) + " |")
+        lines += [f"`{one.name}`: {_cell(title)}", "", f":   *Why:* {_cell(one.reason)}", ""]
+        lines += [f"    *Try:* {_cell(one.cure)}", ""]
     return "\n".join(lines)
 
 
