@@ -11,7 +11,7 @@ import pytest
 from planted_faults import FAULTS, HEALTHY, SEEDS, healthy, planted
 
 import flowsim as fs
-from flowsim.doctor.case import Case, case_of_record
+from flowsim.doctor.case import Case, Track, case_of_record
 from flowsim.doctor.entropy import calibration
 from flowsim.doctor.finding import REGISTRY
 from flowsim.errors import FlowsimError
@@ -69,7 +69,7 @@ def test_a_planted_fault_is_found_in_a_log(name, tmp_path):
 @pytest.mark.parametrize("every", [1, 10])
 def test_a_log_of_a_healthy_run_raises_no_alarm(preset, every, tmp_path):
     path = log_of(healthy(preset, 0), tmp_path / "log.csv", every)
-    found = fs.diagnose(path, batch=256)
+    found = fs.diagnose(path, batch=256, optimizer="adamw")
     assert found.faults == []
     assert found["nothing-learned"].verdict == "not found"
     assert found["temperature-limited-by-rate"].verdict == "not found"
@@ -78,10 +78,12 @@ def test_a_log_of_a_healthy_run_raises_no_alarm(preset, every, tmp_path):
 def test_weight_decay_is_found_in_a_log(tmp_path):
     for name, record in (("decayed", planted("temperature-decayed", 0)), ("healthy", healthy("Baseline", 0))):
         path = log_of(record, tmp_path / f"{name}.csv")
-        alone = fs.diagnose(path)["temperature-decayed"]  # it fell farther than Adam's steps reach
+        alone = fs.diagnose(path, optimizer="adamw")["temperature-decayed"]  # it fell farther than Adam's steps reach
         assert alone.verdict == {"decayed": "found", "healthy": "cannot tell"}[name]
+        for optimizer in (None, "sgd"):  # whose steps may reach farther
+            assert fs.diagnose(path, optimizer=optimizer)["temperature-decayed"].verdict == "cannot tell"
         last = record.final
-        found = fs.diagnose(path, embeddings=(last.image, last.text))
+        found = fs.diagnose(path, embeddings=(last.image, last.text), batch=256)
         assert (found["temperature-decayed"].verdict == "found") == (name == "decayed")
 
 
@@ -94,6 +96,102 @@ def test_scheduled_and_fixed_temperatures_are_not_blamed(tmp_path):
         record, config={**record.config, "schedule": json.loads(fs.schedules.get("FLT 1e-2").to_json())}
     )
     assert fs.diagnose(at_bound)["temperature-at-clamp"].verdict == "cannot tell"
+
+
+def run_of(tau, loss=None, rate=None, unit="step", **known):
+    """A case with a value at every step."""
+
+    def track(values):
+        return None if values is None else Track(np.arange(len(values), dtype=float), np.asarray(values, float))
+
+    return Case("run", unit=unit, steps=len(tau), temperature=track(tau), loss=track(loss), rate=track(rate), **known)
+
+
+def verdict(name, case):
+    return REGISTRY[name].find(case).verdict
+
+
+def test_epochs_and_other_optimizers_do_not_bound_the_temperature():
+    tau, rate = np.geomspace(0.07, 0.2, 60), np.full(60, 1e-3)
+    assert verdict("temperature-decayed", run_of(tau, rate=rate, adam=True)) == "found"
+    for known in ({"adam": True, "unit": "epoch"}, {"adam": False}, {"adam": None}, {"adam": True, "unit": "row"}):
+        for name in ("temperature-decayed", "temperature-limited-by-rate"):
+            assert verdict(name, run_of(tau, rate=rate, **known)) == "cannot tell"
+
+
+def test_the_pull_on_nu_is_that_of_a_batch():
+    """At a temperature that is calibrated for batches of 64, larger pools have more entropy than loss."""
+    rng = np.random.default_rng(4)
+    image = rng.normal(size=(4096, 32))
+    text = image + 2.0 * rng.normal(size=(4096, 32))
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    taus = np.geomspace(0.05, 0.08, 30)
+    batches = [slice(start, start + 64) for start in range(0, 4096, 64)]
+    pull = [np.mean([np.subtract(*calibration(image[k], text[k], tau)) for k in batches]) for tau in taus]
+    rest = float(np.interp(0, -np.array(pull), taus))
+    loss, entropy = calibration(image, text, rest)
+    assert entropy - loss > 0.1
+    case = run_of(np.geomspace(rest / 1.1, rest, 40), batch=64).with_rows((image, text), True)
+    found = REGISTRY["temperature-decayed"].find(case)
+    assert found.verdict == "not found" and abs(found.numbers["entropy"] - found.numbers["loss"]) < 0.05
+
+
+def test_decay_without_a_clamp_is_found_where_it_rests():
+    rng = np.random.default_rng(5)
+    image = rng.normal(size=(200, 40))
+    case = run_of(np.geomspace(0.5, 0.999, 40), batch=200, clamp=None).with_rows((image, image), True)
+    assert verdict("temperature-decayed", case) == "found"
+
+
+def test_a_temperature_near_one_is_not_taken_for_half_precision():
+    found = REGISTRY["temperature-in-half-precision"].find(run_of(np.linspace(1.0, 0.98, 60)))
+    assert found.verdict == "cannot tell"
+    assert verdict("temperature-not-trained", run_of(np.ones(20), clamp=(0.01, 10.0))) == "found"
+
+
+def test_a_single_infinite_loss_is_not_the_end():
+    record = healthy("Baseline", 0)
+    loss = record.training["train_loss"].copy()
+    loss[20] = np.inf
+    skipped = dataclasses.replace(record, training={**record.training, "train_loss": loss})
+    assert fs.diagnose(skipped).faults == []
+    loss[-3:] = np.nan
+    assert "from step 397 on" in fs.diagnose(skipped)["not-finite"].sentence
+
+
+def test_jumps_are_counted_once():
+    loss = np.where(np.arange(300) < 100, 1.0, 5.0)
+    loss[200:] = 9.0
+    found = REGISTRY["loss-jumps"].find(run_of(np.full(300, 0.07), loss=loss))
+    assert found.numbers["jumps"] == 2 and found.numbers["step"] in (100, 200)
+    single = np.where(np.arange(300) == 150, 5.0, 1.0)
+    assert verdict("loss-jumps", run_of(np.full(300, 0.07), loss=single)) == "not found"
+
+
+def test_duplicates_are_those_of_all_rows():
+    rng = np.random.default_rng(6)
+    text = np.repeat(rng.normal(size=(10_000, 8)), 2, axis=0)
+    found = fs.diagnose((rng.normal(size=(20_000, 8)), text), only=["duplicates", "collapsed-rank"])["duplicates"]
+    assert found.numbers["text_share"] == 1.0 and found.numbers["image_share"] == 0.0
+    assert found.numbers["text_floor"] == pytest.approx(math.log(2), rel=1e-12)
+
+
+def test_a_sample_is_named():
+    rng = np.random.default_rng(7)
+    found = fs.diagnose((rng.normal(size=(5000, 4)), rng.normal(size=(5000, 4))), only=["gap-open-with-alignment"])
+    assert "a sample of 4,096 of 5,000 pairs" in found["gap-open-with-alignment"].sentence
+
+
+def test_recall_without_its_pool_does_not_tell():
+    recall = Track(np.arange(6.0), np.array([0.0, 0.003, 0.002, 0.001, 0.001, 0.001]))
+    assert verdict("overfitting", run_of(np.full(9, 0.07), recall=recall)) == "cannot tell"
+    assert verdict("overfitting", run_of(np.full(9, 0.07), recall=recall, pool=1000)) == "not found"
+
+
+def test_steps_that_count_samples(tmp_path):
+    lines = ["step,temperature,lr"] + [f"{k * 10**12},{0.07 - 1e-4 * k},1e-3" for k in range(60)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    assert fs.diagnose(tmp_path / "log.csv", optimizer="adamw").faults == []
 
 
 def test_the_gradient_of_nu_is_loss_minus_entropy():
@@ -155,6 +253,7 @@ def test_weights_of_a_checkpoint(tmp_path):
         "temperature-in-half-precision": {"logit_scale": np.array(2.0, np.float16)},
         "wrong-initial-temperature": {"logit_scale": np.array(1.0, np.float32)},
         "not-finite": {"text.proj": np.full((2, 2), np.nan, np.float32)},
+        None: {"logit_scale": np.array(-800.0, np.float32)},
     }
     path = tmp_path / "model.safetensors"
     numpy.save_file(weights, path)
@@ -162,7 +261,9 @@ def test_weights_of_a_checkpoint(tmp_path):
     for name, changed in cases.items():
         kept = {k: v for k, v in weights.items() if k != "logit_scale" or "logit_scale" not in "".join(changed)}
         numpy.save_file({**kept, **changed}, path)
-        assert fs.diagnose(path).faults == [name]
+        assert fs.diagnose(path).faults == ([name] if name else [])
+    numpy.save_file({name: array.astype(np.float16) for name, array in weights.items()}, path)  # an export
+    assert fs.diagnose(path).faults == []
 
 
 def test_weights_of_torch(tmp_path):
@@ -179,7 +280,7 @@ def test_what_cannot_be_told_says_what_is_missing():
         assert found.verdict == "cannot tell" and found.sentence.endswith("."), name
     found = fs.diagnose(healthy("Baseline", 0))
     assert "0 faults found" in repr(found) and "<table>" in found._repr_html_()
-    assert json.loads(json.dumps(found.to_dict(), default=float))["faults"] == []
+    assert json.loads(json.dumps(found.to_dict()))["faults"] == []
 
 
 def test_a_simulation_can_be_diagnosed():
@@ -209,7 +310,7 @@ def test_own_checks():
         (("missing.log",), {}, "missing.log"),
         (((np.ones((3, 2)), np.ones((4, 2))),), {}, "one text row for each image row"),
         (((np.ones((30, 2)), np.ones((30, 2))),), {"temperature": -1.0}, "must be positive"),
-        (((np.ones((30, 2)), np.ones((30, 2))),), {"clamp": (1.0, 0.1)}, "positive and rising"),
+        (((np.ones((30, 2)), np.ones((30, 2))),), {"clamp": (1.0, 0.1)}, "must be increasing"),
         (((np.ones((30, 2)), np.ones((30, 2))),), {"batch": 1}, "must be a whole number of at least 2"),
         (((np.ones((30, 2)), np.ones((30, 2))),), {"only": ["temperature"]}, "Unknown check 'temperature'"),
     ],

@@ -140,7 +140,7 @@ def test_bad_input():
         fixed.swap(jnp.ones((3, 2)), jnp.ones((2, 2)), 0, jax.random.key(0))
     for arguments, message in (
         ({"total_steps": 0}, "`total_steps` must be a whole number"),
-        ({"total_steps": 4, "clamp": (0.1, -1.0)}, "`clamp` must be positive"),
+        ({"total_steps": 4, "clamp": (0.1, -1.0)}, r"`clamp\[1\]` must be positive"),
         ({"total_steps": 4, "clamp": (0.1, 0.01)}, "must be increasing"),
         ({"total_steps": 4, "name": ""}, "`name` must be a name"),
     ):

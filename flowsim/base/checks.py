@@ -111,6 +111,20 @@ def check_fraction(name: str, value: Any) -> None:
         check(value <= 1, f"Argument `{name}` must be at most 1, but is {float(value):g}. Use a number from 0 to 1.")
 
 
+def checked_clamp(clamp: Any) -> tuple[float, float] | None:
+    """(τ_min, τ_max) or None; raises `FlowsimError` for anything else."""
+    if clamp is None:
+        return None
+    check(
+        isinstance(clamp, (tuple, list)) and len(clamp) == 2,
+        f"Argument `clamp` must be (tau_min, tau_max) or None, but is {shown(clamp)}. Use e.g. (0.01, 1.0).",
+    )
+    for name, bound in zip(("clamp[0]", "clamp[1]"), clamp, strict=True):
+        check_number(name, bound, positive=True, cure="Use e.g. clamp=(0.01, 1.0).")
+    check(clamp[0] < clamp[1], f"The clamp {tuple(clamp)} must be increasing. Use e.g. (0.01, 1.0).")
+    return float(clamp[0]), float(clamp[1])
+
+
 def check_redraw(interval: Any) -> None:
     """Refuse an interval of flow time that is not positive; None passes."""
     if interval is not None:

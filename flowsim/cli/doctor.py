@@ -29,6 +29,10 @@ class Doctor:
     """Softmax temperature of the embeddings."""
     batch: Annotated[int | None, whole("--batch", "256"), hint()] = None
     """Pairs in one loss, where it is not recorded."""
+    pool: Annotated[int | None, whole("--pool", "1000"), hint()] = None
+    """Held-out pairs among which recall was measured, where it is not recorded."""
+    optimizer: Annotated[str | None, text("--optimizer", "NAME"), hint()] = None
+    """Optimizer, where it is not recorded, e.g. adamw."""
     fixed: Flag = False
     """The temperature was fixed or scheduled on purpose."""
     clamp: Annotated[tuple[float, ...] | None, conf.arg(metavar="MIN MAX", help_behavior_hint="(default: 0.01 1)")] = (
@@ -59,6 +63,8 @@ class Doctor:
                 embeddings=self.embeddings,
                 temperature=self.temperature,
                 batch=self.batch,
+                pool=self.pool,
+                optimizer=self.optimizer,
                 learned=False if self.fixed else None,
                 clamp=None if self.clamp is None else clamp_of(self.clamp),
                 columns=columns_in(self.columns),

@@ -17,6 +17,8 @@ from flowsim.records.status import Status
 USUAL_CLAMP = (0.01, 1.0)
 #: Rows that checks compare with each other; of more, a random sample is taken.
 MOST_ROWS = 4096
+#: What the steps of a case count.
+STEP = "step"
 
 Rows = tuple[np.ndarray, np.ndarray]
 
@@ -59,6 +61,7 @@ class Case:
 
     Attributes:
         name: What the case is, in words.
+        unit: What its steps count: optimizer steps ("step"), or the "epoch" or "row" of a log without steps.
         steps: Number of steps of the run.
         loss: Loss of the training batches.
         broken: The first step whose loss is not finite.
@@ -66,7 +69,7 @@ class Case:
         temperature: τ.
         rate: Learning rate.
         gap: Modality gap of held-out pairs.
-        recall: Mean recall of both directions on held-out pairs.
+        recall: Mean recall of the recorded directions on held-out pairs.
         recall_at: Its k: 10, or the next smaller one that is recorded.
         pool: Number of pairs among which held-out pairs are retrieved.
         batch: Pairs in one loss.
@@ -76,12 +79,14 @@ class Case:
         clamp_known: Whether the clamp was recorded.
         adam: Whether the optimizer is Adam or AdamW.
         decayed: Whether weight decay acts on the temperature.
-        rows: Unit rows (image, text) of pairs at the end, (n, d) each.
+        given: Rows (image, text) of all pairs at the end as they are stored, (n, d) each, finite and without zeros.
+        rows: Unit rows of these pairs, or of a sample of `MOST_ROWS`, float64.
         of_training: Whether these are training pairs.
         weights: Numbers about the parameters of a checkpoint.
     """
 
     name: str
+    unit: str = STEP
     steps: int | None = None
     loss: Track | None = None
     broken: int | None = None
@@ -99,9 +104,25 @@ class Case:
     clamp_known: bool = False
     adam: bool | None = None
     decayed: bool | None = None
+    given: Rows | None = None
     rows: Rows | None = None
     of_training: bool = False
     weights: Mapping[str, Any] | None = None
+
+    @property
+    def among(self) -> str:
+        """The pairs of `rows`, in words."""
+        if self.rows is None or self.given is None:
+            return "no pairs"
+        count, whole = len(self.rows[0]), len(self.given[0])
+        return f"{count:,} pairs" if count == whole else f"a sample of {count:,} of {whole:,} pairs"
+
+    def with_rows(self, given: Rows | None, of_training: bool) -> "Case":
+        """The case with embeddings; None, or rows that are not finite, leave it without."""
+        sample = None if given is None else _sampled(given)
+        if sample is None:
+            return dataclasses.replace(self, given=None, rows=None)
+        return dataclasses.replace(self, given=given, rows=sample, of_training=of_training)
 
 
 def case_of_record(record: Result, name: str) -> Case:
@@ -111,6 +132,7 @@ def case_of_record(record: Result, name: str) -> Case:
     said = config.get("training", {}) if isinstance(config.get("training"), dict) else {}
     policy = _policy(config)
     loss, broken = _training_loss(record)
+    log = config.get("log", {})
     if broken is None and record.status.code is Status.DIVERGED:
         after = _steps(record) if loss is None else _steps(record)[_steps(record) > loss.step[-1]]
         broken = int(after[0]) if len(after) else int(_steps(record)[-1])
@@ -136,8 +158,9 @@ def case_of_record(record: Result, name: str) -> Case:
     if trained is not None and len(trained.coordinates.get("step", ())):
         ends.append(trained.coordinates["step"][-1])
     batch, pool = said.get("batch_size"), config.get("evaluation", {}).get("retrieval_pool")
-    return Case(
+    case = Case(
         name=name,
+        unit=str(log.get("unit", STEP)),
         steps=int(max(ends)) if ends else None,
         loss=loss,
         broken=broken,
@@ -155,16 +178,13 @@ def case_of_record(record: Result, name: str) -> Case:
         clamp_known=known,
         adam=None if optimizer is None else "adam" in str(optimizer),
         decayed=bool(said["temperature_decay"]) if "temperature_decay" in said else None,
-        rows=checked(rows),
-        of_training=trained is not None,
     )
+    return case.with_rows(rows, trained is not None)
 
 
-def checked(rows: Rows | None) -> Rows | None:
-    """Unit rows in float64, a sample of `MOST_ROWS` if there are more; None if rows are not finite."""
-    if rows is None:
-        return None
-    count = min(len(rows[0]), len(rows[1]))
+def _sampled(rows: Rows) -> Rows | None:
+    """Unit rows in float64, a sample of `MOST_ROWS` if there are more; None if they are not finite."""
+    count = len(rows[0])
     index = np.arange(count)
     if count > MOST_ROWS:
         index = np.sort(np.random.default_rng(0).choice(count, MOST_ROWS, replace=False))
@@ -212,13 +232,14 @@ def _track(record: Result, name: str) -> Track | None:
 
 
 def _training_loss(record: Result) -> tuple[Track | None, int | None]:
-    """The loss of training batches, and the first step at which it was logged and is not finite."""
+    """The loss of training batches, and the step from which on it is not finite, if it was logged at every step."""
     steps, values = _steps(record), record.series.get("train_loss")
     if isinstance(record, TrainingRecord) and "train_loss" in record.training:
         values = record.training["train_loss"]
-        steps = np.arange(len(values), dtype=np.float64)
-        bad = np.flatnonzero(~np.isfinite(values))
-        return _finite(steps, values), int(steps[bad[0]]) if len(bad) else None
+        # A single loss that is not finite is skipped by gradient scaling; a run that ends so is broken.
+        good = np.flatnonzero(np.isfinite(values))
+        first = int(good[-1]) + 1 if len(good) else 0
+        return _finite(np.arange(len(values), dtype=np.float64), values), first if first < len(values) else None
     if values is None:
         values = None if isinstance(record, TrainingRecord) else record.series.get("loss")
     return (None, None) if values is None else (_finite(steps, values), None)
@@ -235,7 +256,7 @@ def _temperature(record: Result) -> Track | None:
 
 
 def _recall(record: Result) -> tuple[Track | None, int]:
-    """Mean recall of both directions at the largest recorded k of 10, 5 and 1: its relative error is the smallest."""
+    """Mean recall of the recorded directions at the largest k of 10, 5 and 1, whose relative error is the smallest."""
     for k in (10, 5, 1):
         names = (f"image_to_text_at_{k}", f"text_to_image_at_{k}")
         known = [record.series[name] for name in names if name in record.series]

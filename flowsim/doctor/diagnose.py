@@ -9,22 +9,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flowsim.base.checks import check, check_whole, shown
+from flowsim.base.checks import check, check_number, check_whole, checked_clamp, is_real, shown
 from flowsim.base.html import table
 from flowsim.data.arrays import read_named
-from flowsim.doctor.case import Case, Track, case_of_record, checked
+from flowsim.doctor.case import Case, Track, case_of_record
 from flowsim.doctor.finding import REGISTRY, Finding, names
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.logs import read_log
-from flowsim.observables import load_embeddings
-from flowsim.observables.checks import check_shapes, check_values
+from flowsim.observables import open_embeddings
+from flowsim.observables.checks import check_blocks, check_shapes, real_array
 from flowsim.records.load import load_any
 from flowsim.records.result import Result
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
 #: Endings of files of embeddings or of weights.
-_ARRAYS = (".npy", ".npz", ".safetensors", ".pt", ".pth", ".bin", ".h5", ".hdf5", ".zarr", ".parquet")
+_ARRAYS = (".npy", ".npz", ".safetensors", ".pt", ".pth", ".bin", ".h5", ".hdf5", ".zarr", ".zarr.zip", ".parquet")
 #: The last part of the name of ν in a checkpoint.
 _SCALE = "logit_scale"
 
@@ -99,6 +99,8 @@ def diagnose(
     embeddings: PathLike | tuple[Any, Any] | None = None,
     temperature: float | None = None,
     batch: int | None = None,
+    pool: int | None = None,
+    optimizer: str | None = None,
     learned: bool | None = None,
     clamp: tuple[float, float] | None = None,
     columns: Mapping[str, str] | None = None,
@@ -118,6 +120,8 @@ def diagnose(
             none. Records of flowsim hold them.
         temperature: τ of the embeddings, for checks of the temperature without a run.
         batch: Pairs in one loss, where it is not recorded.
+        pool: Held-out pairs among which recall was measured, where it is not recorded.
+        optimizer: Its name, e.g. "adamw", where it is not recorded.
         learned: False if the temperature was fixed or scheduled on purpose; None if a record tells.
         clamp: (τ_min, τ_max), where it is not recorded. Default: (0.01, 1), that of CLIP and open_clip.
         columns: Names of the columns of a log; see `fs.read_log`.
@@ -137,30 +141,31 @@ def diagnose(
         ['temperature-not-trained']
     """
     known = names()
-    wanted = known if only is None else tuple([only] if isinstance(only, str) else only)
+    listed = [only] if isinstance(only, str) else only
+    if listed is not None and not (isinstance(listed, Collection) and all(isinstance(one, str) for one in listed)):
+        raise FlowsimError(f"Argument `only` must be names of checks, but is {shown(only)}. Leave it out for all.")
+    wanted = known if listed is None else tuple(listed)
     for name in wanted:
         if name not in known:
             raise unknown_name("check", name, known)
-    if batch is not None:
-        check_whole("batch", batch, 2, "Use the number of pairs in one loss.")
+    for name, value in (("batch", batch), ("pool", pool)):
+        if value is not None:
+            check_whole(name, value, 2, "Use the number of pairs.")
+    if temperature is not None:
+        check_number("temperature", temperature, positive=True, cure="Use e.g. 0.07.")
+    changes: dict[str, Any] = {"batch": batch, "pool": pool, "learned": learned}
+    if optimizer is not None:
+        check(
+            isinstance(optimizer, str), f"Argument `optimizer` must be a name, but is {shown(optimizer)}. Use 'adamw'."
+        )
+        changes["adam"] = "adam" in optimizer.lower()
+    if clamp is not None:
+        changes |= {"clamp": checked_clamp(clamp), "clamp_known": True}
     case = _case(source, columns)
     if embeddings is not None:
-        case = dataclasses.replace(case, rows=_rows(embeddings), of_training=True)
-    if temperature is not None:
-        value = np.asarray(temperature, np.float64)
-        check(value.ndim == 0 and value > 0 and np.isfinite(value), f"Argument `temperature` must be positive, but is "
-              f"{shown(temperature)}. Use e.g. 0.07.")  # fmt: skip
-        if case.temperature is None:
-            case = dataclasses.replace(case, temperature=Track(np.zeros(1), value[None]))
-    if clamp is not None:
-        bounds = np.asarray(clamp, np.float64)
-        check(
-            bounds.shape == (2,) and 0 < bounds[0] < bounds[1],
-            f"Argument `clamp` must be (tau_min, tau_max), positive and rising, but is {shown(clamp)}. "
-            "Use e.g. (0.01, 1).",
-        )
-        case = dataclasses.replace(case, clamp=(float(bounds[0]), float(bounds[1])), clamp_known=True)
-    changes = {"batch": batch, "learned": learned}
+        case = case.with_rows(_pairs(embeddings), True)
+    if temperature is not None and case.temperature is None:
+        case = dataclasses.replace(case, temperature=Track(np.zeros(1), np.array([float(temperature)])))
     case = dataclasses.replace(case, **{name: value for name, value in changes.items() if value is not None})
     return Diagnosis(case.name, {name: REGISTRY[name].find(case) for name in known if name in wanted})
 
@@ -168,29 +173,28 @@ def diagnose(
 def _case(source: Any, columns: Mapping[str, str] | None) -> Case:
     if isinstance(source, Result):
         return case_of_record(source, "record")
-    if isinstance(source, tuple) and len(source) == 2:
-        return Case("embeddings", rows=_rows(source))
+    if isinstance(source, tuple):
+        return Case("embeddings").with_rows(_pairs(source), False)
     if not isinstance(source, (str, os.PathLike)):
         raise FlowsimError(
             f"Expected a record, a path, or (image, text), but got {shown(source)}. Use e.g. fs.diagnose('out.log')."
         )
     path = Path(source)
-    ending = path.suffix.lower()
-    if ending == ".nc":
+    if path.suffix.lower() == ".nc":
         found = load_any(path)
         check(
             len(found) == 1,
             f"{str(path)!r} holds {len(found)} runs. Diagnose one of them: fs.diagnose(fs.load_results(path)[name]).",
         )
         return case_of_record(next(iter(found.values())), path.name)
-    if ending in _ARRAYS:
+    if path.name.lower().endswith(_ARRAYS) or (path.is_dir() and any(path.rglob("*.npy"))):
         return _case_of_arrays(path)
-    if columns is None and ending in (".csv", ".tsv"):
+    if columns is None and path.suffix.lower() in (".csv", ".tsv"):
         try:
             return case_of_record(read_log(path), path.name)
         except FlowsimError as no_log:
             try:
-                return Case(path.name, rows=_rows(path))
+                return Case(path.name).with_rows(_pairs(path), False)
             except FlowsimError:
                 raise no_log from None
     return case_of_record(read_log(path, columns=columns), path.name)
@@ -203,30 +207,35 @@ def _case_of_arrays(path: Path) -> Case:
         scale = [name for name in held if name.rpartition(".")[2] == _SCALE]
         if scale:
             return _case_of_weights(held, scale[0], path.name)
-    return Case(path.name, rows=_rows(path))
+    return Case(path.name).with_rows(_pairs(path), False)
 
 
 def _case_of_weights(held: Mapping[str, np.ndarray], scale: str, name: str) -> Case:
-    raw = np.asarray(held[scale], np.float64)
-    check(raw.size == 1, f"{name}: {scale!r} must be one number, but has shape {raw.shape}.")
-    real = {key: value for key, value in held.items() if np.asarray(value).dtype.kind not in "iubUS"}
-    bad = [key for key, value in real.items() if not np.isfinite(np.asarray(value, np.float32)).all()]
-    value = float(raw.reshape(()))
-    tau = Track(np.zeros(1), np.array([math.exp(-value)])) if math.isfinite(value) else None
-    weights = {"raw_temperature": value, "dtype": str(np.asarray(held[scale]).dtype), "not_finite": bad}
+    raw = np.asarray(held[scale])
+    check(raw.size == 1 and is_real(raw), f"{name}: {scale!r} must be one number, but has shape {raw.shape}.")
+    value, bad, kinds = float(raw.reshape(())), [], set()
+    for key in held:
+        array = held[key]
+        if is_real(array) and array.dtype.kind not in "iu":
+            kinds.add(str(array.dtype))
+            if not np.isfinite(np.asarray(array, np.float32)).all():
+                bad.append(key)
+    beta = math.exp(min(max(value, -700.0), 700.0))
+    tau = Track(np.zeros(1), np.array([1 / beta])) if math.isfinite(value) else None
+    half = kinds <= {"float16", "bfloat16"} and len(held) > 1
+    weights = {"raw_temperature": value, "dtype": str(raw.dtype), "not_finite": bad, "all_half": half}
     return Case(name, temperature=tau, weights=weights)
 
 
-def _rows(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of pairs; raises `FlowsimError` if these are none."""
-    image, text = source if isinstance(source, tuple) else load_embeddings(source)
-    _check_pairs(image, text)
-    rows = checked((np.asarray(image), np.asarray(text)))
-    assert rows is not None
-    return rows
-
-
-def _check_pairs(image: Any, text: Any) -> None:
-    """Refuse what are no rows of pairs, as every observable does."""
-    arrays = {"image": check_values("image", image), "text": check_values("text", text)}
+def _pairs(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of pairs as they are stored; raises `FlowsimError` if these are none, or not finite."""
+    if isinstance(source, tuple):
+        check(len(source) == 2, f"Embeddings must be (image, text), but there are {len(source)} arrays. Give two.")
+        given = source
+    else:
+        given = open_embeddings(source)
+    arrays = {name: real_array(name, rows) for name, rows in zip(("image", "text"), given, strict=True)}
     check_shapes(arrays, pairs=True)
+    for name, rows in arrays.items():
+        check_blocks(name, rows)
+    return arrays["image"], arrays["text"]

@@ -1,12 +1,14 @@
 """Checks of the temperature. ν is the raw parameter; β = exp(ν) = 1/τ as in CLIP, unless a policy says otherwise."""
 
 import math
+from typing import Any
 
 import numpy as np
 
-from flowsim.doctor.case import Case, Track
+from flowsim.doctor.case import STEP, Case, Track
 from flowsim.doctor.entropy import calibration
 from flowsim.doctor.finding import CannotTell, Sign, register
+from flowsim.logs.clock import sums_of_rates
 
 #: A temperature within this relative distance of a bound is at it.
 AT_BOUND = 5e-3
@@ -19,15 +21,17 @@ FEWEST = 5
 #: Share of the sum of learning rates from which a change of ν counts as limited by it; and beyond which Adam alone
 #: cannot have made it.
 LIMITED, BEYOND = 0.9, 1.2
-#: Difference of entropy and loss, in nats, that counts as a pull on ν.
-PULL = 0.05
+#: Difference of entropy and loss, in nats, that counts as a pull on ν; and a fall of ν that counts.
+PULL, FALL = 0.05, 0.01
+#: Accuracy of ν in logs, which print five digits of β.
+PRINTED = 1e-4
 
 #: First β that slips of the usual initialisation ν = ln(1/0.07) give -> the slip.
 SLIPS = {
     math.e: "ν = 1: `torch.ones([])` without the factor ln(1/0.07)",
     math.log(1 / 0.07): "β = ln(1/0.07): the logits are multiplied by ν, without exp",
     math.log(100): "β = ln 100: the logits are multiplied by ν, without exp",
-    math.exp(0.07): "ν = 0.07: the temperature is stored where its logarithm belongs",
+    math.exp(0.07): "ν = 0.07: the temperature is stored where the logarithm of its inverse belongs",
     0.07: "β = 0.07: the logits are multiplied by the temperature instead of divided",
     0.01: "β = 0.01: the logits are multiplied by the temperature instead of divided",
     math.exp(1 / 0.07): "ν = 1/0.07: exp is applied to the inverse temperature",
@@ -58,7 +62,7 @@ def _at_bound(case: Case) -> tuple[Track, np.ndarray, float, str]:
     if case.clamp is None:
         raise CannotTell("The temperature has no clamp.")
     bound = case.clamp[0]
-    known = "" if case.clamp_known else ", the usual clamp"
+    known = "" if case.clamp_known else " (the usual clamp)"
     return tau, np.abs(tau.value / bound - 1) < AT_BOUND, bound, known
 
 
@@ -83,7 +87,7 @@ def temperature_at_clamp(case: Case) -> Sign:
     share = float((tau.step[-1] - begin) / length)
     return Sign(
         share >= SHARE,
-        f"τ is {bound:.3g}{known} from step {begin:.0f} to the end, {100 * share:.0f} % of the run.",
+        f"τ is {bound:.3g}{known} from {case.unit} {begin:.0f} to the end, {100 * share:.0f} % of the run.",
         {"bound": bound, "since": float(begin), "share": share},
     )
 
@@ -109,7 +113,7 @@ def temperature_at_clamp_early(case: Case) -> Sign:
     first = float(tau.step[np.argmax(there)])
     return Sign(
         found,
-        f"τ is {bound:.3g}{known} first at step {first:.0f}, and in {100 * share:.0f} % of what is recorded.",
+        f"τ is {bound:.3g}{known} first at {case.unit} {first:.0f}, and in {100 * share:.0f} % of what is recorded.",
         {"bound": bound, "first": first, "share": share},
     )
 
@@ -136,9 +140,8 @@ def temperature_not_trained(case: Case) -> Sign:
         return Sign(False, f"τ is constant at its clamp, {tau.first:.3g}.", numbers)
     said = f"τ is {tau.first:.5g} at all {len(tau)} recorded steps"
     raw = -math.log(tau.first)
-    if (grid := _half(np.array([raw]), 1e-4)) and abs(raw - math.log(1 / 0.07)) > 1e-4:
-        spacing = 2.0 ** (math.floor(math.log2(abs(raw))) - (7 if grid == "bfloat16" else 10))
-        said += f"; ν = {raw:.6g} is a number of {grid}, whose next one is {spacing:.3g} away"
+    if abs(raw - math.log(1 / 0.07)) > 1e-4 and (grid := _half(np.array([raw]))):
+        said += f"; ν = {raw:.6g} is a number of {grid}, whose next one is {_spacing(grid, raw):.3g} away"
     return Sign(True, f"{said}.", numbers)
 
 
@@ -164,36 +167,46 @@ def _untouched(case: Case) -> Sign:
     "does).",
 )
 def temperature_decayed(case: Case) -> Sign:
-    """Weight decay in the settings; else ν that falls or rests although the loss pulls it up."""
+    """Weight decay in the settings; else ν that falls although the loss pulls it up."""
     _learned(case)
     if case.decayed:
         return Sign(True, "The settings apply weight decay to ν.")
     if case.decayed is False:
         return Sign(False, "The settings apply no weight decay to ν.")
     tau = _tau(case, FEWEST)
-    if case.rows is None or not case.of_training:
+    if case.rows is None or case.batch is None or not case.of_training:
         return _beyond_adam(case, tau)
-    loss, entropy = calibration(*case.rows, tau.last)
+    # In larger pools the entropy exceeds the loss also where ν rests, so these are the pools that training has.
+    blocks = _batches(*case.rows, case.batch)
+    loss, entropy = np.mean([calibration(*block, tau.last) for block in blocks], axis=0).tolist()
     late = tau.since(tau.step[0] + 0.5 * (tau.step[-1] - tau.step[0]))
     rise = -math.log(late.last / late.first)  # of ν
     numbers = {"loss": loss, "entropy": entropy, "rise": rise}
-    at = f"At the end the loss of {len(case.rows[0])} training pairs is {loss:.3g} and their entropy {entropy:.3g}"
-    if abs(late.value / (1 if case.clamp is None else case.clamp[0]) - 1).min() < AT_BOUND:
+    at = f"At the end the loss of {len(blocks[0][0])} training pairs is {loss:.3g} and their entropy {entropy:.3g}"
+    if case.clamp is not None and np.abs(late.value / case.clamp[0] - 1).min() < AT_BOUND:
         return Sign(False, f"{at}; τ is at its clamp.", numbers)
     went = f"ν {'rose' if rise > 0 else 'fell'} by {abs(rise):.3g} in the second half"
-    return Sign(entropy - loss > PULL and rise < 0, f"{at}; {went}.", numbers)
+    return Sign(entropy - loss > PULL and rise < -FALL, f"{at}; {went}.", numbers)
+
+
+def _batches(image: np.ndarray, text: np.ndarray, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pairs in blocks of a batch; all in one if they are fewer."""
+    batch = min(batch, len(image))
+    starts = range(0, len(image) - batch + 1, batch)
+    return [(image[start : start + batch], text[start : start + batch]) for start in starts]
 
 
 def _beyond_adam(case: Case, tau: Track) -> Sign:
     """Without embeddings: ν that fell farther than steps of Adam reach."""
-    if case.rate is None or case.adam is False:
-        raise CannotTell("No embeddings of training pairs at the end are known, from which the pull on ν is computed.")
+    missing = CannotTell(
+        "Embeddings of training pairs at the end and the batch size are needed, from which the pull on ν is computed; "
+        "or an optimizer that is Adam, whose steps bound the fall of ν."
+    )
+    if case.rate is None or not case.adam or case.unit != STEP:
+        raise missing
     fell, reach = math.log(tau.last / tau.first), _reach(case, tau)
     if fell <= BEYOND * reach:
-        raise CannotTell(
-            "No embeddings of training pairs at the end are known, from which the pull on ν is computed; ν alone does "
-            "not show weight decay."
-        )
+        raise missing
     return Sign(
         True,
         f"ν fell by {fell:.3g}, although the learning rates sum to {reach:.3g}.",
@@ -207,7 +220,8 @@ def _reach(case: Case, tau: Track) -> float:
     """The sum of the learning rates of ν between the first and the last recorded temperature."""
     assert case.rate is not None
     ratio = 1.0 if case.policy is None else float(getattr(case.policy, "lr_ratio", 1.0))
-    return ratio * float(np.interp(np.arange(tau.step[0], tau.step[-1]), case.rate.step, case.rate.value).sum())
+    before = sums_of_rates(case.rate.step, case.rate.value, tau.step[[0, -1]])
+    return ratio * float(before[1] - before[0])
 
 
 @register(
@@ -220,17 +234,13 @@ def _reach(case: Case, tau: Track) -> float:
 def wrong_initial_temperature(case: Case) -> Sign:
     """Whether the first β is that of a known slip."""
     _learned(case)
-    if case.weights is not None:
-        tau_first = math.exp(-case.weights["raw_temperature"])
-    else:
-        tau = _tau(case)
-        if tau.step[0] > 0.02 * max(case.steps or 0, 50):
-            raise CannotTell(f"The first recorded temperature is that of step {tau.step[0]:.0f}.")
-        tau_first = tau.first
+    tau, which = _tau(case), "The first" if case.weights is None else "The checkpoint's"
+    if tau.step[0] > 0.02 * max(case.steps or 0, 50):
+        raise CannotTell(f"The first recorded temperature is that of {case.unit} {tau.step[0]:.0f}.")
     for beta, slip in SLIPS.items():
-        if abs(tau_first * beta - 1) < SAME:
-            return Sign(True, f"The first β is {1 / tau_first:.4g}, as from {slip}.", {"inverse_temperature": beta})
-    return Sign(False, f"The first τ is {tau_first:.3g}.", {"temperature": tau_first})
+        if abs(tau.first * beta - 1) < SAME:
+            return Sign(True, f"{which} β is {1 / tau.first:.4g}, as from {slip}.", {"inverse_temperature": beta})
+    return Sign(False, f"{which} τ is {tau.first:.3g}.", {"temperature": tau.first})
 
 
 @register(
@@ -244,8 +254,11 @@ def wrong_initial_temperature(case: Case) -> Sign:
 def temperature_limited_by_rate(case: Case) -> Sign:
     """The change of ν, as a share of the sum of its learning rates."""
     _learned(case)
-    if case.adam is False:
-        raise CannotTell("The optimizer is not Adam, so that the learning rate does not bound a step.")
+    if not case.adam:
+        unknown = "The optimizer is not recorded. Give it as `optimizer`."
+        raise CannotTell(unknown if case.adam is None else "Only Adam's steps are bounded by the learning rate.")
+    if case.unit != STEP:
+        raise CannotTell(f"The log counts {case.unit}s, not optimizer steps.")
     tau = _tau(case, FEWEST)
     if case.rate is None:
         raise CannotTell("No learning rate is recorded.")
@@ -277,26 +290,33 @@ def temperature_in_half_precision(case: Case) -> Sign:
     _learned(case)
     if case.weights is not None:
         dtype = case.weights["dtype"]
+        if dtype in ("float16", "bfloat16") and case.weights["all_half"]:
+            raise CannotTell(f"All weights are {dtype}, as in an export; how ν was trained does not show.")
         return Sign(dtype in ("float16", "bfloat16"), f"ν in the checkpoint is {dtype}.", {"dtype": dtype})
     # The first value may be the initial one, before anything was rounded.
     raw = np.unique(np.round(np.log(1 / _tau(case, FEWEST).value[1:]), 6))
+    raw = raw[_spacing("bfloat16", raw) >= 20 * PRINTED]
     if len(raw) < FEWEST:
-        raise CannotTell(f"Only {len(raw)} different temperatures are recorded.")
-    # Logs print five digits: 1e-4 in ν; chance on the grid of bfloat16 is then about 1 % for each value.
-    grid = _half(raw, 1e-4)
+        raise CannotTell(f"Only {len(raw)} different temperatures away from 1 are recorded.")
+    grid = _half(raw)
     if grid is None:
         return Sign(False, f"The {len(raw)} values of ν lie on no grid of half precision.", {"values": len(raw)})
     return Sign(True, f"All {len(raw)} different values of ν are numbers of {grid}.", {"values": len(raw)})
 
 
-def _half(raw: np.ndarray, tolerance: float) -> str | None:
-    """The format whose numbers all values are, to a tolerance; None if there is none."""
-    if not np.isfinite(raw).all():
-        return None
+def _half(raw: np.ndarray) -> str | None:
+    """The format whose numbers all values are, to the digits of a log; None if there is none."""
     import ml_dtypes
 
-    for name, dtype, allowed in (("bfloat16", ml_dtypes.bfloat16, tolerance), ("float16", np.float16, 2e-6)):
-        rounded = raw.astype(dtype).astype(np.float64)
-        if (np.abs(rounded - raw) <= allowed).all():
+    for name, dtype in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
+        off = np.abs(raw.astype(dtype).astype(np.float64) - raw)
+        # On a grid by chance is 2 tolerance/spacing: at most 10 % for each value.
+        if (off <= np.minimum(PRINTED, _spacing(name, raw) / 20)).all():
             return name
     return None
+
+
+def _spacing(grid: str, raw: Any) -> Any:
+    """Distance of neighbouring numbers of a format near given ones."""
+    smallest = np.maximum(np.abs(raw), 1e-4)
+    return 2.0 ** (np.floor(np.log2(smallest)) - (7 if grid == "bfloat16" else 10))

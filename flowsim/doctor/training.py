@@ -83,11 +83,13 @@ def overfitting(case: Case) -> Sign:
         raise CannotTell("No retrieval of held-out pairs is recorded.")
     if len(case.recall) <= AFTER:
         raise CannotTell(f"Only {len(case.recall)} evaluations are recorded.")
+    if case.pool is None:
+        raise CannotTell("The number of held-out pairs is not recorded, which the noise depends on. Give it as `pool`.")
     best = int(np.argmax(case.recall.value))
     top, last = float(case.recall.value[best]), case.recall.last
     fell = (top - last) / top if top > 0 else 0.0
     # Two recalls of p with N queries in each direction differ by chance by about √(p(1−p)/N).
-    noise = math.sqrt(top * (1 - top) / case.pool) if case.pool else 0.0
+    noise = math.sqrt(top * (1 - top) / case.pool)
     found = fell > FALL and top - last > NOISE * noise and len(case.recall) - 1 - best >= AFTER
     at = f"{top:.3g} at step {case.recall.step[best]:.0f}"
     return Sign(
@@ -119,13 +121,15 @@ def loss_jumps(case: Case) -> Sign:
     jumped = np.flatnonzero(excess > np.maximum(JUMP, 10 * spread))
     if not len(jumped):
         return Sign(False, f"The training loss never rises by {JUMP:g} nat and stays there.", {"jumps": 0})
-    worst = jumped[np.argmax(excess[jumped])]
+    # One jump is found at several places in a row: it begins with the first of these.
+    runs = np.split(jumped, np.flatnonzero(np.diff(jumped) > STAYS) + 1)
+    worst = max(runs, key=lambda run: excess[run].max())[0]
     step = int(track.step[WINDOW + worst])
     return Sign(
         True,
         f"At step {step} the training loss rises from {middle[worst]:.3g}, the median of {WINDOW} values, to "
         f"{np.median(after[worst]):.3g}, that of the next {STAYS}.",
-        {"jumps": len(jumped), "step": step, "height": float(excess[worst])},
+        {"jumps": len(runs), "step": step, "height": float(excess[worst])},
     )
 
 

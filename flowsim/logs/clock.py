@@ -40,13 +40,25 @@ def clock_of(at: np.ndarray, rate: Logged | None, unit: str) -> tuple[np.ndarray
             STEPS,
             "The learning rate was not logged in every tenth of the run, as its sum needs.",
         )
-    return _sums(at, rate), SUM_OF_RATES, f"The sum of the learning rates, logged at {len(rate.at)} steps."
+    sums = sums_of_rates(rate.at, rate.values, at)
+    return sums, SUM_OF_RATES, f"The sum of the learning rates, logged at {len(rate.at)} steps."
 
 
-def _sums(at: np.ndarray, rate: Logged) -> np.ndarray:
-    """Sums of the rates of the steps before each of `at`, (T,)."""
+def sums_of_rates(step: np.ndarray, rate: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Sums of the learning rates of all steps before others, however large these are.
+
+    Between logged steps the rate is a straight line; before the first and after the last it is constant.
+
+    Args:
+        step: Logged steps, rising, (k,).
+        rate: Their learning rates, (k,).
+        at: Steps, (T,).
+
+    Returns:
+        The sums, (T,).
+    """
     # Breakpoints, and the sum of the rates before each: an arithmetic series between neighbours.
-    knots, values = rate.at.astype(np.float64), rate.values
+    knots, values = step.astype(np.float64), rate
     length = np.diff(knots)
     parts = length * values[:-1] + np.diff(values) * (length - 1) / 2
     before = np.concatenate([[0.0], np.cumsum(parts)]) + knots[0] * values[0]

@@ -24,6 +24,7 @@ class Found:
 
     Attributes:
         unit: What rows are counted in, `STEPS` or `EPOCHS`.
+        counted: Whether rows were counted, because no column holds steps or epochs.
         series: Name in the record -> values in rising order of step.
         columns: Name of a series -> its column, as what it was read, and why.
         unused: Columns of numbers that hold no known series.
@@ -31,6 +32,7 @@ class Found:
     """
 
     unit: str
+    counted: bool = False
     series: dict[str, Logged] = dataclasses.field(default_factory=dict)
     columns: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     unused: list[str] = dataclasses.field(default_factory=list)
@@ -105,7 +107,7 @@ def _axis(table: Table, chosen: Mapping[str, str], counters: Sequence[str]) -> t
     rows = int(max((logged.at.max(initial=-1) for logged in table.columns.values()), default=-1)) + 1
     unit, column = (STEPS, chosen["step"]) if "step" in chosen else (EPOCHS, chosen.get("epoch"))
     if column is None:
-        found = Found(STEPS)
+        found = Found(STEPS, counted=True)
         found.notes.append("No column holds steps; rows are counted.")
         return found, np.arange(rows, dtype=np.float64)
     steps = _spread(table.columns[column], rows)

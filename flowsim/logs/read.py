@@ -43,7 +43,8 @@ def read_log(
     else it is the step, or the epoch if there are no steps.
 
     Where a run was resumed, later rows replace earlier ones. `record.config["log"]` says how each column was read and
-    why, which columns were not used, and what was left out.
+    why, which columns were not used, what was left out, and in its `unit` whether steps are optimizer steps ("step"),
+    or "epoch" or "row" where the log has no steps.
 
     Args:
         path: A file or folder.

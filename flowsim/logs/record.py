@@ -74,6 +74,7 @@ def record_of(found: Found, table: Table, source: str, kind: str) -> TrainingRec
     config["log"] = {
         "format": kind,
         "source": source,
+        "unit": "row" if found.counted else found.unit,
         "columns": found.columns,
         "unused": found.unused[:_LISTED],
         "clock": why,

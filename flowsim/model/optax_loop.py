@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from flowsim.base.arrays import to_device
-from flowsim.base.checks import check, check_number, check_whole, shown
+from flowsim.base.checks import check, check_whole, checked_clamp, shown
 from flowsim.errors import FlowsimError
 from flowsim.model.swaps import step_weights
 
@@ -27,14 +27,8 @@ class OptaxSchedule:
     def __init__(self, schedule: "Schedule", total_steps: int, clamp: Any, name: str) -> None:
         check_whole("total_steps", total_steps, 1, "Use the number of optimizer steps of the run.")
         check(isinstance(name, str) and name, f"Argument `name` must be a name, but is {shown(name)}. Use 'nu'.")
-        policy = schedule.temperature
+        policy, clamp = schedule.temperature, checked_clamp(clamp)
         if policy.learnable and policy.bounds() is None and clamp is not None:
-            check(
-                isinstance(clamp, (tuple, list)) and len(clamp) == 2,
-                f"Argument `clamp` must be (tau_min, tau_max) or None, but is {shown(clamp)}. Use e.g. (0.01, 1.0).",
-            )
-            for bound in clamp:
-                check_number("clamp", bound, positive=True, cure="Use e.g. clamp=(0.01, 1.0).")
             policy = policy.clamped_to(*clamp)
             check(
                 policy.bounds() is not None,

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from flowsim.base.checks import check, check_whole
+from flowsim.base.checks import check, check_whole, checked_clamp
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule, as_schedule
 from flowsim.model.temperature import AbstractTemperature
 from flowsim.torch.device import described, this_process
 from flowsim.torch.groups import alone, group_of, innermost
-from flowsim.torch.policies import HALF, InverseTemperature, Learned, at_least_single, checked_clamp, raw_bounds
+from flowsim.torch.policies import HALF, InverseTemperature, Learned, at_least_single, raw_bounds
 from flowsim.torch.swaps import Swapping
 
 #: Steps between two looks at whether something else changed `logit_scale`; each look waits for a GPU.

@@ -105,17 +105,3 @@ def raw_bounds(policy: AbstractTemperature, clamp: tuple[float, float] | None) -
             "`raw_of`. Define it, or use clamp=None."
         )
     return float(low), float(high)
-
-
-def checked_clamp(clamp: Any) -> tuple[float, float] | None:
-    """(τ_min, τ_max) or None; raises `FlowsimError` for anything else."""
-    if clamp is None:
-        return None
-    check(
-        isinstance(clamp, (tuple, list)) and len(clamp) == 2,
-        f"Argument `clamp` must be (tau_min, tau_max) or None, but is {shown(clamp)}. Use e.g. (0.01, 1.0).",
-    )
-    for name, bound in zip(("clamp[0]", "clamp[1]"), clamp, strict=True):
-        check_number(name, bound, positive=True, cure="Use e.g. clamp=(0.01, 1.0).")
-    check(clamp[0] < clamp[1], f"The clamp {tuple(clamp)} must be increasing. Use e.g. (0.01, 1.0).")
-    return float(clamp[0]), float(clamp[1])
