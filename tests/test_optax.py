@@ -146,5 +146,7 @@ def test_bad_input():
     ):
         with pytest.raises(fs.FlowsimError, match=message):
             fs.Schedule().as_optax(**arguments)
+    with pytest.raises(fs.FlowsimError, match=r"no 'raw_temperature' for the raw temperature, but \['nu'\]"):
+        learnable.optimizer(optax.sgd(0.1)).init({"nu": jnp.zeros(())})
     sgd = optax.sgd(0.1)
     assert fixed.optimizer(sgd) is sgd

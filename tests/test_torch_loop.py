@@ -1,4 +1,4 @@
-"""flowsim in somebody else's loop in PyTorch: temperatures, swaps, several processes, and the examples."""
+"""flowsim in your own loop in PyTorch: temperatures, swaps, several processes, and the examples."""
 
 import json
 import math
@@ -366,6 +366,41 @@ def test_a_resumed_run_goes_on_exactly(policy, tmp_path):
         later[2].load_state_dict({"step": 3})
 
 
+@pytest.mark.parametrize("ask", ["temperature", "state_dict", "swap", "inverse_temperature", "before_step"])
+def test_a_step_that_ends_with_an_error_leaves_the_temperature(ask):
+    """Within a step `logit_scale` holds ν = 9.99 of softplus, which would be β = 2e4."""
+
+    class Failing(SGD):
+        def step(self, closure=None):
+            raise KeyboardInterrupt
+
+    model = Model()
+    model.logit_scale.data.fill_(math.log(10))
+    optimizer = Failing(model.parameters(), lr=0.1)
+    controller = TemperatureController(model.logit_scale, POLICIES["ratio"], total_steps=5, clamp=None)
+    controller.attach(optimizer)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    contrast(*model()).backward()
+    before = model.logit_scale.item()
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert model.logit_scale.item() != pytest.approx(before)
+    asked = {"swap": lambda: controller.swap(model.image, model.text), "before_step": controller.before_step}
+    if ask in ("state_dict", "inverse_temperature"):
+        getattr(controller, ask)()
+    elif ask == "temperature":
+        assert controller.temperature == pytest.approx(0.1)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no gradient
+            asked[ask]()
+    if ask == "before_step":  # within the next step
+        controller.after_step()
+    assert model.logit_scale.item() == before
+    assert [group["lr"] for group in optimizer.param_groups] == rates
+    assert controller.step == (ask == "before_step")
+
+
 def test_bad_input():
     parameter = torch.nn.Parameter(torch.tensor(2.66))
     for arguments, message in (
@@ -378,6 +413,10 @@ def test_bad_input():
     for clamp in ((1.0, 0.01), (0.0, 1.0)):
         with pytest.raises(fs.FlowsimError, match="clamp"):
             TemperatureController(parameter, "Baseline", 10, clamp=clamp)
+    controller = TemperatureController(torch.nn.Parameter(torch.tensor(2.66)), "Baseline", 10)
+    for wrong in ({"raw": None}, {"step": "x"}, {"raw": torch.zeros(2)}):
+        with pytest.raises(fs.FlowsimError, match="The state is damaged"):
+            controller.load_state_dict({**controller.state_dict(), **wrong})
     image = torch.ones(4, 3)
     with pytest.raises(fs.FlowsimError, match="one shape"):
         swap(image, image[:3], "HS 1", 0)

@@ -183,6 +183,19 @@ def test_a_watched_model_needs_no_call():
         model()
 
 
+def test_a_row_of_zeros_has_no_direction():
+    image = torch.eye(5)
+    text = image.clone()
+    text[2] = 0
+    assert all(value.isnan() for value in fs.torch.measure(image, text).values())
+
+
+@pytest.mark.parametrize("only", [[], "margin"])
+def test_names_are_a_list(only):
+    with pytest.raises(fs.FlowsimError, match="`only` must be a list of names"):
+        fs.torch.measure(torch.eye(2), torch.eye(2), only)
+
+
 def test_bad_input():
     for options, message in (
         ({"every": 0}, "`every` must be"),

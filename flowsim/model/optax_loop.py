@@ -88,10 +88,23 @@ class OptaxSchedule:
 
         Returns:
             An optimizer whose `update` needs the parameters.
+
+        Raises:
+            FlowsimError: In `init`, if no parameter has the name; in `update`, without the parameters.
         """
         policy = self.schedule.temperature
         if not self.learnable:
             return inner
+
+        def init(params: Any) -> Any:
+            leaves = jax.tree_util.tree_leaves_with_path(params)
+            if not any(self._is_raw(path) for path, _ in leaves):
+                known = ", ".join(jax.tree_util.keystr(path) for path, _ in leaves[:8])
+                raise FlowsimError(
+                    f"The parameters have no {self.name!r} for the raw temperature, but {known}. Put `initial_raw()` "
+                    "there, or give its name: as_optax(total_steps, name=...)."
+                )
+            return inner.init(params)
 
         def update(updates: Any, state: Any, params: Any = None) -> Any:
             check(
@@ -112,7 +125,7 @@ class OptaxSchedule:
 
             return jax.tree_util.tree_map_with_path(one, updates, params), state
 
-        return optax.GradientTransformation(inner.init, update)
+        return optax.GradientTransformation(init, update)
 
     def decays(self, params: Any) -> Any:
         """Mask of the parameters that may decay: all but ν, whose decay would pull the temperature to that of ν = 0.

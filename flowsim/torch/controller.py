@@ -1,4 +1,4 @@
-"""The temperature of a model in somebody else's training loop: set by a schedule, or trained as the schedule says."""
+"""The temperature of a model in your own training loop: set by a schedule, or trained as the schedule says."""
 
 import math
 import warnings
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flowsim.base.checks import check, check_whole, checked_clamp
+from flowsim.base.checks import check, check_whole, checked_clamp, is_whole
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule, as_schedule
 from flowsim.model.temperature import AbstractTemperature
@@ -98,7 +98,7 @@ class TemperatureController:
         self._swapping = Swapping(self.schedule.swap, seed)
         self._hooks: list[Any] = []
         self._group: Callable[[], dict[str, Any] | None] = lambda: None
-        self._inside = False
+        self._inside = self._in_closure = False
         self._held: tuple[torch.Tensor | None, torch.Tensor] | None = None
         self._ratio = float(self.schedule.temperature.lr_ratio)
         self._rate: Any = None
@@ -160,6 +160,7 @@ class TemperatureController:
 
     def before_step(self) -> None:
         """What happens before the update of an optimizer that cannot be attached: call it after the backward pass."""
+        self._recover()
         self._check()
         if self.raw is None:
             self.parameter.grad = None
@@ -185,6 +186,7 @@ class TemperatureController:
     @property
     def temperature(self) -> float:
         """τ = 1/β that the model uses now. Reading it waits for a GPU."""
+        self._recover()
         return math.exp(-float(self.parameter.detach()))
 
     def inverse_temperature(self) -> torch.Tensor:
@@ -193,6 +195,7 @@ class TemperatureController:
         It is a number like `logit_scale`, at least in single precision. `model.logit_scale.exp()` does as well, except
         for a model in half precision.
         """
+        self._recover()
         if self.raw is None:
             exact = torch.full_like(self.parameter, self._scheduled(), dtype=at_least_single(self.parameter))
         else:
@@ -222,6 +225,9 @@ class TemperatureController:
         Raises:
             FlowsimError: If the features do not fit.
         """
+        self._recover()
+        if step is not None:
+            check_whole("step", step, 0, "Use the number of the step, or leave it out.")
         rank, processes = (0, 1) if gathered else this_process()
         return self._swapping.apply(image, text, self.step if step is None else int(step), rank, processes)
 
@@ -229,6 +235,7 @@ class TemperatureController:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides model and optimizer: plain numbers, text, and ν as a tensor."""
+        self._recover()
         return {
             "step": self.step, "total_steps": self.total_steps, "schedule": self.schedule.to_json(),
             "seed": self._swapping.seed, "raw": None if self.raw is None else self.raw.detach().cpu().clone(),
@@ -252,9 +259,16 @@ class TemperatureController:
                 state[name] == self.state_dict()[name],
                 f"The checkpoint was made with another `{name}`. Make the controller with the arguments of that run.",
             )
+        raw = state["raw"]
+        check(
+            is_whole(state["step"])
+            and state["step"] >= 0
+            and (raw is None if self.raw is None else isinstance(raw, torch.Tensor) and raw.numel() == 1),
+            "The state is damaged: its step or its raw temperature is missing. Pass what `state_dict` returned.",
+        )
         self.step = int(state["step"])
         if self.raw is not None:
-            self.raw.copy_(state["raw"])
+            self.raw.copy_(raw)
         self._write()
 
     def resume_at(self, step: int) -> None:
@@ -310,7 +324,11 @@ class TemperatureController:
                 assert self.raw is not None
                 self.raw.copy_(self.parameter.detach())
                 self._write()
-            loss = closure()
+            self._in_closure = True
+            try:
+                loss = closure()
+            finally:
+                self._in_closure = False
             if self._inside:
                 self._enter()
             else:
@@ -350,6 +368,18 @@ class TemperatureController:
         if self._bounds is not None:
             self.raw.clamp_(*self._bounds)
         self._held, self._inside = None, False
+
+    @torch.no_grad()
+    def _recover(self) -> None:
+        """Back to ln β of before a step of the optimizer that ended with an error; nothing within a step."""
+        if not self._inside or self._in_closure:
+            return
+        group = self._group()
+        if self._rate is not None and group is not None:
+            group["lr"], self._rate = self._rate, None
+        self._held, self._inside = None, False
+        self.parameter.grad = None
+        self.parameter.copy_(self._written)
 
     @torch.no_grad()
     def _write(self) -> None:

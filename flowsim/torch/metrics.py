@@ -1,4 +1,4 @@
-"""Observables on tensors: the definitions of `fs.observables`, on the device of the features, without waiting for it.
+"""Observables on tensors: the definitions of `fs.observables`, on the device of the features.
 
 A test holds each of them to `fs.observables` in double precision.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from flowsim.base.checks import check
+from flowsim.base.checks import check, shown
 from flowsim.errors import unknown_name
 from flowsim.observables.rows import TIES
 from flowsim.torch.device import described, exact
@@ -20,7 +20,7 @@ class _Pairs:
 
     def __init__(self, image: torch.Tensor, text: torch.Tensor) -> None:
         rows = [exact(x) for x in (image, text)]
-        self.finite = torch.isfinite(rows[0]).all() & torch.isfinite(rows[1]).all()
+        self.finite = torch.stack([torch.isfinite(x).all() & x.any(1).all() for x in rows]).all()
         # Factorisations refuse what is not finite; the values become NaN in the end.
         self.x, self.y = (_unit(torch.where(torch.isfinite(x), x, 1.0)) for x in rows)
         self.n = len(image)
@@ -102,10 +102,11 @@ METRICS: dict[str, Callable[[_Pairs], torch.Tensor]] = {
 
 @torch.no_grad()
 def measure(image: torch.Tensor, text: torch.Tensor, only: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-    """Observables of a batch of features, on their device. Nothing waits for the device.
+    """Observables of a batch of features, on their device. Only the effective ranks, by a factorisation, wait for it.
 
     `common_share` is ‖(mean x + mean y)/2‖², the share of the squared length of all rows that lies in their common
-    mean, in [0, 1]. All other names are those of `fs.observables`. Values are NaN if a feature is not finite.
+    mean, in [0, 1]. All other names are those of `fs.observables`. Values are NaN if a feature is not finite, or a row is
+    zero, which has no direction.
 
     Args:
         image: Image features (n, d), n ≥ 2, in any floating dtype. They are scaled to unit length.
@@ -125,6 +126,10 @@ def measure(image: torch.Tensor, text: torch.Tensor, only: Sequence[str] | None 
         >>> {name: round(x.item(), 3) for name, x in fs.torch.measure(image, text, ["modality_gap", "margin"]).items()}
         {'modality_gap': 0.707, 'margin': -1.0}
     """
+    check(
+        only is None or (isinstance(only, (list, tuple)) and len(only) and all(isinstance(one, str) for one in only)),
+        f"Argument `only` must be a list of names, but is {shown(only)}. Leave it out for all.",
+    )
     for name in only or ():
         if name not in METRICS:
             raise unknown_name("observable of a batch", name, METRICS)

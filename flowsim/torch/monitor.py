@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flowsim.base.checks import check, check_whole
+from flowsim.base.checks import check, check_whole, shown
 from flowsim.errors import FlowsimError
 from flowsim.records.result import TrainingRecord
 from flowsim.torch.controller import TemperatureController
@@ -20,8 +20,8 @@ class GapMonitor:
     """Measures features every k steps: gap, relative gap, uniformity, margin, ranks and temperature.
 
     Call it with the features of a batch in every step, or let it `watch` a model. In the steps between it returns at
-    once. Features are detached, so nothing of the graph is kept, and a GPU is waited for only in the steps that are
-    measured. Values are NaN where features are not finite. Numbers are in double precision, by the definitions of
+    once. Features are detached, so nothing of the graph is kept, and only the steps that are measured wait for a GPU.
+    Values are NaN where features are not finite. Numbers are in double precision, by the definitions of
     `fs.observables`, for at most `rows` pairs of the batch; margins, ranks and matched fractions depend on how many
     those are.
 
@@ -106,6 +106,11 @@ class GapMonitor:
         if step is None:
             step = self._calls if self.controller is None else self.controller.step
         self._calls += 1
+        for name, value in (("loss", loss), ("inverse_temperature", inverse_temperature)):
+            check(
+                value is None or isinstance(value, (torch.Tensor, int, float)),
+                f"Argument `{name}` must be a number or a tensor, but is {shown(value)}. Pass that of the batch.",
+            )
         # A step of several micro-batches is measured once; a batch of one pair has no margin.
         if step % self.every or step == self._latest or len(image) < 2 or this_process()[0] != 0:
             return None

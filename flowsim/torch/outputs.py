@@ -59,7 +59,7 @@ class Book:
             self.save()
 
     def save(self) -> None:
-        """Write what is not in the file yet. Failure is a warning: a full disk shall not end a training."""
+        """Write what is not in the file yet. Failure is a warning: a full disk must not end a training."""
         if self.path is None or self._written == len(self.rows):
             return
         try:

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import torch
 
-from flowsim.base.checks import check, check_number, shown
 from flowsim.errors import FlowsimError
 from flowsim.model.temperature import AbstractTemperature
 from flowsim.torch.device import exact
