@@ -548,3 +548,80 @@ def test_measure_takes_similarities(tmp_path, capsys):
     for wrong in (["--dim", "5"], ["--kind", "gram"]):
         assert cli.main(["measure", str(tmp_path / "a.npy"), *wrong]) == 2
         assert "Add --similarity" in capsys.readouterr().err
+
+
+# --- what must not pass in silence
+
+
+def test_parts_that_are_missing_are_refused(tmp_path):
+    for kind, numbers in (("img_emb", (0, 1)), ("text_emb", (0, 2))):
+        (tmp_path / kind).mkdir()
+        for number in numbers:
+            np.save(tmp_path / kind / f"{kind}_{number}.npy", IMAGE)
+    with pytest.raises(FlowsimError, match="has parts 0, 2: some are missing"):
+        obs.load_embeddings(tmp_path)
+
+
+def test_parts_of_two_data_sets_are_not_mixed(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for kind in ("img_emb", "text_emb"):
+            np.save(tmp_path / split / f"{kind}_0.npy", IMAGE)
+    with pytest.raises(FlowsimError, match="holds 'img_emb' in several folders"):
+        read_named(tmp_path)
+    assert set(read_named(tmp_path / "val")) == {"img_emb", "text_emb"}
+
+
+def test_missing_numbers_of_a_table_are_nan(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"score": [1.0, None, 2.0], "label": pyarrow.array([1, None, 2]), "name": ["a", None, "c"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    found = read_named(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(found["score"], [1.0, np.nan, 2.0])
+    assert found["label"].tolist() == [1, -1, 2] and found["name"].tolist() == ["a", "", "c"]
+    empty = pyarrow.table({"image": pyarrow.array([], pyarrow.list_(pyarrow.float32()))})
+    parquet.write_table(empty, tmp_path / "b.parquet")
+    with pytest.raises(FlowsimError, match="'image' has no rows"):
+        _ = read_named(tmp_path / "b.parquet")["image"]
+
+
+def test_messages_name_the_right_modality():
+    bad = np.where(np.arange(len(IMAGE))[:, None] == 1, np.nan, IMAGE)
+    with pytest.raises(FlowsimError, match="Argument `text` has NaN"):
+        obs.pairwise({"text": bad, "image": IMAGE})
+    with pytest.raises(FlowsimError, match="Argument `image` has NaN"):
+        obs.pairwise({"text": IMAGE, "image": bad})
+
+
+def test_similarities_of_half_precision_and_their_options():
+    unit = IMAGE / np.linalg.norm(IMAGE, axis=1, keepdims=True)
+    cosines = (unit @ unit[::-1].T).astype(ml_dtypes.bfloat16)
+    assert obs.report_similarity(cosines, kind="cross")["margin"] == pytest.approx(
+        obs.report_similarity(cosines.astype(np.float64), kind="cross")["margin"]
+    )
+    with pytest.raises(FlowsimError, match="`temperature` must be one number"):
+        obs.report_similarity(cosines, [0.1, 0.2], kind="cross")
+    with pytest.raises(FlowsimError, match="`seed` must be a whole number"):
+        obs.report_similarity(cosines, kind="cross", seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["a.npy", "--similarity", "--exact"], "belong to rows"),
+        (["--modality", "a=a.npy", "--modality", "b=b.npy", "--image", "x"], "belong to FILE"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(arguments, says, capsys):
+    assert cli.main(["measure", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_tensors_that_are_not_dense_say_so(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"image": torch.eye(3).to_sparse(), "text": torch.eye(3).to(torch.float8_e4m3fn)}, tmp_path / "a.bin")
+    found = read_named(tmp_path / "a.bin")
+    for name, kind in (("image", "sparse"), ("text", "float8_e4m3fn")):
+        with pytest.raises(FlowsimError, match=f"A tensor is {kind}"):
+            _ = found[name]

@@ -764,3 +764,29 @@ def test_the_command_refuses_bad_input(tmp_path, capsys):
     ):
         assert command(*argv) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_the_gap_by_chance_does_not_grow_with_the_gap():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(400, 16))
+    noise = 0.5 * rng.normal(size=(400, 16))
+    found = [lab.run(image, image + noise + shift, methods=["none"])["none"] for shift in (0.0, 0.1)]
+    assert found[1]["modality_gap"] > 2 * found[0]["modality_gap"]
+    assert found[1]["modality_gap_by_chance"] == pytest.approx(found[0]["modality_gap_by_chance"], rel=0.1)
+
+
+@pytest.mark.parametrize("queries", [[100], [1.5], [], [-1]])
+def test_queries_are_indices(queries):
+    rows = np.random.default_rng(1).normal(size=(30, 4))
+    with pytest.raises(FlowsimError, match="`queries` must be indices of pairs from 0 to 29"):
+        lab.mixed_retrieval(rows, rows, queries=queries)
+
+
+def test_a_method_returns_a_function():
+    class Nothing:
+        def fit(self, image, text):
+            return None
+
+    rows = np.random.default_rng(2).normal(size=(40, 4))
+    with pytest.raises(FlowsimError, match="must return a function of"):
+        lab.run(rows, rows, methods=[Nothing()])

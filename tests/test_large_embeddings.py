@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 import flowsim.observables as obs
 from flowsim import FlowsimError, cli
@@ -135,13 +136,14 @@ def test_what_a_sample_cannot_say_has_a_reason(many):
     assert "[" in found._repr_html_()
 
 
-def test_wilson_interval():
-    """Against the definition: the fractions p whose distance from the found one is 1.96 of their standard errors."""
-    sample = _blocks.sample_of_fraction(0.3, 50, 1000)
-    for p in (sample.low, sample.high):
-        assert abs(0.3 - p) == pytest.approx(1.959963984540054 * np.sqrt(p * (1 - p) / 50), rel=1e-12)
-    assert _blocks.sample_of_fraction(1.0, 50, 1000).high == 1
-    assert _blocks.sample_of_fraction(1.0, 50, 1000).low < 0.94
+@pytest.mark.parametrize("p", [0.001, 0.02, 0.3, 0.9, 0.9995])
+def test_intervals_of_fractions_cover(p):
+    """At least 95 % of all numbers of hits give an interval with p, by the exact probabilities."""
+    rows = 250
+    found = [_blocks.sample_of_fraction(hits / rows, rows, 4000) for hits in range(rows + 1)]
+    inside = np.array([one.low <= p <= one.high for one in found])
+    assert binom.pmf(np.arange(rows + 1), rows, p)[inside].sum() >= 0.95
+    assert found[0].low == 0 and found[-1].high == 1
 
 
 # --- only, progress, the command line --------------------------------------------------------------------

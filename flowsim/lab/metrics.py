@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from flowsim.base.checks import check
+from flowsim.base.checks import check, shown
 from flowsim.lab.landscape import unit
 from flowsim.observables.blocks import QUERIES, Rows, neighbours
 from flowsim.observables.checks import check_shapes, check_values
@@ -67,6 +67,10 @@ def mixed_retrieval(image: Any, text: Any, labels: Any = None, queries: Any = No
         )
         classes = np.tile(classes, 2)
     places = np.arange(n) if queries is None else np.asarray(queries)
+    check(
+        places.ndim == 1 and len(places) > 0 and places.dtype.kind in "iu" and 0 <= places.min() <= places.max() < n,
+        f"Argument `queries` must be indices of pairs from 0 to {n - 1}, but is {shown(queries)}. Leave it out.",
+    )
     parts = []
     for own, other in ((x, y), (y, x)):
         pool = np.concatenate([own, other]).T

@@ -13,7 +13,7 @@ from flowsim.lab import metrics
 from flowsim.lab.lab import Lab
 from flowsim.lab.labels import Labels, labels_of
 from flowsim.lab.landscape import LOSS_PAIRS, SHIFTS, TEMPERATURES, landscape, loss_of, unit
-from flowsim.lab.methods import Method, Transform, chosen
+from flowsim.lab.methods import Identity, Method, Transform, chosen
 from flowsim.observables.checks import check_seed, check_shapes, check_values, real_array
 from flowsim.observables.large import EXACT
 from flowsim.progress import Progress, silent, track
@@ -53,8 +53,9 @@ def run(
       to their sign;
     - the contrastive loss against a shift along the gap (`Lab.landscape`).
 
-    Standard errors are those of paired differences to `none` over the judged pairs (jackknife for both gaps). They do
-    not include the choice of the fitted half: other seeds show its effect.
+    Standard errors are those of paired differences to `none` over the judged pairs (jackknife for both gaps, which is
+    too large where a gap is near its size by chance). They do not include the choice of the fitted half: other seeds
+    show its effect.
 
     Above 20,000 pairs a random sample of 20,000 is used. Above 2,000 judged pairs, 2,000 of them are queries, each
     compared with all judged rows (1,000 in the landscape); losses are those of at most 2,000 pairs.
@@ -175,6 +176,11 @@ class _Trial:
         if dataclasses.is_dataclass(method) and getattr(method, "temperature", 0.0) is None:
             method = dataclasses.replace(method, temperature=self.temperature)  # pyright: ignore
         transform = method.fit(*(rows.copy() for rows in self.fitted))  # pyright: ignore[reportAttributeAccessIssue]
+        check(
+            callable(transform),
+            f"Method {name!r} must return a function of (image, text) from `fit`, but gives {shown(transform)}. Return "
+            "e.g. lambda image, text: (image, text).",
+        )
         x, y = _applied(name, transform, *self.judged)
         given = {
             "modality_gap": metrics.gap_contributions(x, y),
@@ -189,10 +195,11 @@ class _Trial:
             report = observables.report(
                 x, y, seed=self.seed, only=["modality_gap", "relative_modality_gap", "linear_separability", "alignment"]
             ).values
-        # If both modalities have one mean, the difference of their means over n pairs has variance mean ‖x − y‖²/n, and
-        # methods subtract that of the fitted pairs.
-        sizes = 1 / len(x) + 1 / len(self.fitted[0])
-        values["modality_gap_by_chance"] = float(np.sqrt(report.pop("alignment") * sizes))
+        # The means over n pairs of modalities with the same mean differ by √(mean ‖d‖²/n), d = x − y less its mean, and
+        # methods subtract the means of the fitted pairs.
+        sizes = 1 / len(x) + (0 if isinstance(method, Identity) else 1 / len(self.fitted[0]))
+        spread = max(report.pop("alignment") - report["modality_gap"] ** 2, 0.0)
+        values["modality_gap_by_chance"] = float(np.sqrt(spread * sizes))
         values |= report
         values["distribution_gap"] = metrics.frechet(x, y)
         values["distribution_gap_by_chance"] = metrics.distribution_gap_by_chance(x, y, self.seed)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from scipy.special import betaincinv
 
 from flowsim.base.arrays import moderate
 from flowsim.progress import Progress
@@ -239,10 +240,11 @@ _Z = 1.959963984540054  # quantile of the normal distribution at 97.5 %
 
 
 def sample_of_fraction(fraction: float, rows: int, of: int) -> Sample:
-    """Wilson's interval for a fraction of `rows` independent draws."""
-    centre_ = (fraction + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
-    half = _Z / (1 + _Z**2 / rows) * math.sqrt(fraction * (1 - fraction) / rows + _Z**2 / (4 * rows**2))
-    return Sample(rows, of, max(0.0, centre_ - half), min(1.0, centre_ + half))
+    """The interval of Clopper and Pearson for a fraction of `rows` independent draws: it covers at least 95 %."""
+    hits = round(fraction * rows)
+    low = float(betaincinv(hits, rows - hits + 1, 0.025)) if hits else 0.0
+    high = float(betaincinv(hits + 1, rows - hits, 0.975)) if hits < rows else 1.0
+    return Sample(rows, of, low, high)
 
 
 def sample_of_log_mean(parts: np.ndarray, of: int) -> Sample:

@@ -103,35 +103,40 @@ class Search:
         self.low, self.high = np.nextafter(self.low, np.float32(-9)), np.nextafter(self.high, np.float32(9))
         self.rank = np.ones(len(queries), np.int64)
         self.top, self.nearest = np.full(len(queries), -np.inf, np.float32), np.zeros(len(queries), np.int64)
-        self.place = np.arange(len(queries))
 
     def add(self, start: int, rows: np.ndarray, single: np.ndarray) -> None:
         """Compare all queries with a block of rows, whose first has index `start`; `single` is it in float32."""
-        z = self._cosines(self.single, start, single)
+        for at in range(0, len(self.queries), blocks.QUERIES):
+            self._add(slice(at, at + blocks.QUERIES), start, rows, single)
+
+    def _add(self, part: slice, start: int, rows: np.ndarray, single: np.ndarray) -> None:
+        """`add` for a part of the queries, whose cosines fit into memory."""
+        z = self._cosines(self.single[part], self.first[part], start, single)
         best = z.argmax(axis=1)
-        highest = z[self.place, best]
-        self.nearest = np.where(highest > self.top, best + start, self.nearest)
-        self.top = np.maximum(highest, self.top)
-        above, doubtful = z > self.high, z >= self.low
+        highest = z[np.arange(len(z)), best]
+        self.nearest[part] = np.where(highest > self.top[part], best + start, self.nearest[part])
+        self.top[part] = np.maximum(highest, self.top[part])
+        above, doubtful = z > self.high[part], z >= self.low[part]
         doubtful ^= above
+        mine, least = self.queries[part], self.own[part] - self.ties
         if np.count_nonzero(doubtful) > 0.02 * z.size:  # one by one would take longer than all at once
-            exact = self._cosines(self.queries, start, rows)
-            self.rank += np.count_nonzero(exact >= (self.own - self.ties)[:, None], axis=1)
+            exact = self._cosines(mine, self.first[part], start, rows)
+            self.rank[part] += np.count_nonzero(exact >= least[:, None], axis=1)
             return
-        self.rank += np.count_nonzero(above, axis=1)
+        self.rank[part] += np.count_nonzero(above, axis=1)
         queries, columns = np.divmod(np.flatnonzero(doubtful), len(rows))
         for at in range(0, len(queries), blocks.BLOCK):
             i, j = queries[at : at + blocks.BLOCK], columns[at : at + blocks.BLOCK]
-            equal = np.einsum("ij,ij->i", self.queries[i], rows[j]) >= self.own[i] - self.ties
-            self.rank += np.bincount(i[equal], minlength=len(self.rank))
+            equal = np.einsum("ij,ij->i", mine[i], rows[j]) >= least[i]
+            self.rank[part] += np.bincount(i[equal], minlength=len(z))
 
-    def _cosines(self, queries: np.ndarray, start: int, rows: np.ndarray) -> np.ndarray:
-        """Cosines of all queries with a block of rows; −∞ for own rows."""
+    def _cosines(self, queries: np.ndarray, first: np.ndarray, start: int, rows: np.ndarray) -> np.ndarray:
+        """Cosines of queries with a block of rows; −∞ for their own rows, which begin at `first`."""
         z = queries @ rows.T
         for k in range(self.count):
-            column = self.first + k - start
-            here = (column >= 0) & (column < len(rows))
-            z[self.place[here], column[here]] = -np.inf
+            column = first + k - start
+            here = np.flatnonzero((column >= 0) & (column < len(rows)))
+            z[here, column[here]] = -np.inf
         return z
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ class Pairwise:
             `centre_norm`, `uniformity` and `effective_rank`, which belong to one modality. Entry (a, b) of
             `retrieval_at_k` is the recall of queries of a among the rows of b.
         reports: The report of each pair, by names in the order of `modalities`; it calls the first `image`, the second
-            `text`, and has the reasons for missing values, and samples.
+            `text`, and has the reasons for missing values, and samples. Metrics of one modality stand in the first
+            report in which it occurs.
     """
 
     modalities: tuple[str, ...]
@@ -176,8 +178,9 @@ def pairwise(
             try:
                 return report(rows[first], rows[second], temperature, seed=seed, only=only, exact=exact, progress=step)
             except FlowsimError as error:
-                text = str(error).replace("`image`", f"`{first}`").replace("`text`", f"`{second}`")
-                raise FlowsimError(text) from error
+                called = {"image": first, "text": second}
+                named = re.sub("`(image|text)`", lambda match: f"`{called[match[1]]}`", str(error))
+                raise FlowsimError(named) from error
 
         reports[a, b] = found = measured(a, b, names_)
         i, j = place[a], place[b]

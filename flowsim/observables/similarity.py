@@ -7,10 +7,11 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from flowsim.base.checks import check, check_choice, check_whole
-from flowsim.observables.checks import check_shapes, check_values, real_array
+from flowsim.observables.checks import check_seed, check_shapes, check_values, real_array
 from flowsim.observables.matching import doubly_stochastic_defect, pair_margins
 from flowsim.observables.reports import Report, inapplicable, report, wanted_names
 from flowsim.observables.retrieval import Retrieval
@@ -63,7 +64,7 @@ def report_similarity(
         'needs the rows, or the cosines of all rows with each other'
     """
     given = real_array("similarity", matrix)
-    rounding = max(_ROUNDING, 4 * float(np.finfo(given.dtype).eps)) if given.dtype.kind in "fV" else _ROUNDING
+    rounding = _ROUNDING if given.dtype.kind in "iu" else max(_ROUNDING, 4 * float(ml_dtypes.finfo(given.dtype).eps))
     values = check_values("similarity", given)
     check_shapes({"similarity": values}, pairs=False)
     worst = float(np.abs(values).max())
@@ -77,7 +78,11 @@ def report_similarity(
     check_choice("kind of similarities", kind, _KINDS)
     if dim is not None:
         check_whole("dim", dim, 1, "Use the number of columns of the rows, e.g. 512.")
-    tau = None if temperature is None else float(check_values("temperature", temperature))
+    check_seed(seed)
+    tau = None
+    if temperature is not None:
+        check_shapes({"temperature": temperature}, pairs=False)
+        tau = float(check_values("temperature", temperature))
     if kind == "cross":
         return _of_cosines(values, tau, seed, wanted_names(only))
     return _of_gram(values, rounding, tau, dim, seed, only, progress)

@@ -105,8 +105,8 @@ def measure(image: torch.Tensor, text: torch.Tensor, only: Sequence[str] | None 
     """Observables of a batch of features, on their device. Only the effective ranks, by a factorisation, wait for it.
 
     `common_share` is ‖(mean x + mean y)/2‖², the share of the squared length of all rows that lies in their common
-    mean, in [0, 1]. All other names are those of `fs.observables`. Values are NaN if a feature is not finite, or a row is
-    zero, which has no direction.
+    mean, in [0, 1]. All other names are those of `fs.observables`. Values are NaN if a feature is not finite, or a row
+    is zero, which has no direction.
 
     Args:
         image: Image features (n, d), n ≥ 2, in any floating dtype. They are scaled to unit length.

@@ -26,10 +26,28 @@ def open_folder(path: Path) -> dict[str, Entry]:
                 name = file.stem if inner == path else f"{inner.name}/{file.stem}"
                 found[name] = FORMATS[".npy"].open(file)["array"]
         for (name, ending), files in parts.items():
-            ordered = [file for _, file in sorted(files)]
-            for column, entry in _joined(ordered, ending).items():
-                found.setdefault(column or name or inner.name, entry)
+            for column, entry in _joined(_in_order(inner, files), ending).items():
+                key = column or name or inner.name
+                if key in found:
+                    raise FlowsimError(
+                        f"{path} holds {key!r} in several folders, one of them {inner.name!r}. Give the folder of one "
+                        "data set."
+                    )
+                found[key] = entry
     return found
+
+
+def _in_order(folder: Path, files: list[tuple[int, Path]]) -> list[Path]:
+    """The parts by their numbers; refuses missing ones, because rows would belong to other ones."""
+    ordered = sorted(files)
+    numbers = [number for number, _ in ordered]
+    if numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        listed = ", ".join(map(str, numbers[:8]))
+        raise FlowsimError(
+            f"{folder} has parts {listed}{', ...' if len(numbers) > 8 else ''}: some are missing, or there twice. "
+            "Complete them, or number them from 0."
+        )
+    return [file for _, file in ordered]
 
 
 def _joined(files: list[Path], ending: str) -> dict[str, Entry]:

@@ -50,13 +50,11 @@ def read_column(path: Path, name: str) -> np.ndarray:
 
 
 def plain(column: Any) -> np.ndarray:
-    """A column without lists: missing whole numbers are −1, missing strings are empty."""
-    values = column.to_pylist() if column.null_count else None
-    if values is None and _is_number(column.type):
+    """A column without lists: missing whole numbers are −1, missing strings are empty, missing floats are NaN."""
+    if _is_number(column.type) and not (column.null_count and _is_integer(column.type)):
         return column.to_numpy()
-    integers = _is_integer(column.type)
-    values = [(-1 if integers else "") if one is None else one for one in values or column.to_pylist()]
-    return np.array(values)
+    missing = -1 if _is_integer(column.type) else ""
+    return np.array([missing if one is None else one for one in column.to_pylist()])
 
 
 def read_lists(column: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -69,6 +67,7 @@ def read_lists(column: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
     Returns:
         The array, and the number of lists in each row, (m,), or None if all are equal.
     """
+    check(len(column) > 0, f"Column {name!r} has no rows. Write at least two.")
     if not _is_list(_items(column.type)):
         return np.concatenate([_vectors(one, name) for one in column.chunks]), None
     counts = np.concatenate([_lengths(one) for one in column.chunks])

@@ -1,5 +1,6 @@
-"""Tensors in `.pt` and `.pth` files of PyTorch, mapped into memory. Only tensors are loaded, never other objects."""
+"""Tensors in `.pt`, `.pth` and `.bin` files of PyTorch, mapped into memory. Only tensors are loaded, nothing else."""
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from flowsim.data.packages import package
 from flowsim.errors import FlowsimError
 
 
-@register(".pt", ".pth")
+@register(".pt", ".pth", ".bin")
 def open_pt(path: Path) -> dict[str, Entry]:
     """The tensors of a file by the keys that lead to them, joined by dots; lists of strings are arrays of strings."""
     torch = package("torch", "torch", "clip")
     # What PyTorch wrote before version 1.6 is no archive and cannot be mapped.
     options = {"map_location": "cpu", "weights_only": True, "mmap": zipfile.is_zipfile(path)}
     try:
-        content = torch.load(path, **options)
+        with warnings.catch_warnings():  # of tensors that are refused below
+            warnings.simplefilter("ignore")
+            content = torch.load(path, **options)
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":  # raised for every object that is no tensor
             raise FlowsimError(
@@ -54,6 +57,11 @@ def _collect(torch: Any, content: Any, keys: tuple[str, ...], found: dict[str, E
 def _array(torch: Any, tensor: Any) -> np.ndarray:
     """A tensor as an array that shares its memory."""
     tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized or "float8" in str(tensor.dtype):
+        kind = "sparse" if tensor.layout != torch.strided else str(tensor.dtype).removeprefix("torch.")
+        raise FlowsimError(
+            f"A tensor is {kind}, which is not read. Save it as a dense tensor: tensor.float().to_dense()."
+        )
     if tensor.dtype == torch.bfloat16:  # which NumPy does not have
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
