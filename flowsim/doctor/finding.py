@@ -14,6 +14,12 @@ class CannotTell(Exception):
     """A case lacks what a check needs; holds the reason and how to provide it, as sentences."""
 
 
+def too_few(count: int, what: str, enough: int) -> None:
+    """Raise `CannotTell` unless there are enough of something, e.g. "temperatures"."""
+    if count < enough:
+        raise CannotTell(f"At least {enough} are needed, but the number of recorded {what} is {count}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """What a check says of a case.

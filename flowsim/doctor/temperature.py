@@ -7,7 +7,7 @@ import numpy as np
 
 from flowsim.doctor.case import STEP, Case, Track
 from flowsim.doctor.entropy import calibration
-from flowsim.doctor.finding import CannotTell, Sign, register
+from flowsim.doctor.finding import CannotTell, Sign, register, too_few
 from flowsim.logs.clock import sums_of_rates
 
 #: A temperature within this relative distance of a bound is at it.
@@ -45,8 +45,7 @@ def _tau(case: Case, least: int = 1) -> Track:
     """The temperature of a case; raises `CannotTell` if fewer than `least` values are recorded."""
     if case.temperature is None:
         raise CannotTell("No temperature is recorded.")
-    if len(case.temperature) < least:
-        raise CannotTell(f"Only {len(case.temperature)} temperatures are recorded.")
+    too_few(len(case.temperature), "temperatures", least)
     return case.temperature
 
 
@@ -103,8 +102,7 @@ def temperature_at_clamp(case: Case) -> Sign:
 def temperature_at_clamp_early(case: Case) -> Sign:
     """Whether τ_min is reached in the first tenth of the run and kept."""
     tau, there, bound, known = _at_bound(case)
-    if len(tau) < FEWEST:
-        raise CannotTell(f"Only {len(tau)} temperatures are recorded.")
+    too_few(len(tau), "temperatures", FEWEST)
     early = tau.step <= tau.step[0] + BEGINNING * (tau.step[-1] - tau.step[0])
     share = float(there.mean())
     found = bool(there[early].any()) and share >= 2 * BEGINNING
@@ -269,8 +267,7 @@ def temperature_limited_by_rate(case: Case) -> Sign:
     moved = abs(float(raw[-1] - raw[0]))
     if reach <= 0:
         raise CannotTell("The learning rate is 0.")
-    if end - begin < 50:
-        raise CannotTell(f"Only {end - begin:.0f} steps are recorded.")
+    too_few(int(end - begin), "steps", 50)
     return Sign(
         LIMITED <= moved / reach <= BEYOND,
         f"ν moved by {moved:.3g}; the learning rates sum to {reach:.3g}.",
@@ -296,8 +293,7 @@ def temperature_in_half_precision(case: Case) -> Sign:
     # The first value may be the initial one, before anything was rounded.
     raw = np.unique(np.round(np.log(1 / _tau(case, FEWEST).value[1:]), 6))
     raw = raw[_spacing("bfloat16", raw) >= 20 * PRINTED]
-    if len(raw) < FEWEST:
-        raise CannotTell(f"Only {len(raw)} different temperatures away from 1 are recorded.")
+    too_few(len(raw), "different values of ν away from 0", FEWEST)
     grid = _half(raw)
     if grid is None:
         return Sign(False, f"The {len(raw)} values of ν lie on no grid of half precision.", {"values": len(raw)})

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from flowsim.doctor.case import Case, Track
-from flowsim.doctor.finding import CannotTell, Sign, register
+from flowsim.doctor.finding import CannotTell, Sign, register, too_few
 
 #: Share of ln n from which a loss counts as chance.
 CHANCE = 0.95
@@ -34,9 +34,12 @@ def not_finite(case: Case) -> Sign:
         raise CannotTell("No training loss is recorded.")
     if case.broken is None:
         return Sign(False, "Every recorded loss is finite.")
-    before = "" if case.loss is None else f"; the last finite loss is {case.loss.last:.3g}"
-    if case.temperature is not None:
-        before += f", at τ = {case.temperature.last:.3g}"
+    before = ""
+    if case.loss is not None:
+        before = f"; the last finite loss is {case.loss.last:.3g}"
+        tau = case.temperature
+        if tau is not None and tau.step[0] <= case.loss.step[-1]:
+            before += f", at τ = {tau.value[tau.step <= case.loss.step[-1]][-1]:.3g}"
     return Sign(True, f"The loss is not finite from step {case.broken} on{before}.", {"step": case.broken})
 
 
@@ -81,8 +84,7 @@ def overfitting(case: Case) -> Sign:
     """The fall of held-out recall from its best value."""
     if case.recall is None:
         raise CannotTell("No retrieval of held-out pairs is recorded.")
-    if len(case.recall) <= AFTER:
-        raise CannotTell(f"Only {len(case.recall)} evaluations are recorded.")
+    too_few(len(case.recall), "evaluations", AFTER + 1)
     if case.pool is None:
         raise CannotTell("The number of held-out pairs is not recorded, which the noise depends on. Give it as `pool`.")
     best = int(np.argmax(case.recall.value))
@@ -111,8 +113,7 @@ def loss_jumps(case: Case) -> Sign:
     track = case.loss
     if track is None:
         raise CannotTell("No training loss is recorded.")
-    if len(track) < WINDOW + 2 * STAYS:
-        raise CannotTell(f"Only {len(track)} training losses are recorded, which are too few to tell a jump.")
+    too_few(len(track), "training losses", WINDOW + 2 * STAYS)
     windows = np.lib.stride_tricks.sliding_window_view
     before, after = windows(track.value[:-STAYS], WINDOW), windows(track.value[WINDOW:], STAYS)
     middle = np.median(before, axis=1)
