@@ -1,11 +1,13 @@
 """Embeddings in files of every format, several modalities, and similarities instead of rows."""
 
 import builtins
+import itertools
 import json
 import os
 import pickle
 import struct
 import sys
+import warnings
 from pathlib import Path
 
 import ml_dtypes
@@ -567,9 +569,25 @@ def test_parts_of_two_data_sets_are_not_mixed(tmp_path):
         (tmp_path / split).mkdir()
         for kind in ("img_emb", "text_emb"):
             np.save(tmp_path / split / f"{kind}_0.npy", IMAGE)
-    with pytest.raises(FlowsimError, match="holds 'img_emb' in several folders"):
+    with pytest.raises(FlowsimError, match="holds 'img_emb' twice: in several folders"):
         read_named(tmp_path)
     assert set(read_named(tmp_path / "val")) == {"img_emb", "text_emb"}
+
+
+def test_parts_with_other_rows_are_refused(tmp_path):
+    """As many rows in all, so that only the parts tell."""
+    for kind, cut in (("img_emb", 2), ("text_emb", 3)):
+        for number, part in enumerate((IMAGE[:cut], IMAGE[cut:])):
+            np.save(tmp_path / f"{kind}_{number}.npy", part)
+    with pytest.raises(FlowsimError, match="part 1 of 2 has 2 rows of 'img_emb', but 3 of 'text_emb'"):
+        obs.load_embeddings(tmp_path)
+
+
+def test_numbers_in_names_of_whole_files(tmp_path):
+    for name, rows in (("image_512", IMAGE), ("text_512", TEXT)):
+        np.save(tmp_path / f"{name}.npy", rows)
+    assert set(read_named(tmp_path)) == {"image_512", "text_512"}
+    np.testing.assert_array_equal(obs.load_embeddings(tmp_path, image="image_512", text="text_512")[1], TEXT)
 
 
 def test_missing_numbers_of_a_table_are_nan(tmp_path):
@@ -582,8 +600,18 @@ def test_missing_numbers_of_a_table_are_nan(tmp_path):
     assert found["label"].tolist() == [1, -1, 2] and found["name"].tolist() == ["a", "", "c"]
     empty = pyarrow.table({"image": pyarrow.array([], pyarrow.list_(pyarrow.float32()))})
     parquet.write_table(empty, tmp_path / "b.parquet")
-    with pytest.raises(FlowsimError, match="'image' has no rows"):
+    with pytest.raises(FlowsimError, match=r"b\.parquet: Column 'image' has no rows"):
         _ = read_named(tmp_path / "b.parquet")["image"]
+
+
+def test_every_pair_has_a_report():
+    rows = {"a": IMAGE, "b": TEXT, "c": IMAGE[::-1], "d": TEXT[::-1]}
+    found = obs.pairwise(rows, only=["uniformity"])
+    assert list(found.reports) == list(itertools.combinations(rows, 2))
+    for (a, b), one in found.reports.items():
+        whole = obs.report(rows[a], rows[b], only=["image_uniformity", "text_uniformity"]).values
+        assert one.values and one.values == {name: pytest.approx(whole[name]) for name in one.values}
+    assert np.isfinite(found.values["uniformity"]).all()
 
 
 def test_messages_name_the_right_modality():
@@ -607,21 +635,35 @@ def test_similarities_of_half_precision_and_their_options():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("given", "option", "says"),
     [
-        (["a.npy", "--similarity", "--exact"], "belong to rows"),
-        (["--modality", "a=a.npy", "--modality", "b=b.npy", "--image", "x"], "belong to FILE"),
+        *((["a.npy", "--similarity"], one, "belong to rows")
+          for one in (["--exact"], ["--text", "x"], ["--captions-per-image", "2"])),
+        *((["--modality", "a=a.npy", "--modality", "b=b.npy"], one, "belong to FILE")
+          for one in (["--image", "x"], ["--text", "x"], ["--captions-per-image", "2"])),
     ],
-)
-def test_options_that_would_be_ignored_are_refused(arguments, says, capsys):
-    assert cli.main(["measure", *arguments]) == 2
+)  # fmt: skip
+def test_options_that_would_be_ignored_are_refused(given, option, says, capsys):
+    assert cli.main(["measure", *given, *option]) == 2
     assert says in capsys.readouterr().err
 
 
 def test_tensors_that_are_not_dense_say_so(tmp_path):
     torch = pytest.importorskip("torch")
-    torch.save({"image": torch.eye(3).to_sparse(), "text": torch.eye(3).to(torch.float8_e4m3fn)}, tmp_path / "a.bin")
+    rows = torch.eye(3)
+    tensors = {"dense": rows, "sparse": rows.to_sparse(), "small": rows.to(torch.float8_e4m3fn)}
+    with warnings.catch_warnings():  # PyTorch plans to remove them, but files have them
+        warnings.simplefilter("ignore")
+        tensors["quantised"] = torch.quantize_per_tensor(rows, 0.1, 0, torch.quint8)
+        torch.save(tensors, tmp_path / "a.bin")
     found = read_named(tmp_path / "a.bin")
-    for name, kind in (("image", "sparse"), ("text", "float8_e4m3fn")):
-        with pytest.raises(FlowsimError, match=f"A tensor is {kind}"):
+    np.testing.assert_array_equal(found["dense"], np.eye(3))
+    assert "quantised (3, 3)" in found.describe()
+    for name, kind, cure in (
+        ("sparse", "sparse", "to_dense"),
+        ("small", "float8_e4m3fn", "float"),
+        ("quantised", "quantised", "dequantize"),
+    ):
+        with pytest.raises(FlowsimError, match=rf"a\.bin: Tensor '{name}' is {kind}.*Save tensor\.{cure}\(\) instead"):
             _ = found[name]
+        np.testing.assert_array_equal(getattr(tensors[name], cure)().numpy(), np.eye(3, dtype=np.float32))

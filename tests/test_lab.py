@@ -766,16 +766,33 @@ def test_the_command_refuses_bad_input(tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_the_gap_by_chance_does_not_grow_with_the_gap():
-    rng = np.random.default_rng(0)
-    image = rng.normal(size=(400, 16))
-    noise = 0.5 * rng.normal(size=(400, 16))
-    found = [lab.run(image, image + noise + shift, methods=["none"])["none"] for shift in (0.0, 0.1)]
-    assert found[1]["modality_gap"] > 2 * found[0]["modality_gap"]
-    assert found[1]["modality_gap_by_chance"] == pytest.approx(found[0]["modality_gap_by_chance"], rel=0.1)
+def test_the_gap_by_chance_does_not_contain_the_gap():
+    """A gap along an axis of its own leaves the deviations from the means as they are, but for the scale to unit rows.
+
+    Rows (x, c)/√(1 + c²) and (y, −c)/√(1 + c²) have 1/√(1 + c²) of the gap by chance that x and y have.
+    """
+    image, text = noisy_pairs(n=200, d=12, offset=0.0)
+    found = {}
+    for c in (0.0, 1.0):
+        pairs = [np.insert(rows, 0, side, axis=1) for rows, side in ((image, c), (text, -c))]
+        found[c] = lab.run(*pairs, methods=["none"], **QUICK)["none"]
+    assert found[1.0]["modality_gap"] > 10 * found[0.0]["modality_gap"]
+    expected = found[0.0]["modality_gap_by_chance"] / np.sqrt(2)
+    assert found[1.0]["modality_gap_by_chance"] == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("queries", [[100], [1.5], [], [-1]])
+def test_the_gap_by_chance_of_rows_as_they_are():
+    """Nothing is fitted, so that only the judged half counts: modalities with the same mean have this gap."""
+    squares = []
+    for seed in range(12):
+        pairs = noisy_pairs(n=120, d=60, seed=seed, offset=0.0)
+        values = lab.run(*pairs, methods=["none"], **QUICK)["none"]
+        squares.append((values["modality_gap"] ** 2, values["modality_gap_by_chance"] ** 2))
+    found, chance = np.mean(squares, axis=0)
+    assert found == pytest.approx(chance, rel=0.1)
+
+
+@pytest.mark.parametrize("queries", [[100], [1.5], [], [-1], [[1], [2, 3]]])
 def test_queries_are_indices(queries):
     rows = np.random.default_rng(1).normal(size=(30, 4))
     with pytest.raises(FlowsimError, match="`queries` must be indices of pairs from 0 to 29"):
@@ -787,6 +804,9 @@ def test_a_method_returns_a_function():
         def fit(self, image, text):
             return None
 
+        def __repr__(self):
+            return "Nothing()"
+
     rows = np.random.default_rng(2).normal(size=(40, 4))
-    with pytest.raises(FlowsimError, match="must return a function of"):
+    with pytest.raises(FlowsimError, match=r"Method 'Nothing\(\)' must return a function of"):
         lab.run(rows, rows, methods=[Nothing()])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.stats import binom
 import flowsim.observables as obs
 from flowsim import FlowsimError, cli
 from flowsim.observables import blocks as _blocks
-from flowsim.observables import large, reports
+from flowsim.observables import large, one_pass, reports
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.normal(size=(60, 7)) + 0.3
@@ -144,6 +145,29 @@ def test_intervals_of_fractions_cover(p):
     inside = np.array([one.low <= p <= one.high for one in found])
     assert binom.pmf(np.arange(rows + 1), rows, p)[inside].sum() >= 0.95
     assert found[0].low == 0 and found[-1].high == 1
+
+
+def test_a_search_holds_few_cosines_at_once():
+    """Ranks of more queries than one block, in less memory than the cosines of all queries with a block of rows."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(_blocks.BLOCK + 100, 6))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    chosen = rng.permutation(len(rows))[: 2 * _blocks.QUERIES + 50]
+    queries = rows[chosen] + 0.3 * rng.normal(size=(len(chosen), 6))
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    own = np.einsum("ij,ij->i", queries, rows[chosen])
+    search = one_pass.Search(queries, own, chosen, 1, 1e-12)
+    tracemalloc.start()
+    for start in (0, _blocks.BLOCK):
+        block = rows[start : start + _blocks.BLOCK]
+        search.add(start, block, block.astype(np.float32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 2**20 < len(queries) * _blocks.BLOCK * 4
+    cosines = queries @ rows.T
+    cosines[np.arange(len(chosen)), chosen] = -np.inf
+    np.testing.assert_array_equal(search.rank, 1 + np.sum(cosines >= own[:, None] - 1e-12, axis=1))
+    np.testing.assert_array_equal(search.nearest, cosines.argmax(axis=1))
 
 
 # --- only, progress, the command line --------------------------------------------------------------------

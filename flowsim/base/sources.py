@@ -15,9 +15,9 @@ from flowsim.errors import FlowsimError
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Package files that show numbers or distribute work, but do not compute numbers.
 PRESENTATION = (
-    "plot/", "cli/", "reproduce.py", "comparison/", "claims/", "explorer/", "clip/", "torch/", "heads/", "logs/", "lab/",
-    "doctor/", "model/extend.py", "_experiments/", "base/html.py", "base/notice.py", "base/sources.py", "base/processes.py", "records/netcdf.py",
-    "progress.py",
+    "plot/", "cli/", "reproduce.py", "comparison/", "claims/", "explorer/", "clip/", "torch/", "heads/", "logs/",
+    "lab/", "doctor/", "model/extend.py", "_experiments/", "base/html.py", "base/notice.py", "base/sources.py",
+    "base/processes.py", "records/netcdf.py", "progress.py",
 )  # fmt: skip
 #: Folders and files with the drawing code that experiments share.
 DRAWING = ("plot", "clip/figures.py")
@@ -91,8 +91,8 @@ def imported(source: str) -> set[str]:
 def computing_hash(source: Path, package: Path = PACKAGE) -> str:
     """Hash of everything that a record depends on: the experiment, its reference numbers, the package."""
     text = source.read_text(encoding="utf-8")
-    # `clip/`, the parts of `torch/` that it uses, and the records of training matter only to experiments that read them,
-    # `heads/` to those that train heads.
+    # `clip/`, what it uses of `torch/`, and the records of training matter only to experiments that read them, `heads/` to
+    # those that train heads.
     real = "flowsim.clip" in text or '.nc"' in text
     used_here = {"clip/": real, "torch/": real, "heads/": "flowsim.heads" in text}
     apart = tuple(p for p in PRESENTATION if not used_here.get(p, False))

@@ -68,8 +68,8 @@ class Measure:
         for name in ("dim", "kind"):
             if getattr(self, name) is not None and not self.similarity:
                 raise FlowsimError(f"Option `--{name}` belongs to a matrix of similarities. Add --similarity.")
-        if self.similarity and (self.exact or self.captions_per_image is not None):
-            raise FlowsimError("Options `--exact` and `--captions-per-image` belong to rows. Leave them out.")
+        if self.similarity and (self.exact or not self.captions_per_image is self.text is None):
+            raise FlowsimError("Options `--exact`, `--text` and `--captions-per-image` belong to rows. Leave them out.")
         if self.modality and not self.captions_per_image is self.image is self.text is None:
             raise FlowsimError(
                 "Options `--image`, `--text` and `--captions-per-image` belong to FILE. Name arrays as in --modality "

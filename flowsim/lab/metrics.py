@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from flowsim.base.checks import check, shown
+from flowsim.base.checks import check, host_array, shown
 from flowsim.lab.landscape import unit
 from flowsim.observables.blocks import QUERIES, Rows, neighbours
 from flowsim.observables.checks import check_shapes, check_values
@@ -51,7 +51,8 @@ def mixed_retrieval(image: Any, text: Any, labels: Any = None, queries: Any = No
         Ranks and shares of each query.
 
     Raises:
-        FlowsimError: For invalid rows, see `flowsim.observables`; fewer than 6 pairs; or labels that do not fit.
+        FlowsimError: For invalid rows, see `flowsim.observables`; fewer than 6 pairs; or labels or queries that do not
+            fit.
     """
     arrays = {"image": check_values("image", image), "text": check_values("text", text)}
     check_shapes(arrays, pairs=True)
@@ -66,9 +67,11 @@ def mixed_retrieval(image: Any, text: Any, labels: Any = None, queries: Any = No
             "Use -1 for none.",
         )
         classes = np.tile(classes, 2)
-    places = np.arange(n) if queries is None else np.asarray(queries)
+    places = np.arange(n) if queries is None else host_array(queries)
+    if places is None or places.ndim != 1 or places.dtype.kind not in "iu":
+        places = np.zeros(0, int)
     check(
-        places.ndim == 1 and len(places) > 0 and places.dtype.kind in "iu" and 0 <= places.min() <= places.max() < n,
+        len(places) > 0 and 0 <= places.min() <= places.max() < n,
         f"Argument `queries` must be indices of pairs from 0 to {n - 1}, but is {shown(queries)}. Leave it out.",
     )
     parts = []
@@ -149,7 +152,10 @@ def distribution_gap_by_chance(x: np.ndarray, y: np.ndarray, seed: int, draws: i
 
 
 def gap_contributions(x: np.ndarray, y: np.ndarray) -> Float[np.ndarray, " n"]:
-    """Jackknife pseudo-values of the modality gap, n Δ − (n − 1) Δ without pair i."""
+    """Jackknife pseudo-values of the modality gap, n Δ − (n − 1) Δ without pair i.
+
+    Where the means are equal, in many dimensions, their standard error is √2 times that of Δ.
+    """
     n, total = len(x), (x - y).sum(axis=0)
     without = np.linalg.norm(total - (x - y), axis=1) / (n - 1)
     return n * np.linalg.norm(total) / n - (n - 1) * without

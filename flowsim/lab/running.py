@@ -44,7 +44,8 @@ def run(
 
     All rows are scaled to unit length before a method and again after it. Metrics are those of `fs.observables`, and:
 
-    - `modality_gap_by_chance`: the gap to expect where the means are equal but were estimated from the fitted half;
+    - `modality_gap_by_chance`: the gap to expect where the true means are equal; for all methods but `none`, with the
+      error of means that were estimated from the fitted half;
     - retrieval from one mixed pool (`mixed_retrieval`), and the distribution gap that centring leaves
       (`distribution_gap`);
     - `zero_shot`: the share of judged images whose nearest class text is that of their class. Without `class_text`, a
@@ -53,9 +54,9 @@ def run(
       to their sign;
     - the contrastive loss against a shift along the gap (`Lab.landscape`).
 
-    Standard errors are those of paired differences to `none` over the judged pairs (jackknife for both gaps, which is
-    too large where a gap is near its size by chance). They do not include the choice of the fitted half: other seeds
-    show its effect.
+    Standard errors are those of paired differences to `none` over the judged pairs (jackknife for both gaps; the
+    standard error of a modality gap near its size by chance, as after `centre`, is up to √2 times too large). They do
+    not include the choice of the fitted half: other seeds show its effect.
 
     Above 20,000 pairs a random sample of 20,000 is used. Above 2,000 judged pairs, 2,000 of them are queries, each
     compared with all judged rows (1,000 in the landscape); losses are those of at most 2,000 pairs.

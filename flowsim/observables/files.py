@@ -66,10 +66,10 @@ def open_embeddings(
     Mapped are `.npy`, `.npz` unless compressed, `.safetensors`, `.pt`, and `.h5` unless chunked or compressed.
 
     Args:
-        path: The file of both modalities, or of the images if `text_path` is given.
+        path: The file, or that of the images, as for `load_embeddings`.
         text_path: The file of the texts.
-        image: The name of the images in their file. Default: the usual names.
-        text: The name of the texts in their file.
+        image: The name of the images.
+        text: The name of the texts.
 
     Returns:
         (image, text), of shapes (n, d) and (m, d), as for `load_embeddings`.
@@ -94,10 +94,10 @@ def find_embeddings(
     """As `open_embeddings`, without reading the rows: `report` refuses NaN, infinity and rows of zeros itself.
 
     Args:
-        path: The file of both modalities, or of the images if `text_path` is given.
+        path: The file, or that of the images, as for `load_embeddings`.
         text_path: The file of the texts.
-        image: The name of the images in their file. Default: the usual names.
-        text: The name of the texts in their file.
+        image: The name of the images.
+        text: The name of the texts.
 
     Returns:
         The rows, and how many captions an image has.

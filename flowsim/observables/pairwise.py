@@ -40,7 +40,7 @@ class Pairwise:
             `retrieval_at_k` is the recall of queries of a among the rows of b.
         reports: The report of each pair, by names in the order of `modalities`; it calls the first `image`, the second
             `text`, and has the reasons for missing values, and samples. Metrics of one modality stand in the first
-            report in which it occurs.
+            report in which it occurs, and in those that would have no other.
     """
 
     modalities: tuple[str, ...]
@@ -169,9 +169,7 @@ def pairwise(
         known = {
             part for name, parts in _OF_ONE.items() for one, part in zip((a, b), parts, strict=True) if one in seen
         }
-        names_ = [name for name in wanted if name not in known]
-        if not names_:
-            continue
+        names_ = [name for name in wanted if name not in known] or wanted
         seen |= {a, b}
 
         def measured(first: str, second: str, only: list[str], step: Progress = _of_pair(progress, a, b)) -> Report:

@@ -53,7 +53,12 @@ class NamedArrays(Mapping):  # without types of the items: what checks them woul
         """The array; raises `KeyError` for an unknown name, and `FlowsimError` for one that cannot be read."""
         entry = self._entries[name]
         with reading(self.path):
-            return entry.read()
+            try:
+                return entry.read()
+            except FlowsimError as error:
+                if str(Path(self.path)) in str(error):
+                    raise
+                raise FlowsimError(f"{self.path}: {error}") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries  # that of Mapping would read the array
@@ -119,12 +124,14 @@ def read_named(path: PathLike) -> NamedArrays:
     """The named arrays of a file or folder, in their own dtypes. Nothing is ever unpickled.
 
     Args:
-        path: A file that ends in .npy, .npz, .safetensors, .pt, .pth, .h5, .hdf5, .zarr (also a folder, or .zarr.zip),
-            .parquet, .csv or .tsv; or a folder of `.npy` files, or one that clip-retrieval or embedding-reader wrote.
+        path: A file that ends in .npy, .npz, .safetensors, .pt, .pth, .bin (of PyTorch), .h5, .hdf5, .zarr (also a
+            folder, or .zarr.zip), .parquet, .csv or .tsv; or a folder of `.npy` files, or one that clip-retrieval or
+            embedding-reader wrote.
 
             Groups of HDF5 and Zarr are joined by slashes, as in "clip/image", and dictionaries in .pt by dots. The only
             array of a .npy file is called "array". Columns `image_0`, `image_1`, ... of a table are one array `image`.
-            A folder `img_emb` with `img_emb_0.npy`, `img_emb_1.npy`, ... is one array `img_emb`.
+            A folder `img_emb` with `img_emb_0.npy`, `img_emb_1.npy`, ... is one array `img_emb`; no part may be
+            missing.
 
     Returns:
         A mapping from names to arrays. .npy files, .npz files that are not compressed, .safetensors, .pt, and datasets

@@ -40,8 +40,9 @@ def _collect(torch: Any, content: Any, keys: tuple[str, ...], found: dict[str, E
     """Add all tensors below `content`; what is neither a tensor nor strings is left out."""
     if isinstance(content, torch.Tensor):
         shape, dtype = tuple(content.shape), str(content.dtype).removeprefix("torch.")
-        dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
-        found[".".join(keys) or ONLY] = Entry(lambda: _array(torch, content), shape, dtype)
+        dtype = None if content.is_quantized else ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+        name = ".".join(keys) or ONLY
+        found[name] = Entry(lambda: _array(torch, name, content), shape, dtype)
     elif isinstance(content, dict):
         for key, value in content.items():
             _collect(torch, value, (*keys, str(key)), found)
@@ -54,14 +55,17 @@ def _collect(torch: Any, content: Any, keys: tuple[str, ...], found: dict[str, E
                 _collect(torch, value, (*keys, str(place)), found)
 
 
-def _array(torch: Any, tensor: Any) -> np.ndarray:
-    """A tensor as an array that shares its memory."""
+def _array(torch: Any, name: str, tensor: Any) -> np.ndarray:
+    """A tensor as an array that shares its memory; refuses those that NumPy does not have."""
     tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_quantized or "float8" in str(tensor.dtype):
-        kind = "sparse" if tensor.layout != torch.strided else str(tensor.dtype).removeprefix("torch.")
-        raise FlowsimError(
-            f"A tensor is {kind}, which is not read. Save it as a dense tensor: tensor.float().to_dense()."
-        )
+    kind = str(tensor.dtype).removeprefix("torch.")
+    for refused, what, cure in (
+        (tensor.is_quantized, "quantised", "dequantize"),
+        (tensor.layout != torch.strided, "sparse", "to_dense"),
+        (kind.startswith("float8"), kind, "float"),
+    ):
+        if refused:
+            raise FlowsimError(f"Tensor {name!r} is {what}, which is not read. Save tensor.{cure}() instead.")
     if tensor.dtype == torch.bfloat16:  # which NumPy does not have
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
