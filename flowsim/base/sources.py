@@ -91,7 +91,7 @@ def imported(source: str) -> set[str]:
 def computing_hash(source: Path, package: Path = PACKAGE) -> str:
     """Hash of everything that a record depends on: the experiment, its reference numbers, the package."""
     text = source.read_text(encoding="utf-8")
-    # `clip/`, what it uses of `torch/`, and the records of training matter only to experiments that read them, `heads/` to
+    # `clip/`, what it uses of `torch/`, and records of training matter only to experiments that read them, `heads/` to
     # those that train heads.
     real = "flowsim.clip" in text or '.nc"' in text
     used_here = {"clip/": real, "torch/": real, "heads/": "flowsim.heads" in text}
