@@ -610,7 +610,7 @@ def test_unknown_names(tmp_path):
         (b"\xff\xfe", "it holds empty lines"),
         (bytes(np.random.default_rng(0).integers(0, 256, 4000, np.uint8)), "it holds binary data"),
         (b"Dear all,\nhello, we trained.\n", "text that begins with 'Dear all,'"),
-        (b"step,loss\n", "text that begins with 'step,loss'"),
+        (b"step,loss\n", "one line with names of columns, and no rows"),
         (b"1,2\n3,4\n", "text that begins with '1,2'"),
         (b'{"a": 1', "text that begins with"),
         (b'[{"loss": 1}, {"lo', "cannot be read as JSON: it is damaged"),
@@ -651,6 +651,8 @@ def test_damaged_lines_are_skipped_and_counted(tmp_path):
     assert logged(record, "train_loss")[0].tolist() == [0, 3]
     assert record.config["log"]["notes"] == [
         "1 lines with more fields than names were skipped.",
+        "1 lines have fewer fields than names.",
+        "The last line is cut off, so its last field ('step') was left out.",
         "1 damaged fields were skipped.",
     ]
     content = (LOGS / "open_clip" / "out.log").read_bytes()

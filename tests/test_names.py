@@ -42,6 +42,7 @@ WITH_TORCH = {
     f"flowsim.torch.{name}"
     for name in (
         "callbacks",
+        "complaints",
         "controller",
         "device",
         "groups",

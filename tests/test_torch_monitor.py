@@ -56,7 +56,7 @@ def test_features_that_are_not_finite_give_nan(tmp_path):
         assert all(math.isnan(x) for x in measure(image, text).values())
     assert math.isnan(measure(torch.zeros(5, 4), text)["modality_gap"])
     monitor = GapMonitor(1)
-    assert math.isnan(monitor(image, text, loss=torch.tensor(math.nan))["loss"])
+    assert math.isnan(monitor(image, text, loss=torch.tensor(math.nan))["train_loss"])
     assert monitor.record().status.code is fs.Status.DIVERGED
 
 
@@ -76,18 +76,21 @@ def test_a_monitor_measures_every_k_steps_and_writes_everywhere(tmp_path):
             optimizer.step()
     record = fs.load(tmp_path / "run.nc")
     assert isinstance(record, fs.TrainingRecord)
-    np.testing.assert_array_equal(record.coordinates["step"], [0, 4, 8])
-    np.testing.assert_allclose(record.coordinates["progress"], [0, 0.2, 0.4])
-    np.testing.assert_allclose(record.series["temperature"], [0.01, 0.018, 0.026])
+    # Every fourth step, and the last one.
+    np.testing.assert_array_equal(record.coordinates["step"], [0, 4, 8, 9])
+    np.testing.assert_allclose(record.coordinates["progress"], [0, 0.2, 0.4, 0.45])
+    np.testing.assert_allclose(record.series["temperature"], [0.01, 0.018, 0.026, 0.028])
+    np.testing.assert_allclose(record.series["learning_rate"], 0.01)
     assert (record.clock, record.status.code) == ("step", fs.Status.COMPLETED)
     assert record.config["training"]["batch_size"] == N and record.config["embed_dim"] == D
     assert fs.Schedule.from_json(json.dumps(record.config["schedule"])).to_json() == controller.schedule.to_json()
     for k, values in enumerate(heard):
-        assert values["step"] == 4 * k
-        assert values["loss"] == record.series["loss"][k]
-        assert ("flowsim/loss", values["loss"], 4 * k) in scalars
-        assert logged[k]["flowsim/step"] == 4 * k and logged[k]["flowsim/margin"] == values["margin"]
-    assert len(heard) == len(logged) == 3
+        step = [0, 4, 8, 9][k]
+        assert values["step"] == step
+        assert values["train_loss"] == record.series["train_loss"][k]
+        assert ("flowsim/train_loss", values["train_loss"], step) in scalars
+        assert logged[k]["flowsim/step"] == step and logged[k]["flowsim/margin"] == values["margin"]
+    assert len(heard) == len(logged) == 4
 
 
 @pytest.mark.slow
@@ -125,6 +128,47 @@ def test_a_file_is_not_replaced_but_continued_on_request(tmp_path):
     fs.descend(fs.GradientFlow(), fs.initial.matched(3, 3, gamma=0.3), "sgd", 0.1, 2).save(tmp_path / "other.nc")
     with pytest.raises(fs.FlowsimError, match="no record of a GapMonitor"):
         GapMonitor(to=tmp_path / "other.nc", resume=True)
+
+
+def test_a_resumed_run_does_not_begin_again(tmp_path):
+    rows = torch.randn(2, 5, 4, generator=torch.manual_seed(0))
+    for first, options in ((0, {}), (0, {"resume": True})):
+        with GapMonitor(2, to=tmp_path / "run.nc", **options) as monitor:
+            if options:
+                with pytest.raises(
+                    fs.FlowsimError, match="holds 6 rows, up to step 9, but the run begins again at step 0"
+                ):
+                    monitor(*rows, first)
+            else:
+                for step in range(10):
+                    monitor(*rows, step)
+    assert len(fs.load(tmp_path / "run.nc").time) == 6
+
+
+def test_the_record_of_a_loop_is_diagnosed(tmp_path):
+    """The loop of the documentation, with a temperature that gets no steps, with NaN at the end, and healthy."""
+    verdicts = {}
+    for name, policy in (("forgotten", fs.temperature.Learnable(0.07, lr_ratio=0.0)), ("healthy", "Baseline")):
+        model, optimizer, controller = controlled(policy, optimizer=torch.optim.AdamW, total=120, lr=2e-2)
+        with GapMonitor(2, to=tmp_path / f"{name}.nc", controller=controller) as monitor:
+            for _ in range(120):
+                image, text, beta = model()
+                loss = contrast(image, text, beta)
+                monitor(image, text, loss=loss)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        verdicts[name] = fs.diagnose(tmp_path / f"{name}.nc")
+    found = verdicts["healthy"]
+    assert found.faults == []
+    for check in ("not-finite", "nothing-learned", "loss-jumps", "temperature-not-trained", "temperature-decayed"):
+        assert found[check].verdict == "not found", found[check]
+    assert found["nothing-learned"].numbers["chance"] == math.log(N)
+    assert verdicts["forgotten"].faults == ["temperature-not-trained"]
+    with GapMonitor(2, to=tmp_path / "nan.nc") as monitor:
+        for step in range(20):
+            monitor(*model()[:2], step, loss=math.nan if step > 9 else 3.0)
+    assert fs.diagnose(tmp_path / "nan.nc")["not-finite"].sentence.startswith("The loss is not finite from step 10 on")
 
 
 def test_a_full_disk_does_not_end_a_training(tmp_path):
@@ -173,7 +217,7 @@ def test_a_watched_model_needs_no_call():
         record = monitor.record()
         np.testing.assert_array_equal(record.coordinates["step"], [0, 2])
         np.testing.assert_allclose(record.series["temperature"], 0.07)
-        assert ("loss" in record.series) == (kind == "hugging face")
+        assert ("train_loss" in record.series) == (kind == "hugging face")
         monitor.close()
         model.train()()
         assert len(monitor.record().time) == 2

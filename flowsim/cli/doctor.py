@@ -1,15 +1,22 @@
 """`flowsim doctor`: what is wrong with a run, a checkpoint or embeddings."""
 
 import dataclasses
+import re
 from typing import Annotated
 
 from tyro import conf
 
 from flowsim.cli.clip_options import clamp_of
-from flowsim.cli.files import columns_in, saved_runs
+from flowsim.cli.files import as_options, columns_in, saved_runs
 from flowsim.cli.options import File, Flag, RunName, hint, names_in, number, text, whole
 from flowsim.cli.output import print_json, progress
 from flowsim.errors import FlowsimError
+
+#: Arguments of `fs.diagnose` in its sentences -> options.
+_OPTIONS = {f"`{name}`": f"--{name}" for name in ("batch", "pool", "optimizer", "embeddings", "columns")} | {
+    "`learned=False`": "--fixed", "`clamp`": "--clamp MIN MAX",
+}  # fmt: skip
+_OPTION = re.compile("|".join(map(re.escape, _OPTIONS)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Doctor:
     """Columns of a log, e.g. step=iter,temperature=tau."""
     only: Annotated[str | None, text("--only", "NAME,..."), hint("(default: all)")] = None
     """Checks to make, e.g. temperature-at-clamp."""
+    all: Flag = False
+    """Also what the checks need that cannot tell."""
     json: Flag = False
     """JSON on stdout."""
 
@@ -57,7 +66,7 @@ class Doctor:
         source = self.file[0]
         if self.run_name is not None:
             source = next(iter(saved_runs(self.file, self.run_name, columns_in(self.columns)).values()))
-        with progress("Looking"):
+        with progress("Looking"), as_options():
             found = diagnose(
                 source,
                 embeddings=self.embeddings,
@@ -72,6 +81,8 @@ class Doctor:
             )
         if self.json:
             print_json(found.to_dict())
-        else:
-            print(found)
+            return 0
+        print(_OPTION.sub(lambda name: _OPTIONS[name[0]], found.text(missing=self.all)))
+        if not self.all and any(one.verdict == "cannot tell" for one in found.findings.values()):
+            print("Option --all shows what these need.")
         return 0

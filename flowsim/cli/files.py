@@ -1,8 +1,9 @@
 """Files that commands write and read. Outputs are checked to be writable before any time is spent."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,13 +61,20 @@ def saved_runs(files: Sequence[str], name: str | None, columns: Mapping[str, str
     from flowsim.records.load import load_any
 
     runs: dict[str, Result] = {}
-    try:
+    with as_options():
         for file in files:
             runs |= load_any(file) if is_saved(file) else read_logs(file, columns=columns)
-    except FlowsimError as error:
-        raise FlowsimError(_ARGUMENT.sub(_as_option, str(error))) from None
     if name is None:
         return runs
     if name not in runs:
         raise unknown_name("run", name, runs)
     return {name: runs[name]}
+
+
+@contextlib.contextmanager
+def as_options() -> Iterator[None]:
+    """Turn the argument `columns` in messages of the library into the option."""
+    try:
+        yield
+    except FlowsimError as error:
+        raise FlowsimError(_ARGUMENT.sub(_as_option, str(error))) from None

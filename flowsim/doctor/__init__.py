@@ -12,7 +12,8 @@ from flowsim.doctor import training as training  # isort: skip
 from flowsim.doctor import temperature as temperature  # isort: skip
 from flowsim.doctor import embeddings as embeddings  # isort: skip
 from flowsim.doctor.case import Case, Track
-from flowsim.doctor.diagnose import Diagnosis, diagnose
+from flowsim.doctor.diagnose import diagnose
+from flowsim.doctor.diagnosis import Diagnosis
 from flowsim.doctor.finding import CannotTell, Check, Finding, Sign, names, register
 
 __all__ = ["CannotTell", "Case", "Check", "Diagnosis", "Finding", "Sign", "Track", "diagnose", "names", "register"]

@@ -64,12 +64,13 @@ class Case:
         unit: What its steps count: optimizer steps ("step"), or the "epoch" or "row" of a log without steps.
         steps: Number of steps of the run.
         loss: Loss of the training batches.
-        broken: The first step whose loss is not finite.
+        broken: The step from which on no recorded loss is finite; or no recorded feature, if losses are.
+        lost: Number of recorded losses that are not finite, and the first step of such a one, if later ones are.
         held_out_loss: Loss of held-out pairs.
         temperature: τ.
         rate: Learning rate.
         gap: Modality gap of held-out pairs.
-        recall: Mean recall of the recorded directions on held-out pairs.
+        recall: Recall of held-out pairs, the mean of the recorded directions.
         recall_at: Its k: 10, or the next smaller one that is recorded.
         pool: Number of pairs among which held-out pairs are retrieved.
         batch: Pairs in one loss.
@@ -83,6 +84,7 @@ class Case:
         rows: Unit rows of these pairs, or of a sample of `MOST_ROWS`, float64.
         of_training: Whether these are training pairs.
         weights: Numbers about the parameters of a checkpoint.
+        read: How the columns of a log were read, in sentences.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Case:
     steps: int | None = None
     loss: Track | None = None
     broken: int | None = None
+    lost: tuple[int, int] | None = None
     held_out_loss: Track | None = None
     temperature: Track | None = None
     rate: Track | None = None
@@ -108,6 +111,7 @@ class Case:
     rows: Rows | None = None
     of_training: bool = False
     weights: Mapping[str, Any] | None = None
+    read: tuple[str, ...] = ()
 
     @property
     def among(self) -> str:
@@ -131,11 +135,10 @@ def case_of_record(record: Result, name: str) -> Case:
     config = record.config
     said = config.get("training", {}) if isinstance(config.get("training"), dict) else {}
     policy = _policy(config)
-    loss, broken = _training_loss(record)
+    loss, broken, lost = _training_loss(record)
     log = config.get("log", {})
     if broken is None and record.status.code is Status.DIVERGED:
-        after = _steps(record) if loss is None else _steps(record)[_steps(record) > loss.step[-1]]
-        broken = int(after[0]) if len(after) else int(_steps(record)[-1])
+        broken = _diverged_at(record, loss)
     clamp, known = USUAL_CLAMP, False
     bounds = None if policy is None else policy.bounds()
     if policy is not None and bounds is not None and policy.learnable:
@@ -164,6 +167,7 @@ def case_of_record(record: Result, name: str) -> Case:
         steps=int(max(ends)) if ends else None,
         loss=loss,
         broken=broken,
+        lost=None if broken is not None else lost,
         held_out_loss=_row_track(record, "loss") if trained is not None else None,
         temperature=temperature,
         rate=_track(record, "learning_rate"),
@@ -178,6 +182,7 @@ def case_of_record(record: Result, name: str) -> Case:
         clamp_known=known,
         adam=None if optimizer is None else "adam" in str(optimizer),
         decayed=bool(said["temperature_decay"]) if "temperature_decay" in said else None,
+        read=_reading(log),
     )
     return case.with_rows(rows, trained is not None)
 
@@ -231,18 +236,55 @@ def _track(record: Result, name: str) -> Track | None:
     return _step_track(record, name) or _row_track(record, name)
 
 
-def _training_loss(record: Result) -> tuple[Track | None, int | None]:
-    """The loss of training batches, and the step from which on it is not finite, if it was logged at every step."""
+def _training_loss(record: Result) -> tuple[Track | None, int | None, tuple[int, int] | None]:
+    """The loss of training batches; `broken` and `lost` of a `Case`, if that is known from the values themselves."""
     steps, values = _steps(record), record.series.get("train_loss")
     if isinstance(record, TrainingRecord) and "train_loss" in record.training:
         values = record.training["train_loss"]
         # A single loss that is not finite is skipped by gradient scaling; a run that ends so is broken.
-        good = np.flatnonzero(np.isfinite(values))
+        good, bad = np.flatnonzero(np.isfinite(values)), np.flatnonzero(~np.isfinite(values))
         first = int(good[-1]) + 1 if len(good) else 0
-        return _finite(np.arange(len(values), dtype=np.float64), values), first if first < len(values) else None
+        lost = (len(bad), int(bad[0])) if len(bad) else None
+        return _finite(np.arange(len(values), dtype=np.float64), values), first if first < len(values) else None, lost
     if values is None:
         values = None if isinstance(record, TrainingRecord) else record.series.get("loss")
-    return (None, None) if values is None else (_finite(steps, values), None)
+    # In rows NaN may mean that nothing was logged, so the reader of the log counted.
+    entry = record.config.get("log", {}).get("columns", {}).get("train_loss", {})
+    lost = (int(entry["not_finite"]), int(entry["first_not_finite"])) if "not_finite" in entry else None
+    return (None, None, lost) if values is None else (_finite(steps, values), None, lost)
+
+
+def _diverged_at(record: Result, loss: Track | None) -> int:
+    """The first row after the last finite loss; or after the last finite gap, if the loss stays finite."""
+    steps, gap = _steps(record), _row_track(record, "modality_gap")
+    for track in (loss, gap):
+        after = steps if track is None else steps[steps > track.step[-1]]
+        if len(after) and (track is not None or loss is gap is None):
+            return int(after[0])
+    return int(steps[-1])
+
+
+def _reading(log: Mapping[str, Any]) -> tuple[str, ...]:
+    """How a log was read, in sentences."""
+    columns = {name: entry for name, entry in log.get("columns", {}).items() if "column" in entry}
+    if not columns:
+        return ()
+    parts, told = [], set()
+    for name, entry in columns.items():
+        column, kind = entry["column"], entry.get("read_as", "")
+        if column not in told or name == "step":  # τ, β and ν of one column are told once
+            parts.append(f"{name} from {column!r}" + (f" as {kind}" if kind else ""))
+        told.add(column)
+    said = [f"{', '.join(parts)}."]
+    said += [f"{entry['column']!r} is {entry['read_as']}: {entry['because']}" for entry in _explained(columns)]
+    if log.get("unused"):
+        said.append(f"Not used: {', '.join(map(repr, log['unused']))}.")
+    return (*said, *log.get("notes", ()))
+
+
+def _explained(columns: Mapping[str, Any]) -> list[Any]:
+    """Entries that tell why, one for each column."""
+    return list({entry["column"]: entry for entry in columns.values() if "because" in entry}.values())
 
 
 def _temperature(record: Result) -> Track | None:
@@ -256,10 +298,12 @@ def _temperature(record: Result) -> Track | None:
 
 
 def _recall(record: Result) -> tuple[Track | None, int]:
-    """Mean recall of the recorded directions at the largest k of 10, 5 and 1, whose relative error is the smallest."""
+    """Recall of both directions at the largest k of 10, 5 and 1, whose relative error is the smallest."""
     for k in (10, 5, 1):
         names = (f"image_to_text_at_{k}", f"text_to_image_at_{k}")
         known = [record.series[name] for name in names if name in record.series]
+        if not known and f"recall_at_{k}" in record.series:
+            known = [record.series[f"recall_at_{k}"]]
         if known and (found := _finite(_steps(record), np.mean(known, axis=0))) is not None:
             return found, k
     return None, 1

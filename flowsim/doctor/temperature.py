@@ -10,10 +10,13 @@ from flowsim.doctor.entropy import calibration
 from flowsim.doctor.finding import CannotTell, Sign, register, too_few
 from flowsim.logs.clock import sums_of_rates
 
-#: A temperature within this relative distance of a bound is at it.
-AT_BOUND = 5e-3
-#: Share of a run at the bound that counts; and the part of the run that is its beginning.
-SHARE, BEGINNING = 0.05, 0.1
+#: A temperature within this relative distance of a bound is at it; logs with four digits of ν = ln 100 are within.
+AT_BOUND = 5e-4
+#: Share of recorded temperatures at the bound from which on it counts as kept; share of a run for which it must be; and
+#: the part of the run that is its beginning.
+KEPT, SHARE, BEGINNING = 0.9, 0.05, 0.1
+#: Temperatures below this multiple of the clamp are not clamped.
+BELOW = 0.9
 #: A learned ln τ that changes by less has not been trained; rounding of float32 and of logs with five digits is below.
 STILL = 2e-5
 #: Fewest logged temperatures that say something about how it moves.
@@ -32,6 +35,7 @@ SLIPS = {
     math.log(1 / 0.07): "β = ln(1/0.07): the logits are multiplied by ν, without exp",
     math.log(100): "β = ln 100: the logits are multiplied by ν, without exp",
     math.exp(0.07): "ν = 0.07: the temperature is stored where the logarithm of its inverse belongs",
+    1.0: "ν = 0: logits without a temperature, or `torch.zeros([])` for ν",
     0.07: "β = 0.07: the logits are multiplied by the temperature instead of divided",
     0.01: "β = 0.01: the logits are multiplied by the temperature instead of divided",
     math.exp(1 / 0.07): "ν = 1/0.07: exp is applied to the inverse temperature",
@@ -65,29 +69,45 @@ def _at_bound(case: Case) -> tuple[Track, np.ndarray, float, str]:
     return tau, np.abs(tau.value / bound - 1) < AT_BOUND, bound, known
 
 
+def _kept_from(there: np.ndarray) -> int | None:
+    """The first row at the bound from which on, to the end, at least the share `KEPT` of rows is at it."""
+    later = np.cumsum(there[::-1])[::-1] / np.arange(len(there), 0, -1)
+    kept = np.flatnonzero(there & (later >= KEPT))
+    return int(kept[0]) if len(kept) else None
+
+
 @register(
     "temperature-at-clamp",
     title="a temperature that ends at its clamp",
-    reason="At the clamp the loss still pulls τ down, and the clamp decides its value. So low a temperature keeps the "
-    "gap: the force that closes it is proportional to β g(β), and g falls exponentially in β times the margin.",
-    cure="End with a larger temperature: TS S3 (0.01 to 0.05), fixed 0.04 (FLT 4e-2), or a smaller learning rate of ν "
-    "(SLRT, a tenth). Moving the clamp lower closes no gap.",
+    reason="A learned temperature stays at the clamp while the loss pulls τ further down, so the clamp decides its "
+    "value. Training of CLIP usually ends so. It keeps the gap: the force that closes it is proportional to β g(β), "
+    "and g falls exponentially in β times the margin.",
+    cure="Nothing, if the gap does not matter to you. Else end with a larger temperature: TS S3 (0.01 to 0.05), fixed "
+    "0.04 (FLT 4e-2), or a smaller learning rate of ν (SLRT, a tenth). A lower clamp closes no gap.",
+    fault=False,
 )
 def temperature_at_clamp(case: Case) -> Sign:
     """The share of the run that ends at τ_min."""
     tau, there, bound, known = _at_bound(case)
-    if not there[-1]:
-        return Sign(False, f"τ ends at {tau.last:.3g}, away from {bound:.3g}{known}.", {"last": tau.last})
     if len(tau) == 1:
-        return Sign(True, f"τ is {tau.last:.3g}{known}.", {"bound": bound})
-    away = np.flatnonzero(~there)
-    begin = tau.step[away[-1] + 1] if len(away) else tau.step[0]
-    length = max(tau.step[-1] - tau.step[0], 1)
-    share = float((tau.step[-1] - begin) / length)
+        if not there[0]:
+            return Sign(False, f"τ is {tau.last:.3g}, away from {bound:.3g}{known}.", {"last": tau.last})
+        return Sign(
+            True,
+            f"τ is {tau.last:.3g}{known}.",
+            {"bound": bound},
+            reason="So low a temperature keeps the gap: the force that closes it is proportional to β g(β), and g "
+            "falls exponentially in β times the margin.",
+        )
+    kept = _kept_from(there)
+    if kept is None:
+        return Sign(False, f"τ ends at {tau.last:.3g}, away from {bound:.3g}{known}.", {"last": tau.last})
+    begin = float(tau.step[kept])
+    share = float((tau.step[-1] - begin) / max(tau.step[-1] - tau.step[0], 1))
     return Sign(
         share >= SHARE,
         f"τ is {bound:.3g}{known} from {case.unit} {begin:.0f} to the end, {100 * share:.0f} % of the run.",
-        {"bound": bound, "since": float(begin), "share": share},
+        {"bound": bound, "since": begin, "share": share},
     )
 
 
@@ -103,17 +123,41 @@ def temperature_at_clamp_early(case: Case) -> Sign:
     """Whether τ_min is reached in the first tenth of the run and kept."""
     tau, there, bound, known = _at_bound(case)
     too_few(len(tau), "temperatures", FEWEST)
-    early = tau.step <= tau.step[0] + BEGINNING * (tau.step[-1] - tau.step[0])
-    share = float(there.mean())
-    found = bool(there[early].any()) and share >= 2 * BEGINNING
     if not there.any():
         return Sign(False, f"τ is never {bound:.3g}{known}.", {"share": 0.0})
-    first = float(tau.step[np.argmax(there)])
-    return Sign(
-        found,
-        f"τ is {bound:.3g}{known} first at {case.unit} {first:.0f}, and in {100 * share:.0f} % of what is recorded.",
-        {"bound": bound, "first": first, "share": share},
-    )
+    early = tau.step <= tau.step[0] + BEGINNING * (tau.step[-1] - tau.step[0])
+    share, first = float(there.mean()), float(tau.step[np.argmax(there)])
+    numbers = {"bound": bound, "first": first, "share": share}
+    at = f"τ is {bound:.3g}{known} first at {case.unit} {first:.0f}"
+    if not there[early].any():
+        return Sign(False, f"{at}, after the first tenth.", numbers)
+    if share < 2 * BEGINNING:
+        return Sign(False, f"{at}, but does not stay there: it ends at {tau.last:.3g}.", numbers)
+    return Sign(True, f"{at}, and at {100 * share:.0f} % of the recorded {case.unit}s.", numbers)
+
+
+@register(
+    "temperature-below-clamp",
+    title="a temperature below its clamp",
+    reason="The authors of CLIP found the bound β ≤ 100 necessary for stable training. Without it nothing stops ν: once "
+    "all pairs are matched, a larger β always lowers the loss. Then a few hard pairs decide the gradient, bfloat16 "
+    "rounds logits beyond 128 to whole numbers, and the gap stays as it is.",
+    cure="Clamp ν after every step, as open_clip does: logit_scale.clamp_(0, ln 100). Hugging Face's CLIPModel does "
+    "not; `flowsim.torch.TemperatureController` does. If another clamp is meant, give it as `clamp`.",
+)
+def temperature_below_clamp(case: Case) -> Sign:
+    """Whether τ ends below τ_min."""
+    _learned(case)
+    tau = _tau(case)
+    if case.clamp is None:
+        raise CannotTell("The temperature has no clamp.")
+    bound = case.clamp[0]
+    known = "its clamp" if case.clamp_known else "the usual clamp"
+    said = f"τ {'is' if len(tau) == 1 else 'ends at'} {tau.last:.3g}, that is β = {1 / tau.last:.4g}"
+    numbers = {"last": tau.last, "bound": bound}
+    if tau.last >= BELOW * bound:
+        return Sign(False, f"{said}; {known} is {bound:.3g}.", numbers)
+    return Sign(True, f"{said}, below {known}, {bound:.3g}.", numbers)
 
 
 @register(
@@ -134,7 +178,7 @@ def temperature_not_trained(case: Case) -> Sign:
     numbers = {"change": change, "temperature": tau.first}
     if change >= STILL:
         return Sign(False, f"ln τ moves over a range of {change:.3g}.", numbers)
-    if case.clamp is not None and any(abs(tau.first / bound - 1) < AT_BOUND for bound in case.clamp):
+    if case.clamp is not None and abs(tau.first / case.clamp[0] - 1) < AT_BOUND:
         return Sign(False, f"τ is constant at its clamp, {tau.first:.3g}.", numbers)
     said = f"τ is {tau.first:.5g} at all {len(tau)} recorded steps"
     raw = -math.log(tau.first)
@@ -146,11 +190,13 @@ def temperature_not_trained(case: Case) -> Sign:
 def _untouched(case: Case) -> Sign:
     assert case.weights is not None
     raw = case.weights["raw_temperature"]
-    initial = math.log(1 / 0.07)
-    found = abs(raw - initial) < 1e-6
+    if raw is None:
+        raise CannotTell("The checkpoint holds no temperature.")
+    if abs(raw - math.log(1 / 0.07)) >= 1e-6:
+        raise CannotTell(f"ν in the checkpoint is {raw:.6g}; whether it moved, only a log or another checkpoint shows.")
     return Sign(
-        found,
-        f"ν in the checkpoint is {raw:.6g}" + (", its usual initial value ln(1/0.07)." if found else "."),
+        True,
+        f"ν in the checkpoint is {raw:.6g}, its usual initial value ln(1/0.07).",
         {"raw_temperature": raw},
         reason="ν has its initial value to seven digits, so no step of an optimizer has reached it.",
     )
@@ -196,15 +242,20 @@ def _batches(image: np.ndarray, text: np.ndarray, batch: int) -> list[tuple[np.n
 
 def _beyond_adam(case: Case, tau: Track) -> Sign:
     """Without embeddings: ν that fell farther than steps of Adam reach."""
-    missing = CannotTell(
-        "Embeddings of training pairs at the end and the batch size are needed, from which the pull on ν is computed; "
-        "or an optimizer that is Adam, whose steps bound the fall of ν."
-    )
-    if case.rate is None or not case.adam or case.unit != STEP:
-        raise missing
+    needed = "Embeddings of training pairs at the end and the batch size are needed, from which the pull on ν follows"
+    if not case.adam:
+        if case.adam is False:
+            raise CannotTell(f"{needed}.")
+        raise CannotTell(f"{needed}; or the optimizer, as steps of Adam bound the fall of ν. Give it as `optimizer`.")
+    if case.rate is None or case.unit != STEP:
+        missing = "no learning rate is recorded" if case.rate is None else f"the log counts {case.unit}s"
+        raise CannotTell(f"{needed}. The steps of Adam tell nothing here, as {missing}.")
     fell, reach = math.log(tau.last / tau.first), _reach(case, tau)
     if fell <= BEYOND * reach:
-        raise missing
+        way = f"fell by {fell:.3g}" if fell > 0 else f"rose by {-fell:.3g}"
+        raise CannotTell(
+            f"{needed}. ν {way}, which steps of Adam alone can reach: the learning rates sum to {reach:.3g}."
+        )
     return Sign(
         True,
         f"ν fell by {fell:.3g}, although the learning rates sum to {reach:.3g}.",
@@ -233,6 +284,8 @@ def wrong_initial_temperature(case: Case) -> Sign:
     """Whether the first β is that of a known slip."""
     _learned(case)
     tau, which = _tau(case), "The first" if case.weights is None else "The checkpoint's"
+    if case.weights is None and case.steps is None:
+        raise CannotTell("Only the temperature at the end is known.")
     if tau.step[0] > 0.02 * max(case.steps or 0, 50):
         raise CannotTell(f"The first recorded temperature is that of {case.unit} {tau.step[0]:.0f}.")
     for beta, slip in SLIPS.items():
@@ -287,6 +340,8 @@ def temperature_in_half_precision(case: Case) -> Sign:
     _learned(case)
     if case.weights is not None:
         dtype = case.weights["dtype"]
+        if dtype is None:
+            raise CannotTell("The checkpoint holds no temperature.")
         if dtype in ("float16", "bfloat16") and case.weights["all_half"]:
             raise CannotTell(f"All weights are {dtype}, as in an export; how ν was trained does not show.")
         return Sign(dtype in ("float16", "bfloat16"), f"ν in the checkpoint is {dtype}.", {"dtype": dtype})

@@ -4,17 +4,27 @@ import math
 
 import numpy as np
 
-from flowsim.doctor.case import Case, Track
+from flowsim.doctor.case import STEP, Case, Track
 from flowsim.doctor.finding import CannotTell, Sign, register, too_few
 
-#: Share of ln n from which a loss counts as chance.
-CHANCE = 0.95
+#: Share of ln n from which a loss counts as chance; its fall in the second half, as a share of ln n, that counts as
+#: learning; and steps that are too few to tell.
+CHANCE, FALLING, FEW = 0.95, 0.02, 50
+#: A loss above chance by this factor may be at the chance of a larger batch; a multiple of n to this accuracy is one.
+ABOVE, MULTIPLE = 1.02, 0.05
+#: Rise of the held-out loss from its best value that counts, relative and in nats.
+RISE, NATS = 0.1, 0.1
 #: Fall of recall from its best value that counts as overfitting, relative and in standard errors; and evaluations that
 #: must follow the best.
 FALL, NOISE, AFTER = 0.15, 1.5, 2
 #: A jump of the loss, in nats above the median of the steps before; steps of this median, and of the one from the jump
 #: on, which must be as high: the loss of a single batch may be, for example of swapped features.
 JUMP, WINDOW, STAYS = 1.0, 20, 5
+
+CHECK_PAIRS = (
+    "Check first that row i of the images and row i of the texts belong together, after every shuffle and gather. Then "
+    "lower the learning rate, and let it warm up."
+)
 
 
 @register(
@@ -32,15 +42,28 @@ def not_finite(case: Case) -> Sign:
         return Sign(bool(bad), f"{len(bad)} of the checkpoint's tensors hold NaN or infinity.", {"tensors": len(bad)})
     if case.loss is None and case.broken is None:
         raise CannotTell("No training loss is recorded.")
+    if case.broken is None and case.lost is not None:
+        count, first = case.lost
+        some = "1 recorded loss is" if count == 1 else f"{count} recorded losses are"
+        at = "at" if count == 1 else "the first at"
+        return Sign(
+            False, f"{some} not finite, {at} {case.unit} {first}, but later ones are.", {"count": count, "first": first}
+        )
     if case.broken is None:
         return Sign(False, "Every recorded loss is finite.")
-    before = ""
+    before, last = "", None if case.loss is None else case.loss.last
+    if case.loss is not None and case.loss.step[-1] >= case.broken:
+        return Sign(
+            True,
+            f"Features are not finite from {case.unit} {case.broken} on, although the loss is {last:.3g} at the end.",
+            {"step": case.broken},
+        )
     if case.loss is not None:
         before = f"; the last finite loss is {case.loss.last:.3g}"
         tau = case.temperature
         if tau is not None and tau.step[0] <= case.loss.step[-1]:
             before += f", at τ = {tau.value[tau.step <= case.loss.step[-1]][-1]:.3g}"
-    return Sign(True, f"The loss is not finite from step {case.broken} on{before}.", {"step": case.broken})
+    return Sign(True, f"The loss is not finite from {case.unit} {case.broken} on{before}.", {"step": case.broken})
 
 
 @register(
@@ -49,27 +72,46 @@ def not_finite(case: Case) -> Sign:
     reason="ln n is the loss of n pairs whose similarities say nothing about which belong together. The gradient of ν "
     "is the loss minus the mean entropy of the softmaxes, and an entropy is at most ln n: so a learned temperature "
     "rises while the loss is above ln n, which flattens the softmaxes and slows learning further.",
-    cure="Check first that row i of the images and row i of the texts belong together, after every shuffle and gather. "
-    "Then lower the learning rate, and let it warm up.",
+    cure=CHECK_PAIRS,
 )
 def nothing_learned(case: Case) -> Sign:
-    """The loss at the end, as a fraction of ln n."""
+    """Whether the loss is at chance, ln n, or above it at the end, and does not fall any more."""
     if case.loss is None:
         raise CannotTell("No training loss is recorded.")
     if case.broken is not None:
         raise CannotTell("The loss is not finite at the end.")
     if case.batch is None:
         raise CannotTell("The batch size is not recorded, which chance depends on. Give it as `batch`.")
-    end = float(np.mean(_end(case.loss).value))
+    track, end = case.loss, float(np.mean(_end(case.loss).value))
     chance = math.log(case.batch)
     numbers = {"loss": end, "chance": chance}
     said = f"The loss at the end is {end:.3g}, where chance is ln {case.batch} = {chance:.3g}"
-    tau = case.temperature
+    if end < CHANCE * chance:
+        return Sign(False, f"{said}.", numbers)
+    if case.unit == STEP and track.step[-1] < FEW:
+        raise CannotTell(f"{said}, but the log ends after {track.step[-1]:.0f} steps, which are too few to tell.")
+    half = track.since(track.step[0] + 0.5 * (track.step[-1] - track.step[0]))
+    tenth = max(1, len(half) // 5)
+    fall = float(np.mean(half.value[:tenth])) - end
+    numbers["fall"] = fall
+    if fall > FALLING * chance:
+        return Sign(False, f"{said}; it still falls, by {fall:.3g} in the second half.", numbers)
+    rate = case.rate
+    if rate is not None and rate.last > 1.05 * rate.first and rate.last >= 0.95 * rate.value.max():
+        raise CannotTell(f"{said}, but the learning rate still rises at the end, to {rate.last:.3g}.")
+    tau, cure = case.temperature, ""
     if tau is not None and case.learned is not False:
         numbers |= {"first_temperature": tau.first, "last_temperature": tau.last}
         if tau.last > 1.05 * tau.first:
             said += f"; τ rose from {tau.first:.3g} to {tau.last:.3g}"
-    return Sign(end >= CHANCE * chance, f"{said}.", numbers)
+    times = math.exp(min(end, 50.0)) / case.batch
+    if end > ABOVE * chance and round(times) >= 2 and abs(times / round(times) - 1) < MULTIPLE:
+        said += f"; {end:.4g} is the chance of {round(times)} × {case.batch} pairs"
+        cure = (
+            "If the features of several processes are gathered for the loss, give the number of all pairs as `batch`. "
+            + CHECK_PAIRS
+        )
+    return Sign(True, f"{said}.", numbers, cure=cure)
 
 
 @register(
@@ -93,11 +135,36 @@ def overfitting(case: Case) -> Sign:
     # Two recalls of p with N queries in each direction differ by chance by about √(p(1−p)/N).
     noise = math.sqrt(top * (1 - top) / case.pool)
     found = fell > FALL and top - last > NOISE * noise and len(case.recall) - 1 - best >= AFTER
-    at = f"{top:.3g} at step {case.recall.step[best]:.0f}"
+    at = f"{top:.3g} at {case.unit} {case.recall.step[best]:.0f}"
     return Sign(
         found,
         f"Held-out recall at {case.recall_at} is at best {at}, and {last:.3g} at the end.",
         {"best": top, "last": last, "step": float(case.recall.step[best])},
+    )
+
+
+@register(
+    "held-out-loss-rises",
+    title="a held-out loss that rises",
+    reason="A learned temperature follows the training pairs, so it falls too low for held-out pairs. Then their loss "
+    "rises even where their retrieval does not fall.",
+    cure="Judge by held-out retrieval, and log it. For probabilities that can be trusted, fit the temperature on "
+    "held-out pairs after training, or fix it at 0.04 (FLT 4e-2) or more.",
+    fault=False,
+)
+def held_out_loss_rises(case: Case) -> Sign:
+    """The rise of the held-out loss from its best value."""
+    track = case.held_out_loss
+    if track is None:
+        raise CannotTell("No loss of held-out pairs is recorded.")
+    too_few(len(track), "evaluations", AFTER + 1)
+    best = int(np.argmin(track.value))
+    lowest, last = float(track.value[best]), track.last
+    found = last - lowest > max(RISE * lowest, NATS) and len(track) - 1 - best >= AFTER
+    return Sign(
+        found,
+        f"The held-out loss is at best {lowest:.3g} at {case.unit} {track.step[best]:.0f}, and {last:.3g} at the end.",
+        {"best": lowest, "last": last, "step": float(track.step[best])},
     )
 
 
@@ -128,7 +195,7 @@ def loss_jumps(case: Case) -> Sign:
     step = int(track.step[WINDOW + worst])
     return Sign(
         True,
-        f"At step {step} the training loss rises from {middle[worst]:.3g}, the median of {WINDOW} values, to "
+        f"At {case.unit} {step} the training loss rises from {middle[worst]:.3g}, the median of {WINDOW} values, to "
         f"{np.median(after[worst]):.3g}, that of the next {STAYS}.",
         {"jumps": len(runs), "step": step, "height": float(excess[worst])},
     )

@@ -6,7 +6,7 @@ the means makes the centres coincide before that scaling, and only approximately
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -115,6 +115,9 @@ def chosen(methods: Any) -> dict[str, Method]:
 @dataclass(frozen=True)
 class Identity:
     """Rows as they are."""
+
+    #: Whether anything depends on the pairs that a method was fitted on; true for methods that do not say.
+    depends_on_pairs: ClassVar[bool] = False
 
     def fit(self, image: np.ndarray, text: np.ndarray) -> Transform:
         return lambda image, text: (image, text)

@@ -13,7 +13,7 @@ from flowsim.lab import metrics
 from flowsim.lab.lab import Lab
 from flowsim.lab.labels import Labels, labels_of
 from flowsim.lab.landscape import LOSS_PAIRS, SHIFTS, TEMPERATURES, landscape, loss_of, unit
-from flowsim.lab.methods import Identity, Method, Transform, chosen
+from flowsim.lab.methods import Method, Transform, chosen
 from flowsim.observables.checks import check_seed, check_shapes, check_values, real_array
 from flowsim.observables.large import EXACT
 from flowsim.progress import Progress, silent, track
@@ -198,7 +198,7 @@ class _Trial:
             ).values
         # The means over n pairs of modalities with the same mean differ by √(mean ‖d‖²/n), d = x − y less its mean, and
         # methods subtract the means of the fitted pairs.
-        sizes = 1 / len(x) + (0 if isinstance(method, Identity) else 1 / len(self.fitted[0]))
+        sizes = 1 / len(x) + (1 / len(self.fitted[0]) if getattr(method, "depends_on_pairs", True) else 0)
         spread = max(report.pop("alignment") - report["modality_gap"] ** 2, 0.0)
         values["modality_gap_by_chance"] = float(np.sqrt(spread * sizes))
         values |= report

@@ -9,6 +9,7 @@
 from flowsim.logs.events import read_events as _read_events  # noqa: F401
 from flowsim.logs.formats import FORMATS, Format, register
 from flowsim.logs.hugging_face import read_state as _read_state  # noqa: F401
+from flowsim.logs.lines import read_lines as _read_lines  # noqa: F401
 from flowsim.logs.open_clip import read_folder as _read_folder  # noqa: F401
 from flowsim.logs.read import read_log, read_logs
 from flowsim.logs.rows import read_csv as _read_csv  # noqa: F401

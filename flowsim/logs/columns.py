@@ -8,10 +8,9 @@ import numpy as np
 
 from flowsim.errors import FlowsimError, unknown_name
 from flowsim.logs.clock import EPOCHS, STEPS
-from flowsim.logs.names import SERIES, candidates
+from flowsim.logs.names import FRACTIONS, SERIES, candidates
 from flowsim.logs.table import Logged, Table, in_order, resumed
 from flowsim.logs.temperature import READINGS, Evidence, Reading, check_named, convert, reading_of, relation
-from flowsim.observables.table import RECALLS
 
 _KINDS = (*READINGS, "logit_scale")
 #: Largest step; floating point holds whole numbers up to it.
@@ -34,7 +33,7 @@ class Found:
     unit: str
     counted: bool = False
     series: dict[str, Logged] = dataclasses.field(default_factory=dict)
-    columns: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    columns: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     unused: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -152,10 +151,10 @@ def _add(found: Found, series: str, column: str, logged: Logged, asked: bool) ->
     """Add a series that is no temperature."""
     if not len(logged.at):
         return
-    entry = {"column": column}
+    entry: dict[str, Any] = {"column": column}
     values, plain = logged.values, series.removeprefix("seen_")
     finite = values[np.isfinite(values)]
-    if plain in RECALLS and finite.size and finite.max() > 1:
+    if plain in FRACTIONS and finite.size and finite.max() > 1:
         if finite.max() > 100 or finite.min() < 0:
             found.notes.append(f"Column {column!r} is no recall, as it is not within 0 and 100; it was left out.")
             return
@@ -168,6 +167,8 @@ def _add(found: Found, series: str, column: str, logged: Logged, asked: bool) ->
         )
         if not asked:
             return
+    if series == "train_loss" and len(bad := np.flatnonzero(~np.isfinite(values))):
+        entry |= {"not_finite": len(bad), "first_not_finite": int(logged.at[bad[0]])}
     found.series[series] = Logged(logged.at, values)
     found.columns[series] = entry
 

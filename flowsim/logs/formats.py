@@ -1,5 +1,6 @@
 """The registry of formats of logs, and the choice of the one of a file."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 from flowsim.base.checks import check_choice
 from flowsim.base.registry import Registry
 from flowsim.errors import FlowsimError
+from flowsim.logs.names import candidates
 from flowsim.logs.source import Source
 from flowsim.logs.table import Table
 
@@ -100,7 +102,10 @@ def _held(source: Source) -> str:
         return "nothing"
     if source.encoding is None:
         return "binary data"
-    first = next((line.strip() for line in source.text.splitlines() if line.strip()), "")
-    if not first:
+    lines = [line.strip() for line in source.text.splitlines() if line.strip()]
+    if not lines:
         return "empty lines"
+    first = lines[0]
+    if len(lines) == 1 and any(True for name in re.split("[,;\t]", first) for _ in candidates(name)):
+        return "one line with names of columns, and no rows"
     return f"text that begins with {first[:60] + ' ...' * (len(first) > 60)!r}"

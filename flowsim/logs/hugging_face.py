@@ -55,11 +55,23 @@ def read_state(source: Source) -> Table:
     return table
 
 
+def _metrics(path: Path) -> list[Path]:
+    """Files of Lightning in a folder: its own, else those of the versions below it, in their order."""
+    if (path / "metrics.csv").is_file():
+        return [path / "metrics.csv"]
+    found = [*path.glob("version_*/metrics.csv"), *path.glob("*/version_*/metrics.csv")]
+    return sorted(found, key=lambda file: (len(file.parent.name), file.parent.name))
+
+
 def _is_lightning_folder(source: Source) -> bool:
-    return source.is_folder and (source.path / "metrics.csv").is_file()
+    return source.is_folder and bool(_metrics(source.path))
 
 
 @register("lightning", _is_lightning_folder, describes="folders of Lightning's CSVLogger")
 def read_lightning(source: Source) -> Table:
-    """Read metrics.csv of a folder."""
-    return read_csv(Source(source.path / "metrics.csv"))
+    """Read metrics.csv of a folder; of several versions the last one."""
+    files = _metrics(source.path)
+    table = read_csv(Source(files[-1]))
+    if len(files) > 1:
+        table.notes.append(f"The folder has {len(files)} versions; {files[-1].relative_to(source.path)} was read.")
+    return table

@@ -17,9 +17,11 @@ _STEPS = (
     "trainer_global_step", "global_step", "step", "iteration", "iter", "it", "n_iter", "iterations", "steps",
     "num_steps", "_step",
 )  # fmt: skip
+#: The contrastive part of a loss comes before a total, which may have others, e.g. of captions. Each may also end in
+#: "_step" or "_epoch", as Lightning writes them.
 _LOSSES = (
-    "loss", "loss_step", "total_loss", "contrastive_loss", "clip_loss", "infonce_loss", "info_nce_loss", "nce_loss",
-    "itc_loss", "loss_itc", "loss_epoch",
+    "contrastive_loss", "clip_loss", "infonce_loss", "info_nce_loss", "nce_loss", "itc_loss", "loss_itc", "loss",
+    "total_loss",
 )  # fmt: skip
 _HELD_OUT_LOSSES = (*_LOSSES, "clip_val_loss", "val_loss")
 _RATES = ("lr", "learning_rate", "lr_0", "lr_group0")
@@ -44,6 +46,9 @@ _WAYS = {
     "text_retrieval": "image_to_text", "text_to_image": "text_to_image", "t2i": "text_to_image",
     "txt2img": "text_to_image", "txt_to_img": "text_to_image", "image_retrieval": "text_to_image",
 }  # fmt: skip
+#: Recall of both directions: its k, or none for the mean over several k.
+_EITHER_WAY = re.compile(r"(?:mean_)?(?:recall_?@?(?:at)?_?(\d+)|r@(\d+))|mean_recall|recall_mean")
+_KS = ("1", "5", "10")
 _RECALL = re.compile(rf"({'|'.join(_WAYS)})_(?:r|recall|at|top|acc)?_?@?_?(\d+)")
 _RECALL_FIRST = re.compile(rf"(?:r|recall|top|acc)_?@?_?(\d+)_({'|'.join(_WAYS)})")
 
@@ -52,7 +57,12 @@ SERIES = {
     "step": "step", "epoch": "epoch", "loss": "train_loss", "train_loss": "train_loss", "val_loss": "loss",
     "learning_rate": "learning_rate", "temperature": "temperature", "inverse_temperature": "inverse_temperature",
     "raw_temperature": "raw_temperature", "log_temperature": "log_temperature",
-} | {prefix + name: prefix + name for prefix in ("", "seen_") for name in names()}  # fmt: skip
+} | {
+    prefix + name: prefix + name for prefix in ("", "seen_")
+    for name in (*names(), *(f"recall_at_{k}" for k in _KS), "mean_recall")
+}  # fmt: skip
+#: Series that are fractions, or percent in some logs.
+FRACTIONS = (*RECALLS, *(f"recall_at_{k}" for k in _KS), "mean_recall")
 
 
 def words(name: str) -> tuple[str | None, str]:
@@ -75,29 +85,33 @@ def candidates(name: str) -> Iterator[tuple[str, int]]:
     """
     part, plain = words(name)
     held_out = part == "held out"
+    loss, when = plain, 0
+    for place, end in enumerate(("_step", "_epoch"), 1):
+        if plain.endswith(end) and plain != end:
+            loss, when = plain.removesuffix(end), place
     if plain in _STEPS and not held_out:
         yield "step", _STEPS.index(plain)
     elif plain in ("epoch", "trainer_epoch"):
         yield "epoch", 0 if not held_out else 1
-    elif plain in _HELD_OUT_LOSSES and held_out:
-        yield "loss", _HELD_OUT_LOSSES.index(plain)
+    elif loss in _HELD_OUT_LOSSES and held_out:
+        yield "loss", 3 * _HELD_OUT_LOSSES.index(loss) + when
     elif plain == "clip_val_loss":
-        yield "loss", len(_HELD_OUT_LOSSES)
-    elif plain in _LOSSES:
+        yield "loss", 3 * len(_HELD_OUT_LOSSES)
+    elif loss in _LOSSES:
         # A bare "loss" is that of batches where "train_loss" is also there, as in logs of Hugging Face's Trainer.
-        yield "train_loss", 2 * _LOSSES.index(plain) + (part is not None)
+        yield "train_loss", 6 * _LOSSES.index(loss) + 2 * when + (part is not None)
     elif plain in _RATES and not held_out:
         yield "learning_rate", _RATES.index(plain)
     elif _RATE_OF_OPTIMIZER.fullmatch(plain) and not held_out:
         yield "learning_rate", len(_RATES) + plain.endswith("_pg1")
-    elif (kind := _temperature(plain)) is not None and (plain != "scale" or part == "train"):  # or the scale of AMP
+    elif (kind := temperature_kind(plain)) is not None and (plain != "scale" or part == "train"):  # or the scale of AMP
         yield kind, list(_TEMPERATURES).index(kind) * 10 + 2 * held_out + (part is None)
     elif (observable := _observable(name, plain)) is not None:
         yield ("seen_" if part == "train" else "") + observable, 0 if part is None else 1
 
 
-def _temperature(plain: str) -> str | None:
-    """The kind of temperature that a plain name says."""
+def temperature_kind(plain: str) -> str | None:
+    """The kind of temperature that a plain name says: "temperature", "logit_scale" and the like, or None."""
     parts = plain.split("_")
     if _NOT_OF_SOFTMAX & set(parts):
         return None
@@ -120,6 +134,8 @@ def _observable(name: str, plain: str) -> str | None:
             way, k = found[2], found[1]
         if way and f"{_WAYS[way]}_at_{k}" in RECALLS:
             return f"{_WAYS[way]}_at_{k}"
+        if (found := _EITHER_WAY.fullmatch(text)) and (k := found[1] or found[2]) in (None, *_KS):
+            return "mean_recall" if k is None else f"recall_at_{k}"
         if text in _OBSERVABLES or text in names():
             return _OBSERVABLES.get(text, text)
     return None

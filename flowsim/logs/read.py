@@ -19,6 +19,12 @@ from flowsim.records.result import TrainingRecord
 
 PathLike = str | os.PathLike[str]
 
+#: Series that columns are usually named as, for messages.
+_USUAL = (
+    "step, epoch, loss, val_loss, learning_rate, temperature, inverse_temperature, raw_temperature, log_temperature, "
+    "modality_gap, image_to_text_at_10, recall_at_10"
+)
+
 
 def read_log(
     path: PathLike, *, columns: Mapping[str, str] | None = None, format: str | None = None, name: str | None = None
@@ -35,7 +41,7 @@ def read_log(
     - `train_loss`, `learning_rate`, and `loss`, that of held-out pairs;
     - `temperature` τ, `inverse_temperature` β = 1/τ, and `raw_temperature` ν = ln β if that was logged;
     - observables by their names or usual synonyms ("val/image_to_text_R@1" is `image_to_text_at_1`), those of
-      training batches as `seen_...`.
+      training batches as `seen_...`; `recall_at_1` and the like where a log does not tell the direction.
 
     What was logged at every step from 0 on is also in `training`, as in records of flowsim: `train_loss` and
     `learning_rate` (then only there), `train_temperature` and `train_modality_gap`. `step` and, if known, `epoch` and
@@ -49,8 +55,9 @@ def read_log(
     Args:
         path: A file or folder.
         columns: Name of a series -> column that holds it, for names that are not recognised: "step", "epoch", "loss"
-            (of training batches), "val_loss", "learning_rate", "temperature", "inverse_temperature", "raw_temperature",
-            "log_temperature", or an observable such as "modality_gap".
+            (of training batches), "val_loss", "learning_rate", "temperature", "inverse_temperature" (β),
+            "raw_temperature" (ν = ln β), "log_temperature", "recall_at_10" and the like for recall of both directions,
+            or an observable such as "modality_gap" or "image_to_text_at_10".
         format: Name of the format, one of `fs.logs.FORMATS`. Default: recognised by content.
         name: Which run of a file with several (an export of W&B).
 
@@ -149,6 +156,11 @@ def _checked(columns: Mapping[str, str] | None) -> dict[str, str]:
             '{"temperature": "my_tau"}.'
         )
     for series in columns:
+        if series in ("logit_scale", "scale"):
+            raise FlowsimError(
+                f"{series!r} may be ν or β: name the column as raw_temperature if it holds ν = ln β, as "
+                "inverse_temperature if it holds β."
+            )
         if series not in SERIES:
-            raise unknown_name("series", series, SERIES)
+            raise FlowsimError(f"{unknown_name('series', series, SERIES)} Usual ones: {_USUAL}.")
     return dict(columns)

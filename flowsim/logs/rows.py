@@ -8,6 +8,7 @@ from typing import Any
 
 from flowsim.errors import FlowsimError
 from flowsim.logs.formats import register
+from flowsim.logs.names import candidates
 from flowsim.logs.source import Source
 from flowsim.logs.table import Builder, Logged, Table, number
 
@@ -65,6 +66,7 @@ def read_csv(source: Source) -> Table:
     delimiter, names = found
     builder, row, ragged, unread = Builder(), 0, 0, 0
     columns = [builder.column(name) for name in names]
+    words, short, cut = Words(), 0, ""
     try:
         rows = csv.reader((line for line in source.lines() if line.strip()), delimiter=delimiter)
         next(rows)
@@ -72,47 +74,83 @@ def read_csv(source: Source) -> Table:
             if len(cells) > len(names):
                 ragged += 1
                 continue
-            for (add_at, add_value), cell in zip(columns, cells, strict=False):
+            few = len(cells) < len(names)
+            short += few
+            cut = names[len(cells) - 1] if few and cells else ""
+            for (add_at, add_value), name, cell in zip(columns, names, cells, strict=False):
                 value = _value(cell, delimiter) if cell else None
                 if value is not None:
                     add_at(row)
                     add_value(value)
                 elif "\ufffd" in cell:
                     unread += 1
+                elif cell:
+                    words.add(name, cell)
             row += 1
     except csv.Error as error:
         raise FlowsimError(f"{str(source.path)!r} cannot be read as CSV: {error}. Write the file again.") from None
     notes = list(source.notes)
     if ragged:
         notes.append(f"{ragged} lines with more fields than names were skipped.")
+    if short:
+        notes.append(f"{short} lines have fewer fields than names.")
+    if cut and builder.take_back(cut, row - 1):
+        notes.append(f"The last line is cut off, so its last field ({cut!r}) was left out.")
     if unread:
         notes.append(f"{unread} damaged fields were skipped.")
-    return Table(builder.columns(), notes=notes)
+    held = builder.columns()
+    return Table(held, notes=[*notes, *words.notes(held)])
 
 
-def flat(row: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, float]]:
+class Words:
+    """Columns that hold text under a name that is known, so that they do not vanish without a word."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, str] = {}
+        self._known: dict[str, bool] = {}
+
+    def add(self, name: str, cell: str) -> None:
+        """A cell that is no number."""
+        if name not in self._known:
+            self._known[name] = any(True for _ in candidates(name))
+            if self._known[name]:
+                self._held[name] = cell
+
+    def notes(self, columns: Mapping[str, Logged]) -> list[str]:
+        """A sentence for each that holds no numbers at all."""
+        return [
+            f"Column {name!r} holds text such as {cell[:40]!r} instead of numbers, and was left out."
+            for name, cell in self._held.items()
+            if name not in columns
+        ]
+
+
+def flat(row: Mapping[str, Any], words: Words, before: str = "", depth: int = 0) -> Iterator[tuple[str, float]]:
     """Name and value of the numbers in a row of JSON; those of nested ones as "outer/inner"."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             if depth < 4 and "_type" not in value:
-                yield from flat(value, f"{before}{name}/", depth + 1)
+                yield from flat(value, words, f"{before}{name}/", depth + 1)
         elif (found := number(value)) is not None:
             yield f"{before}{name}", found
+        elif isinstance(value, str):
+            words.add(f"{before}{name}", value)
 
 
 def table_of_rows(rows: Iterable[Any], notes: list[str]) -> Table:
     """A table of rows of JSON; others are skipped and counted."""
-    builder, count, skipped = Builder(), 0, 0
+    builder, words, count, skipped = Builder(), Words(), 0, 0
     for row in rows:
         if not isinstance(row, Mapping):
             skipped += 1
             continue
-        for name, value in flat(row):
+        for name, value in flat(row, words):
             builder.add(name, count, value)
         count += 1
     if skipped:
         notes = [*notes, f"{skipped} damaged lines were skipped."]
-    return Table(builder.columns(), notes=notes)
+    held = builder.columns()
+    return Table(held, notes=[*notes, *words.notes(held)])
 
 
 def _parsed(line: str) -> Any:

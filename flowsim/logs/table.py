@@ -1,6 +1,7 @@
 """What readers of logs return: columns of logged values, as the file names them."""
 
 import dataclasses
+import re
 from array import array
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +10,9 @@ import numpy as np
 
 from flowsim.base.checks import shown
 from flowsim.errors import FlowsimError
+
+#: A number as PyTorch prints it: "tensor(0.512, device='cuda:0')".
+_TENSOR = re.compile(r"\s*tensor\(\[?\s*([^,\]\s)]+)\s*\]?\s*[,)]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,15 @@ class Builder:
         add_at(at)
         add_value(value)
 
+    def take_back(self, name: str, at: int) -> bool:
+        """Remove the last value of a column if it is that of a row; returns whether it was."""
+        rows, values = self._held[name]
+        if not len(rows) or rows[-1] != at:
+            return False
+        rows.pop()
+        values.pop()
+        return True
+
     def columns(self) -> dict[str, Logged]:
         """The columns that hold values."""
         return {
@@ -86,13 +99,14 @@ class Builder:
 
 
 def number(value: Any) -> float | None:
-    """A number of a log, also as text and in any spelling of NaN and infinity; None if it is none."""
+    """A number of a log, also as text, in any spelling of NaN, or printed by PyTorch; None if it is none."""
     try:
         return None if isinstance(value, bool) else float(value)
     except OverflowError:  # a huge whole number of JSON
         return float("inf") if value > 0 else float("-inf")
     except (TypeError, ValueError):
-        return None
+        printed = _TENSOR.match(value) if isinstance(value, str) else None
+        return None if printed is None else number(printed[1])
 
 
 def table_of(found: Any, reader: str) -> Table:

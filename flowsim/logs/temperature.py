@@ -88,6 +88,11 @@ def reading_of(column: str, kind: str, values: np.ndarray, known: Evidence) -> R
 def check_named(series: str, column: str, values: np.ndarray) -> Reading:
     """The reading that the user asks for; raises `FlowsimError` if the values contradict it."""
     finite = values[np.isfinite(values)]
+    if series == "temperature" and finite.size and finite.min() > 7:
+        raise FlowsimError(
+            f"Column {column!r} was named as temperature, but it is at least {finite.min():.4g}, which leaves no "
+            f'contrast. For β use columns={{"inverse_temperature": {json.dumps(column, ensure_ascii=False)}}}.'
+        )
     if series in ("temperature", "inverse_temperature") and finite.size and finite.min() <= 0:
         raise FlowsimError(
             f"Column {column!r} was named as {series}, which is positive, but it holds {finite.min():.4g}. For ν "

@@ -1,5 +1,7 @@
 """The temperature of a model in your own training loop: set by a schedule, or trained as the schedule says."""
 
+# Longer than 400 lines: what happens before, within and after a step of an optimizer is one state and reads as one.
+
 import math
 import warnings
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from flowsim.base.checks import check, check_whole, checked_clamp, is_whole
 from flowsim.errors import FlowsimError
 from flowsim.model.schedules import Schedule, as_schedule
 from flowsim.model.temperature import AbstractTemperature
+from flowsim.torch import complaints
 from flowsim.torch.device import described, this_process
 from flowsim.torch.groups import alone, group_of, innermost
 from flowsim.torch.policies import HALF, InverseTemperature, Learned, at_least_single, raw_bounds
@@ -18,6 +21,10 @@ from flowsim.torch.swaps import Swapping
 
 #: Steps between two looks at whether something else changed `logit_scale`; each look waits for a GPU.
 _LOOK = 100
+#: ν beyond which `logit_scale` must hold something else: τ = e⁻⁷ = 0.0009.
+_LARGEST = 7.0
+#: Calls without a step from which on the controller was not attached, rather than gradients accumulated.
+_LONG = 300
 
 
 class TemperatureController:
@@ -54,6 +61,7 @@ class TemperatureController:
         total_steps: Optimizer steps of the whole run.
         step: Optimizer steps taken so far.
         clamp: The clamp.
+        optimizer: The optimizer that it was attached to last; None before.
         warned: What the controller has warned of; it warns of each thing once.
 
     Raises:
@@ -97,6 +105,8 @@ class TemperatureController:
         self.warned: set[str] = set()
         self._swapping = Swapping(self.schedule.swap, seed)
         self._hooks: list[Any] = []
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._used = 0
         self._group: Callable[[], dict[str, Any] | None] = lambda: None
         self._inside = self._in_closure = False
         self._held: tuple[torch.Tensor | None, torch.Tensor] | None = None
@@ -111,7 +121,7 @@ class TemperatureController:
             logit_scale.requires_grad_(False)
             logit_scale.grad = None
         if logit_scale.dtype in HALF:
-            self._warn("precision", self._precision())
+            self._warn("precision", complaints.precision(logit_scale.dtype))
         self._written = logit_scale.detach().clone()
         self._write()
 
@@ -137,10 +147,11 @@ class TemperatureController:
         optimizer = innermost(optimizer)
         if self.raw is not None:
             if group_of(optimizer, self.parameter) is None:
-                self._warn("missing", "`logit_scale` is not in the optimizer, so it would not be trained. It is added.")
+                self._warn("missing", complaints.MISSING)
             alone(optimizer, self.parameter, self._ratio)
             self._group = lambda: group_of(optimizer, self.parameter)
         self.detach()
+        self.optimizer = optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(lambda *_: self.after_step()),
@@ -167,11 +178,7 @@ class TemperatureController:
             return
         self._follow()
         if self.parameter.grad is None:
-            self._warn(
-                "gradient",
-                "`logit_scale` got no gradient, so its temperature is not trained. Use model.logit_scale.exp() in the "
-                "loss.",
-            )
+            self._warn("gradient", complaints.NO_GRADIENT)
         self._enter()
 
     def after_step(self) -> None:
@@ -179,6 +186,8 @@ class TemperatureController:
         if self._inside:
             self._leave()
         self.step += 1
+        if self.raw is None and self.step > self.total_steps:
+            self._warn("end", complaints.beyond(self.total_steps))
         self._write()
 
     # --- what the loop may ask
@@ -196,6 +205,7 @@ class TemperatureController:
         for a model in half precision.
         """
         self._recover()
+        self.use()
         if self.raw is None:
             exact = torch.full_like(self.parameter, self._scheduled(), dtype=at_least_single(self.parameter))
         else:
@@ -226,10 +236,24 @@ class TemperatureController:
             FlowsimError: If the features do not fit.
         """
         self._recover()
+        self.use()
         if step is not None:
             check_whole("step", step, 0, "Use the number of the step, or leave it out.")
         rank, processes = (0, 1) if gathered else this_process()
         return self._swapping.apply(image, text, self.step if step is None else int(step), rank, processes)
+
+    def use(self) -> None:
+        """Note that the loop asked for something, as the monitor does in every step; warns if no step is ever taken."""
+        self._used += 1
+        if self._used == _LONG and self.step == 0 and not self.attached:
+            self._warn("attach", complaints.UNATTACHED)
+
+    def learning_rate(self) -> Any:
+        """The learning rate of the group of `logit_scale`, else of the first group; None without an optimizer."""
+        if self.optimizer is None:
+            return None
+        group = group_of(self.optimizer, self.parameter) or self.optimizer.param_groups[0]
+        return group["lr"] if self._rate is None else self._rate
 
     # --- checkpoints
 
@@ -302,12 +326,9 @@ class TemperatureController:
                     "define `raw_of`. Define it, or use keep=False."
                 )
             self.raw.copy_(found)
+            check(before < _LARGEST, complaints.stored(before))
         elif abs(before - first) > 0.01:
-            self._warn(
-                "start",
-                f"The temperature of the model was {math.exp(-before):.4g} and now starts at the schedule's "
-                f"{math.exp(-first):.4g}. Use keep=True to go on from that of the model.",
-            )
+            self._warn("start", complaints.start(before, first))
         if self._bounds is not None:
             self.raw.clamp_(*self._bounds)
         p.requires_grad_(True)
@@ -415,27 +436,11 @@ class TemperatureController:
         """Look for what works against the schedule; cheap, and without waiting for a GPU in most steps."""
         group = self._group()
         if group is not None and group.get("weight_decay", 0):
-            self._warn(
-                "weight decay",
-                "`logit_scale` has weight decay, which pulls its temperature to 1. Set weight_decay=0.0 in its group.",
-            )
+            self._warn("weight decay", complaints.DECAYED)
         if self.raw is None and (self.parameter.device.type == "cpu" or self.step % _LOOK == 1):
             found, wanted = float(self.parameter.detach()), float(self._written)
             if found != wanted:
-                self._warn(
-                    "changed",
-                    f"Something set `logit_scale` to {found:.4g}, where the schedule has {wanted:.4g} "
-                    f"(τ = {math.exp(-wanted):.4g}). Remove the clamp of the trainer, or load the controller's state "
-                    "after the model's.",
-                )
-
-    def _precision(self) -> str:
-        coarse = torch.finfo(self.parameter.dtype).eps
-        dtype = str(self.parameter.dtype).removeprefix("torch.")
-        return (
-            f"`logit_scale` is {dtype}, which rounds ln β to steps of about {4 * coarse:.1g}, and small steps of an "
-            "optimizer to 0. Keep it in float32: model.logit_scale.data = model.logit_scale.data.float()."
-        )
+                self._warn("changed", complaints.changed(found, wanted))
 
     def _warn(self, about: str, text: str) -> None:
         if about not in self.warned:

@@ -12,16 +12,17 @@ from flowsim.errors import FlowsimError
 from flowsim.records.result import TrainingRecord
 from flowsim.torch.controller import TemperatureController
 from flowsim.torch.device import this_process
+from flowsim.torch.groups import group_of
 from flowsim.torch.metrics import measure
 from flowsim.torch.outputs import Book, features_of, split
 
 
 class GapMonitor:
-    """Measures features every k steps: gap, relative gap, uniformity, margin, ranks and temperature.
+    """Measures features every k steps, and at the end: gap, relative gap, uniformity, margin, ranks and temperature.
 
     Call it with the features of a batch in every step, or let it `watch` a model. In the steps between it returns at
-    once. Features are detached, so nothing of the graph is kept, and only the steps that are measured wait for a GPU.
-    Values are NaN where features are not finite. Numbers are in double precision, by the definitions of
+    once, and only the steps that are measured wait for a GPU. Features are detached, so nothing of the graph is kept;
+    `close` measures those of the last step. Values are NaN where features are not finite. Numbers are in double precision, by the definitions of
     `fs.observables`, for at most `rows` pairs of the batch; margins, ranks and matched fractions depend on how many
     those are.
 
@@ -36,7 +37,8 @@ class GapMonitor:
         controller: The controller of the temperature, from which steps and temperatures are then taken.
         only: Names of the observables; None for all. See `fs.torch.measure`.
         rows: The most pairs to measure, the first ones of the batch.
-        resume: Whether an existing file is continued. Rows that the run repeats are replaced.
+        resume: Whether an existing file is continued. Rows that the run repeats are replaced; a run that begins again
+            before the first row is refused, as it would replace all.
 
     Raises:
         FlowsimError: For arguments that are not allowed, or a file that exists or cannot be written.
@@ -74,6 +76,8 @@ class GapMonitor:
         first = this_process()[0] == 0
         self._book = Book(self._config(), path if first else None, resume)
         self._calls, self._latest = 0, -1
+        # The batch of the last step, if that was not measured.
+        self._last: tuple[Any, ...] | None = None
         # Also if the loop ends with an error.
         self._end = weakref.finalize(self, self._book.save)
         self._hooks: list[Any] = []
@@ -93,7 +97,8 @@ class GapMonitor:
             image: Image features (n, d), in any floating dtype, of unit length or not.
             text: Text features (n, d).
             step: The step; None takes that of the controller, or counts the calls.
-            loss: The loss of the batch.
+            loss: The loss of the batch, `train_loss` in the record. With gradient accumulation pass it before it is
+                divided by the number of micro-batches.
             inverse_temperature: β, which multiplies the cosines in the loss: the output `logit_scale` of open_clip.
                 None takes that of the controller.
 
@@ -101,25 +106,45 @@ class GapMonitor:
             The values by name if the batch was measured, else None.
 
         Raises:
-            FlowsimError: If the features do not fit.
+            FlowsimError: If the features do not fit, or if a resumed run begins again before the first row of its file.
         """
         if step is None:
             step = self._calls if self.controller is None else self.controller.step
         self._calls += 1
+        if self.controller is not None:
+            self.controller.use()
         for name, value in (("loss", loss), ("inverse_temperature", inverse_temperature)):
             check(
                 value is None or isinstance(value, (torch.Tensor, int, float)),
                 f"Argument `{name}` must be a number or a tensor, but is {shown(value)}. Pass that of the batch.",
             )
         # A step of several micro-batches is measured once; a batch of one pair has no margin.
-        if step % self.every or step == self._latest or len(image) < 2 or this_process()[0] != 0:
+        if step == self._latest or len(image) < 2 or this_process()[0] != 0:
             return None
-        self._latest = step
-        values = self._values(image, text, loss, inverse_temperature)
+        if step % self.every:
+            if self._last is None or self._last[0] != step:
+                given = (image, text, loss, *self._now(inverse_temperature))
+                self._last = (step, *(_detached(x) for x in given))
+            return None
+        return self._measure(step, image, text, loss, *self._now(inverse_temperature))
+
+    def _now(self, beta: Any) -> tuple[Any, Any]:
+        """β and the learning rate of this step."""
+        if self.controller is None:
+            return beta, None
+        if beta is None:
+            beta = self.controller.parameter.detach().exp()
+        return beta, self.controller.learning_rate()
+
+    def _measure(
+        self, step: int, image: torch.Tensor, text: torch.Tensor, loss: Any, beta: Any, rate: Any
+    ) -> dict[str, float]:
+        """Measure, keep and pass on."""
+        self._latest, self._last = step, None
+        values = self._values(image, text, {"inverse_temperature": beta, "train_loss": loss, "learning_rate": rate})
         if self.controller is not None:
             values["progress"] = step / self.controller.total_steps
-        self._book.config.setdefault("embed_dim", int(image.shape[1]))
-        self._book.config["training"].setdefault("batch_size", len(image))
+        self._tell(image)
         self._book.add(step, values)
         for output in self._outputs:
             output(step, values)
@@ -151,7 +176,9 @@ class GapMonitor:
         return self._book.record()
 
     def close(self) -> None:
-        """Write the rest to the file, and stop watching."""
+        """Measure the last batch, write the rest to the file, and stop watching."""
+        if self._last is not None:
+            self._measure(*self._last)
         self._book.save()
         for hook in self._hooks:
             hook.remove()
@@ -179,12 +206,10 @@ class GapMonitor:
         self(image, text, loss=loss, inverse_temperature=beta)
 
     @torch.no_grad()
-    def _values(self, image: torch.Tensor, text: torch.Tensor, loss: Any, beta: Any) -> dict[str, float]:
+    def _values(self, image: torch.Tensor, text: torch.Tensor, more: dict[str, Any]) -> dict[str, float]:
         """All values, fetched from the device at once."""
         found = measure(image[: self.rows], text[: self.rows], self.only)
-        if beta is None and self.controller is not None:
-            beta = self.controller.parameter.detach().exp()
-        numbers = {**found, "inverse_temperature": beta, "loss": loss}
+        numbers = {**found, **more}
         dtype, device = next(iter(found.values())).dtype, image.device
         kept = {
             name: torch.as_tensor(x, device=device).detach().to(dtype).mean()
@@ -196,6 +221,19 @@ class GapMonitor:
             values["temperature"] = 1 / values["inverse_temperature"] if values["inverse_temperature"] else float("inf")
         return values
 
+    def _tell(self, image: torch.Tensor) -> None:
+        """Settings that show only in training."""
+        config, training = self._book.config, self._book.config["training"]
+        config.setdefault("embed_dim", int(image.shape[1]))
+        if this_process()[1] == 1:  # with several, these may be the rows of one process or of all
+            training.setdefault("batch_size", len(image))
+        optimizer = None if self.controller is None else self.controller.optimizer
+        if self.controller is not None and optimizer is not None and "optimizer" not in training:
+            group = group_of(optimizer, self.controller.parameter)
+            training["optimizer"] = type(optimizer).__name__.lower()
+            if group is not None:
+                training["temperature_decay"] = bool(group.get("weight_decay", 0))
+
     def _config(self) -> dict[str, Any]:
         """Settings for the record, in the form of those of `fs.clip.train`."""
         config: dict[str, Any] = {"monitor": {"every": self.every, "rows": self.rows}, "training": {}}
@@ -204,3 +242,7 @@ class GapMonitor:
             config["schedule"] = json.loads(self.controller.schedule.to_json())
             config["training"] = {"steps": self.controller.total_steps, "clamp": None if clamp is None else list(clamp)}
         return config
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value

@@ -33,6 +33,8 @@ class Book:
         self.config, self.path = config, path
         self.rows: list[dict[str, float]] = []
         self._written, self._at, self._failed = 0, -math.inf, False
+        # Whether rows of an earlier run are still to be continued.
+        self._kept = False
         if path is None:
             return
         check_name(path)
@@ -48,9 +50,22 @@ class Book:
             raise FlowsimError(f"{str(path)!r} is no record of a GapMonitor. Choose another name.")
         columns = found.coordinates | found.series
         self.rows = [{name: float(x[k]) for name, x in columns.items()} for k in range(len(found.time))]
+        self._kept = True
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Add a row; rows from this step on, which a resumed run repeats, are dropped."""
+        """Add a row; rows from this step on, which a resumed run repeats, are dropped.
+
+        Raises:
+            FlowsimError: If a resumed run begins again before the first row, which would drop all.
+        """
+        if self._kept and self.rows and step <= self.rows[0]["step"]:
+            raise FlowsimError(
+                f"{str(self.path)!r} holds {len(self.rows)} rows, up to step {self.rows[-1]['step']:.0f}, but the run "
+                f"begins again at step {step}, which would replace all. Resume the step: "
+                "controller.load_state_dict(state) or controller.resume_at(step), or pass `step` to the monitor. For a "
+                "new run choose another name."
+            )
+        self._kept = False
         while self.rows and self.rows[-1]["step"] >= step:
             self.rows.pop()
             self._written = min(self._written, len(self.rows))
@@ -80,7 +95,7 @@ class Book:
         coordinates = {"step": steps.astype(int)}
         if "progress" in columns:
             coordinates["progress"] = columns.pop("progress")
-        diverged = not all(np.isfinite(columns[name][-1]) for name in ("loss", "modality_gap") if name in columns)
+        diverged = not all(np.isfinite(columns[name][-1]) for name in ("train_loss", "modality_gap") if name in columns)
         return TrainingRecord(
             time=steps,
             series=columns,

@@ -1,4 +1,9 @@
-"""Tensors in `.pt`, `.pth` and `.bin` files of PyTorch, mapped into memory. Only tensors are loaded, nothing else."""
+"""Tensors in `.pt`, `.pth`, `.bin` and `.ckpt` files of PyTorch, mapped into memory. Only tensors are loaded.
+
+Checkpoints often hold settings beside the weights, such as an `argparse.Namespace` or numbers of NumPy. PyTorch's
+loader of weights refuses these classes. Here it gets an empty class in the place of each: no code of theirs is imported
+or run, and what they held is left out.
+"""
 
 import warnings
 import zipfile
@@ -14,7 +19,26 @@ from flowsim.data.packages import package
 from flowsim.errors import FlowsimError
 
 
-@register(".pt", ".pth", ".bin")
+class _Empty:
+    """Stands for an object that is not loaded; takes every argument and keeps none."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Empty":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+#: Modules whose classes hold settings in checkpoints; others are refused.
+_OF_SETTINGS = (
+    "argparse", "numpy", "omegaconf", "pathlib", "collections", "typing", "enum", "types", "datetime", "torch",
+    "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "transformers", "accelerate", "open_clip",
+    "open_clip_train", "hydra", "ml_collections", "easydict", "addict", "yacs", "timm", "__main__",
+)  # fmt: skip
+
+
+@register(".pt", ".pth", ".bin", ".ckpt")
 def open_pt(path: Path) -> dict[str, Entry]:
     """The tensors of a file by the keys that lead to them, joined by dots; lists of strings are arrays of strings."""
     torch = package("torch", "torch", "clip")
@@ -23,7 +47,13 @@ def open_pt(path: Path) -> dict[str, Entry]:
     try:
         with warnings.catch_warnings():  # of tensors that are refused below
             warnings.simplefilter("ignore")
-            content = torch.load(path, **options)
+            try:
+                content = torch.load(path, **options)
+            except Exception as refused:
+                if type(refused).__name__ != "UnpicklingError":
+                    raise
+                with torch.serialization.safe_globals(_placeholders(torch, path, refused)):
+                    content = torch.load(path, **options)
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":  # raised for every object that is no tensor
             raise FlowsimError(
@@ -34,6 +64,16 @@ def open_pt(path: Path) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     _collect(torch, content, (), found)
     return found
+
+
+def _placeholders(torch: Any, path: Path, refused: Exception) -> list[tuple[type, str]]:
+    """Empty classes with the names of the file's classes of settings; raises `refused` if there are others."""
+    if not zipfile.is_zipfile(path):
+        raise refused
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if not names or not all(name.partition(".")[0] in _OF_SETTINGS for name in names):
+        raise refused
+    return [(type("Empty", (_Empty,), {}), name) for name in names]
 
 
 def _collect(torch: Any, content: Any, keys: tuple[str, ...], found: dict[str, Entry]) -> None:
