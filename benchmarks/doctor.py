@@ -24,9 +24,10 @@ def measure(seeds: list[int]) -> dict[str, Any]:
     """Counts of runs, of findings of the planted fault, and of other findings, by what was planted."""
     faults, healthy = {}, {}
     for name in planted_faults.FAULTS:
-        found = [fs.diagnose(planted_faults.FAULTS[name](seed)).faults for seed in seeds]
-        others = Counter(other for one in found for other in one if other != name)
-        faults[name] = {"runs": len(seeds), "found": sum(name in one for one in found), "others": dict(others)}
+        found = [fs.diagnose(planted_faults.FAULTS[name](seed)) for seed in seeds]
+        others = Counter(other for one in found for other in one.faults if other != name)
+        hits = sum(one[name].found for one in found)
+        faults[name] = {"runs": len(seeds), "found": hits, "others": dict(others), "remark": not found[0][name].fault}
         print(f"{name:<32} {faults[name]['found']} of {len(seeds)}   others: {dict(others) or 'none'}", flush=True)
     for preset in planted_faults.HEALTHY:
         alarms = [fs.diagnose(planted_faults.run(preset, seed)).faults for seed in seeds]

@@ -57,6 +57,13 @@ def half_precision(seed: int) -> Any:
         return run(learned(lr_ratio=5.0), seed)
 
 
+def clamp_forgotten(seed: int) -> Any:
+    """ν without the clamp that the settings name."""
+    fresh = optax.chain(steps.adamw(0.9, 0.98, 1e-6, 0.1))
+    with mock.patch.object(steps, "_clamped", lambda flow, raw: raw), optimizer_at_fault(fresh):
+        return run(seed=seed, clamp=(0.065, 1.0))
+
+
 def changed_features(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> fs.data.Features:
     """The features of emoji with other rows (image (n, p), text (n, c, q))."""
     held = fs.data.emoji()
@@ -134,9 +141,11 @@ FAULTS: dict[str, Callable[[int], Any]] = {
     "not-finite": lambda seed: run(seed=seed, lr=1e25, optimizer="sgd", normalize=False),
     "nothing-learned": lambda seed: run(seed=seed, lr=1e-6),
     "overfitting": memorised,
+    "held-out-loss-rises": memorised,
     "loss-jumps": spiked,
     "temperature-at-clamp": lambda seed: run(seed=seed, clamp=(0.055, 1.0)),
     "temperature-at-clamp-early": lambda seed: run(learned(0.07, clamp=(0.07, 1.0)), seed),
+    "temperature-below-clamp": clamp_forgotten,
     "temperature-not-trained": lambda seed: run(learned(lr_ratio=0.0), seed),
     "temperature-decayed": decays_everything,
     "wrong-initial-temperature": slip,

@@ -127,9 +127,9 @@ def test_the_pull_on_nu_is_that_of_a_batch():
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     taus = np.geomspace(0.05, 0.08, 30)
     batches = [slice(start, start + 64) for start in range(0, 4096, 64)]
-    pull = [np.mean([np.subtract(*calibration(image[k], text[k], tau)) for k in batches]) for tau in taus]
+    pull = [np.mean([np.subtract(*calibration(image[k], text[k], tau)[:2]) for k in batches]) for tau in taus]
     rest = float(np.interp(0, -np.array(pull), taus))
-    loss, entropy = calibration(image, text, rest)
+    loss, entropy, _ = calibration(image, text, rest)
     assert entropy - loss > 0.1
     case = run_of(np.geomspace(rest / 1.1, rest, 40), batch=64).with_rows((image, text), True)
     found = REGISTRY["temperature-decayed"].find(case)
@@ -205,7 +205,7 @@ def test_the_gradient_of_nu_is_loss_minus_entropy():
             return fs.InfoNCE().value(jnp.exp(nu) * jnp.asarray(image @ text.T), fs.pairing.Targets(None, None))
 
         loss, slope = jax.value_and_grad(value)(jnp.log(1 / tau))
-    found, entropy = calibration(image, text, tau)
+    found, entropy, _ = calibration(image, text, tau)
     assert found == pytest.approx(float(loss), rel=1e-12)
     assert found - entropy == pytest.approx(float(slope), rel=1e-10)
 
@@ -215,7 +215,7 @@ def test_the_floor_of_duplicates_is_the_loss_at_zero_temperature():
     basis = np.eye(24)
     image = basis[np.arange(24) // 2]  # each row twice, in both modalities
     found = fs.diagnose((image, image))["duplicates"]
-    loss, _ = calibration(image, image, 1e-3)
+    loss, *_ = calibration(image, image, 1e-3)
     assert found.numbers["text_floor"] == pytest.approx(loss, rel=1e-12) == math.log(2)
     assert found.found and found.numbers["text_share"] == 1.0
     assert not fs.diagnose((rng.normal(size=(24, 8)), rng.normal(size=(24, 8))))["duplicates"].found
@@ -266,6 +266,121 @@ def test_weights_of_a_checkpoint(tmp_path):
         assert found.faults + found.remarks == ([name] if name else [])
     numpy.save_file({name: array.astype(np.float16) for name, array in weights.items()}, path)  # an export
     assert fs.diagnose(path).faults == []
+
+
+def test_a_remark_is_no_fault():
+    for record in (planted("temperature-at-clamp", 0), planted("held-out-loss-rises", 0)):
+        found = fs.diagnose(record)
+        assert found.remarks and not set(found.remarks) & set(found.faults)
+    assert "held-out-loss-rises" in fs.diagnose(healthy("Baseline", 0)).remarks  # where retrieval does not fall
+    assert fs.diagnose(healthy("FLT 1e-1", 0)).remarks == []
+
+
+def test_fine_tuning_that_leaves_the_clamp():
+    """β from 100 to 99.7 moves away from the clamp; held at it, it is found."""
+    for last, verdicts in ((99.7, ("not found", "not found")), (100.0, ("found", "found"))):
+        case = run_of(1 / np.linspace(100.0, last, 200))
+        names = ("temperature-at-clamp", "temperature-at-clamp-early")
+        assert tuple(verdict(name, case) for name in names) == verdicts
+    late = REGISTRY["temperature-at-clamp-early"].find(run_of(np.geomspace(0.07, 0.01, 200)))
+    assert late.verdict == "not found" and late.sentence.endswith("after the first tenth.")
+    noisy = np.where(np.arange(200) % 20 == 7, 0.0102, 0.01)  # lifts off now and then
+    noisy[:100] = np.linspace(0.07, 0.0101, 100)
+    found = REGISTRY["temperature-at-clamp"].find(run_of(noisy))
+    assert found.verdict == "found" and found.numbers["since"] == 100
+
+
+def test_a_given_temperature_makes_no_claims_about_a_run():
+    rng = np.random.default_rng(8)
+    rows = rng.normal(size=(40, 8))
+    found = fs.diagnose((rows, rows), temperature=0.01)["temperature-at-clamp"]
+    assert found.found and "pull" not in found.reason
+    found = fs.diagnose((rows, rows), temperature=1.0)["wrong-initial-temperature"]
+    assert found.verdict == "cannot tell"
+
+
+def falling(start, end, steps=400, **known):
+    return run_of(np.full(steps, 0.07), loss=np.linspace(start, end, steps), batch=256, **known)
+
+
+def test_chance_is_judged_by_the_trend():
+    look = REGISTRY["nothing-learned"].find
+    assert look(falling(5.55, 5.54)).verdict == "found"
+    found = look(falling(8.7, 6.3))  # above chance, but on its way
+    assert found.verdict == "not found" and "it still falls, by 0.962" in found.sentence
+    assert look(falling(5.55, 5.51, steps=100)).verdict == "cannot tell"
+    warming = look(falling(5.55, 5.51, rate=np.linspace(0, 1e-3, 400)))
+    assert warming.verdict == "cannot tell" and "still rises at the end" in warming.sentence
+    assert look(falling(5.55, 5.51, rate=np.full(400, 1e-3))).verdict == "found"
+    gathered = look(falling(math.log(2048), math.log(2048) - 1e-3))
+    assert "8 × 256 pairs" in gathered.sentence and gathered.cure.startswith("If the features of several processes")
+
+
+def test_a_nan_that_was_skipped_is_counted(tmp_path):
+    lines = ["step,loss,temperature"] + [f"{10 * k},{'nan' if k in (3, 9) else 5 - k / 20},0.07" for k in range(40)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    found = fs.diagnose(tmp_path / "log.csv")["not-finite"]
+    assert found.sentence == "2 recorded losses are not finite, the first at step 30, but later ones are."
+    assert found.verdict == "not found" and found.numbers == {"count": 2, "first": 30}
+
+
+@pytest.mark.parametrize("column", ["val/recall@1", "eval_recall@1", "val/R@1", "val/mean_recall"])
+def test_recall_of_both_directions_is_read(column, tmp_path):
+    values = [0.1, 0.4, 0.5, 0.4, 0.3, 0.2]
+    lines = [f"step,loss,{column}"] + [f"{100 * k},{1 / (k + 1)},{value}" for k, value in enumerate(values)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    found = fs.diagnose(tmp_path / "log.csv", pool=5000)["overfitting"]
+    assert found.found and found.numbers == {"best": 0.5, "last": 0.2, "step": 200.0}
+
+
+def test_a_diagnosis_says_how_a_log_was_read(tmp_path):
+    lines = ["step,total_loss,contrastive_loss,foo,logit_scale"] + [f"{k},9,{5 - k / 50},1,14.3" for k in range(60)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    found = fs.diagnose(tmp_path / "log.csv")
+    assert "train_loss from 'contrastive_loss'" in found.read[0] and "'logit_scale' as inverse" in found.read[0]
+    assert any(one.startswith("'logit_scale' is inverse temperature β: It goes from 14.3") for one in found.read)
+    assert "Not used: 'total_loss', 'foo'." in found.read
+    assert "Read: step from 'step'" in repr(found) and found.to_dict()["read"] == list(found.read)
+
+
+def test_the_optimizer_is_a_known_one():
+    with pytest.raises(FlowsimError, match="Unknown optimizer 'adm'. Did you mean 'adam'"):
+        fs.diagnose((np.eye(30), np.eye(30)), optimizer="adm")
+
+
+def test_folders_and_kinds_of_weights(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    layer = {"visual.weight": np.ones((4, 4), np.float32)}
+    model = tmp_path / "model"
+    model.mkdir()
+    numpy.save_file({**layer, "logit_scale": np.array(math.log(100), np.float32)}, model / "model.safetensors")
+    (model / "config.json").write_text("{}")
+    assert fs.diagnose(model).remarks == ["temperature-at-clamp"]
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    numpy.save_file(layer, parts / "model-00001-of-00002.safetensors")
+    numpy.save_file({"logit_scale": np.array(1.0, np.float32)}, parts / "model-00002-of-00002.safetensors")
+    assert fs.diagnose(parts).faults == ["wrong-initial-temperature"]
+    one = tmp_path / "one.safetensors"
+    for held, faults, remarks, read in (
+        ({"temperature": np.array(0.01, np.float32)}, [], ["temperature-at-clamp"], "read as τ."),
+        ({"teacher.logit_scale": np.array(0.0, np.float32), "student.logit_scale": np.array(3.0, np.float32)}, [], [],
+         "'student.logit_scale', read as ν; there are others: 'teacher.logit_scale'."),
+        ({"logit_scale": np.array(4.9, np.float32), "logit_bias": np.array(-10.0, np.float32)}, [], [], "read as ν."),
+        ({"logit_scale": np.array(0.0, np.float32)}, ["wrong-initial-temperature"], [], "read as ν."),
+        ({}, [], [], "The checkpoint holds no temperature under a name that is known."),
+    ):  # fmt: skip
+        numpy.save_file({**layer, **held}, one)
+        found = fs.diagnose(one)
+        assert (found.faults, found.remarks) == (faults, remarks), held
+        assert found.read[0].endswith(read)
+        assert found["temperature-not-trained"].verdict == "cannot tell"
+    rows = np.random.default_rng(0).normal(size=(2, 30, 8)).astype(np.float32)
+    numpy.save_file({"image_embeds": rows[0], "text_embeds": rows[1], "logit_scale": np.array(4.0, np.float32)}, one)
+    assert fs.diagnose(one)["collapsed-rank"].verdict == "not found"
+    numpy.save_file({"a": rows[0]}, one)
+    with pytest.raises(FlowsimError, match="It is no checkpoint either"):
+        fs.diagnose(one)
 
 
 def test_weights_of_torch(tmp_path):

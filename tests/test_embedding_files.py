@@ -1,6 +1,8 @@
 """Embeddings in files of every format, several modalities, and similarities instead of rows."""
 
+import argparse
 import builtins
+import collections
 import itertools
 import json
 import os
@@ -299,6 +301,61 @@ def malicious_zarr(path, evil):
         (path / name).mkdir()
         (path / name / ".zarray").write_text(json.dumps(meta))
         (path / name / "0.0").write_bytes(pickle.dumps(evil))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_settings_beside_weights_are_left_out(tmp_path):
+    """Checkpoints of trainers hold settings, for which PyTorch's loader of weights refuses the file."""
+    torch = pytest.importorskip("torch")
+    beside = {
+        "args": argparse.Namespace(lr=1e-3, out=Path("x")), "best": np.float64(0.5), "when": np.int64(3),
+        "history": collections.defaultdict(list, {"a": [np.float32(1.0)]}),
+    }  # fmt: skip
+    for name in ("epoch_1.pt", "last.ckpt"):
+        torch.save({"state_dict": {"w": torch.ones(3, 2)}, "epoch": 3, **beside}, tmp_path / name)
+        held = read_named(tmp_path / name)
+        assert list(held) == ["state_dict.w"]
+        np.testing.assert_array_equal(held["state_dict.w"], np.ones((3, 2)))
+    trap = tmp_path / "trap"
+    torch.save({"w": torch.ones(2), "args": argparse.Namespace(a=Creates(trap))}, tmp_path / "evil.pt")
+    with pytest.raises(FlowsimError, match="not loaded"):
+        read_named(tmp_path / "evil.pt")
+    # A class of an allowed module is not made either: nothing of it runs.
+    torch.save({"w": torch.ones(2), "made": Runs(trap)}, tmp_path / "runs.pt")
+    assert list(read_named(tmp_path / "runs.pt")) == ["w"]
+    assert not trap.exists()
+
+
+class Runs:
+    """Would run code of NumPy when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return np.savetxt, (str(self.path), [1.0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_torch_is_known_by_its_content(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"image": torch.ones(3, 2), "text": torch.ones(3, 2)}, tmp_path / "a.pt")
+    for name in ("a.npy", "a.npz", "a"):
+        (tmp_path / "a.pt").rename(tmp_path / name)
+        assert sorted(read_named(tmp_path / name)) == ["image", "text"]
+        (tmp_path / name).rename(tmp_path / "a.pt")
+
+
+def test_what_is_missing_is_named(tmp_path):
+    rows = np.eye(4)[:, :3]
+    np.savez(tmp_path / "odd.npz", z_v=rows, z_l=rows)
+    with pytest.raises(FlowsimError, match="The images are 'z_v'; say which array is the text with text=NAME"):
+        obs.open_embeddings(tmp_path / "odd.npz", image="z_v")
+    with pytest.raises(FlowsimError, match="The texts are 'z_l'; say which array is the image with image=NAME"):
+        obs.open_embeddings(tmp_path / "odd.npz", text="z_l")
+    np.save(tmp_path / "cosines.npy", np.eye(4))
+    with pytest.raises(FlowsimError, match=r"one square matrix, \(4, 4\). If these are cosines"):
+        obs.open_embeddings(tmp_path / "cosines.npy")
 
 
 PICKLES = {

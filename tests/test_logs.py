@@ -665,6 +665,84 @@ def test_damaged_lines_are_skipped_and_counted(tmp_path):
     assert any("cut off" in note for note in record.config["log"]["notes"])
 
 
+def test_a_cut_line_loses_its_last_field(tmp_path):
+    record = read_log(written(tmp_path / "a.csv", "step,loss,temperature\n0,2.5,0.07\n1,2.4,0.06\n2,0.2"))
+    assert record.coordinates["step"].tolist() == [0, 1]
+    assert "The last line is cut off, so its last field ('loss') was left out." in record.config["log"]["notes"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_text_in_the_place_of_numbers(kind, tmp_path):
+    """Numbers as PyTorch prints them are read; a known column of other text does not vanish without a word."""
+    rows = [
+        {"step": k, "loss": f"tensor(0.{5 + k}, device='cuda:0', grad_fn=<A>)", "temperature": "n/a"} for k in (0, 1)
+    ]
+    if kind == "csv":
+        table(tmp_path / "a.csv", {name: [row[name] for row in rows] for name in rows[0]})
+    else:
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    record = read_log(tmp_path / f"a.{kind}")
+    assert record["train_loss"].values.tolist() == [0.5, 0.6]
+    note = "Column 'temperature' holds text such as 'n/a' instead of numbers, and was left out."
+    assert record.config["log"]["notes"] == [note]
+
+
+def test_lines_of_names_and_numbers(tmp_path):
+    lines = [
+        "2024-05-01 12:00:00 INFO starting run 7", "[12:00:01] step 0/100 loss 5.52 lr 1.00e-03 logit_scale: 14.29",
+        "saved to step_10.pt", "step=10, loss = 4.1, lr=0.001, logit_scale=15.5", "Step: [20] Loss: nan lr: 1e-3", "",
+    ]  # fmt: skip
+    record = read_log(written(tmp_path / "train.log", "\n".join(lines)))
+    assert record.config["log"]["format"] == "lines"
+    assert record.coordinates["step"].tolist() == [0, 10, 20]
+    np.testing.assert_array_equal(record["train_loss"].values, [5.52, 4.1, math.nan])
+    np.testing.assert_allclose(record["inverse_temperature"].values[:2], [14.29, 15.5])
+    with pytest.raises(fs.FlowsimError, match="text that begins with 'step one"):
+        read_log(written(tmp_path / "prose.log", "step one\nloss of interest 3 times\n"))
+
+
+def test_a_folder_of_versions_of_lightning(tmp_path):
+    for version in (2, 9, 10):
+        folder = tmp_path / "lightning_logs" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(f"step,train_loss\n0,{version}\n1,1\n")
+    for path in (tmp_path, tmp_path / "lightning_logs"):
+        record = read_log(path)
+        assert record["train_loss"].values[0] == 10
+        assert "3 versions" in record.config["log"]["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["loss", "contrastive_loss", "caption_loss"], "contrastive_loss"),
+        (["train/total_loss", "train/clip_loss_step", "train/clip_loss_epoch"], "train/clip_loss_step"),
+        (["total_loss", "loss"], "loss"),
+        (["train_loss", "loss"], "loss"),
+        (["loss_itm", "loss_itc", "loss_mlm"], "loss_itc"),
+    ],
+)
+def test_the_contrastive_loss_comes_before_a_total(names, chosen, tmp_path):
+    path = table(tmp_path / "a.csv", {"step": [0, 1], **{name: [k, k] for k, name in enumerate(names)}})
+    assert column_of(read_log(path), "train_loss")["column"] == chosen
+
+
+def test_the_answer_for_a_temperature_is_checked(tmp_path):
+    path = scale_log(tmp_path, [14.3, 15.0])
+    with pytest.raises(fs.FlowsimError, match="leaves no contrast. For β use"):
+        read_log(path, columns={"temperature": "logit_scale"})
+    with pytest.raises(fs.FlowsimError, match="may be ν or β: name the column as raw_temperature"):
+        read_log(path, columns={"logit_scale": "logit_scale"})
+    with pytest.raises(fs.FlowsimError, match="Usual ones: step, epoch, loss, val_loss, learning_rate, temperature"):
+        read_log(path, columns={"zzz": "logit_scale"})
+
+
+def test_a_record_without_embeddings_says_where_its_values_are(tmp_path):
+    record = read_log(scale_log(tmp_path, [14.3, 15.0]))
+    with pytest.raises(fs.FlowsimError, match=r"record\['temperature'\].values\[-1\]"):
+        _ = record.final
+
+
 def test_lines_without_end_need_no_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("flowsim.logs.source.LONGEST", 1000)
     text = "step,loss\n0,1\n1," + "9" * 5000 + "\n2,3\n"

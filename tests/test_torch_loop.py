@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -274,6 +275,39 @@ def test_it_warns_once_of_what_works_against_it():
     for dtype in (torch.bfloat16, torch.float16):
         with pytest.warns(UserWarning, match=f"is {str(dtype)[6:]}, which rounds"):
             TemperatureController(torch.nn.Parameter(torch.tensor(2.66, dtype=dtype)), "Baseline", 10)
+
+
+def test_it_warns_if_it_is_not_attached_or_ends_too_early():
+    model = Model()
+    controller = TemperatureController(model.logit_scale, "FLT 4e-2", 5)
+    for _ in range(299):
+        controller.inverse_temperature()
+    with pytest.warns(UserWarning, match="No optimizer has taken a step"):
+        controller.inverse_temperature()
+    model, optimizer, controller = controlled("TS S3", total=3)
+    steps(model, optimizer, 3)
+    with pytest.warns(UserWarning, match="goes on after 3 steps"):
+        steps(model, optimizer, 1)
+    assert controller.temperature == pytest.approx(0.05, rel=1e-6)
+    steps(*controlled("Baseline", total=3)[:2], 5)  # a learned temperature has no end
+
+
+def test_beta_in_the_place_of_its_logarithm_is_refused():
+    parameter = torch.nn.Parameter(torch.tensor(100.0))
+    with pytest.raises(fs.FlowsimError, match="If it holds β itself, store its logarithm"):
+        TemperatureController(parameter, "Baseline", 10, keep=True)
+
+
+def test_the_loop_of_the_documentation_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "own-runs.md").read_text(encoding="utf-8")
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Model" in one]
+    held = {"fs": fs}
+    exec(compile(block, "own-runs.md", "exec"), held)
+    record = fs.load("run.nc")
+    assert record.coordinates["step"].tolist() == [*range(0, 400, 10), 399]
+    assert record["train_loss"].values[-1] < 1 < record["train_loss"].values[0]
+    assert "0 faults found" in capsys.readouterr().out
 
 
 def test_fine_tuning_goes_on_from_the_temperature_of_the_model():

@@ -343,8 +343,11 @@ def checks() -> str:
     lines = []
     for one in REGISTRY.values():
         title = one.title if one.fault else f"{one.title} (a remark, no fault)"
-        lines += [f"`{one.name}`: {_cell(title)}", "", f":   *Why:* {_cell(one.reason)}", ""]
-        lines += [f"    *Try:* {_cell(one.cure)}", ""]
+        lines += [
+            f"- **`{one.name}`**: {_cell(title)}.",
+            f"  *Why:* {_cell(one.reason)}",
+            f"  *Try:* {_cell(one.cure)}",
+        ]
     return "\n".join(lines)
 
 
@@ -355,7 +358,8 @@ def doctor_table() -> str:
     lines = [f"Seeds {seeds[0]} to {seeds[-1]}:", "", "| planted | found | other faults found |", "|---|---|---|"]
     for name, count in found["faults"].items():
         others = ", ".join(f"`{other}` ({number})" for other, number in count["others"].items()) or "none"
-        lines.append(f"| `{name}` | {count['found']} of {count['runs']} | {others} |")
+        remark = " (a remark)" if count.get("remark") else ""
+        lines.append(f"| `{name}`{remark} | {count['found']} of {count['runs']} | {others} |")
     for preset, count in found["healthy"].items():
         lines.append(f"| nothing: {preset} | | in {count['alarms']} of {count['runs']} |")
     return "\n".join(lines)
@@ -526,7 +530,6 @@ TABLES = {
     "generated: names": public_names,
     "generated: modules": modules,
     "generated: observables": observables,
-    "generated: checks": checks,
 }
 #: What is written into files between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
 PARTS = {
@@ -536,6 +539,7 @@ PARTS = {
     "three ways": ("docs/three-ways.md", ways_table),
     "clip tables": ("docs/clip.md", clip_tables),
     **{f"kernels {part}": ("docs/real-kernels.md", kernels(part)) for part in ("flows", "forecasts", "step")},
+    "doctor checks": ("docs/how-to/doctor.md", checks),
     "doctor": ("docs/how-to/doctor.md", doctor_table),
     "photos findings": ("docs/real-pairs.md", photos(photos_findings)),
     "photos methods": ("docs/real-pairs.md", photos(photos_methods)),

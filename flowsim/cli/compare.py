@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from flowsim.cli.files import check_writable_file, columns_in, saved_runs
+from flowsim.cli.files import FIGURES, check_writable_file, columns_in, saved_runs
 from flowsim.cli.options import Files, Flag, RunName, hint, text
 from flowsim.cli.output import print_json, progress, say_saved
 from flowsim.errors import FlowsimError
@@ -30,7 +30,7 @@ class Compare:
     parts: Annotated[str | None, text("--parts", "NAME,..."), hint("(default: all)")] = None
     """Comparisons to make: simulation, exponent, slow_closing, enlargement, matching, calibration."""
     out: Annotated[str | None, text("--out", "FIGURE"), hint()] = None
-    """Draw everything into a figure, .png or .pdf."""
+    """Draw everything into a figure, .png, .pdf or .svg."""
     json: Flag = False
     """JSON on stdout; missing numbers are null."""
 
@@ -39,7 +39,7 @@ class Compare:
         if not self.files:
             raise FlowsimError("Command `compare` takes one RUN.nc or more. Use e.g. flowsim compare run.nc.")
         if self.out is not None:
-            check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
+            check_writable_file(Path(self.out), *FIGURES)
         from flowsim.comparison import compare
 
         runs = saved_runs(self.files, self.run_name, columns_in(self.columns))

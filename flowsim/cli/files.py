@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 #: The argument `columns` in a message of the library.
 _ARGUMENT = re.compile(r'columns=(\{"\w+": "[^"{}\\]*"(?:, "\w+": "[^"{}\\]*")*\})')
 
+#: Endings of figures.
+FIGURES = (".png", ".pdf", ".svg")
+
 
 def check_writable_folder(folder: Path, option: str = "--out") -> None:
     """Refuse a folder in which nothing can be written; leaves nothing behind."""
     check_writable(folder, f"Choose another folder with {option}.")
 
 
-def check_writable_file(path: Path, suffix: str) -> None:
-    """Refuse a file that cannot be written, or that ends in another suffix; leaves nothing behind."""
-    if path.suffix != suffix:
-        raise FlowsimError(f"Option `--out` takes a {suffix} file, but got {path.name!r}. Use e.g. run{suffix}.")
+def check_writable_file(path: Path, *suffixes: str) -> None:
+    """Refuse a file that cannot be written, or that ends in none of the suffixes; leaves nothing behind."""
+    if path.suffix not in suffixes:
+        kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
+        raise FlowsimError(f"Option `--out` takes a {kinds} file, but got {path.name!r}. Use e.g. run{suffixes[0]}.")
     if path.is_dir():
         raise FlowsimError(f"Cannot write {str(path)!r}: it is a folder. Choose another name with --out.")
     check_writable_folder(path.parent)

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from flowsim.cli.files import check_writable_file
+from flowsim.cli.files import FIGURES, check_writable_file
 from flowsim.cli.options import File, Flag, hint, names_in, number, whole
 from flowsim.cli.options import text as text_option
 from flowsim.cli.output import progress, say_saved
@@ -32,7 +32,7 @@ class Lab:
     methods: Annotated[str | None, text_option("--methods", "NAME,..."), hint("(default: all)")] = None
     """Methods, e.g. centre,whiten; `none` is always included."""
     out: Annotated[str | None, text_option("--out", "FIGURE"), hint()] = None
-    """Draw a figure, .png or .pdf."""
+    """Draw a figure, .png, .pdf or .svg."""
     seed: Annotated[int, whole("--seed", "0")] = 0
     """Seed of the halves."""
     json: Flag = False
@@ -46,18 +46,18 @@ class Lab:
                 "Use e.g. flowsim lab a.npz."
             )
         if self.out is not None:
-            check_writable_file(Path(self.out), ".pdf" if self.out.endswith(".pdf") else ".png")
+            check_writable_file(Path(self.out), *FIGURES)
         from flowsim import lab
         from flowsim.data.arrays import read_named
         from flowsim.observables.files import find_embeddings
 
         rows = find_embeddings(*self.file, image=self.image, text=self.text)
         captions = rows.captions_per_image if self.captions_per_image == 1 else self.captions_per_image
-        if len(rows.text) != captions * len(rows.image):
-            raise FlowsimError(
-                f"{self.file[-1]} has {len(rows.text)} texts, not {captions} for each of {len(rows.image)} images. Use "
-                f"e.g. --captions-per-image {max(1, len(rows.text) // len(rows.image))}; the first of each is used."
-            )
+        images, texts = len(rows.image), len(rows.text)
+        if texts != captions * images:
+            many = texts > images and texts % images == 0
+            cure = f"Use --captions-per-image {texts // images}; the first of each is used." if many else "Save pairs."
+            raise FlowsimError(f"{self.file[-1]} has {texts} texts, not {captions} for each of {images} images. {cure}")
         held, known = read_named(self.file[0]), {}
         if "labels" in held:
             known = {name: held[name] for name in ("labels", "classes", "class_text") if name in held}

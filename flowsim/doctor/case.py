@@ -71,7 +71,7 @@ class Case:
         rate: Learning rate.
         gap: Modality gap of held-out pairs.
         recall: Recall of held-out pairs, the mean of the recorded directions.
-        recall_at: Its k: 10, or the next smaller one that is recorded.
+        recall_at: Its k: 10, or the next smaller one that is recorded; None if a log tells only a mean over several.
         pool: Number of pairs among which held-out pairs are retrieved.
         batch: Pairs in one loss.
         policy: The temperature's policy.
@@ -98,7 +98,7 @@ class Case:
     rate: Track | None = None
     gap: Track | None = None
     recall: Track | None = None
-    recall_at: int = 10
+    recall_at: int | None = 10
     pool: int | None = None
     batch: int | None = None
     policy: AbstractTemperature | None = None
@@ -297,7 +297,7 @@ def _temperature(record: Result) -> Track | None:
     return Track(beta.step, 1 / beta.value)
 
 
-def _recall(record: Result) -> tuple[Track | None, int]:
+def _recall(record: Result) -> tuple[Track | None, int | None]:
     """Recall of both directions at the largest k of 10, 5 and 1, whose relative error is the smallest."""
     for k in (10, 5, 1):
         names = (f"image_to_text_at_{k}", f"text_to_image_at_{k}")
@@ -306,4 +306,4 @@ def _recall(record: Result) -> tuple[Track | None, int]:
             known = [record.series[f"recall_at_{k}"]]
         if known and (found := _finite(_steps(record), np.mean(known, axis=0))) is not None:
             return found, k
-    return None, 1
+    return _row_track(record, "mean_recall"), None

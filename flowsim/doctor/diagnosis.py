@@ -45,7 +45,7 @@ class Diagnosis:
     def _title(self) -> str:
         unknown = sum(one.verdict == "cannot tell" for one in self.findings.values())
         count = f"{len(self.faults)} fault{'' if len(self.faults) == 1 else 's'} found"
-        lacking = f", {unknown} without the data that they need" if unknown else ""
+        lacking = f", {unknown} of which cannot tell" if unknown else ""
         return f"{self.name}: {count}; {len(self.findings)} checks{lacking}"
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from flowsim.doctor.finding import CannotTell, Sign, register
 
 #: Share of the squared length of rows along their mean that counts as dominant; and the share that does if recall
 #: without it grows by this factor and by this many standard errors.
-DOMINANT, LARGE, GAIN, ERRORS = 0.8, 0.5, 1.1, 2.0
+DOMINANT, LARGE, GAIN, ERRORS = 0.8, 0.5, 1.1, 3.0
 #: Effective rank as a fraction of the largest possible one, below which rows count as collapsed.
 COLLAPSED = 0.1
 #: A gap below which one would call it closed.

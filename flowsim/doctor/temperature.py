@@ -15,8 +15,8 @@ AT_BOUND = 5e-4
 #: Share of recorded temperatures at the bound from which on it counts as kept; share of a run for which it must be; and
 #: the part of the run that is its beginning.
 KEPT, SHARE, BEGINNING = 0.9, 0.05, 0.1
-#: Temperatures below this multiple of the clamp are not clamped.
-BELOW = 0.9
+#: Temperatures below this multiple of the clamp are not clamped: of the one that is recorded, and of the usual one.
+BELOW, FAR_BELOW = 0.99, 0.9
 #: A learned ln τ that changes by less has not been trained; rounding of float32 and of logs with five digits is below.
 STILL = 2e-5
 #: Fewest logged temperatures that say something about how it moves.
@@ -24,8 +24,8 @@ FEWEST = 5
 #: Share of the sum of learning rates from which a change of ν counts as limited by it; and beyond which Adam alone
 #: cannot have made it.
 LIMITED, BEYOND = 0.9, 1.2
-#: Difference of entropy and loss, in nats, that counts as a pull on ν; and a fall of ν that counts.
-PULL, FALL = 0.05, 0.01
+#: Difference of entropy and loss that counts as a pull on ν, in nats and in standard errors; a fall of ν that counts.
+PULL, ERRORS, FALL = 0.05, 3.0, 0.01
 #: Accuracy of ν in logs, which print five digits of β.
 PRINTED = 1e-4
 
@@ -139,9 +139,9 @@ def temperature_at_clamp_early(case: Case) -> Sign:
 @register(
     "temperature-below-clamp",
     title="a temperature below its clamp",
-    reason="The authors of CLIP found the bound β ≤ 100 necessary for stable training. Without it nothing stops ν: once "
-    "all pairs are matched, a larger β always lowers the loss. Then a few hard pairs decide the gradient, bfloat16 "
-    "rounds logits beyond 128 to whole numbers, and the gap stays as it is.",
+    reason="The authors of CLIP found the bound β ≤ 100 necessary for stable training. Without it nothing stops ν: "
+    "once all pairs are matched, a larger β always lowers the loss. Then a few hard pairs decide the gradient, "
+    "bfloat16 rounds logits beyond 128 to whole numbers, and the gap stays as it is.",
     cure="Clamp ν after every step, as open_clip does: logit_scale.clamp_(0, ln 100). Hugging Face's CLIPModel does "
     "not; `flowsim.torch.TemperatureController` does. If another clamp is meant, give it as `clamp`.",
 )
@@ -155,7 +155,7 @@ def temperature_below_clamp(case: Case) -> Sign:
     known = "its clamp" if case.clamp_known else "the usual clamp"
     said = f"τ {'is' if len(tau) == 1 else 'ends at'} {tau.last:.3g}, that is β = {1 / tau.last:.4g}"
     numbers = {"last": tau.last, "bound": bound}
-    if tau.last >= BELOW * bound:
+    if tau.last >= (BELOW if case.clamp_known else FAR_BELOW) * bound:
         return Sign(False, f"{said}; {known} is {bound:.3g}.", numbers)
     return Sign(True, f"{said}, below {known}, {bound:.3g}.", numbers)
 
@@ -182,7 +182,7 @@ def temperature_not_trained(case: Case) -> Sign:
         return Sign(False, f"τ is constant at its clamp, {tau.first:.3g}.", numbers)
     said = f"τ is {tau.first:.5g} at all {len(tau)} recorded steps"
     raw = -math.log(tau.first)
-    if abs(raw - math.log(1 / 0.07)) > 1e-4 and (grid := _half(np.array([raw]))):
+    if abs(raw) > 0.1 and abs(raw - math.log(1 / 0.07)) > 1e-4 and (grid := _half(np.array([raw]))):
         said += f"; ν = {raw:.6g} is a number of {grid}, whose next one is {_spacing(grid, raw):.3g} away"
     return Sign(True, f"{said}.", numbers)
 
@@ -222,7 +222,9 @@ def temperature_decayed(case: Case) -> Sign:
         return _beyond_adam(case, tau)
     # In larger pools the entropy exceeds the loss also where ν rests, so these are the pools that training has.
     blocks = _batches(*case.rows, case.batch)
-    loss, entropy = np.mean([calibration(*block, tau.last) for block in blocks], axis=0).tolist()
+    found = np.array([calibration(*block, tau.last) for block in blocks])
+    loss, entropy = (float(x) for x in found[:, :2].mean(axis=0))
+    error = float(np.sqrt(np.sum(found[:, 2] ** 2)) / len(found))
     late = tau.since(tau.step[0] + 0.5 * (tau.step[-1] - tau.step[0]))
     rise = -math.log(late.last / late.first)  # of ν
     numbers = {"loss": loss, "entropy": entropy, "rise": rise}
@@ -230,7 +232,7 @@ def temperature_decayed(case: Case) -> Sign:
     if case.clamp is not None and np.abs(late.value / case.clamp[0] - 1).min() < AT_BOUND:
         return Sign(False, f"{at}; τ is at its clamp.", numbers)
     went = f"ν {'rose' if rise > 0 else 'fell'} by {abs(rise):.3g} in the second half"
-    return Sign(entropy - loss > PULL and rise < -FALL, f"{at}; {went}.", numbers)
+    return Sign(entropy - loss > max(PULL, ERRORS * error) and rise < -FALL, f"{at}; {went}.", numbers)
 
 
 def _batches(image: np.ndarray, text: np.ndarray, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:

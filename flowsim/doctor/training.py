@@ -9,7 +9,7 @@ from flowsim.doctor.finding import CannotTell, Sign, register, too_few
 
 #: Share of ln n from which a loss counts as chance; its fall in the second half, as a share of ln n, that counts as
 #: learning; and steps that are too few to tell.
-CHANCE, FALLING, FEW = 0.95, 0.02, 50
+CHANCE, FALLING, FEW = 0.95, 0.02, 200
 #: A loss above chance by this factor may be at the chance of a larger batch; a multiple of n to this accuracy is one.
 ABOVE, MULTIPLE = 1.02, 0.05
 #: Rise of the held-out loss from its best value that counts, relative and in nats.
@@ -136,9 +136,10 @@ def overfitting(case: Case) -> Sign:
     noise = math.sqrt(top * (1 - top) / case.pool)
     found = fell > FALL and top - last > NOISE * noise and len(case.recall) - 1 - best >= AFTER
     at = f"{top:.3g} at {case.unit} {case.recall.step[best]:.0f}"
+    kind = "mean recall" if case.recall_at is None else f"recall at {case.recall_at}"
     return Sign(
         found,
-        f"Held-out recall at {case.recall_at} is at best {at}, and {last:.3g} at the end.",
+        f"Held-out {kind} is at best {at}, and {last:.3g} at the end.",
         {"best": top, "last": last, "step": float(case.recall.step[best])},
     )
 

@@ -21,7 +21,7 @@ def _values(line: str) -> dict[str, float]:
     for name, text in _PAIR.findall(line):
         series = [series for series, _ in candidates(name)]
         if series and (value := number(text)) is not None:
-            found.setdefault(name, value)
+            found.setdefault(name.lower(), value)
             stepped |= "step" in series
     return found if stepped and len(found) > 1 else {}
 

@@ -209,7 +209,11 @@ class Result:
         raise FlowsimError(f"No snapshot is stored at t = {t:g}. The nearest is at t = {near:g}.")
 
     def _check_snapshots(self) -> None:
-        check(len(self.snapshot_time), "This result holds no embeddings. Simulate with `snapshots=` to store some.")
+        check(len(self.snapshot_time), self._no_embeddings)
+
+    @property
+    def _no_embeddings(self) -> str:
+        return "This result holds no embeddings. Simulate with `snapshots=` to store some."
 
     @property
     def final(self) -> Snapshot:
@@ -362,6 +366,14 @@ class TrainingRecord(Result):
     training: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     kernel_step: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, int))
     kernels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def _no_embeddings(self) -> str:
+        name = next(iter(self.series), "train_loss")
+        return (
+            "This record holds no embeddings, as those of logs and monitors. The last value of a series is e.g. "
+            f"record[{name!r}].values[-1]."
+        )
 
     @property
     def _columns(self) -> dict[str, np.ndarray]:

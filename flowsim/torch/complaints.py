@@ -35,7 +35,8 @@ def changed(found: float, wanted: float) -> str:
     """Something else wrote `logit_scale`; arguments are ln β."""
     return (
         f"Something set `logit_scale` to {found:.4g}, where the schedule has {wanted:.4g} "
-        f"(τ = {math.exp(-wanted):.4g}). Remove the clamp of the trainer, or load the controller's state after the model's."
+        f"(τ = {math.exp(-wanted):.4g}). Remove the clamp of the trainer, or load the controller's state "
+        "after the model's."
     )
 
 

@@ -22,9 +22,9 @@ class GapMonitor:
 
     Call it with the features of a batch in every step, or let it `watch` a model. In the steps between it returns at
     once, and only the steps that are measured wait for a GPU. Features are detached, so nothing of the graph is kept;
-    `close` measures those of the last step. Values are NaN where features are not finite. Numbers are in double precision, by the definitions of
-    `fs.observables`, for at most `rows` pairs of the batch; margins, ranks and matched fractions depend on how many
-    those are.
+    `close` measures those of the last step. Values are NaN where features are not finite. Numbers are in
+    double precision, by the definitions of `fs.observables`, for at most `rows` pairs of the batch; margins, ranks and
+    matched fractions depend on how many those are.
 
     With several processes of `torch.distributed` the first one measures and writes, the others do nothing: local
     features give the numbers of its share of the batch, gathered ones those of the batch.

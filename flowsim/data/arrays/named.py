@@ -6,6 +6,7 @@ when it is asked for.
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,8 +180,15 @@ def _format_of(path: Path) -> Format | None:
         if start == b"\x93NUMPY":
             return FORMATS[".npy"]
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            return FORMATS[".npz"]
+            return FORMATS[".pt" if _is_of_torch(path) else ".npz"]
     return named
+
+
+def _is_of_torch(path: Path) -> bool:
+    """Whether an archive is one that PyTorch wrote."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())
+    return False
 
 
 @contextlib.contextmanager

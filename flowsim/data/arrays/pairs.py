@@ -44,6 +44,11 @@ def read_pair(
         return _one_of(named, image, "image"), _one_of(other, text, "text")
     if image is None and text is None and len(named) == 1:
         stacked = next(iter(named.values()))
+        if stacked.ndim == 2 and stacked.shape[0] == stacked.shape[1]:
+            raise FlowsimError(
+                f"{path} holds one square matrix, {stacked.shape}. If these are cosines, use report_similarity "
+                "(flowsim measure --similarity); if they are rows of one modality, give the file of the texts as well."
+            )
         check(
             stacked.ndim == 3 and len(stacked) == 2,
             f"{path} holds an array of shape {stacked.shape}, not (2, n, d). Save it with "
@@ -116,6 +121,12 @@ def pair_names(named: NamedArrays, image: str | None = None, text: str | None = 
         found = [(name, text) for name, other in found if other == text]
     if len(found) == 1:
         return found[0]
+    if not found and (image is None) != (text is None):
+        given, role, missing = (image, "images", "text") if text is None else (text, "texts", "image")
+        raise FlowsimError(
+            f"{named.path} holds {named.describe()}. The {role} are {given!r}; say which array is the {missing} with "
+            f"{missing}=NAME (--{missing} NAME)."
+        )
     several = f"several pairs of images and texts ({'; '.join(' and '.join(one) for one in found)})"
     what = several if found else "no pair of images and texts with usual names"
     raise FlowsimError(f"{named.path} has {what}. It holds {named.describe()}. {_WHICH}")

@@ -33,9 +33,15 @@ class _Empty:
 #: Modules whose classes hold settings in checkpoints; others are refused.
 _OF_SETTINGS = (
     "argparse", "numpy", "omegaconf", "pathlib", "collections", "typing", "enum", "types", "datetime", "torch",
-    "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "transformers", "accelerate", "open_clip",
-    "open_clip_train", "hydra", "ml_collections", "easydict", "addict", "yacs", "timm", "__main__",
+    "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "transformers", "accelerate",
+    "open_clip", "open_clip_train", "hydra", "ml_collections", "easydict", "addict", "yacs", "timm", "__main__",
 )  # fmt: skip
+#: Classes that the loader fills as dictionaries.
+_FILLED = ("collections.defaultdict",)
+#: Those of Python itself.
+_BUILTIN = tuple(f"builtins.{one.__name__}" for one in (
+    bool, bytearray, bytes, complex, dict, float, frozenset, int, list, object, range, set, slice, str, tuple
+))  # fmt: skip
 
 
 @register(".pt", ".pth", ".bin", ".ckpt")
@@ -66,14 +72,18 @@ def open_pt(path: Path) -> dict[str, Entry]:
     return found
 
 
-def _placeholders(torch: Any, path: Path, refused: Exception) -> list[tuple[type, str]]:
+def _placeholders(torch: Any, path: Path, refused: Exception) -> list[tuple[Any, str]]:
     """Empty classes with the names of the file's classes of settings; raises `refused` if there are others."""
-    if not zipfile.is_zipfile(path):
-        raise refused
+    if not zipfile.is_zipfile(path) or not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        raise refused  # old files, and PyTorch before version 2.6
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    if not names or not all(name.partition(".")[0] in _OF_SETTINGS for name in names):
+    if not names or not all(name in _BUILTIN or name.partition(".")[0] in _OF_SETTINGS for name in names):
         raise refused
-    return [(type("Empty", (_Empty,), {}), name) for name in names]
+    return [(_dictionary if name in _FILLED else type("Empty", (_Empty,), {}), name) for name in names]
+
+
+def _dictionary(*_: Any) -> dict[Any, Any]:
+    return {}
 
 
 def _collect(torch: Any, content: Any, keys: tuple[str, ...], found: dict[str, Entry]) -> None:
