@@ -305,6 +305,7 @@ def test_the_loop_of_the_documentation_runs(capsys, tmp_path, monkeypatch):
     held = {"fs": fs}
     exec(compile(block, "own-runs.md", "exec"), held)
     record = fs.load("run.nc")
+    assert isinstance(record, fs.TrainingRecord)
     assert record.coordinates["step"].tolist() == [*range(0, 400, 10), 399]
     assert record["train_loss"].values[-1] < 1 < record["train_loss"].values[0]
     assert "0 faults found" in capsys.readouterr().out

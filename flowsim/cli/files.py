@@ -25,11 +25,11 @@ def check_writable_folder(folder: Path, option: str = "--out") -> None:
     check_writable(folder, f"Choose another folder with {option}.")
 
 
-def check_writable_file(path: Path, *suffixes: str) -> None:
+def check_writable_file(path: Path, suffix: str, *others: str) -> None:
     """Refuse a file that cannot be written, or that ends in none of the suffixes; leaves nothing behind."""
-    if path.suffix not in suffixes:
-        kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
-        raise FlowsimError(f"Option `--out` takes a {kinds} file, but got {path.name!r}. Use e.g. run{suffixes[0]}.")
+    if path.suffix not in (suffix, *others):
+        kinds = " or ".join((suffix, *others))
+        raise FlowsimError(f"Option `--out` takes a {kinds} file, but got {path.name!r}. Use e.g. run{suffix}.")
     if path.is_dir():
         raise FlowsimError(f"Cannot write {str(path)!r}: it is a folder. Choose another name with --out.")
     check_writable_folder(path.parent)
