@@ -1,22 +1,28 @@
 """Seconds and memory that `flowsim measure` needs to open embeddings in each format, each in a fresh process.
 
-    python benchmarks/embedding_files.py --rows 50000 --columns 512
+    python benchmarks/embedding_files.py --rows 50000 --columns 512 --large 1000000 --out embedding_files.json
 
 Writes a file of each format into a temporary folder, and prints a table of formats × (rows, MiB of the file, seconds
-until both arrays were read once, MiB of memory at the peak). Seconds are without the start of Python. Formats whose
-package is missing are left out.
+until both arrays were read once, MiB of memory at the peak). Seconds are without the start of Python. Formats whose package
+is missing are left out. `--large` measures two .npy files of that many rows in float16 with the whole command.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from flowsim.base.files import write_text
 
 _READ = """
 import json, sys, time
@@ -106,13 +112,41 @@ FORMATS: dict[str, tuple[str, str, Write]] = {
 }
 
 
+def _peak(status: str) -> float:
+    """MiB at the peak, in the status of a process. The usage that a parent sees includes its own at the fork."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def _measured(folder: Path, rows: int, columns: int) -> dict[str, float]:
+    """Seconds and MiB at the peak of `flowsim measure image.npy text.npy`, start of Python included."""
+    rng = np.random.default_rng(0)
+    for name in ("image", "text"):
+        held = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (rows, columns))
+        for start in range(0, rows, 50_000):
+            held[start : start + 50_000] = rng.standard_normal((len(held[start : start + 50_000]), columns), np.float32)
+        held.flush()
+    start = time.perf_counter()
+    files = [str(folder / "image.npy"), str(folder / "text.npy")]
+    process, peak = subprocess.Popen([sys.executable, "-m", "flowsim", "measure", *files], stdout=subprocess.DEVNULL), 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError):  # the process has ended
+            peak = max(peak, _peak(Path(f"/proc/{process.pid}/status").read_text()))
+        time.sleep(0.05)
+    assert process.returncode == 0
+    return {"rows": rows, "seconds": time.perf_counter() - start, "peak": peak}
+
+
 def main() -> None:
     """Write, read and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--columns", type=int, default=512)
+    parser.add_argument("--large", type=int, help="rows of two further files in float16 for the whole command")
     parser.add_argument("--folder", help="where temporary files are written")
+    parser.add_argument("--out", help="file for the numbers, .json")
     given = parser.parse_args()
+    measured: dict[str, Any] = {"columns": given.columns, "formats": {}}
     rng = np.random.default_rng(0)
     image, text = (rng.standard_normal((given.rows, given.columns), np.float32) for _ in range(2))
     print(f"float32, {given.columns} columns; arrays of both modalities together {2 * image.nbytes / 2**20:.0f} MiB")
@@ -130,6 +164,13 @@ def main() -> None:
         found = json.loads(done.stdout)
         assert (found["rows"], found["columns"]) == image.shape
         print(f"| {name} | {found['rows']:,} | {size:.0f} | {found['seconds']:.2f} | {found['peak']:.0f} |", flush=True)
+        measured["formats"][name] = {**found, "size": size}
+    if given.large:
+        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+            measured["large"] = _measured(Path(folder), given.large, given.columns)
+        print(f"flowsim measure, {given.large:,} rows in float16: {measured['large']}")
+    if given.out:
+        write_text(given.out, json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -454,7 +454,7 @@ def test_the_command_line(everything, tmp_path, capsys):
     for arguments, says in (
         (["compare"], "takes one RUN.nc or more"),
         (["compare", "none.nc"], "There is no file"),
-        (["compare", paths[0], "--out", "figure.txt"], "takes a .png file"),
+        (["compare", paths[0], "--out", "figure.txt"], "takes a .png or .pdf or .svg file"),
     ):
         assert cli.main(arguments) == 2
         assert says in capsys.readouterr().err

@@ -730,7 +730,7 @@ def test_the_command_takes_the_first_of_several_captions(tmp_path, capsys):
     image, text = noisy_pairs()
     np.savez(tmp_path / "a.npz", image=image, text=np.repeat(text, 2, axis=0))
     assert command(tmp_path / "a.npz") == 2
-    assert "240 texts, not 1 for each of 120 images. Use e.g. --captions-per-image 2" in capsys.readouterr().err
+    assert "240 texts, not 1 for each of 120 images. Use --captions-per-image 2" in capsys.readouterr().err
     assert command(tmp_path / "a.npz", "--captions-per-image", "2", "--methods", "centre", "--json") == 0
     found = json.loads(capsys.readouterr().out)["methods"]["centre"]["values"]
     assert found["recall_at_1"] == lab.run(image, text, methods=["centre"], **QUICK)["centre"]["recall_at_1"]
@@ -757,7 +757,7 @@ def test_the_command_refuses_bad_input(tmp_path, capsys):
     for argv, sentence in (
         ((), "takes one FILE, or one of images and one of texts, but got 0"),
         ((tmp_path / "none.npz",), "does not exist"),
-        ((tmp_path / "a.npz", "--out", "a.gif"), "takes a .png file"),
+        ((tmp_path / "a.npz", "--out", "a.gif"), "takes a .png or .pdf or .svg file"),
         ((tmp_path / "a.npz", "--methods", "center"), "Unknown method 'center'. Did you mean 'centre'"),
         ((tmp_path / "a.npz", "--temperature", "0"), "Option `--temperature` must be at least 0.0001, but is 0"),
         ((tmp_path / "a.npz", "--captions-per-image", "0"), "not 0 for each of 120 images"),
