@@ -3,8 +3,8 @@
     python benchmarks/embedding_files.py --rows 50000 --columns 512 --large 1000000 --out embedding_files.json
 
 Writes a file of each format into a temporary folder, and prints a table of formats × (rows, MiB of the file, seconds
-until both arrays were read once, MiB of memory at the peak). Seconds are without the start of Python. Formats whose package
-is missing are left out. `--large` measures two .npy files of that many rows in float16 with the whole command.
+until both arrays were read once, MiB of memory at the peak). Seconds are without the start of Python. Formats whose
+package is missing are left out. `--large` measures two .npy files of that many rows in float16 with the whole command.
 """
 
 import argparse
