@@ -153,7 +153,7 @@ FAULTS: dict[str, Callable[[int], Any]] = {
     "temperature-in-half-precision": half_precision,
     "common-component": common_component,
     "collapsed-rank": few_dimensions,
-    "gap-closed-without-alignment": shuffled,
+    "no-alignment": shuffled,
     "duplicates": duplicated,
 }
 #: Healthy runs: presets of the paper that leave nothing to complain about.

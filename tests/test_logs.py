@@ -737,6 +737,14 @@ def test_the_answer_for_a_temperature_is_checked(tmp_path):
         read_log(path, columns={"zzz": "logit_scale"})
 
 
+@pytest.mark.parametrize("start", [math.log(1 / 0.07), 2.66, math.log(100)])
+def test_nu_without_a_clamp_begins_where_clip_does(start, tmp_path):
+    values = np.linspace(start, 6.15, 20).tolist()
+    record = read_log(scale_log(tmp_path, values))
+    assert column_of(record, "raw_temperature")["read_as"] == "raw ν"
+    np.testing.assert_allclose(record["raw_temperature"].values, values)
+
+
 def test_a_record_without_embeddings_says_where_its_values_are(tmp_path):
     record = read_log(scale_log(tmp_path, [14.3, 15.0]))
     with pytest.raises(fs.FlowsimError, match=r"record\['temperature'\].values\[-1\]"):

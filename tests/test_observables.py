@@ -580,7 +580,9 @@ def test_report_is_readable_and_strict_json():
     r = obs.report(*draw(m=24))
     text = repr(r)
     assert "12 images, 24 texts, dimension 5" in text
-    assert len({line.index("  ") for line in text.splitlines()[1:]}) > 1
+    assert text.splitlines()[1].startswith("Needs pairs: image has 12 rows, text 24; row i of both must be a pair, or")
+    assert text.count("captions_per_image=2") == 1  # of 15 metrics
+    assert len({line.index("  ") for line in text.splitlines()[2:]}) > 1
     assert all(name in text and name in r._repr_html_() for name in obs.names())
     assert "<table>" in r._repr_html_()
     assert "{i<j}" not in r._repr_html_()  # escaped

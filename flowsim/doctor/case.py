@@ -67,6 +67,7 @@ class Case:
         broken: The step from which on no recorded loss is finite; or no recorded feature, if losses are.
         lost: Number of recorded losses that are not finite, and the first step of such a one, if later ones are.
         held_out_loss: Loss of held-out pairs.
+        held_out_broken: The step from which on no logged loss of held-out pairs is finite.
         temperature: τ.
         rate: Learning rate.
         gap: Modality gap of held-out pairs.
@@ -94,6 +95,7 @@ class Case:
     broken: int | None = None
     lost: tuple[int, int] | None = None
     held_out_loss: Track | None = None
+    held_out_broken: int | None = None
     temperature: Track | None = None
     rate: Track | None = None
     gap: Track | None = None
@@ -169,6 +171,7 @@ def case_of_record(record: Result, name: str) -> Case:
         broken=broken,
         lost=None if broken is not None else lost,
         held_out_loss=_row_track(record, "loss") if trained is not None else None,
+        held_out_broken=log.get("columns", {}).get("loss", {}).get("not_finite_from"),
         temperature=temperature,
         rate=_track(record, "learning_rate"),
         gap=_row_track(record, "modality_gap"),

@@ -72,6 +72,11 @@ class Diagnosis:
             some = [one for one in self.findings.values() if one.verdict == verdict]
             if some and verdict == "cannot tell" and not missing:
                 lines.append(f"  {head}: {', '.join(one.name for one in some)}")
+            elif some and verdict == "cannot tell":
+                lines.append(f"  {head}")
+                for sentence in dict.fromkeys(one.sentence for one in some):
+                    lacking = ", ".join(one.name for one in some if one.sentence == sentence)
+                    lines.append(f"    {lacking}: {sentence}")
             elif some:
                 width = max(len(one.name) for one in some)
                 lines += [f"  {head}", *(f"    {one.name:<{width}}  {one.sentence}" for one in some)]

@@ -15,8 +15,10 @@ AT_BOUND = 5e-4
 #: Share of recorded temperatures at the bound from which on it counts as kept; share of a run for which it must be; and
 #: the part of the run that is its beginning.
 KEPT, SHARE, BEGINNING = 0.9, 0.05, 0.1
-#: Temperatures below this multiple of the clamp are not clamped: of the one that is recorded, and of the usual one.
-BELOW, FAR_BELOW = 0.99, 0.9
+#: Temperatures below this multiple of the clamp are not clamped.
+BELOW = 0.995
+#: ν beyond which a checkpoint must hold something else, up to which it may be β: τ = e⁻⁷ = 0.0009, and β = 100.
+LARGEST, LARGEST_BETA = 7.0, 100.5
 #: A learned ln τ that changes by less has not been trained; rounding of float32 and of logs with five digits is below.
 STILL = 2e-5
 #: Fewest logged temperatures that say something about how it moves.
@@ -104,10 +106,12 @@ def temperature_at_clamp(case: Case) -> Sign:
         return Sign(False, f"τ ends at {tau.last:.3g}, away from {bound:.3g}{known}.", {"last": tau.last})
     begin = float(tau.step[kept])
     share = float((tau.step[-1] - begin) / max(tau.step[-1] - tau.step[0], 1))
+    early = share >= 1 - BEGINNING
     return Sign(
         share >= SHARE,
         f"τ is {bound:.3g}{known} from {case.unit} {begin:.0f} to the end, {100 * share:.0f} % of the run.",
         {"bound": bound, "since": begin, "share": share},
+        cure="See `temperature-at-clamp-early`." if early else "",
     )
 
 
@@ -152,10 +156,12 @@ def temperature_below_clamp(case: Case) -> Sign:
     if case.clamp is None:
         raise CannotTell("The temperature has no clamp.")
     bound = case.clamp[0]
+    if _is_beta(case):
+        raise CannotTell("The checkpoint holds β instead of ν, see `wrong-initial-temperature`.")
     known = "its clamp" if case.clamp_known else "the usual clamp"
     said = f"τ {'is' if len(tau) == 1 else 'ends at'} {tau.last:.3g}, that is β = {1 / tau.last:.4g}"
     numbers = {"last": tau.last, "bound": bound}
-    if tau.last >= (BELOW if case.clamp_known else FAR_BELOW) * bound:
+    if tau.last >= BELOW * bound:
         return Sign(False, f"{said}; {known} is {bound:.3g}.", numbers)
     return Sign(True, f"{said}, below {known}, {bound:.3g}.", numbers)
 
@@ -290,6 +296,17 @@ def wrong_initial_temperature(case: Case) -> Sign:
         raise CannotTell("Only the temperature at the end is known.")
     if tau.step[0] > 0.02 * max(case.steps or 0, 50):
         raise CannotTell(f"The first recorded temperature is that of {case.unit} {tau.step[0]:.0f}.")
+    if _is_beta(case):
+        assert case.weights is not None
+        raw = case.weights["raw_temperature"]
+        return Sign(
+            True,
+            f"The checkpoint's ν is {raw:.4g}, that is β = {1 / tau.first:.3g}; as β it would be τ = {1 / raw:.3g}.",
+            {"raw_temperature": raw},
+            reason="No training ends at so large a β. β seems to be stored where ν = ln β belongs: CLIP multiplies "
+            "logits by exp(ν).",
+            cure="Store the logarithm, and multiply the cosines by its exponential, once.",
+        )
     for beta, slip in SLIPS.items():
         if abs(tau.first * beta - 1) < SAME:
             return Sign(True, f"{which} β is {1 / tau.first:.4g}, as from {slip}.", {"inverse_temperature": beta})
@@ -355,6 +372,12 @@ def temperature_in_half_precision(case: Case) -> Sign:
     if grid is None:
         return Sign(False, f"The {len(raw)} values of ν lie on no grid of half precision.", {"values": len(raw)})
     return Sign(True, f"All {len(raw)} different values of ν are numbers of {grid}.", {"values": len(raw)})
+
+
+def _is_beta(case: Case) -> bool:
+    """Whether a checkpoint holds β where ν belongs."""
+    raw = None if case.weights is None else case.weights["raw_temperature"]
+    return raw is not None and LARGEST < raw <= LARGEST_BETA
 
 
 def _half(raw: np.ndarray) -> str | None:

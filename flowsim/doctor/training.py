@@ -10,13 +10,17 @@ from flowsim.doctor.finding import CannotTell, Sign, register, too_few
 #: Share of ln n from which a loss counts as chance; its fall in the second half, as a share of ln n, that counts as
 #: learning; and steps that are too few to tell.
 CHANCE, FALLING, FEW = 0.95, 0.02, 200
+#: Relative distance of a constant loss from a fraction of chance that counts as this fraction.
+SAME = 0.01
 #: A loss above chance by this factor may be at the chance of a larger batch; a multiple of n to this accuracy is one.
 ABOVE, MULTIPLE = 1.02, 0.05
 #: Rise of the held-out loss from its best value that counts, relative and in nats.
 RISE, NATS = 0.1, 0.1
-#: Fall of recall from its best value that counts as overfitting, relative and in standard errors; and evaluations that
-#: must follow the best.
-FALL, NOISE, AFTER = 0.15, 1.5, 2
+#: Fall of recall from its best value that counts as overfitting, relative and in standard errors of independent
+#: samples, which is more than the noise between evaluations of the same pairs; evaluations that must follow the best.
+FALL, NOISE, AFTER = 0.1, 1.25, 2
+#: Fall that counts where the number of pairs is not known, in typical differences of neighbouring evaluations.
+NEIGHBOURS = 4.0
 #: A jump of the loss, in nats above the median of the steps before; steps of this median, and of the one from the jump
 #: on, which must be as high: the loss of a single batch may be, for example of swapped features.
 JUMP, WINDOW, STAYS = 1.0, 20, 5
@@ -42,6 +46,11 @@ def not_finite(case: Case) -> Sign:
         return Sign(bool(bad), f"{len(bad)} of the checkpoint's tensors hold NaN or infinity.", {"tensors": len(bad)})
     if case.loss is None and case.broken is None:
         raise CannotTell("No training loss is recorded.")
+    if case.broken is None and case.held_out_broken is not None:
+        at = case.held_out_broken
+        return Sign(
+            True, f"The held-out loss is not finite from {case.unit} {at} on; the training loss is.", {"step": at}
+        )
     if case.broken is None and case.lost is not None:
         count, first = case.lost
         some = "1 recorded loss is" if count == 1 else f"{count} recorded losses are"
@@ -87,7 +96,7 @@ def nothing_learned(case: Case) -> Sign:
     numbers = {"loss": end, "chance": chance}
     said = f"The loss at the end is {end:.3g}, where chance is ln {case.batch} = {chance:.3g}"
     if end < CHANCE * chance:
-        return Sign(False, f"{said}.", numbers)
+        return _below_chance(case, end, chance, said, numbers)
     if case.unit == STEP and track.step[-1] < FEW:
         raise CannotTell(f"{said}, but the log ends after {track.step[-1]:.0f} steps, which are too few to tell.")
     half = track.since(track.step[0] + 0.5 * (track.step[-1] - track.step[0]))
@@ -114,6 +123,21 @@ def nothing_learned(case: Case) -> Sign:
     return Sign(True, f"{said}.", numbers, cure=cure)
 
 
+def _below_chance(case: Case, end: float, chance: float, said: str, numbers: dict[str, float]) -> Sign:
+    """Not at chance; unless the loss is constant at a fraction of it, as where it is divided for accumulation."""
+    assert case.loss is not None
+    parts = round(chance / end) if end > 0 else 0
+    constant = np.std(case.loss.value) < FALLING * end and len(case.loss) >= FEW // 10
+    if parts < 2 or parts & (parts - 1) or abs(parts * end / chance - 1) > SAME or not constant:
+        return Sign(False, f"{said}.", numbers)
+    return Sign(
+        True,
+        f"The loss is {end:.3g} from the beginning to the end: chance, which is ln {case.batch} = {chance:.3g}, "
+        f"divided by {parts}, as for {parts} micro-batches.",
+        numbers,
+    )
+
+
 @register(
     "overfitting",
     title="held-out retrieval that falls",
@@ -127,14 +151,24 @@ def overfitting(case: Case) -> Sign:
     if case.recall is None:
         raise CannotTell("No retrieval of held-out pairs is recorded.")
     too_few(len(case.recall), "evaluations", AFTER + 1)
-    if case.pool is None:
-        raise CannotTell("The number of held-out pairs is not recorded, which the noise depends on. Give it as `pool`.")
     best = int(np.argmax(case.recall.value))
     top, last = float(case.recall.value[best]), case.recall.last
     fell = (top - last) / top if top > 0 else 0.0
-    # Two recalls of p with N queries in each direction differ by chance by about √(p(1−p)/N).
-    noise = math.sqrt(top * (1 - top) / case.pool)
-    found = fell > FALL and top - last > NOISE * noise and len(case.recall) - 1 - best >= AFTER
+    late = len(case.recall) - 1 - best >= AFTER
+    if case.pool is None:
+        # Without the number of pairs the noise is that of neighbouring evaluations; it does not say that nothing fell.
+        steps = np.diff(case.recall.value)
+        noise = NEIGHBOURS * float(np.median(np.abs(steps))) if len(steps) > STAYS else math.inf
+        found = fell > FALL and top - last > noise and late
+        if fell > FALL and late and not found:
+            raise CannotTell(
+                f"Held-out recall falls from {top:.3g} to {last:.3g}. Whether that is noise depends on the number of "
+                "held-out pairs, which is not recorded. Give it as `pool`."
+            )
+    else:
+        # Two recalls of p with N queries in each direction differ by chance by about √(p(1−p)/N).
+        noise = math.sqrt(top * (1 - top) / case.pool)
+        found = fell > FALL and top - last > NOISE * noise and late
     at = f"{top:.3g} at {case.unit} {case.recall.step[best]:.0f}"
     kind = "mean recall" if case.recall_at is None else f"recall at {case.recall_at}"
     return Sign(
@@ -158,6 +192,8 @@ def held_out_loss_rises(case: Case) -> Sign:
     track = case.held_out_loss
     if track is None:
         raise CannotTell("No loss of held-out pairs is recorded.")
+    if case.held_out_broken is not None:
+        raise CannotTell("The held-out loss is not finite at the end.")
     too_few(len(track), "evaluations", AFTER + 1)
     best = int(np.argmin(track.value))
     lowest, last = float(track.value[best]), track.last
@@ -193,11 +229,12 @@ def loss_jumps(case: Case) -> Sign:
     # One jump is found at several places in a row: it begins with the first of these.
     runs = np.split(jumped, np.flatnonzero(np.diff(jumped) > STAYS) + 1)
     worst = max(runs, key=lambda run: excess[run].max())[0]
-    step = int(track.step[WINDOW + worst])
+    step, first = int(track.step[WINDOW + worst]), int(track.step[WINDOW + runs[0][0]])
+    many = f" It jumps {len(runs)} times, first at {case.unit} {first}; this is the largest." if len(runs) > 1 else ""
     return Sign(
         True,
         f"At {case.unit} {step} the training loss rises from {middle[worst]:.3g}, the median of {WINDOW} values, to "
-        f"{np.median(after[worst]):.3g}, that of the next {STAYS}.",
+        f"{np.median(after[worst]):.3g}, that of the next {STAYS}.{many}",
         {"jumps": len(runs), "step": step, "height": float(excess[worst])},
     )
 

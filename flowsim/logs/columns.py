@@ -167,8 +167,11 @@ def _add(found: Found, series: str, column: str, logged: Logged, asked: bool) ->
         )
         if not asked:
             return
-    if series == "train_loss" and len(bad := np.flatnonzero(~np.isfinite(values))):
+    if series in ("train_loss", "loss") and len(bad := np.flatnonzero(~np.isfinite(values))):
         entry |= {"not_finite": len(bad), "first_not_finite": int(logged.at[bad[0]])}
+        good = np.flatnonzero(np.isfinite(values))
+        if bad[-1] == len(values) - 1:
+            entry["not_finite_from"] = int(logged.at[good[-1] + 1 if len(good) else 0])
     found.series[series] = Logged(logged.at, values)
     found.columns[series] = entry
 

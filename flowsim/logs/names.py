@@ -106,7 +106,7 @@ def candidates(name: str) -> Iterator[tuple[str, int]]:
         yield "learning_rate", len(_RATES) + plain.endswith("_pg1")
     elif (kind := temperature_kind(plain)) is not None and (plain != "scale" or part == "train"):  # or the scale of AMP
         yield kind, list(_TEMPERATURES).index(kind) * 10 + 2 * held_out + (part is None)
-    elif (observable := _observable(name, plain)) is not None:
+    elif (observable := _observable(name, plain, held_out)) is not None:
         yield ("seen_" if part == "train" else "") + observable, 0 if part is None else 1
 
 
@@ -125,7 +125,7 @@ def temperature_kind(plain: str) -> str | None:
     return None
 
 
-def _observable(name: str, plain: str) -> str | None:
+def _observable(name: str, plain: str, held_out: bool) -> str | None:
     """The observable of a plain name, also after a path such as "monitor/"."""
     for text in (plain, words(re.split(r"[/.]", name)[-1])[1]):
         found = _RECALL.fullmatch(text)
@@ -134,6 +134,9 @@ def _observable(name: str, plain: str) -> str | None:
             way, k = found[2], found[1]
         if way and f"{_WAYS[way]}_at_{k}" in RECALLS:
             return f"{_WAYS[way]}_at_{k}"
+        short = re.fullmatch(r"r_?(\d+)", text) if held_out else None
+        if short and short[1] in _KS:
+            return f"recall_at_{short[1]}"
         if (found := _EITHER_WAY.fullmatch(text)) and (k := found[1] or found[2]) in (None, *_KS):
             return "mean_recall" if k is None else f"recall_at_{k}"
         if text in _OBSERVABLES or text in names():

@@ -11,8 +11,9 @@ and Hugging Face call `logit_scale`, as many logs also call β. The rules, in th
    c. A value is above 7: β, as ν = 7 is τ = 0.0009.
    d. No loss of n pairs can be as low as the logged one at this β: ν.
    e. It begins within 0.005 of e = 2.718: undecided, as this is also β for ν = 1, a usual mistake.
-   f. It begins between 2.2 and 4.65 and never exceeds 4.65: ν, as β it would be τ from 0.22 to 0.45.
-   g. Otherwise it is undecided.
+   f. It begins at ln(1/0.07) = 2.659 or ln 100, the initial values of CLIP and its weights: ν.
+   g. It begins between 2.2 and 4.65 and never exceeds 4.65: ν, as β it would be τ from 0.22 to 0.45.
+   h. Otherwise it is undecided.
 """
 
 import dataclasses
@@ -139,6 +140,9 @@ def _by_range(column: str, values: np.ndarray, finite: np.ndarray, known: Eviden
         return Reading(BETA, f"{span}; ν = {high:.4g} would be a temperature of {math.exp(-min(high, 700.0)):.1e}.")
     if (bound := _impossible(values, known)) is not None:
         return Reading(NU, f"{span}; {bound}.")
+    start = next((value for value in (math.log(1 / 0.07), LN_100) if abs(first - value) < 0.006), None)
+    if start is not None:
+        return Reading(NU, f"{span}, and begins at {first:.4g}, where ν of CLIP and its weights does.")
     if abs(first - math.e) < 0.005:
         raise _undecided(column, f"it begins at {first:.4g}, which may be ν, or β = e = exp(1)")
     if 2.2 <= first <= 4.65 and high <= 4.65:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -86,12 +87,19 @@ class Report:
         return f"{sample}{dimension}{temperature}{self.note and f', {self.note}'}"
 
     def _table(self) -> list[tuple[str, str, str]]:
+        common = dict(self._common)
         return [
             (name, f"{v:.6g}", self._sample(name) + REGISTRY[name].description)
             if name not in self.reasons
-            else (name, "–", self.reasons[name])
+            else (name, "–", common.get(self.reasons[name], self.reasons[name]))
             for name, v in self.values.items()
         ]
+
+    @property
+    def _common(self) -> list[tuple[str, str]]:
+        """Reasons of several metrics, which are told once, and what stands in their place."""
+        count = Counter(self.reasons.values())
+        return [(reason, f"{reason.partition(':')[0]}, see above") for reason, times in count.items() if times > 3]
 
     def _sample(self, name: str) -> str:
         if name not in self.samples:
@@ -102,10 +110,12 @@ class Report:
     def __repr__(self) -> str:
         width = max(len(name) for name in self.values)
         lines = [f"{name:<{width}}  {value:>12}  {text}" for name, value, text in self._table()]
-        return "\n".join([f"Report: {self._title}", *lines])
+        notes = [f"{reason[0].upper()}{reason[1:]}." for reason, _ in self._common]
+        return "\n".join([f"Report: {self._title}", *notes, *lines])
 
     def _repr_html_(self) -> str:
-        return table(self._table(), ("metric", "value", "meaning"), self._title)
+        notes = [f"{reason[0].upper()}{reason[1:]}." for reason, _ in self._common]
+        return table(self._table(), ("metric", "value", "meaning"), " ".join([self._title + "." * bool(notes), *notes]))
 
     def to_json(self) -> str:
         """The report as strict JSON, with null for a missing value."""

@@ -11,9 +11,6 @@ from flowsim.torch.monitor import GapMonitor
 def trainer_callback(controller: TemperatureController | None = None, monitor: GapMonitor | None = None) -> Any:
     """A callback for `transformers.Trainer`: attaches the controller, resumes it, and closes the monitor at the end.
 
-    If the arguments of the trainer set a weight decay, make the optimizer yourself: `controller.attach(optimizer)`, and
-    `Trainer(..., optimizers=(optimizer, None))`.
-
     Args:
         controller: The controller. In a run that resumes from a checkpoint it goes on at the trainer's step.
         monitor: The monitor, which watches the model: `monitor.watch(model)`.
@@ -46,8 +43,7 @@ def lightning_callback(controller: TemperatureController | None = None, monitor:
     """A callback for a Lightning `Trainer`: attaches the controller, and keeps its state in checkpoints.
 
     Args:
-        controller: The controller of the module's model. If its temperature has weight decay, attach it in
-            `configure_optimizers`, before a learning-rate scheduler is made.
+        controller: The controller of the module's model.
         monitor: The monitor, which watches the model, `monitor.watch(model)`, or is called in `training_step`.
 
     Returns:

@@ -15,7 +15,7 @@ from flowsim.model.schedules import Schedule, as_schedule
 from flowsim.model.temperature import AbstractTemperature
 from flowsim.torch import complaints
 from flowsim.torch.device import described, this_process
-from flowsim.torch.groups import alone, group_of, innermost
+from flowsim.torch.groups import alone, group_of, innermost, set_apart
 from flowsim.torch.policies import HALF, InverseTemperature, Learned, at_least_single, raw_bounds
 from flowsim.torch.swaps import Swapping
 
@@ -100,13 +100,19 @@ class TemperatureController:
             "Pass model.logit_scale.",
         )
         check_whole("total_steps", total_steps, 1, "Use the number of optimizer steps of the run.")
+        check(
+            not keep or as_schedule(schedule).temperature.learnable,
+            "keep=True goes on from the temperature of the model, but this schedule sets the temperature itself. Leave "
+            "keep=True out, or use a schedule that learns it, such as 'Baseline'.",
+        )
         self.parameter, self.schedule, self.total_steps = logit_scale, as_schedule(schedule), int(total_steps)
         self.clamp, self.step = checked_clamp(clamp), 0
         self.warned: set[str] = set()
         self._swapping = Swapping(self.schedule.swap, seed)
         self._hooks: list[Any] = []
         self.optimizer: torch.optim.Optimizer | None = None
-        self._used = 0
+        self._used, self._keep_apart = 0, False
+        self._rejoin: Callable[[], None] | None = None
         self._group: Callable[[], dict[str, Any] | None] = lambda: None
         self._inside = self._in_closure = False
         self._held: tuple[torch.Tensor | None, torch.Tensor] | None = None
@@ -131,8 +137,8 @@ class TemperatureController:
         """Act before and after every step of an optimizer.
 
         A learnable temperature with weight decay or a learning-rate ratio moves to a parameter group of its own,
-        without weight decay; one that the optimizer lacks is added, with a warning. So attach before a learning-rate
-        scheduler is made.
+        without weight decay; after a learning-rate scheduler was made it does so only within each step, as the
+        scheduler knows the groups. One that the optimizer lacks is added, with a warning, before a scheduler is made.
 
         Args:
             optimizer: The optimizer of the model. A wrapper of Accelerate or Lightning is looked into.
@@ -141,14 +147,14 @@ class TemperatureController:
             The controller.
 
         Raises:
-            FlowsimError: If this is no optimizer of PyTorch, or if a learning-rate scheduler was made already and
-                `logit_scale` has weight decay or is missing.
+            FlowsimError: If this is no optimizer of PyTorch, or if it lacks `logit_scale` and a learning-rate scheduler
+                was made already.
         """
         optimizer = innermost(optimizer)
         if self.raw is not None:
             if group_of(optimizer, self.parameter) is None:
                 self._warn("missing", complaints.MISSING)
-            alone(optimizer, self.parameter, self._ratio)
+            self._keep_apart = alone(optimizer, self.parameter, self._ratio)
             self._group = lambda: group_of(optimizer, self.parameter)
         self.detach()
         self.optimizer = optimizer
@@ -247,6 +253,12 @@ class TemperatureController:
         self._used += 1
         if self._used == _LONG and self.step == 0 and not self.attached:
             self._warn("attach", complaints.UNATTACHED)
+
+    @property
+    def decays(self) -> bool:
+        """Whether the optimizer applies weight decay to the raw temperature."""
+        group = self._group()
+        return group is not None and bool(group.get("weight_decay", 0)) and not self._keep_apart
 
     def learning_rate(self) -> Any:
         """The learning rate of the group of `logit_scale`, else of the first group; None without an optimizer."""
@@ -370,6 +382,8 @@ class TemperatureController:
         if p.grad is not None:
             p.grad = p.grad * self._learned.log_slope(self._progress, self.raw).to(p.grad.dtype)
         p.copy_(self.raw)
+        if self._keep_apart and self._rejoin is None and self.optimizer is not None:
+            self._rejoin = set_apart(self.optimizer, p)
         group = self._group()
         if self._ratio != 1 and self._rate is None and group is not None and len(group["params"]) == 1:
             self._rate = group["lr"]
@@ -388,7 +402,14 @@ class TemperatureController:
             self.raw.copy_(p if self._ratio == 1 else first + self._ratio * (p - first))
         if self._bounds is not None:
             self.raw.clamp_(*self._bounds)
+        self._joined()
         self._held, self._inside = None, False
+
+    def _joined(self) -> None:
+        """Put the parameter back into its group, if it was set apart for a step."""
+        if self._rejoin is not None:
+            self._rejoin()
+            self._rejoin = None
 
     @torch.no_grad()
     def _recover(self) -> None:
@@ -398,6 +419,7 @@ class TemperatureController:
         group = self._group()
         if self._rate is not None and group is not None:
             group["lr"], self._rate = self._rate, None
+        self._joined()
         self._held, self._inside = None, False
         self.parameter.grad = None
         self.parameter.copy_(self._written)
@@ -434,8 +456,7 @@ class TemperatureController:
 
     def _check(self) -> None:
         """Look for what works against the schedule; cheap, and without waiting for a GPU in most steps."""
-        group = self._group()
-        if group is not None and group.get("weight_decay", 0):
+        if self.decays:
             self._warn("weight decay", complaints.DECAYED)
         if self.raw is None and (self.parameter.device.type == "cpu" or self.step % _LOOK == 1):
             found, wanted = float(self.parameter.detach()), float(self._written)

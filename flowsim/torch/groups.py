@@ -1,5 +1,6 @@
 """Parameter groups of an optimizer: one for the raw temperature, without weight decay."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,24 +28,31 @@ def group_of(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) ->
     return next((group for group in optimizer.param_groups if any(p is parameter for p in group["params"])), None)
 
 
-def alone(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, ratio: float) -> None:
+def alone(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, ratio: float) -> bool:
     """Give a parameter a group of its own, without weight decay, where decay or a learning-rate ratio needs it.
 
-    Learning-rate schedulers know the groups from when they were made: then `FlowsimError` if there is decay.
+    Learning-rate schedulers know the groups from when they were made. So after that a parameter with decay stays in its
+    group between steps, and has to be kept `apart` within each.
+
+    Returns:
+        Whether the parameter has to be kept apart.
+
+    Raises:
+        FlowsimError: If the optimizer lacks the parameter and a scheduler was made.
     """
     group = group_of(optimizer, parameter)
     decays = group is not None and bool(group.get("weight_decay", 0))
     if group is not None and (len(group["params"]) == 1 or not (decays or ratio != 1)):
         if decays:
             group["weight_decay"] = 0.0
-        return
+        return False
     if any("initial_lr" in one for one in optimizer.param_groups):
-        if group is not None and not decays:
-            return  # the ratio then multiplies the step
-        what = "is not in the optimizer" if group is None else "has weight decay"
-        raise FlowsimError(
-            f"`logit_scale` {what}, and a learning-rate scheduler was made already. Attach the controller before."
-        )
+        if group is None:
+            raise FlowsimError(
+                "`logit_scale` is not in the optimizer, and a learning-rate scheduler was made already. Attach the "
+                "controller before, or give the optimizer all parameters."
+            )
+        return decays  # otherwise the ratio multiplies the step
     if group is None:
         like = optimizer.param_groups[0]
         new = {"params": [("logit_scale", parameter) if "param_names" in like else parameter], "lr": like["lr"]}
@@ -55,3 +63,20 @@ def alone(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, ratio
         new = {name: value for name, value in group.items() if name != "param_names"}
         new["params"] = [(group["param_names"].pop(place), parameter) if named else parameter]
     optimizer.add_param_group({**new, "weight_decay": 0.0})
+    return False
+
+
+def set_apart(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> Callable[[], None]:
+    """Move a parameter into a group of its own without weight decay, for one step; returns what undoes it."""
+    group = group_of(optimizer, parameter)
+    assert group is not None
+    whole = group["params"]
+    group["params"] = [p for p in whole if p is not parameter]
+    lone = {**group, "params": [parameter], "weight_decay": 0.0}
+    optimizer.param_groups.append(lone)
+
+    def undo() -> None:
+        group["params"] = whole
+        optimizer.param_groups[:] = [one for one in optimizer.param_groups if one is not lone]
+
+    return undo

@@ -12,7 +12,6 @@ from flowsim.errors import FlowsimError
 from flowsim.records.result import TrainingRecord
 from flowsim.torch.controller import TemperatureController
 from flowsim.torch.device import this_process
-from flowsim.torch.groups import group_of
 from flowsim.torch.metrics import measure
 from flowsim.torch.outputs import Book, features_of, split
 
@@ -229,10 +228,8 @@ class GapMonitor:
             training.setdefault("batch_size", len(image))
         optimizer = None if self.controller is None else self.controller.optimizer
         if self.controller is not None and optimizer is not None and "optimizer" not in training:
-            group = group_of(optimizer, self.controller.parameter)
             training["optimizer"] = type(optimizer).__name__.lower()
-            if group is not None:
-                training["temperature_decay"] = bool(group.get("weight_decay", 0))
+            training["temperature_decay"] = self.controller.decays
 
     def _config(self) -> dict[str, Any]:
         """Settings for the record, in the form of those of `fs.clip.train`."""

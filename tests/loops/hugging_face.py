@@ -10,7 +10,9 @@ vision = {**tower, "image_size": 16, "patch_size": 8}
 text = {**tower, "vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 49, "bos_token_id": 0}
 config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
 data = [{"pixel_values": torch.randn(3, 16, 16), "input_ids": torch.randint(1, 49, (8,))} for _ in range(64)]
-arguments = TrainingArguments("out", max_steps=20, per_device_train_batch_size=8, use_cpu=True, report_to=[])
+arguments = TrainingArguments(
+    "out", max_steps=20, per_device_train_batch_size=8, weight_decay=0.1, use_cpu=True, report_to=[]
+)
 
 
 def collate(rows):
@@ -19,7 +21,7 @@ def collate(rows):
 
 # --- what flowsim adds
 model = CLIPModel(config)
-controller = fs.torch.TemperatureController(model.logit_scale, "TS S3", total_steps=20)
+controller = fs.torch.TemperatureController(model.logit_scale, "Baseline", total_steps=20)
 monitor = fs.torch.GapMonitor(every=5, to="run.nc", controller=controller).watch(model)
 callback = fs.torch.trainer_callback(controller, monitor)
 Trainer(model, arguments, train_dataset=data, data_collator=collate, callbacks=[callback]).train()

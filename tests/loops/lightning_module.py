@@ -21,7 +21,7 @@ class Module(pl.LightningModule):
         return open_clip.ClipLoss()(*self.clip(*batch))
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.0)
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.1)
 
 
 # --- what flowsim adds
