@@ -420,6 +420,8 @@ def test_folders_and_kinds_of_weights(tmp_path):
          "'student.logit_scale', read as ν; there are others: 'teacher.logit_scale'."),
         ({"logit_scale": np.array(4.9, np.float32), "logit_bias": np.array(-10.0, np.float32)}, [], [], "read as ν."),
         ({"logit_scale": np.array(0.0, np.float32)}, ["wrong-initial-temperature"], [], "read as ν."),
+        ({"block.logit_scale": np.ones((4, 1, 1), np.float32), "clip.logit_scale": np.array(3.0, np.float32)}, [], [],
+         "The temperature is 'clip.logit_scale', read as ν."),
         ({}, [], [], "The checkpoint holds no temperature under a name that is known."),
     ):  # fmt: skip
         numpy.save_file({**layer, **held}, one)

@@ -24,7 +24,7 @@ _RAW = {
     "temperature": lambda x: math.log(x if x >= 5 else 1 / x),
 }
 #: Models that follow the trained one.
-_COPY = re.compile(r"ema|teacher|momentum|_m\b|target|frozen|old", re.IGNORECASE)
+_COPY = re.compile(r"(?<![a-z])(?:ema|teacher|momentum|m|target|frozen|old)(?![a-z])", re.IGNORECASE)
 _READ_AS = {
     "logit_scale": "ν", "raw_temperature": "ν", "log_temperature": "ln τ", "inverse_temperature": "β",
     "temperature": "τ",
@@ -67,7 +67,7 @@ def case_of_weights(files: list[Path], name: str) -> Case | None:
         return Case(name, weights=weights, read=("The checkpoint holds no temperature under a name that is known.",))
     key, kind = scales[0]
     raw = np.asarray(held[key])
-    check(raw.size == 1 and is_real(raw), f"{name}: {key!r} must be one number, but has shape {raw.shape}.")
+    check(is_real(raw), f"{name}: {key!r} must be a number, but is of dtype {raw.dtype}. Save it as float32.")
     value = float(raw.reshape(()))
     positive = kind not in ("temperature", "inverse_temperature")
     nu = _RAW[kind](value) if math.isfinite(value) and (positive or value > 0) else math.nan
@@ -84,7 +84,7 @@ def _temperatures(held: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
     found = []
     for key in held:
         kind = temperature_kind(words(key.rpartition(".")[2])[1])
-        # Statistics that an optimizer keeps of a parameter have other names.
-        if kind is not None and (kind == "logit_scale" or np.size(held[key]) == 1):
+        # Layers of attention may have scales of their own, one for each head.
+        if kind is not None and np.size(held[key]) == 1:
             found.append((bool(_COPY.search(key)), list(_RAW).index(kind), len(key), key, kind))
     return [(key, kind) for *_, key, kind in sorted(found)]
