@@ -731,8 +731,10 @@ def test_the_answer_for_a_temperature_is_checked(tmp_path):
     path = scale_log(tmp_path, [14.3, 15.0])
     with pytest.raises(fs.FlowsimError, match="leaves no contrast. For β use"):
         read_log(path, columns={"temperature": "logit_scale"})
-    with pytest.raises(fs.FlowsimError, match="may be ν or β: name the column as raw_temperature"):
-        read_log(path, columns={"logit_scale": "logit_scale"})
+    path = table(tmp_path / "named.csv", {"k": [0, 1, 2], "s": [2.6593, 2.7, 2.8], "g": [0.8, 0.7, 0.6]})
+    record = read_log(path, columns={"step": "k", "logit_scale": "s", "gap": "g"})
+    assert column_of(record, "raw_temperature")["read_as"] == "raw ν"
+    assert record["modality_gap"].values.tolist() == [0.8, 0.7, 0.6]
     with pytest.raises(fs.FlowsimError, match="Usual ones: step, epoch, loss, val_loss, learning_rate, temperature"):
         read_log(path, columns={"zzz": "logit_scale"})
 

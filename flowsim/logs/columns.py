@@ -185,7 +185,7 @@ def _add_temperature(
         return
     kind, column = next(iter(kinds.items()))
     logged = placed[column]
-    if kind in asked:
+    if kind in asked and kind in READINGS:  # what is named "logit_scale" is ν or β by its range
         reading = check_named(kind, column, logged.values)
     elif column in table.because and kind in READINGS:
         reading = Reading(READINGS[kind], table.because[column])

@@ -56,7 +56,8 @@ _RECALL_FIRST = re.compile(rf"(?:r|recall|top|acc)_?@?_?(\d+)_({'|'.join(_WAYS)}
 SERIES = {
     "step": "step", "epoch": "epoch", "loss": "train_loss", "train_loss": "train_loss", "val_loss": "loss",
     "learning_rate": "learning_rate", "temperature": "temperature", "inverse_temperature": "inverse_temperature",
-    "raw_temperature": "raw_temperature", "log_temperature": "log_temperature",
+    "raw_temperature": "raw_temperature", "log_temperature": "log_temperature", "logit_scale": "logit_scale",
+    "gap": "modality_gap",
 } | {
     prefix + name: prefix + name for prefix in ("", "seen_")
     for name in (*names(), *(f"recall_at_{k}" for k in _KS), "mean_recall")

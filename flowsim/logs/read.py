@@ -21,8 +21,8 @@ PathLike = str | os.PathLike[str]
 
 #: Series that columns are usually named as, for messages.
 _USUAL = (
-    "step, epoch, loss, val_loss, learning_rate, temperature, inverse_temperature, raw_temperature, log_temperature, "
-    "modality_gap, image_to_text_at_10, recall_at_10"
+    "step, epoch, loss, val_loss, learning_rate, temperature, inverse_temperature, raw_temperature, logit_scale, "
+    "log_temperature, gap, image_to_text_at_10, recall_at_10"
 )
 
 
@@ -56,8 +56,8 @@ def read_log(
         path: A file or folder.
         columns: Name of a series -> column that holds it, for names that are not recognised: "step", "epoch", "loss"
             (of training batches), "val_loss", "learning_rate", "temperature", "inverse_temperature" (β),
-            "raw_temperature" (ν = ln β), "log_temperature", "recall_at_10" and the like for recall of both directions,
-            or an observable such as "modality_gap" or "image_to_text_at_10".
+            "raw_temperature" (ν = ln β), "logit_scale" (ν or β, told by its range), "log_temperature", "gap",
+            "recall_at_10" and the like for recall of both directions, or an observable such as "image_to_text_at_10".
         format: Name of the format, one of `fs.logs.FORMATS`. Default: recognised by content.
         name: Which run of a file with several (an export of W&B).
 
@@ -156,11 +156,6 @@ def _checked(columns: Mapping[str, str] | None) -> dict[str, str]:
             '{"temperature": "my_tau"}.'
         )
     for series in columns:
-        if series in ("logit_scale", "scale"):
-            raise FlowsimError(
-                f"{series!r} may be ν or β: name the column as raw_temperature if it holds ν = ln β, as "
-                "inverse_temperature if it holds β."
-            )
         if series not in SERIES:
             raise FlowsimError(f"{unknown_name('series', series, SERIES)} Usual ones: {_USUAL}.")
     return dict(columns)
