@@ -145,7 +145,7 @@ def temperature_at_clamp_early(case: Case) -> Sign:
     title="a temperature below its clamp",
     reason="The authors of CLIP found the bound β ≤ 100 necessary for stable training. Without it nothing stops ν: "
     "once all pairs are matched, a larger β always lowers the loss. Then a few hard pairs decide the gradient, "
-    "bfloat16 rounds logits beyond 128 to whole numbers, and the gap stays as it is.",
+    "bfloat16 rounds logits beyond 128 to whole numbers, and the gap hardly closes any more.",
     cure="Clamp ν after every step, as open_clip does: logit_scale.clamp_(0, ln 100). Hugging Face's CLIPModel does "
     "not; `flowsim.torch.TemperatureController` does. If another clamp is meant, give it as `clamp`.",
 )

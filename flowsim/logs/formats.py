@@ -34,6 +34,8 @@ class Format:
     read: Callable[[Source], Table | Columns]
 
 
+#: What a file holds whose run has not logged yet.
+_NO_ROWS = "one line with names of columns, and no rows"
 #: Formats by name; the last registered one is tried first.
 FORMATS: Registry[Format] = Registry("format of logs")
 
@@ -85,8 +87,11 @@ def format_of(source: Source, name: str | None) -> Format:
     found = next((one for one in reversed(list(FORMATS.values())) if one.recognizes(source)), None)
     if found is not None:
         return found
+    held = _held(source)
+    if held == _NO_ROWS:
+        raise FlowsimError(f"{str(source.path)!r} holds {held}. Read it when something was logged.")
     raise FlowsimError(
-        f"{str(source.path)!r} is no log that flowsim knows; it holds {_held(source)}. "
+        f"{str(source.path)!r} is no log that flowsim knows; it holds {held}. "
         f"It reads {', '.join(one.describes for one in FORMATS.values())}. For others, write a CSV file and name its "
         'columns: columns={"step": "iter", "temperature": "my_tau"}.'
     )
@@ -107,5 +112,5 @@ def _held(source: Source) -> str:
         return "empty lines"
     first = lines[0]
     if len(lines) == 1 and any(True for name in re.split("[,;\t]", first) for _ in candidates(name)):
-        return "one line with names of columns, and no rows"
+        return _NO_ROWS
     return f"text that begins with {first[:60] + ' ...' * (len(first) > 60)!r}"
