@@ -182,8 +182,8 @@ def overfitting(case: Case) -> Sign:
     "held-out-loss-rises",
     title="a held-out loss that rises",
     reason="Held-out pairs are aligned less well than training pairs, so a temperature that suits the latter is too "
-    "low for them: each wrong partner costs β times its lead. Then their loss can rise although their retrieval does not "
-    "fall.",
+    "low for them: each wrong partner costs β times its lead. Then their loss can rise although their retrieval does "
+    "not fall.",
     cure="Judge by held-out retrieval, and log it. For probabilities of held-out pairs, fit the temperature on such "
     "pairs after training, or train with a larger one: fixed at 0.1 (FLT 1e-1), or rising (TS S3).",
     fault=False,
