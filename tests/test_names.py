@@ -46,6 +46,7 @@ WITH_TORCH = {
         "controller",
         "device",
         "groups",
+        "kernels",
         "metrics",
         "monitor",
         "outputs",

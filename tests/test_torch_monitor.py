@@ -93,6 +93,73 @@ def test_a_monitor_measures_every_k_steps_and_writes_everywhere(tmp_path):
     assert len(heard) == len(logged) == 4
 
 
+class Towers(torch.nn.Module):
+    """Two small networks with a layer that is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(5, 7), torch.nn.Linear(4, 7)]
+        self.visual, self.textual = (torch.nn.Sequential(one, torch.nn.Tanh(), torch.nn.Linear(7, 6)) for one in layers)
+        layers[0].requires_grad_(False)
+
+    def forward(self, images, texts):
+        return self.visual(images), self.textual(texts)
+
+
+def rates_by_jacobian(tower, inputs):
+    """Own and shared by their definition: K_ij = tr(J_i J_jᵀ)/tr(Π_i Π_j) of unit rows with Jacobians J."""
+    parameters = {name: p for name, p in tower.named_parameters() if p.requires_grad}
+
+    def rows(held):
+        return torch.nn.functional.normalize(torch.func.functional_call(tower, held, inputs), dim=1)
+
+    unit = rows(parameters).detach()
+    slopes = torch.func.jacrev(rows)(parameters).values()
+    matrix = sum(torch.einsum("idp,jdp->ij", s.flatten(2), s.flatten(2)) for s in slopes)
+    matrix = matrix / (unit.shape[1] - 2 + (unit @ unit.T) ** 2)
+    off = matrix[~torch.eye(len(matrix), dtype=torch.bool)].mean()
+    return (matrix.diagonal().mean() - off).item(), off.item()
+
+
+def test_kernel_numbers_are_those_of_the_jacobian():
+    model = Towers()
+    inputs = torch.randn(8, 5, generator=torch.manual_seed(1)), torch.randn(8, 4, generator=torch.manual_seed(2))
+    before = torch.get_rng_state()
+    found = fs.torch.kernel_numbers(*model(*inputs), model.parameters(), directions=3000)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, tower, x in (("image", model.visual, inputs[0]), ("text", model.textual, inputs[1])):
+        own, shared = rates_by_jacobian(tower, x)
+        # The norms of single entries are replaced by their mean.
+        assert found[f"{name}_own"].item() == pytest.approx(own, rel=0.05)
+        assert found[f"{name}_shared"].item() == pytest.approx(shared, rel=0.05)
+    for parameter in model.visual.parameters():
+        parameter.requires_grad_(False)
+    frozen = fs.torch.kernel_numbers(*model(*inputs), model.parameters())
+    assert frozen["image_own"] == frozen["image_shared"] == 0 < frozen["text_own"] + frozen["text_shared"]
+    with pytest.raises(fs.FlowsimError, match="have no graph, which kernels need"):
+        fs.torch.kernel_numbers(*(x.detach() for x in model(*inputs)), model.parameters())
+
+
+def test_a_monitor_measures_kernels_and_changes_nothing():
+    inputs = torch.randn(8, 5, generator=torch.manual_seed(1)), torch.randn(8, 4, generator=torch.manual_seed(2))
+    slopes, records = [], []
+    for kernels in (False, True):
+        model = Towers()
+        with GapMonitor(2, kernels=model if kernels else None) as monitor:
+            for step in range(4):
+                image, text = model(*inputs)
+                monitor(image, text, step)
+                model.zero_grad()
+                contrast(image, text, 10.0).backward()
+        slopes.append([p.grad for p in model.parameters() if p.requires_grad])
+        records.append(monitor.record())
+    assert all(torch.equal(a, b) for a, b in zip(*slopes, strict=True))
+    names = {f"{side}_{rate}" for side in ("image", "text") for rate in ("own", "shared")}
+    assert names & records[0].series.keys() == set() and names <= records[1].series.keys()
+    assert np.isfinite(records[1].series["image_own"][:2]).all()
+
+
 @pytest.mark.slow
 def test_a_record_is_compared_as_other_runs(tmp_path):
     model, optimizer, controller = controlled("Baseline", total=200)

@@ -10,7 +10,8 @@
 
 - `controller`: sets or trains the temperature; `policies`: policies evaluated on tensors
 - `swaps`: swapped features; `device`: copies to a GPU
-- `monitor`: measures features at hand; `metrics`: observables on tensors; `outputs`: where the numbers go
+- `monitor`: measures features at hand; `metrics`: observables on tensors; `kernels`: kernel numbers
+- `outputs`: where the numbers go
 - `callbacks`: for the trainers of Hugging Face and Lightning
 
 Modules are imported on first use.
@@ -24,14 +25,15 @@ from flowsim.errors import FlowsimError
 if TYPE_CHECKING:
     from flowsim.torch.callbacks import lightning_callback, trainer_callback
     from flowsim.torch.controller import TemperatureController
+    from flowsim.torch.kernels import kernel_numbers
     from flowsim.torch.metrics import measure
     from flowsim.torch.monitor import GapMonitor
     from flowsim.torch.swaps import swap
 
 # No function has the name of its module, which would replace it once the module is loaded.
 _HOME = {
-    "GapMonitor": "monitor", "TemperatureController": "controller", "lightning_callback": "callbacks",
-    "measure": "metrics", "swap": "swaps", "trainer_callback": "callbacks",
+    "GapMonitor": "monitor", "TemperatureController": "controller", "kernel_numbers": "kernels",
+    "lightning_callback": "callbacks", "measure": "metrics", "swap": "swaps", "trainer_callback": "callbacks",
 }  # fmt: skip
 
 
@@ -47,4 +49,12 @@ def __getattr__(name: str) -> Any:
     return getattr(module, name)
 
 
-__all__ = ["GapMonitor", "TemperatureController", "lightning_callback", "measure", "swap", "trainer_callback"]
+__all__ = [
+    "GapMonitor",
+    "TemperatureController",
+    "kernel_numbers",
+    "lightning_callback",
+    "measure",
+    "swap",
+    "trainer_callback",
+]

@@ -12,6 +12,7 @@ from flowsim.errors import FlowsimError
 from flowsim.records.result import TrainingRecord
 from flowsim.torch.controller import TemperatureController
 from flowsim.torch.device import this_process
+from flowsim.torch.kernels import kernel_numbers
 from flowsim.torch.metrics import measure
 from flowsim.torch.outputs import Book, features_of, split
 
@@ -36,6 +37,9 @@ class GapMonitor:
         controller: The controller of the temperature, from which steps and temperatures are then taken.
         only: Names of the observables; None for all. See `fs.torch.measure`.
         rows: The most pairs to measure, the first ones of the batch.
+        kernels: The model, to measure the kernel numbers `image_own`, `image_shared`, `text_own` and `text_shared` as
+            well; see `fs.torch.kernel_numbers`. Then call the monitor before the backward pass. They cost two backward
+            passes in each measured step, and need a single process.
         resume: Whether an existing file is continued. Rows that the run repeats are replaced; a run that begins again
             before the first row is refused, as it would replace all.
 
@@ -61,6 +65,7 @@ class GapMonitor:
         controller: TemperatureController | None = None,
         only: Sequence[str] | None = None,
         rows: int = 1024,
+        kernels: torch.nn.Module | None = None,
         resume: bool = False,
     ) -> None:
         check_whole("every", every, 1, "Use e.g. 50.")
@@ -69,6 +74,13 @@ class GapMonitor:
             controller is None or isinstance(controller, TemperatureController),
             "Argument `controller` must be a TemperatureController. Pass that of the model, or leave it out.",
         )
+        check(
+            kernels is None or isinstance(kernels, torch.nn.Module),
+            f"Argument `kernels` must be a model, but is {shown(kernels)}. Pass the model whose features are measured.",
+        )
+        # The backward pass of gathered features would wait for the other processes.
+        check(kernels is None or this_process()[1] == 1, "Kernels need a single process. Leave `kernels` out.")
+        self.kernels = kernels
         self.every, self.only, self.rows, self.controller = int(every), only, int(rows), controller
         measure(torch.eye(2), torch.eye(2), only)  # unknown names fail here, not in the loop
         path, self._outputs = split(to)
@@ -208,6 +220,9 @@ class GapMonitor:
     def _values(self, image: torch.Tensor, text: torch.Tensor, more: dict[str, Any]) -> dict[str, float]:
         """All values, fetched from the device at once."""
         found = measure(image[: self.rows], text[: self.rows], self.only)
+        if self.kernels is not None and (image.requires_grad or text.requires_grad):  # not the last batch, in `close`
+            seen, read = image[: self.rows], text[: self.rows]
+            more = more | kernel_numbers(seen, read, self.kernels.parameters(), seed=self._calls)
         numbers = {**found, **more}
         dtype, device = next(iter(found.values())).dtype, image.device
         kept = {
